@@ -1,0 +1,14 @@
+"""Ovis-U1 as native ComfyUI nodes."""
+
+from .nodes import OvisU1Extension
+from .ovis_core.native import folders
+
+folders.register()
+
+
+async def comfy_entrypoint() -> OvisU1Extension:
+    """ComfyUI asks this for the pack's nodes."""
+    return OvisU1Extension()
+
+
+__all__ = ["comfy_entrypoint"]

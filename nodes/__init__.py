@@ -1,0 +1,25 @@
+"""The pack's nodes, one file a verb."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .decode import OvisU1Decode
+from .encode import OvisU1TextEncode
+from .load import OvisU1Loader
+from .refine import OvisU1Refine
+from .sample import OvisU1Guider, OvisU1Sampler, OvisU1Scheduler
+
+
+class OvisU1Extension(ComfyExtension):
+    """What ComfyUI loads."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Every node of the pack."""
+        return [
+            OvisU1Loader,
+            OvisU1TextEncode,
+            OvisU1Refine,
+            OvisU1Scheduler,
+            OvisU1Guider,
+            OvisU1Sampler,
+            OvisU1Decode,
+        ]

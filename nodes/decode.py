@@ -1,0 +1,33 @@
+"""Latents to images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from .checks import CATEGORY
+
+
+class OvisU1Decode(io.ComfyNode):
+    """Latent -> IMAGE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the page shows."""
+        return io.Schema(
+            node_id="OvisU1Decode",
+            display_name="Ovis-U1 Decode",
+            category=CATEGORY,
+            description="Decodes latents to images. Goes tile by tile by itself where memory is short.",
+            inputs=[
+                io.Latent.Input("samples", tooltip="From Ovis-U1 Sampler or any other."),
+                io.Vae.Input("vae", tooltip="The VAE of Ovis-U1 Load Model, or any SDXL VAE."),
+            ],
+            outputs=[io.Image.Output("image", tooltip="One image for each latent of the batch.")],
+        )
+
+    @classmethod
+    def execute(cls, samples: dict[str, Any], vae: Any) -> io.NodeOutput:
+        """Decodes."""
+        return io.NodeOutput(vae.decode(samples["samples"]))

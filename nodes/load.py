@@ -1,0 +1,73 @@
+"""The loader."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..ovis_core.native import folders, loading
+from .checks import CATEGORY
+
+
+class OvisU1Loader(io.ComfyNode):
+    """Release folder -> MODEL, CLIP, VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the page shows."""
+        return io.Schema(
+            node_id="OvisU1Loader",
+            display_name="Ovis-U1 Load Model",
+            category=CATEGORY,
+            description=(
+                "Loads Ovis-U1 from a folder under models/ovis_u1. The outputs are ComfyUI's own types: any sampler, "
+                "LoRA, VAE or save node takes them."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=list(folders.find_models()),
+                    tooltip=(
+                        "Folder of the release (config.json, safetensors files) under models/ovis_u1, for example "
+                        "models/ovis_u1/Ovis-U1-3B. Press R after adding one."
+                    ),
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=["default"],
+                    default="default",
+                    tooltip="How weights are kept. default: as they are stored, or as this device computes best.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("model", tooltip="The diffusion decoder and its token refiner."),
+                io.Clip.Output("clip", tooltip="The language model and the visual tokenizer."),
+                io.Vae.Output("vae", tooltip="Latents to pixels and back."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_name: str) -> bool | str:
+        """Says where models go, instead of the page's bare 'value not in list'."""
+        names = list(folders.find_models())
+        if model_name in names:
+            return True
+        if not names:
+            return (
+                f"model_name: no Ovis-U1 model was found; put the folder of AIDC-AI/Ovis-U1-3B into {folders.roots()[0]} "
+                "and press R to refresh."
+            )
+        return f"model_name: {model_name!r} was not found; choose one of {', '.join(names)}."
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name: str, weight_dtype: str) -> str:
+        """Changes when the folder's files do, so that a new download is loaded."""
+        folder = folders.find_models().get(model_name)
+        if folder is None:
+            return model_name
+        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt"))
+        return repr([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files])
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+        """Loads."""
+        return io.NodeOutput(*loading.load_release(folders.find_models()[model_name]))

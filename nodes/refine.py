@@ -1,0 +1,44 @@
+"""The token refiner as a node of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..ovis_core.native.model import refine
+from .checks import CATEGORY, need_model
+
+
+class OvisU1Refine(io.ComfyNode):
+    """Conditioning -> refined conditioning."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the page shows."""
+        return io.Schema(
+            node_id="OvisU1Refine",
+            display_name="Ovis-U1 Refine Conditioning",
+            category=CATEGORY,
+            description=(
+                "Runs the model's token refiner now, instead of at the start of sampling. The result is what the "
+                "decoder attends to, so it can be kept, saved, averaged or combined. Refining twice changes nothing."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model, with the LoRAs you sample with."),
+                io.Conditioning.Input("conditioning", tooltip="From Ovis-U1 Text Encode or CLIP Text Encode."),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "refined",
+                    display_name="conditioning",
+                    tooltip="Refined tokens; the pooled output is the vector that joins the time embedding.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, conditioning: Any) -> io.NodeOutput:
+        """Refines."""
+        need_model(model)
+        return io.NodeOutput(refine(model, conditioning))

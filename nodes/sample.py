@@ -1,0 +1,179 @@
+"""Schedule, guidance and sampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from ..ovis_core.native.sampling import SCHEDULER, OvisGuider, sample, sigmas_for
+from .checks import CATEGORY, need_latent, need_model
+
+STEPS = {"default": 50, "min": 1, "max": 10000, "tooltip": "Denoising steps. The model's authors use 50."}
+DENOISE = {
+    "default": 1.0,
+    "min": 0.0,
+    "max": 1.0,
+    "step": 0.01,
+    "tooltip": "1 starts from pure noise; the lower, the more of the latent's own image stays.",
+}
+TXT_CFG = {
+    "default": 5.0,
+    "min": 0.0,
+    "max": 100.0,
+    "step": 0.1,
+    "round": 0.01,
+    "tooltip": "How strongly to follow the text. The authors use 5 for text to image, 6 for edits; 1 is off and twice as fast.",
+}
+IMG_CFG = {
+    "default": 1.5,
+    "min": 0.0,
+    "max": 100.0,
+    "step": 0.1,
+    "round": 0.01,
+    "tooltip": "How strongly to keep to the source image. Used only with image_only connected; the authors use 1.5.",
+}
+IMAGE_ONLY_TIP = "For edits: the condition with the source image and no text. Connected, it turns on the second guidance scale."
+
+
+class OvisU1Scheduler(io.ComfyNode):
+    """Latent -> the model's own sigmas for its size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the page shows."""
+        return io.Schema(
+            node_id="OvisU1Scheduler",
+            display_name="Ovis-U1 Scheduler",
+            category=CATEGORY,
+            description="The model's own schedule: even times, shifted toward noise the more pixels the image has.",
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
+                io.Latent.Input("latent", tooltip="The latent that will be sampled; only its size is used."),
+                io.Int.Input("steps", **STEPS),
+                io.Float.Input("denoise", **DENOISE),
+            ],
+            outputs=[io.Sigmas.Output("sigmas", tooltip="steps + 1 sigmas, from 1 (noise) to 0 (image).")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, latent: dict[str, Any], steps: int, denoise: float) -> io.NodeOutput:
+        """Schedules."""
+        need_model(model)
+        need_latent(latent)
+        return io.NodeOutput(sigmas_for(model, latent["samples"], steps, denoise))
+
+
+class OvisU1Guider(io.ComfyNode):
+    """Conditions and scales -> GUIDER."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the page shows."""
+        return io.Schema(
+            node_id="OvisU1Guider",
+            display_name="Ovis-U1 Guider",
+            category=CATEGORY,
+            description=(
+                "The model's guidance for SamplerCustomAdvanced: by the text, and by the source image as well when "
+                "image_only is connected."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
+                io.Conditioning.Input("positive", tooltip="The prompt."),
+                io.Conditioning.Input("negative", tooltip="What guidance leads away from."),
+                io.Float.Input("txt_cfg", **TXT_CFG),
+                io.Conditioning.Input("image_only", optional=True, tooltip=IMAGE_ONLY_TIP),
+                io.Float.Input("img_cfg", optional=True, **IMG_CFG),
+            ],
+            outputs=[io.Guider.Output("guider", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        txt_cfg: float,
+        image_only: Any = None,
+        img_cfg: float = IMG_CFG["default"],
+    ) -> io.NodeOutput:
+        """Makes the guider."""
+        need_model(model)
+        return io.NodeOutput(OvisGuider(model, positive, negative, txt_cfg, image_only, img_cfg))
+
+
+class OvisU1Sampler(io.ComfyNode):
+    """Noise -> image latent, with the settings of the model's authors."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the page shows."""
+        return io.Schema(
+            node_id="OvisU1Sampler",
+            display_name="Ovis-U1 Sampler",
+            category=CATEGORY,
+            description=(
+                "Samples with the model's schedule and guidance. Sets the shift for the latent's size by itself. "
+                "Ovis-U1 Scheduler, Ovis-U1 Guider and SamplerCustomAdvanced do the same in three nodes."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
+                io.Conditioning.Input("positive", tooltip="The prompt."),
+                io.Conditioning.Input("negative", tooltip="What guidance leads away from."),
+                io.Latent.Input("latent", tooltip="Empty Latent Image of the prompt's size, or an image's latent."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The noise that the image starts from.",
+                ),
+                io.Int.Input("steps", **STEPS),
+                io.Float.Input("txt_cfg", **TXT_CFG),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=list(comfy.samplers.SAMPLER_NAMES),
+                    default="euler",
+                    tooltip="ComfyUI's samplers. The authors use euler.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=[SCHEDULER, *comfy.samplers.SCHEDULER_NAMES],
+                    default=SCHEDULER,
+                    tooltip=(
+                        "ovis_u1 is the model's own. ComfyUI's get the shift for the latent's size, or that of a "
+                        "ModelSamplingFlux which you put on the model."
+                    ),
+                ),
+                io.Float.Input("denoise", **DENOISE),
+                io.Conditioning.Input("image_only", optional=True, tooltip=IMAGE_ONLY_TIP),
+                io.Float.Input("img_cfg", optional=True, **IMG_CFG),
+            ],
+            outputs=[io.Latent.Output("samples", display_name="latent", tooltip="For Ovis-U1 Decode or VAE Decode.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: dict[str, Any],
+        seed: int,
+        steps: int,
+        txt_cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float,
+        image_only: Any = None,
+        img_cfg: float = IMG_CFG["default"],
+    ) -> io.NodeOutput:
+        """Samples."""
+        need_model(model)
+        need_latent(latent)
+        guider = OvisGuider(model, positive, negative, txt_cfg, image_only, img_cfg)
+        return io.NodeOutput(sample(guider, latent, seed, sampler_name, scheduler, steps, denoise))

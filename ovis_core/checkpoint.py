@@ -1,0 +1,138 @@
+"""A model's files: found, read and checked before anything of it is loaded.
+
+Only JSON and safetensors headers are read here; tensors stay in their files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from . import tokenizer
+from .config import ConfigError, OvisConfig, read_config
+from .layout import tensor_shapes
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+SHOWN = 3  # names in a message about many tensors
+
+
+class CheckpointError(ValueError):
+    """A model folder that cannot be used, with what to do about it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked release folder.
+
+    files      safetensors files, in order
+    dtype      what most of its weights are stored as, by safetensors' name: "BF16", "F32", ...
+    tokenizer  folder of the tokenizer's files, None where the release has none
+    """
+
+    folder: Path
+    config: OvisConfig
+    files: tuple[Path, ...]
+    dtype: str
+    tokenizer: Path | None
+
+
+def is_release(folder: Path) -> bool:
+    """Whether a folder's config.json says that it is an Ovis-U1."""
+    try:
+        return _read_json(folder / CONFIG).get("model_type") == "ovis_u1"
+    except CheckpointError:
+        return False
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder is an Ovis-U1 with all of its weight files."""
+    try:
+        return is_release(folder) and all(file.is_file() for file in _weight_files(folder))
+    except CheckpointError:
+        return False
+
+
+def open_release(folder: Path) -> Checkpoint:
+    """Checks a release folder: config, files, and the name and shape of every tensor.
+
+    Raises `CheckpointError` that names the first thing that is wrong.
+    """
+    try:
+        config = read_config(_read_json(folder / CONFIG))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    files = _weight_files(folder)
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {_some(missing)}: the download is not complete. Fetch the missing files into that folder."
+        )
+    found: dict[str, tuple[int, ...]] = {}
+    dtypes: Counter[str] = Counter()
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (a file handle, not a dict)
+                    entry = tensors.get_slice(name)
+                    found[name] = tuple(entry.get_shape())
+                    dtypes[entry.get_dtype()] += 1
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{file} is damaged or not complete ({error}). Delete it and download it again."
+            ) from error
+    _check_tensors(folder, config, found)
+    own = all((folder / name).is_file() for name in tokenizer.FILES) or (folder / "tokenizer.json").is_file()
+    return Checkpoint(folder, config, tuple(files), dtypes.most_common(1)[0][0], folder if own else None)
+
+
+def _check_tensors(folder: Path, config: OvisConfig, found: dict[str, tuple[int, ...]]) -> None:
+    missing = []
+    for name, shape in tensor_shapes(config):
+        if name not in found:
+            missing.append(name)
+        elif found[name] != shape:
+            raise CheckpointError(
+                f"{folder}: tensor {name} has shape {list(found[name])}; its {CONFIG} asks for {list(shape)}. "
+                "Weights and config do not belong together; download both again."
+            )
+    if missing:
+        raise CheckpointError(
+            f"{folder}: tensor {_some(missing)} missing from its safetensors files. Download the model again."
+        )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        entries = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(entries, dict) or not entries:
+            raise CheckpointError(f"{folder / INDEX} has no weight_map. Download it again.")
+        names = sorted(set(entries.values()))
+        if any(Path(name).name != name for name in names):
+            raise CheckpointError(f"{folder / INDEX} names files outside its folder; it is not used.")
+        return [folder / name for name in names]
+    return [folder / SINGLE]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}). Download it again.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object. Download it again.")
+    return value
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

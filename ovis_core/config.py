@@ -1,0 +1,170 @@
+"""The numbers of a checkpoint's `config.json`, as the networks need them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A `config.json` that does not describe an Ovis-U1 which this package can run."""
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """Qwen3 (`llm_config`)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    hidden_act: str
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """AIMv2 visual tokenizer (`visual_tokenizer_config` with its `backbone_config`)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_channels: int
+    image_size: int
+    patch_size: int
+    hidden_stride: int
+    rms_norm_eps: float
+    qkv_bias: bool
+    use_bias: bool
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Yak, the diffusion decoder (`visual_generator_config`)."""
+
+    in_channels: int
+    out_channels: int
+    vec_in_dim: int
+    context_in_dim: int
+    hidden_size: int
+    mlp_ratio: float
+    num_heads: int
+    depth: int
+    depth_single_blocks: int
+    axes_dim: tuple[int, ...]
+    theta: int
+    qkv_bias: bool
+    base_shift: float
+    max_shift: float
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """diffusers' `AutoencoderKL` (`visual_generator_config.vae_config`)."""
+
+    in_channels: int
+    out_channels: int
+    latent_channels: int
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+
+
+@dataclass(frozen=True)
+class OvisConfig:
+    """A whole Ovis-U1."""
+
+    language: LanguageConfig
+    vision: VisionConfig
+    decoder: DecoderConfig
+    vae: VaeConfig
+
+
+def read_config(config: dict[str, Any]) -> OvisConfig:
+    """Config of a release's `config.json`.
+
+    Raises `ConfigError` naming the entry when one is missing or asks for something that is not built here.
+    """
+    if config.get("model_type") != "ovis_u1":
+        raise ConfigError(f'model_type is {config.get("model_type")!r}, not "ovis_u1": this is another model.')
+    llm = _Section(config, "llm_config")
+    visual = _Section(config, "visual_tokenizer_config")
+    backbone = _Section(visual.values, "backbone_config", visual.name)
+    generator = _Section(config, "visual_generator_config")
+    vae = _Section(generator.values, "vae_config", generator.name)
+
+    llm.expect("model_type", "qwen3")
+    llm.expect("use_sliding_window", False)
+    llm.expect("rope_scaling", None)
+    llm.expect("attention_bias", False)
+    visual.expect("tokenize_function", "softmax")
+    visual.expect("drop_cls_token", False)
+    backbone.expect("disable_rope", False)
+    backbone.expect("preserve_original_pe", True)
+    backbone.expect("interpolate_pe_method", "two_dim")
+    backbone.expect("fullatt_block_indexes", None)
+    backbone.expect("temporal_patch_size", 1)
+    generator.expect("txt_type", "refiner")
+    generator.expect("guidance_embed", False)
+    generator.expect("timestep_shift", True)
+    vae.expect("norm_num_groups", 32)
+    vae.expect("latent_channels", 4)
+    vae.expect("scaling_factor", 0.13025)
+    vae.expect("shift_factor", None)
+
+    result = OvisConfig(
+        language=LanguageConfig(**llm.fields(LanguageConfig)),
+        vision=VisionConfig(**backbone.fields(VisionConfig, vocab_size=visual["vocab_size"])),
+        decoder=DecoderConfig(**generator.fields(DecoderConfig)),
+        vae=VaeConfig(**vae.fields(VaeConfig)),
+    )
+    decoder, language = result.decoder, result.language
+    if decoder.context_in_dim != 2 * language.hidden_size:
+        raise ConfigError(
+            f"visual_generator_config.context_in_dim is {decoder.context_in_dim}; it must be twice "
+            f"llm_config.hidden_size ({language.hidden_size})."
+        )
+    if sum(decoder.axes_dim) * decoder.num_heads != decoder.hidden_size:
+        raise ConfigError(
+            f"visual_generator_config.axes_dim {list(decoder.axes_dim)} must add up to hidden_size / num_heads = "
+            f"{decoder.hidden_size} / {decoder.num_heads}."
+        )
+    if len(result.vae.block_out_channels) != 4:
+        raise ConfigError(
+            f"visual_generator_config.vae_config.block_out_channels has {len(result.vae.block_out_channels)} "
+            "entries; the latents here are 8 times smaller than the image, which takes 4."
+        )
+    return result
+
+
+class _Section:
+    """One object of config.json that knows its own path, for messages."""
+
+    def __init__(self, parent: dict[str, Any], key: str, path: str = "") -> None:
+        self.name = f"{path}.{key}" if path else key
+        values = parent.get(key)
+        if not isinstance(values, dict):
+            raise ConfigError(f"{self.name} is missing.")
+        self.values: dict[str, Any] = values
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.values:
+            raise ConfigError(f"{self.name}.{key} is missing.")
+        return self.values[key]
+
+    def expect(self, key: str, value: Any) -> None:
+        """Refuses any other value of an entry; an entry that is not there has the expected one."""
+        found = self.values.get(key, value)
+        if found != value:
+            raise ConfigError(f"{self.name}.{key} is {found!r}; only {value!r} is supported.")
+
+    def fields(self, cls: type, **given: Any) -> dict[str, Any]:
+        """The values for a dataclass's fields, lists as tuples."""
+        values = {name: given[name] if name in given else self[name] for name in cls.__dataclass_fields__}
+        return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

@@ -1,0 +1,82 @@
+"""Where the networks meet: text and pictures -> embeddings -> the condition of an image.
+
+The report calls the two parts here the language model and the visual tokenizer; `vte` is the visual embedding
+table between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import OvisConfig
+from .networks.attention import Attention, torch_attention
+from .networks.language import LanguageModel
+from .networks.vision import INDICATORS, VisualTokenizer
+from .pixels import VisualInput
+from .prompts import Picture
+
+# Rows of the visual embedding table, counted from its end, that open and close a picture.
+BRACKETS = {Picture.IMAGE: (-5, -4), Picture.VIDEO: (-3, -3)}
+
+Token = int | VisualInput
+
+
+class Multimodal(nn.Module):
+    """Language model, visual tokenizer and visual embedding table. Weights carry the release's names."""
+
+    def __init__(
+        self,
+        config: OvisConfig,
+        *,
+        operations: Any = torch.nn,
+        attention: Attention = torch_attention,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        kwargs = {"dtype": dtype, "device": device, "operations": operations}
+        self.config = config
+        self.llm = LanguageModel(config.language, **kwargs)
+        self.visual_tokenizer = VisualTokenizer(config.vision, attention=attention, **kwargs)
+        self.vte = operations.Embedding(config.vision.vocab_size, config.language.hidden_size, dtype=dtype, device=device)
+
+    def see(self, picture: VisualInput, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Embeddings (tokens, hidden) of a picture: begin, one for each 2 x 2 patches, end."""
+        probabilities = self.visual_tokenizer(picture.patches.to(device, dtype), picture.grid)
+        # The layer's own forward, and not its weight, so that casting, offloading and LoRA reach the table.
+        table = self.vte(torch.arange(self.config.vision.vocab_size, device=device)).to(dtype)
+        begin, end = BRACKETS[picture.kind]
+        words = probabilities @ table[:-INDICATORS]
+        return torch.cat((table[begin, None], words, table[end, None]))
+
+    def embed(self, tokens: Sequence[Token], device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Token ids and pictures in reading order -> (L, hidden) on `device`."""
+        ids = torch.tensor([0 if isinstance(t, VisualInput) else t for t in tokens], device=device)
+        text = self.llm.embed(ids, dtype)
+        parts, start = [], 0
+        for i, token in enumerate(tokens):
+            if isinstance(token, VisualInput):
+                parts += [text[start:i], self.see(token, device, dtype)]
+                start = i + 1
+        return torch.cat((*parts, text[start:]))
+
+    def condition(self, tokens: Sequence[Token], device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Token ids and pictures -> the decoder's condition (1, L, 2 * hidden), before the refiner.
+
+        Raises ValueError when they take more positions than the language model has.
+        """
+        length, limit = sequence_length(tokens), self.config.language.max_position_embeddings
+        if length > limit:
+            raise ValueError(
+                f"prompt: text and pictures take {length} positions and the language model has {limit}; shorten the text."
+            )
+        return self.llm.condition(self.embed(tokens, device, dtype)[None])
+
+
+def sequence_length(tokens: Sequence[Token]) -> int:
+    """Positions in the language model."""
+    return sum(token.tokens if isinstance(token, VisualInput) else 1 for token in tokens)

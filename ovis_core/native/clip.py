@@ -1,0 +1,170 @@
+"""Language model and visual tokenizer as one ComfyUI CLIP."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import comfy.ops
+import comfy.sd
+import comfy.supported_models_base
+import comfy.text_encoders
+import torch
+from comfy import model_management
+from comfy.cli_args import args as cli_args
+from comfy.ldm.flux.math import attention
+from torch import Tensor, nn
+
+from .. import prompts
+from ..config import OvisConfig, VisionConfig
+from ..multimodal import Multimodal
+from ..pixels import VisualInput, blank_input
+from ..tokenizer import Tokenizer
+
+SECTION = "ovis_u1"  # key of our tokens in what CLIP.tokenize answers
+DEFAULT_SIZE = 1024  # of the blank picture, where a node such as CLIPTextEncode knows no size
+BUNDLED_TOKENIZER = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"
+DTYPE_FLAGS = ("fp8_e4m3fn_text_enc", "fp8_e5m2_text_enc", "fp16_text_enc", "bf16_text_enc", "fp32_text_enc")
+
+
+class OvisTokenizer:
+    """Prompt -> tokens, in the form of ComfyUI's tokenizers."""
+
+    def __init__(self, embedding_directory: Any = None, tokenizer_data: dict[str, Any] | None = None) -> None:
+        data = tokenizer_data or {}
+        self.vision: VisionConfig = data["vision"]
+        self.tokenizer = Tokenizer(data.get("folder") or BUNDLED_TOKENIZER)
+
+    def tokenize_with_weights(
+        self,
+        text: str,
+        return_word_ids: bool = False,
+        width: int = DEFAULT_SIZE,
+        height: int = DEFAULT_SIZE,
+        unconditional: bool | None = None,
+        **kwargs: Any,
+    ) -> dict[str, list[list[tuple]]]:
+        """Tokens of the text-to-image condition for an image of width x height pixels.
+
+        unconditional  True: the model's own prompt without text; None: that prompt where `text` is empty
+
+        A token is a pair of (id or `VisualInput`, weight). Weights are always 1: the model reads sentences, and
+        parentheses in them mean themselves.
+        """
+        if unconditional is None:
+            unconditional = not text.strip()
+        parts = prompts.unconditional() if unconditional else prompts.text_to_image(text)
+        blank = blank_input(height, width, self.vision.patch_size, self.vision.hidden_stride)
+        tokens = [blank if isinstance(t, prompts.Picture) else t for t in self.tokenizer.encode(parts)]
+        if return_word_ids:
+            return {SECTION: [[(token, 1.0, i) for i, token in enumerate(tokens)]]}
+        return {SECTION: [[(token, 1.0) for token in tokens]]}
+
+    def untokenize(self, pairs: list[tuple]) -> list[tuple]:
+        """Pairs with the text of each token."""
+        return [(p, "" if isinstance(p[0], VisualInput) else self.tokenizer.decode([p[0]])) for p in pairs]
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        return self.tokenizer.decode(token_ids)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing to save: the vocabulary is ComfyUI's or the release's."""
+        return {}
+
+
+class OvisTextModel(Multimodal):
+    """`Multimodal` with ComfyUI's layers, as `comfy.sd.CLIP` drives it."""
+
+    def __init__(
+        self,
+        config: OvisConfig,
+        compute_dtype: torch.dtype,
+        load_device: torch.device,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        model_options: dict[str, Any] | None = None,
+    ) -> None:
+        operations = (model_options or {}).get("custom_operations") or comfy.ops.manual_cast
+        super().__init__(config, operations=operations, attention=attention, dtype=dtype, device=device)
+        self.eval().requires_grad_(False)
+        self.dtypes = {dtype}
+        self.compute_dtype = compute_dtype
+        self.load_device = load_device
+        self.execution_device: torch.device | None = None
+        for layer in (*self.llm.model.layers, *self.visual_tokenizer.backbone.trunk["blocks"]):
+            layer.register_forward_pre_hook(_stop_if_interrupted)
+
+    def set_clip_options(self, options: dict[str, Any]) -> None:
+        """ComfyUI's options; layers cannot be chosen, the condition is made of two fixed ones."""
+        self.execution_device = options.get("execution_device", self.execution_device)
+
+    def reset_clip_options(self) -> None:
+        """Back to the defaults."""
+        self.execution_device = None
+
+    def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None]:
+        """Tokens of `OvisTokenizer` -> the condition (1, L, 2 * hidden), float32; there is no pooled output."""
+        if SECTION not in tokens:
+            raise ValueError("tokens: they were not made by this CLIP; tokenize with the CLIP of Ovis-U1 Load Model.")
+        device = self.execution_device or self.load_device
+        conditions = [
+            self.condition([token[0] for token in section], device, self.compute_dtype) for section in tokens[SECTION]
+        ]
+        return torch.cat(conditions).to(model_management.intermediate_device(), torch.float32), None
+
+    def load_sd(self, sd: dict[str, Tensor]) -> Any:
+        """Loads a state dict with the release's names."""
+        return self.load_state_dict(sd, strict=False, assign=getattr(self, "can_assign_sd", False))
+
+
+def build_clip(config: OvisConfig, weights: dict[str, Tensor], tokenizer: Path | None) -> comfy.sd.CLIP:
+    """CLIP from the release's weights (names with their prefixes).
+
+    tokenizer  folder with the release's own files; None: ComfyUI's bundled Qwen2.5 files, which serve as well
+    """
+    load_device = model_management.text_encoder_device()
+    dtype, compute_dtype = choose_dtypes(_stored_dtype(weights), load_device)
+    target = comfy.supported_models_base.ClipTarget(OvisTokenizer, OvisTextModel)
+    target.params = {"config": config, "compute_dtype": compute_dtype, "load_device": load_device}
+    kwargs: dict[str, Any] = {
+        "tokenizer_data": {"vision": config.vision, "folder": tokenizer},
+        "parameters": sum(tensor.numel() for tensor in weights.values()),
+        "model_options": {"dtype": dtype},
+    }
+    # Newer ComfyUIs take the weights at once, so that they may stay in the file until they are needed.
+    if "state_dict" in inspect.signature(comfy.sd.CLIP.__init__).parameters:
+        return comfy.sd.CLIP(target, state_dict=weights, **kwargs)
+    clip = comfy.sd.CLIP(target, **kwargs)
+    clip.load_sd(weights, full_model=True)
+    return clip
+
+
+def choose_dtypes(stored: torch.dtype, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+    """(dtype of the weights, dtype of the arithmetic) for a text encoder on `device`.
+
+    Weights stay as they are stored unless a command line flag asks for another type, or float32 weights meet a
+    device that computes bfloat16. Qwen3's activations overflow float16, so the arithmetic is never that.
+    """
+    compute = torch.bfloat16 if model_management.should_use_bf16(device) else torch.float32
+    if any(getattr(cli_args, flag, False) for flag in DTYPE_FLAGS):
+        return model_management.text_encoder_dtype(device), compute
+    if stored == torch.float32:
+        return compute, compute
+    return stored, compute
+
+
+def encode(clip: comfy.sd.CLIP, text: str, width: int, height: int, unconditional: bool = False) -> list[list[Any]]:
+    """CONDITIONING of the text-to-image prompt for an image of width x height pixels."""
+    return clip.encode_from_tokens_scheduled(
+        clip.tokenize(text, width=width, height=height, unconditional=unconditional)
+    )
+
+
+def _stored_dtype(weights: dict[str, Tensor]) -> torch.dtype:
+    return weights["llm.model.embed_tokens.weight"].dtype
+
+
+def _stop_if_interrupted(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    model_management.throw_exception_if_processing_interrupted()

@@ -1,0 +1,42 @@
+"""Where ComfyUI keeps Ovis-U1 models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+
+from ..checkpoint import is_complete, is_release
+
+KIND = "ovis_u1"
+ELSEWHERE = "ovis"  # where other packs put the release
+
+
+def register() -> None:
+    """Adds `models/ovis_u1` to ComfyUI's folders; `extra_model_paths.yaml` can add more."""
+    folder_paths.add_model_folder_path(KIND, str(Path(folder_paths.models_dir) / KIND))
+
+
+def roots() -> list[Path]:
+    """Folders that are searched for models, the first one is the place to put them."""
+    return [Path(path) for path in folder_paths.get_folder_paths(KIND)]
+
+
+def find_models() -> dict[str, Path]:
+    """Name shown in the loader -> release folder."""
+    found: dict[str, Path] = {}
+    for root in roots():
+        for folder in _subfolders(root):
+            if is_release(folder):
+                found.setdefault(folder.name, folder)
+    for folder in _subfolders(Path(folder_paths.models_dir) / ELSEWHERE):
+        if is_complete(folder):
+            found.setdefault(f"{ELSEWHERE}/{folder.name}", folder)
+    return found
+
+
+def _subfolders(root: Path) -> list[Path]:
+    try:
+        return sorted(path for path in root.iterdir() if path.is_dir())
+    except OSError:
+        return []

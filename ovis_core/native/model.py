@@ -1,0 +1,215 @@
+"""The decoder as a ComfyUI MODEL."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.ldm.flux.math import attention
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from torch import Tensor
+
+from ..config import DecoderConfig
+from ..networks.decoder import PATCH, Decoder
+
+REFINED = "ovis_u1_refined"  # marks a condition whose tensor and pooled_output come from the refiner
+
+# ComfyUI counts a pass's memory as latent pixels * bytes of the dtype * factor * 0.01 MiB. At hidden size 1536 the live
+# tensors of a pass come to 0.75 of that; the rest is for the allocator.
+MEMORY_FACTOR = 0.9
+
+# The release's names of the QK norms' scales, and ComfyUI's layers' name.
+NORM_SCALE, NORM_WEIGHT = "_norm.scale", "_norm.weight"
+
+
+class NativeDecoder(Decoder):
+    """`Decoder` with ComfyUI's layers, attention and wrappers."""
+
+    def __init__(
+        self,
+        image_model: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: Any = None,
+        **config: Any,
+    ) -> None:
+        super().__init__(
+            DecoderConfig(**config), operations=operations, attention=attention, dtype=dtype, device=device
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Tensor | None = None,
+        ref_latents: list[Tensor] | None = None,
+        control: dict[str, Any] | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """`Decoder.forward`, through the wrappers that core nodes (caches, compile) put around it."""
+        options = {} if transformer_options is None else transformer_options
+        return WrapperExecutor.new_class_executor(
+            self._forward, self, get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        ).execute(x, timestep, context, y, ref_latents, control, options, **kwargs)
+
+    def _forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Tensor,
+        ref_latents: list[Tensor] | None,
+        control: dict[str, Any] | None,
+        transformer_options: dict[str, Any],
+        **kwargs: Any,
+    ) -> Tensor:
+        if control is not None:
+            raise ValueError("conditioning: no ControlNet exists for Ovis-U1; disconnect it.")
+        return super().forward(x, timestep, context, y, ref_latents or (), transformer_options)
+
+
+class ModelConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI's model management asks of a model."""
+
+    unet_extra_config: dict[str, Any] = {}
+    latent_format = comfy.latent_formats.SDXL
+    supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__({"image_model": "ovis_u1", **dataclasses.asdict(config)})
+        self.sampling_settings = {"shift": config.max_shift}
+        self.memory_usage_factor = MEMORY_FACTOR * config.hidden_size / 1536
+
+    def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> OvisU1:
+        """The module, without weights."""
+        return OvisU1(self, device=device)
+
+    def process_unet_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Release's names -> module's."""
+        return {name.replace(NORM_SCALE, NORM_WEIGHT): value for name, value in state_dict.items()}
+
+    def process_unet_state_dict_for_saving(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Module's names -> release's, under ComfyUI's prefix."""
+        renamed = {name.replace(NORM_WEIGHT, NORM_SCALE): value for name, value in state_dict.items()}
+        return super().process_unet_state_dict_for_saving(renamed)
+
+
+class OvisU1(comfy.model_base.BaseModel):
+    """Sampling as a flow (x0 = x - t v), conditions refined once per sampling run."""
+
+    def __init__(self, model_config: ModelConfig, device: Any = None) -> None:
+        super().__init__(model_config, comfy.model_base.ModelType.FLUX, device=device, unet_model=NativeDecoder)
+        self.memory_usage_factor_conds = ("ref_latents", "c_crossattn")
+        # Text tokens cost what image tokens cost, and one of those covers PATCH x PATCH of the latent.
+        self.memory_usage_shape_process = {"c_crossattn": lambda shape: [shape[0], shape[2], shape[1] * PATCH**2]}
+
+    def shift(self, latent: Tensor) -> dict[str, float]:
+        """Arguments of `schedule.shift_for` for this model."""
+        config = self.diffusion_model.config
+        return {
+            "tokens": latent.shape[-2] // PATCH * (latent.shape[-1] // PATCH),
+            "base_shift": config.base_shift,
+            "max_shift": config.max_shift,
+        }
+
+    def refine(self, condition: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Condition (B, L, context_in_dim) -> refined tokens (B, L, hidden) and vector (B, hidden) on `device`.
+
+        The module's weights must have been loaded by ComfyUI. Raises ValueError for another model's condition.
+        """
+        width = self.diffusion_model.config.context_in_dim
+        if condition.ndim != 3 or condition.shape[-1] != width:
+            raise ValueError(
+                f"conditioning: its tensor is {condition.shape[-1]} wide and this Ovis-U1 takes {width}; "
+                "encode the prompt with the CLIP of Ovis-U1 Load Model."
+            )
+        return self.diffusion_model.refine(condition.to(device, self.manual_cast_dtype or self.get_dtype()))
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """Runs once per condition and sampling run: the place for the refiner."""
+        out = super().extra_conds(**kwargs)
+        condition = kwargs.get("cross_attn")
+        if condition is None:
+            raise ValueError("conditioning: it holds no text; encode a prompt with Ovis-U1 Text Encode.")
+        if kwargs.get(REFINED):
+            tokens, vector = condition, kwargs["pooled_output"]
+        else:
+            tokens, vector = self.refine(condition, kwargs["device"])
+        # CONDRegular keeps conditions of different length apart; CONDCrossAttn would repeat the shorter one.
+        out["c_crossattn"] = comfy.conds.CONDRegular(tokens)
+        out["y"] = comfy.conds.CONDRegular(vector)
+
+        references = kwargs.get("reference_latents")
+        if references:
+            out["ref_latents"] = comfy.conds.CONDList([self.process_latent_in(latent) for latent in references])
+        return out
+
+    def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
+        """Shapes of what `extra_conds` will add, for the memory estimate before loading."""
+        out = {}
+        condition = kwargs.get("cross_attn")
+        if condition is not None:
+            out["c_crossattn"] = list(condition.shape)
+        references = kwargs.get("reference_latents")
+        if references:
+            out["ref_latents"] = [1, 4, sum(math.prod(latent.shape[2:]) for latent in references)]
+        return out
+
+
+def build_model(config: DecoderConfig, weights: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:
+    """MODEL from the release's weights of the decoder (names without prefix), made as ComfyUI makes its own."""
+    management = comfy.model_management
+    model_config = ModelConfig(config)
+    supported = model_config.supported_inference_dtypes
+    load_device = management.get_torch_device()
+    dtype = management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights),
+        supported_dtypes=list(supported),
+        weight_dtype=comfy.utils.weight_dtype(weights),
+    )
+    model_config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, load_device, supported))
+    model = model_config.get_model(weights)
+
+    # Where ComfyUI has dynamic VRAM, its own loaders use this class.
+    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    patcher = patcher_class(model, load_device=load_device, offload_device=management.unet_offload_device())
+    if not management.is_device_cpu(patcher.offload_device):
+        model.to(patcher.offload_device)
+    model.load_model_weights(weights, **({"assign": True} if is_dynamic(patcher) else {}))
+    return patcher
+
+
+def is_dynamic(patcher: comfy.model_patcher.ModelPatcher) -> bool:
+    """Whether ComfyUI pages this patcher's weights in by itself (dynamic VRAM)."""
+    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
+
+
+def refine(patcher: comfy.model_patcher.ModelPatcher, conditioning: list[list[Any]]) -> list[list[Any]]:
+    """CONDITIONING with every entry refined: tensor (B, L, hidden), `pooled_output` (B, hidden).
+
+    Entries that are refined already stay as they are.
+    """
+    model: OvisU1 = patcher.model
+    out, loaded = [], False
+    for tensor, values in conditioning:
+        if not values.get(REFINED):
+            if not loaded:
+                comfy.model_management.load_models_gpu([patcher])
+                loaded = True
+            tokens, vector = model.refine(tensor, patcher.load_device)
+            keep = comfy.model_management.intermediate_device()
+            tensor = tokens.to(keep, torch.float32)
+            values = values | {"pooled_output": vector.to(keep, torch.float32), REFINED: True}
+        out.append([tensor, values])
+    return out

@@ -1,0 +1,116 @@
+"""Guidance, schedule and the sampling run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.samplers
+import torch
+from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+from torch import Tensor
+
+from ..schedule import shift_for, shifted_times
+
+SCHEDULER = "ovis_u1"
+MODEL_SAMPLING = "model_sampling"
+
+
+class ModelSampling(comfy.model_sampling.ModelSamplingFlux, comfy.model_sampling.CONST):
+    """The flow with a shift for one size of image."""
+
+
+class OvisGuider(comfy.samplers.CFGGuider):
+    """Guidance by one scale (text) or two (text and image).
+
+    v = uncond + img_cfg (image_only - uncond) + txt_cfg (cond - image_only)
+
+    Sets the shift for the latent's size, unless the model carries a `model_sampling` patch already.
+    """
+
+    def __init__(
+        self,
+        patcher: comfy.model_patcher.ModelPatcher,
+        positive: list[list[Any]],
+        negative: list[list[Any]],
+        txt_cfg: float,
+        image_only: list[list[Any]] | None = None,
+        img_cfg: float = 1.0,
+    ) -> None:
+        super().__init__(patcher)
+        self.set_cfg(txt_cfg)
+        self.img_cfg = img_cfg
+        conds = {"positive": positive, "negative": negative}
+        if image_only is not None:
+            conds["middle"] = image_only
+        self.inner_set_conds(conds)
+
+    def sample(self, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """One sampling run."""
+        patcher = self.model_patcher
+        self.model_patcher = with_shift(patcher, latent_image)
+        try:
+            return super().sample(noise, latent_image, *args, **kwargs)
+        finally:
+            self.model_patcher = patcher
+
+    def predict_noise(
+        self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
+    ) -> Tensor:
+        """The guided x0 of one step. Branches whose weight is zero are not run."""
+        options = model_options or {}
+        if "middle" not in self.conds:
+            return super().predict_noise(x, timestep, model_options=options, seed=seed)
+
+        positive, middle, negative = (self.conds[name] for name in ("positive", "middle", "negative"))
+        txt, img = self.cfg, self.img_cfg
+        all_branches = options.get("disable_cfg1_optimization", False)
+        if math.isclose(txt, img) and not all_branches:
+            pair, scale = (positive, negative), txt
+        elif math.isclose(img, 1.0) and not all_branches:
+            pair, scale = (positive, middle), txt
+        else:
+            out = comfy.samplers.calc_cond_batch(self.inner_model, [negative, middle, positive], x, timestep, options)
+            guided = comfy.samplers.cfg_function(
+                self.inner_model, out[1], out[0], img, x, timestep, options, cond=middle, uncond=negative
+            )
+            return guided + (out[2] - out[1]) * txt
+        cond, uncond = pair
+        return comfy.samplers.sampling_function(
+            self.inner_model, x, timestep, uncond, cond, scale, model_options=options, seed=seed
+        )
+
+
+def with_shift(patcher: comfy.model_patcher.ModelPatcher, latent: Tensor) -> comfy.model_patcher.ModelPatcher:
+    """A clone whose flow is shifted for this latent's size; the same one where it carries a shift already."""
+    if MODEL_SAMPLING in patcher.object_patches:
+        return patcher
+    sampling = ModelSampling(patcher.model.model_config)
+    sampling.set_parameters(shift=shift_for(**patcher.model.shift(latent)))
+    clone = patcher.clone()
+    clone.add_object_patch(MODEL_SAMPLING, sampling)
+    return clone
+
+
+def sigmas_for(
+    patcher: comfy.model_patcher.ModelPatcher, latent: Tensor, steps: int, denoise: float, scheduler: str = SCHEDULER
+) -> Tensor:
+    """SIGMAS (steps + 1,) of the model's own schedule, or of one of ComfyUI's, for this latent's size."""
+    if scheduler == SCHEDULER:
+        return torch.tensor(shifted_times(steps, shift_for(**patcher.model.shift(latent)), denoise))
+    if denoise <= 0.0:
+        return torch.tensor([])
+    total = steps if denoise >= 1.0 else int(steps / denoise)
+    sampling = with_shift(patcher, latent).get_model_object(MODEL_SAMPLING)
+    return comfy.samplers.calculate_sigmas(sampling, scheduler, total).cpu()[-(steps + 1) :]
+
+
+def sample(
+    guider: OvisGuider, latent: dict[str, Any], seed: int, sampler_name: str, scheduler: str, steps: int, denoise: float
+) -> dict[str, Any]:
+    """LATENT after one run of ComfyUI's own sampler node, with its noise, progress, preview and interrupt."""
+    sigmas = sigmas_for(guider.model_patcher, latent["samples"], steps, denoise, scheduler)
+    sampler = comfy.samplers.sampler_object(sampler_name)
+    return SamplerCustomAdvanced.execute(Noise_RandomNoise(seed), guider, sampler, sigmas, latent)[0]

@@ -1,0 +1,460 @@
+"""Yak, the diffusion decoder: latents, time and refined text -> velocity (report, 2.1).
+
+FLUX's layout of double- and single-stream blocks, with a second attention over the image stream alone in each
+double block. Weights carry the release's names, but for the scales of the QK norms (`weight` for `scale`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import DecoderConfig
+from .attention import Attention, rotary_table, torch_attention
+from .refiner import Refiner
+
+PATCH = 2
+TIME_WIDTH = 256
+TEXT_INDEX, IMAGE_INDEX, REFERENCE_INDEX = 0, 0, 1
+
+
+class Decoder(nn.Module):
+    """The denoising network, refiner included."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        operations: Any = torch.nn,
+        attention: Attention = torch_attention,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        kwargs = {"dtype": dtype, "device": device, "operations": operations}
+        hidden = config.hidden_size
+        self.config = config
+        self.dtype = dtype
+        self.patch_size = PATCH
+        self.img_in = operations.Linear(config.in_channels, hidden, dtype=dtype, device=device)
+        self.time_in = Embedder(TIME_WIDTH, hidden, **kwargs)
+        self.vector_in = Embedder(config.vec_in_dim, hidden, **kwargs)
+        self.txt_in = Refiner(config.context_in_dim, hidden, 2 * config.num_heads, attention=attention, **kwargs)
+        self.double_blocks = nn.ModuleList(
+            DoubleBlock(config, attention=attention, **kwargs) for _ in range(config.depth)
+        )
+        self.single_blocks = nn.ModuleList(
+            SingleBlock(config, attention=attention, **kwargs) for _ in range(config.depth_single_blocks)
+        )
+        self.final_layer = FinalLayer(hidden, config.out_channels, **kwargs)
+
+    def refine(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the refiner, which knows no time: once per condition.
+
+        condition (B, L, context_in_dim) -> text tokens (B, L, hidden), vector (B, hidden) added to the time's.
+        """
+        tokens, pooled = self.txt_in(condition)
+        return tokens, self.vector_in(pooled)
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Tensor,
+        ref_latents: Sequence[Tensor] = (),
+        transformer_options: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """Velocity dx/dt of latents x at time t.
+
+        x            (B, 4, H, W) latents in model space, at time `timestep` (B,): 1 noise, 0 image
+        context, y   (B, L, hidden) text tokens and (B, hidden) vector, from `refine`
+        ref_latents  reference images' latents (B, 4, h, w) in model space; the n-th has index n on the first axis
+        returns      (B, 4, H, W)
+
+        `transformer_options` carries ComfyUI's patches: `patches_replace["dit"]`, `attn1_patch`,
+        `attn1_output_patch`, `post_input`.
+        """
+        options = dict(transformer_options or {})
+        patches = options.get("patches", {})
+        replace = options.get("patches_replace", {}).get("dit", {})
+
+        height, width = x.shape[-2:]
+        tokens = [pack(x)]
+        positions = [grid_positions(*grid_size(x), IMAGE_INDEX, x.device)]
+        for index, ref in enumerate(ref_latents):
+            tokens.append(pack(ref))
+            positions.append(grid_positions(*grid_size(ref), REFERENCE_INDEX + index, x.device))
+        image_length = tokens[0].shape[1]
+
+        img = self.img_in(torch.cat(tokens, dim=1))
+        txt = context
+        img_ids = torch.cat(positions)
+        txt_ids = torch.full((txt.shape[1], 3), float(TEXT_INDEX), device=x.device)
+        vec = self.time_in(time_embedding(timestep, TIME_WIDTH).to(img.dtype)) + y
+
+        for patch in patches.get("post_input", ()):
+            # Core's patches see ids with a batch dimension.
+            out = patch(
+                {
+                    "img": img,
+                    "txt": txt,
+                    "img_ids": img_ids[None].expand(img.shape[0], -1, -1),
+                    "txt_ids": txt_ids[None].expand(img.shape[0], -1, -1),
+                    "transformer_options": options,
+                }
+            )
+            img, txt, img_ids, txt_ids = out["img"], out["txt"], out["img_ids"][0], out["txt_ids"][0]
+
+        pe = rotary_table(torch.cat((txt_ids, img_ids)), self.config.axes_dim, self.config.theta)
+
+        options |= {"total_blocks": len(self.double_blocks), "block_type": "double"}
+        for i, block in enumerate(self.double_blocks):
+            options["block_index"] = i
+            args = {"img": img, "txt": txt, "vec": vec, "pe": pe, "transformer_options": options}
+            out = run_block(block.run, args, replace.get(("double_block", i)))
+            img, txt = out["img"], out["txt"]
+
+        x = torch.cat((txt, img), dim=1)
+        options |= {"total_blocks": len(self.single_blocks), "block_type": "single"}
+        options["img_slice"] = [txt.shape[1], x.shape[1]]
+        for i, block in enumerate(self.single_blocks):
+            options["block_index"] = i
+            args = {"img": x, "vec": vec, "pe": pe, "transformer_options": options}
+            x = run_block(block.run, args, replace.get(("single_block", i)))["img"]
+
+        x = self.final_layer(x[:, txt.shape[1] : txt.shape[1] + image_length], vec)
+        return unpack(x, height, width)
+
+
+class DoubleBlock(nn.Module):
+    """Text and image streams that attend jointly; the image stream attends to itself as well."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        operations: Any,
+        attention: Attention,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        kwargs = {"dtype": dtype, "device": device, "operations": operations}
+        hidden = config.hidden_size
+        mlp_hidden = int(hidden * config.mlp_ratio)
+        self.attention = attention
+        self.img_mod = Modulation(hidden, 3, **kwargs)
+        self.img_norm1 = plain_norm(hidden, **kwargs)
+        self.img_attn = AttentionWeights(config, **kwargs)
+        self.img_self_attn = AttentionWeights(config, **kwargs)
+        self.img_norm2 = plain_norm(hidden, **kwargs)
+        self.img_mlp = gelu_mlp(hidden, mlp_hidden, **kwargs)
+        self.txt_mod = Modulation(hidden, 2, **kwargs)
+        self.txt_norm1 = plain_norm(hidden, **kwargs)
+        self.txt_attn = AttentionWeights(config, **kwargs)
+        self.txt_norm2 = plain_norm(hidden, **kwargs)
+        self.txt_mlp = gelu_mlp(hidden, mlp_hidden, **kwargs)
+
+    def run(self, args: dict[str, Any]) -> dict[str, Any]:
+        """`forward` in the form of ComfyUI's block patches."""
+        img, txt = self(args["img"], args["txt"], args["vec"], args["pe"], args["transformer_options"])
+        return {"img": img, "txt": txt}
+
+    def forward(
+        self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """img (B, N, hidden), references included, and txt (B, L, hidden) -> the same."""
+        joint, mlp, own = self.img_mod(vec)
+        txt_joint, txt_mlp = self.txt_mod(vec)
+        text_length = txt.shape[1]
+
+        img_normed = self.img_norm1(img)
+        q, k, v = self.img_self_attn.project(modulate(img_normed, own))
+        own_out = self.img_self_attn.proj(self.attention(q, k, v, pe[:, :, text_length:], transformer_options=options))
+
+        img_qkv = self.img_attn.project(modulate(img_normed, joint))
+        txt_qkv = self.txt_attn.project(modulate(self.txt_norm1(txt), txt_joint))
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_qkv, img_qkv, strict=True))
+        del img_normed, img_qkv, txt_qkv
+        attn = patched_attention(self.attention, q, k, v, pe, options | {"img_slice": [text_length, q.shape[2]]})
+        del q, k, v
+
+        img = torch.addcmul(img, joint.gate, self.img_attn.proj(attn[:, text_length:]))
+        img = torch.addcmul(img, own.gate, own_out)
+        img = torch.addcmul(img, mlp.gate, self.img_mlp(modulate(self.img_norm2(img), mlp)))
+
+        txt = torch.addcmul(txt, txt_joint.gate, self.txt_attn.proj(attn[:, :text_length]))
+        txt = torch.addcmul(txt, txt_mlp.gate, self.txt_mlp(modulate(self.txt_norm2(txt), txt_mlp)))
+        return img, no_overflow(txt)
+
+
+class SingleBlock(nn.Module):
+    """One stream; attention and MLP in parallel."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        operations: Any,
+        attention: Attention,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        kwargs = {"dtype": dtype, "device": device, "operations": operations}
+        hidden = config.hidden_size
+        mlp_hidden = int(hidden * config.mlp_ratio)
+        self.split = [3 * hidden, mlp_hidden]
+        self.heads = config.num_heads
+        self.attention = attention
+        self.linear1 = operations.Linear(hidden, 3 * hidden + mlp_hidden, dtype=dtype, device=device)
+        self.linear2 = operations.Linear(hidden + mlp_hidden, hidden, dtype=dtype, device=device)
+        self.norm = QKNorm(hidden // config.num_heads, **kwargs)
+        self.pre_norm = plain_norm(hidden, **kwargs)
+        self.modulation = Modulation(hidden, 1, **kwargs)
+
+    def run(self, args: dict[str, Any]) -> dict[str, Any]:
+        """`forward` in the form of ComfyUI's block patches."""
+        return {"img": self(args["img"], args["vec"], args["pe"], args["transformer_options"])}
+
+    def forward(self, x: Tensor, vec: Tensor, pe: Tensor, options: dict[str, Any]) -> Tensor:
+        """x (B, L + N, hidden): text, image, references -> the same."""
+        (mod,) = self.modulation(vec)
+        qkv, mlp = self.linear1(modulate(self.pre_norm(x), mod)).split(self.split, dim=-1)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.norm(q, k)
+        attn = patched_attention(self.attention, q, k, v, pe, options)
+        del qkv, q, k, v
+        out = self.linear2(torch.cat((attn, F.gelu(mlp, approximate="tanh")), dim=-1))
+        return no_overflow(torch.addcmul(x, mod.gate, out))
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and projection to packed latents."""
+
+    def __init__(
+        self,
+        hidden: int,
+        out_channels: int,
+        *,
+        operations: Any,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        kwargs = {"dtype": dtype, "device": device}
+        self.norm_final = plain_norm(hidden, operations=operations, **kwargs)
+        self.linear = operations.Linear(hidden, out_channels, **kwargs)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(hidden, 2 * hidden, **kwargs))
+
+    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        """x (B, N, hidden), vec (B, hidden) -> (B, N, out_channels)."""
+        shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)
+        return self.linear(torch.addcmul(shift, self.norm_final(x), 1 + scale))
+
+
+class AttentionWeights(nn.Module):
+    """qkv, QK norm and output projection of one attention."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        operations: Any,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        kwargs = {"dtype": dtype, "device": device}
+        hidden = config.hidden_size
+        self.heads = config.num_heads
+        self.qkv = operations.Linear(hidden, 3 * hidden, bias=config.qkv_bias, **kwargs)
+        self.norm = QKNorm(hidden // config.num_heads, operations=operations, **kwargs)
+        self.proj = operations.Linear(hidden, hidden, **kwargs)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, L, hidden) -> normed q, k and v, each (B, heads, L, D)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.norm(q, k)
+        return q, k, v
+
+
+class QKNorm(nn.Module):
+    """RMS norm of queries and keys over the head's width."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        operations: Any,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.query_norm = operations.RMSNorm(dim, eps=1e-6, dtype=dtype, device=device)
+        self.key_norm = operations.RMSNorm(dim, eps=1e-6, dtype=dtype, device=device)
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """q, k (B, heads, L, D)."""
+        return self.query_norm(q), self.key_norm(k)
+
+
+class Modulated:
+    """Shift, scale and gate of one branch, each (B, 1, hidden)."""
+
+    __slots__ = ("gate", "scale", "shift")
+
+    def __init__(self, shift: Tensor, scale: Tensor, gate: Tensor) -> None:
+        self.shift, self.scale, self.gate = shift, scale, gate
+
+
+class Modulation(nn.Module):
+    """The time's (shift, scale, gate) for each of a stream's branches."""
+
+    def __init__(
+        self,
+        hidden: int,
+        branches: int,
+        *,
+        operations: Any,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.branches = branches
+        self.lin = operations.Linear(hidden, 3 * branches * hidden, dtype=dtype, device=device)
+
+    def forward(self, vec: Tensor) -> list[Modulated]:
+        """vec (B, hidden) -> one `Modulated` a branch, in the order of the weights."""
+        chunks = self.lin(F.silu(vec))[:, None].chunk(3 * self.branches, dim=-1)
+        return [Modulated(*chunks[i : i + 3]) for i in range(0, len(chunks), 3)]
+
+
+class Embedder(nn.Module):
+    """Two-layer SiLU MLP."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden: int,
+        *,
+        operations: Any,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_layer = operations.Linear(in_dim, hidden, dtype=dtype, device=device)
+        self.out_layer = operations.Linear(hidden, hidden, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, in_dim) -> (B, hidden)."""
+        return self.out_layer(F.silu(self.in_layer(x)))
+
+
+def plain_norm(
+    hidden: int,
+    *,
+    operations: Any,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> nn.Module:
+    """LayerNorm without weights; the modulation follows it."""
+    return operations.LayerNorm(hidden, elementwise_affine=False, eps=1e-6, dtype=dtype, device=device)
+
+
+def gelu_mlp(
+    hidden: int,
+    mlp_hidden: int,
+    *,
+    operations: Any,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> nn.Sequential:
+    """Linear, GELU (tanh), Linear."""
+    return nn.Sequential(
+        operations.Linear(hidden, mlp_hidden, dtype=dtype, device=device),
+        nn.GELU(approximate="tanh"),
+        operations.Linear(mlp_hidden, hidden, dtype=dtype, device=device),
+    )
+
+
+def modulate(x: Tensor, mod: Modulated) -> Tensor:
+    """(1 + scale) * x + shift."""
+    return torch.addcmul(mod.shift, x, 1 + mod.scale)
+
+
+def no_overflow(x: Tensor) -> Tensor:
+    """Keeps float16 finite; other dtypes pass."""
+    return x.nan_to_num(nan=0.0, posinf=65504.0, neginf=-65504.0) if x.dtype == torch.float16 else x
+
+
+def time_embedding(t: Tensor, width: int) -> Tensor:
+    """Sinusoid of 1000 t: t (B,) -> (B, width) float32, cosines first."""
+    half = width // 2
+    freqs = torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    angle = 1000.0 * t.float()[:, None] * freqs
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+def grid_size(x: Tensor) -> tuple[int, int]:
+    """Rows and columns of packed tokens for latents (B, C, H, W); an odd side is padded up."""
+    return -(-x.shape[-2] // PATCH), -(-x.shape[-1] // PATCH)
+
+
+def grid_positions(rows: int, columns: int, index: int, device: torch.device) -> Tensor:
+    """(rows * columns, 3) float32: (index, row, column)."""
+    row, column = torch.meshgrid(
+        torch.arange(rows, dtype=torch.float32, device=device),
+        torch.arange(columns, dtype=torch.float32, device=device),
+        indexing="ij",
+    )
+    return torch.stack((torch.full_like(row, index), row, column), dim=-1).flatten(0, 1)
+
+
+def pack(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H/2 * W/2, C * 4), channel first within a token."""
+    pad_h, pad_w = -x.shape[-2] % PATCH, -x.shape[-1] % PATCH
+    if pad_h or pad_w:
+        x = F.pad(x, (0, pad_w, 0, pad_h), mode="replicate")
+    return rearrange(x, "b c (h ph) (w pw) -> b (h w) (c ph pw)", ph=PATCH, pw=PATCH)
+
+
+def unpack(x: Tensor, height: int, width: int) -> Tensor:
+    """Inverse of `pack`, cut to height x width."""
+    rows = -(-height // PATCH)
+    x = rearrange(x, "b (h w) (c ph pw) -> b c (h ph) (w pw)", h=rows, ph=PATCH, pw=PATCH)
+    return x[..., :height, :width]
+
+
+def patched_attention(
+    attention: Attention, q: Tensor, k: Tensor, v: Tensor, pe: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """Joint attention with ComfyUI's `attn1_patch` and `attn1_output_patch` applied."""
+    patches = options.get("patches", {})
+    mask = None
+    for patch in patches.get("attn1_patch", ()):
+        out = patch(q, k, v, pe=pe, attn_mask=mask, extra_options=options)
+        q, k, v = out.get("q", q), out.get("k", k), out.get("v", v)
+        pe, mask = out.get("pe", pe), out.get("attn_mask", mask)
+    x = attention(q, k, v, pe, mask=mask, transformer_options=options)
+    for patch in patches.get("attn1_output_patch", ()):
+        x = patch(x, options)
+    return x
+
+
+def run_block(
+    block: Callable[[dict[str, Any]], dict[str, Any]],
+    args: dict[str, Any],
+    replacement: Callable[..., dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """Runs a block, or what a `patches_replace` entry puts in its place."""
+    if replacement is None:
+        return block(args)
+    return replacement(args, {"original_block": block})

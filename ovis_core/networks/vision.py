@@ -1,0 +1,183 @@
+"""The visual tokenizer: patches -> a probability distribution over 65532 visual words for each 2 x 2 of them.
+
+AIMv2, a ViT with learned and rotary positions, and a softmax head (report, 2.1). Weights carry the release's
+names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import VisionConfig
+from .attention import Attention, torch_attention
+
+ROTARY_THETA = 10000.0
+INDICATORS = 4  # rows of the visual embedding table that the head has no word for
+
+
+class VisualTokenizer(nn.Module):
+    """ViT and head."""
+
+    def __init__(
+        self,
+        config: VisionConfig,
+        *,
+        operations: Any = torch.nn,
+        attention: Attention = torch_attention,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        kwargs = {"dtype": dtype, "device": device}
+        words = config.vocab_size - INDICATORS
+        self.backbone = Backbone(config, operations=operations, attention=attention, **kwargs)
+        self.head = nn.Sequential(
+            operations.Linear(config.hidden_size * config.hidden_stride**2, words, bias=False, **kwargs),
+            operations.LayerNorm(words, eps=1e-5, **kwargs),
+        )
+
+    def forward(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """patches (N, channels * patch * patch), grid (frames, rows, columns) -> probabilities (N / 4, words)."""
+        logits = self.head(self.backbone(patches, grid))
+        return logits.softmax(dim=-1, dtype=torch.float32).to(logits.dtype)
+
+
+class Backbone(nn.Module):
+    """AIMv2: patches -> features."""
+
+    def __init__(
+        self,
+        config: VisionConfig,
+        *,
+        operations: Any,
+        attention: Attention,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        kwargs = {"dtype": dtype, "device": device}
+        self.config = config
+        self.preprocessor = Preprocessor(config, operations=operations, **kwargs)
+        blocks = [Block(config, operations=operations, attention=attention, **kwargs) for _ in range(config.num_hidden_layers)]
+        # The release has this norm's weight and does not use it; it is kept so that a saved model is whole.
+        norm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **kwargs)
+        self.trunk = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "post_trunk_norm": norm})
+
+    def forward(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """-> features (N / stride^2, stride^2 * hidden): the last block's output, 2 x 2 patches joined.
+
+        Attention is full within a frame and does not cross frames.
+        """
+        stride = self.config.hidden_stride
+        frames, rows, columns = grid
+        x = self.preprocessor(patches, grid).unflatten(0, (frames, rows * columns))
+        cos, sin = rotary_angles(rows, columns, self.config.hidden_size // self.config.num_attention_heads, x.device)
+        cos, sin = (_grouped(table.unflatten(0, (rows, columns)), stride) for table in (cos, sin))
+        for block in self.trunk["blocks"]:
+            x = block(x, cos, sin)
+        return x.reshape(-1, stride**2 * x.shape[-1])
+
+
+class Preprocessor(nn.Module):
+    """Patch embedding plus learned positions."""
+
+    def __init__(
+        self,
+        config: VisionConfig,
+        *,
+        operations: Any,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        kwargs = {"dtype": dtype, "device": device}
+        patch, hidden = config.patch_size, config.hidden_size
+        self.config = config
+        self.side = config.image_size // patch
+        self.patchifier = nn.ModuleDict(
+            {
+                "proj": operations.Conv2d(config.num_channels, hidden, kernel_size=patch, stride=patch, **kwargs),
+                "norm": operations.RMSNorm(hidden, eps=config.rms_norm_eps, **kwargs),
+            }
+        )
+        self.pos_embed = nn.Parameter(torch.empty(1, self.side**2, hidden, **kwargs), requires_grad=False)
+
+    def forward(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """patches (N, channels * patch * patch) -> (N, hidden)."""
+        config = self.config
+        frames, rows, columns = grid
+        x = patches.unflatten(1, (config.num_channels, config.patch_size, config.patch_size))
+        x = self.patchifier["norm"](self.patchifier["proj"](x).flatten(1))
+
+        learned = self.pos_embed.to(x.device, x.dtype).unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
+        learned = F.interpolate(learned, size=(rows, columns), mode="bicubic", align_corners=False)
+        positions = _grouped(learned[0].permute(1, 2, 0), config.hidden_stride)
+        return x + positions.repeat(frames, 1)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU."""
+
+    def __init__(
+        self,
+        config: VisionConfig,
+        *,
+        operations: Any,
+        attention: Attention,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        kwargs = {"dtype": dtype, "device": device}
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.heads = config.num_attention_heads
+        self.attention = attention
+        self.attn = nn.ModuleDict(
+            {
+                "qkv": operations.Linear(hidden, 3 * hidden, bias=config.qkv_bias, **kwargs),
+                "proj": operations.Linear(hidden, hidden, bias=config.use_bias, **kwargs),
+            }
+        )
+        self.norm_1 = operations.RMSNorm(hidden, eps=config.rms_norm_eps, **kwargs)
+        self.mlp = nn.ModuleDict(
+            {
+                "fc1": operations.Linear(hidden, inner, bias=config.use_bias, **kwargs),
+                "fc2": operations.Linear(inner, hidden, bias=config.use_bias, **kwargs),
+                "fc3": operations.Linear(hidden, inner, bias=config.use_bias, **kwargs),
+            }
+        )
+        self.norm_2 = operations.RMSNorm(hidden, eps=config.rms_norm_eps, **kwargs)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x (frames, L, hidden); cos, sin (L, D / 2)."""
+        qkv = self.attn["qkv"](self.norm_1(x))
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = rotate_halves(q, cos, sin), rotate_halves(k, cos, sin)
+        x = x + self.attn["proj"](self.attention(q, k, v, None))
+        hidden = self.norm_2(x)
+        return x + self.mlp["fc2"](F.silu(self.mlp["fc1"](hidden)) * self.mlp["fc3"](hidden))
+
+
+def rotary_angles(rows: int, columns: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin (rows * columns, head_dim / 2): the first half of the pairs turns with rows, the rest with columns."""
+    frequency = 1.0 / ROTARY_THETA ** (torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2))
+    row = torch.arange(rows, dtype=torch.float32, device=device)[:, None] * frequency
+    column = torch.arange(columns, dtype=torch.float32, device=device)[:, None] * frequency
+    angle = torch.cat((row.repeat_interleave(columns, dim=0), column.repeat(rows, 1)), dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates pairs (i, i + D / 2) of x (..., L, D) in float32."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
+
+
+def _grouped(x: Tensor, stride: int) -> Tensor:
+    """(rows, columns, ...) -> (rows * columns, ...) in the patches' order of 2 x 2 groups."""
+    return rearrange(x, "(gh sh) (gw sw) d -> (gh gw sh sw) d", sh=stride, sw=stride)

@@ -1,0 +1,51 @@
+"""The model's prompt templates, as sequences of literal text, control tokens and pictures.
+
+Only the templates place control tokens and pictures. What a user writes is always literal text, so `<image>` or
+`<|im_end|>` in it mean those characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, IntEnum
+
+
+class Control(IntEnum):
+    """Qwen3's control tokens and their ids."""
+
+    END_OF_TEXT = 151643
+    TURN_START = 151644
+    TURN_END = 151645
+    THINK = 151667
+    END_THINK = 151668
+
+
+class Picture(Enum):
+    """Where a picture's visual embeddings go."""
+
+    IMAGE = "image"
+    VIDEO = "video"
+
+
+Part = str | Control | Picture
+
+DESCRIBE = (
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, and spatial relationships of "
+    "the objects:"
+)
+UNCONDITIONAL = "Generate an image."
+
+
+def user_turn(parts: Sequence[Part]) -> list[Part]:
+    """One turn of the user: `<|im_start|>user\\n...<|im_end|>\\n`."""
+    return [Control.TURN_START, "user\n", *parts, Control.TURN_END, "\n"]
+
+
+def text_to_image(prompt: str) -> list[Part]:
+    """The condition for an image from text; the picture is a blank of the target size."""
+    return user_turn([Picture.IMAGE, f"\n{DESCRIBE}{prompt}"])
+
+
+def unconditional() -> list[Part]:
+    """The condition without the text: the picture is a blank, or an edit's source for the image-only branch."""
+    return user_turn([Picture.IMAGE, f"\n{UNCONDITIONAL}"])

@@ -1,0 +1,46 @@
+"""Text to token ids and back, with Qwen3's vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import tokenizers
+import transformers
+
+from .prompts import Control, Part, Picture
+
+FILES = ("vocab.json", "merges.txt")
+
+
+class Tokenizer:
+    """Byte-level BPE over a folder of Qwen2 or Qwen3 tokenizer files.
+
+    The vocabularies of Qwen2.5 and Qwen3 differ in the names of four control ids only, and control ids come from
+    `prompts.Control` here, so either set of files serves. Text is encoded without any control tokens: characters
+    stay characters.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        qwen2 = getattr(transformers, "Qwen2TokenizerFast", None) or transformers.Qwen2Tokenizer
+        files = qwen2.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+        self._bpe = tokenizers.Tokenizer(files.model)
+        self._bpe.normalizer = files.normalizer
+        self._bpe.pre_tokenizer = files.pre_tokenizer
+        self._bpe.decoder = files.decoder
+
+    def encode(self, parts: Sequence[Part]) -> list[int | Picture]:
+        """Token ids of a prompt's parts, with the pictures left in their places."""
+        out: list[int | Picture] = []
+        # Neighbouring texts are one text to the BPE: a prompt's first letter may merge with the template's last.
+        for is_text, run in groupby(parts, lambda part: isinstance(part, str)):
+            if is_text:
+                out.extend(self._bpe.encode("".join(run), add_special_tokens=False).ids)
+            else:
+                out.extend(part if isinstance(part, Picture) else int(part) for part in run)
+        return out
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; control tokens are left out."""
+        return self._bpe.decode([i for i in ids if i < Control.END_OF_TEXT])

@@ -1,0 +1,31 @@
+"""Imports `ovis_core` from this checkout by itself, without the nodes around it and without ComfyUI."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "ovis_core"
+
+
+def import_core() -> ModuleType:
+    """`ovis_core`, with its plain Python modules `config` and `layout` loaded.
+
+    The checkout's root must stay off `sys.path`: its `nodes` would hide ComfyUI's module of that name.
+    """
+    core = sys.modules.get("ovis_core")
+    if core is None:
+        spec = importlib.util.spec_from_file_location(
+            "ovis_core", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
+        )
+        assert spec is not None and spec.loader is not None
+        core = importlib.util.module_from_spec(spec)
+        sys.modules["ovis_core"] = core
+        spec.loader.exec_module(core)
+    for name in ("config", "layout"):
+        importlib.import_module(f"ovis_core.{name}")
+    return core

@@ -1,0 +1,97 @@
+"""Fixtures: the small model's weights, what the authors' code answered for it, and ComfyUI itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "tests"))
+
+from import_core import import_core  # noqa: E402
+
+CORE = import_core()
+
+import make_checkpoint  # noqa: E402
+
+
+def comfyui_path() -> Path:
+    path = os.environ.get("COMFYUI_PATH")
+    if not path or not (Path(path) / "main.py").is_file():
+        pytest.fail("COMFYUI_PATH does not name a ComfyUI; run the tests with: python scripts/test.py", pytrace=False)
+    return Path(path)
+
+
+def close(actual: Tensor, expected: Tensor, limit: float = 5e-5) -> None:
+    """Both agree within `limit` of the largest expected value."""
+    assert actual.shape == expected.shape
+    error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max()
+    assert error <= limit, f"off by {error:.2e} of the largest value; the limit is {limit:.0e}"
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Any]:
+    return json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def tensors() -> dict[str, Tensor]:
+    return load_file(GOLDEN / "golden.safetensors")
+
+
+@pytest.fixture(scope="session")
+def raw_config() -> dict[str, Any]:
+    return json.loads((GOLDEN / "config.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def config(raw_config: dict[str, Any]) -> Any:
+    return CORE.config.read_config(raw_config)
+
+
+@pytest.fixture(scope="session")
+def weights(config: Any) -> dict[str, Tensor]:
+    """Every tensor of the small model, by the release's names."""
+    named = CORE.layout.tensor_shapes(config)
+    return {name: torch.from_numpy(make_checkpoint.tensor(name, shape)) for name, shape in named}
+
+
+@pytest.fixture(scope="session")
+def release(raw_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model as a release folder."""
+    return make_checkpoint.write_release(tmp_path_factory.mktemp("models") / "tiny", raw_config)
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """ComfyUI, importable in this process, on the CPU."""
+    path = comfyui_path()
+    sys.path.insert(0, str(path))
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    return path
+
+
+@pytest.fixture(scope="session")
+def qwen25_tokenizer() -> Path:
+    """The tokenizer files that every ComfyUI has."""
+    return comfyui_path() / "comfy" / "text_encoders" / "qwen25_tokenizer"
+
+
+@pytest.fixture(scope="session")
+def loaded(comfyui: Path, release: Path) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of the small model."""
+    from ovis_core.native.loading import load_release
+
+    return load_release(release)

@@ -1,0 +1,122 @@
+"""What a release folder may look like, and what is said when it is broken."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ovis_core.checkpoint import CheckpointError, is_complete, is_release, open_release
+from ovis_core.config import ConfigError, read_config
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def folder(release: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(release, tmp_path / "tiny"))
+
+
+def change(file: Path, edit: Any) -> None:
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file)
+
+
+def test_a_whole_folder(folder: Path, config: Any) -> None:
+    checkpoint = open_release(folder)
+    assert checkpoint.config == config
+    assert len(checkpoint.files) == 2
+    assert checkpoint.dtype == "F32"
+    assert checkpoint.tokenizer is None
+    assert is_release(folder)
+    assert is_complete(folder)
+
+
+def test_one_file(folder: Path) -> None:
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+        file.unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    tensors["llm.lm_head.weight"] = tensors["llm.model.embed_tokens.weight"].clone()
+    save_file(tensors, folder / "model.safetensors")
+    assert open_release(folder).files == (folder / "model.safetensors",)
+
+
+def test_missing_shard(folder: Path) -> None:
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    assert is_release(folder)
+    assert not is_complete(folder)
+    with pytest.raises(CheckpointError, match=r"lacks model-00002-of-00002\.safetensors"):
+        open_release(folder)
+
+
+def test_half_a_shard(folder: Path) -> None:
+    file = folder / "model-00002-of-00002.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors is damaged or not complete"):
+        open_release(folder)
+
+
+@pytest.mark.parametrize("name", ["vte.weight", "llm.model.norm.weight", "visual_generator.vae.quant_conv.bias"])
+def test_missing_tensor(folder: Path, name: str) -> None:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    change(folder / index[name], lambda tensors: tensors.pop(name))
+    with pytest.raises(CheckpointError, match=f"tensor {name} missing"):
+        open_release(folder)
+
+
+def test_misshapen_tensor(folder: Path) -> None:
+    name = "visual_generator.backbone.img_in.weight"
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+
+    def cut(tensors: dict[str, Any]) -> None:
+        tensors[name] = tensors[name][:, :-1].contiguous()
+
+    change(folder / index[name], cut)
+    with pytest.raises(CheckpointError, match=rf"{name} has shape \[96, 15\]; its config.json asks for \[96, 16\]"):
+        open_release(folder)
+
+
+def test_an_index_that_leads_elsewhere(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"vte.weight": "../other.safetensors"}}))
+    with pytest.raises(CheckpointError, match="outside its folder"):
+        open_release(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"model_type": "qwen3"}'])
+def test_config_that_is_not_ours(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    assert not is_release(folder)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        open_release(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("visual_generator_config", "depth"), None, "visual_generator_config.depth is missing"),
+        (("visual_tokenizer_config", "tokenize_function"), "gumbel_argmax", "tokenize_function is 'gumbel_argmax'"),
+        (("visual_generator_config", "guidance_embed"), True, "guidance_embed is True; only False"),
+        (("visual_generator_config", "context_in_dim"), 64, "must be twice llm_config.hidden_size"),
+        (("visual_generator_config", "axes_dim"), [8, 12], "must add up to hidden_size / num_heads"),
+        (("visual_generator_config", "vae_config"), None, "visual_generator_config.vae_config is missing"),
+        (("llm_config", "attention_bias"), True, "llm_config.attention_bias is True"),
+    ],
+)
+def test_config_that_cannot_be_built(raw_config: dict[str, Any], path: tuple[str, ...], value: Any, message: str) -> None:
+    broken = copy.deepcopy(raw_config)
+    section = broken
+    for key in path[:-1]:
+        section = section[key]
+    if value is None:
+        del section[path[-1]]
+    else:
+        section[path[-1]] = value
+    with pytest.raises(ConfigError) as caught:
+        read_config(broken)
+    assert message in str(caught.value)
