@@ -24,7 +24,7 @@ class OvisU1Decode(io.ComfyNode):
                 io.Latent.Input("samples", tooltip="From Ovis-U1 Sampler or any other."),
                 io.Vae.Input("vae", tooltip="The VAE of Ovis-U1 Load Model, or any SDXL VAE."),
             ],
-            outputs=[io.Image.Output("image", tooltip="One image for each latent of the batch.")],
+            outputs=[io.Image.Output("image", display_name="image", tooltip="One image for each latent of the batch.")],
         )
 
     @classmethod

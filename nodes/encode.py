@@ -48,8 +48,8 @@ class OvisU1TextEncode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output("positive", tooltip="The prompt."),
-                io.Conditioning.Output("negative", tooltip="What guidance leads away from."),
+                io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt."),
+                io.Conditioning.Output("negative", display_name="negative", tooltip="What guidance leads away from."),
             ],
         )
 

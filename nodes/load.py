@@ -39,9 +39,9 @@ class OvisU1Loader(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output("model", tooltip="The diffusion decoder and its token refiner."),
-                io.Clip.Output("clip", tooltip="The language model and the visual tokenizer."),
-                io.Vae.Output("vae", tooltip="Latents to pixels and back."),
+                io.Model.Output("model", display_name="model", tooltip="The diffusion decoder and its token refiner."),
+                io.Clip.Output("clip", display_name="clip", tooltip="The language model and the visual tokenizer."),
+                io.Vae.Output("vae", display_name="vae", tooltip="Latents to pixels and back."),
             ],
         )
 

@@ -54,7 +54,7 @@ class OvisU1Scheduler(io.ComfyNode):
                 io.Int.Input("steps", **STEPS),
                 io.Float.Input("denoise", **DENOISE),
             ],
-            outputs=[io.Sigmas.Output("sigmas", tooltip="steps + 1 sigmas, from 1 (noise) to 0 (image).")],
+            outputs=[io.Sigmas.Output("sigmas", display_name="sigmas", tooltip="steps + 1 sigmas, from 1 (noise) to 0 (image).")],
         )
 
     @classmethod
@@ -87,7 +87,7 @@ class OvisU1Guider(io.ComfyNode):
                 io.Conditioning.Input("image_only", optional=True, tooltip=IMAGE_ONLY_TIP),
                 io.Float.Input("img_cfg", optional=True, **IMG_CFG),
             ],
-            outputs=[io.Guider.Output("guider", tooltip="For SamplerCustomAdvanced.")],
+            outputs=[io.Guider.Output("guider", display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from import_core import import_core  # noqa: E402
 CORE = import_core()
 
 import make_checkpoint  # noqa: E402
+import workspace  # noqa: E402
+from comfy_server import ComfyServer  # noqa: E402
 
 
 def comfyui_path() -> Path:
@@ -95,3 +99,22 @@ def loaded(comfyui: Path, release: Path) -> tuple[Any, Any, Any]:
     from ovis_core.native.loading import load_release
 
     return load_release(release)
+
+
+@pytest.fixture(scope="session")
+def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A running ComfyUI with the pack and the small model, in the folders where users keep models."""
+    base = workspace.make_base(tmp_path_factory.mktemp("comfyui"), ROOT)
+    models = base / "models"
+    workspace.link_folder(release, models / "ovis_u1" / "tiny")
+    half = Path(shutil.copytree(release, models / "ovis_u1" / "half"))
+    (half / "model-00002-of-00002.safetensors").unlink()
+    workspace.link_folder(release, models / "ovis" / "whole")
+    workspace.link_folder(half, models / "ovis" / "part")
+    elsewhere = tmp_path_factory.mktemp("extra")
+    workspace.link_folder(release, elsewhere / "elsewhere")
+    paths = base / "extra_model_paths.yaml"
+    paths.write_text(json.dumps({"other": {"ovis_u1": str(elsewhere)}}), encoding="utf-8")
+    args = ["--cpu", "--extra-model-paths-config", str(paths)]
+    with ComfyServer(comfyui_path(), base, args) as running:
+        yield running

@@ -1,0 +1,454 @@
+"""A ComfyUI in a process of its own, driven over HTTP and its WebSocket; for the demo and the tests."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+from workspace import UserError, end, tail
+
+Prompt = Mapping[str, Mapping[str, Any]]
+Event = dict[str, Any]
+OnProgress = Callable[[int, int], object]
+
+HOST = "127.0.0.1"
+PORT_TAKEN = re.compile(
+    r"address already in use|errno (98|48|10048)\b|only one usage of each socket", re.IGNORECASE
+)
+CLOSED = {
+    aiohttp.WSMsgType.CLOSE,
+    aiohttp.WSMsgType.CLOSING,
+    aiohttp.WSMsgType.CLOSED,
+    aiohttp.WSMsgType.ERROR,
+}
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class ServerError(UserError):
+    """ComfyUI did not start, stopped or answered nothing useful."""
+
+
+class PromptRejected(ServerError):
+    """ComfyUI did not take a prompt; `error` and `node_errors` are its own words."""
+
+    def __init__(self, error: Any, node_errors: dict[str, Any]) -> None:
+        self.error = error
+        self.node_errors = node_errors
+        super().__init__(_readable(error, node_errors))
+
+
+class PromptFailed(ServerError):
+    """A prompt did not run to its end."""
+
+    def __init__(self, node_id: str, node_type: str, message: str, kind: str = "") -> None:
+        self.node_id = node_id
+        self.node_type = node_type
+        self.message = message
+        self.kind = kind
+        what = f"{kind}: {message}" if kind else message
+        super().__init__(f"node {node_id} ({node_type}): {what}")
+
+
+class PromptInterrupted(PromptFailed):
+    """A prompt was interrupted."""
+
+
+@dataclass
+class Result:
+    """What became of a prompt."""
+
+    prompt_id: str
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    executed_nodes: list[str] = field(default_factory=list)
+    cached_nodes: list[str] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    error: Event | None = None
+    interrupted: bool = False
+    node_errors: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class ComfyServer:
+    """One ComfyUI process on this machine. A context manager; it also ends with this process.
+
+    comfyui  folder of ComfyUI; nothing is written to it
+    base     ComfyUI's base directory, see `workspace.make_base`
+    args     further command line arguments, such as --cpu
+    port     None picks a free one
+    python   None means this one
+    log      None means server.log in `base`
+    """
+
+    def __init__(
+        self,
+        comfyui: Path,
+        base: Path,
+        args: Sequence[str] = (),
+        port: int | None = None,
+        python: Path | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self.comfyui = Path(comfyui).resolve()
+        self.base = Path(base).resolve()
+        self.args = list(args)
+        self.port = port
+        self.python = python or Path(sys.executable)
+        self.log = log or self.base / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        # A proxy of the user's must not come between this process and its own child.
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+    def __enter__(self) -> ComfyServer:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # ------------------------------------------------------------------------------------------ process
+
+    @property
+    def url(self) -> str:
+        """Where the page and the API are."""
+        return f"http://{HOST}:{self.port}"
+
+    def start(self, timeout: float = 300.0) -> ComfyServer:
+        """Starts ComfyUI and waits until it answers."""
+        if self.alive():
+            return self
+        atexit.register(self.stop)
+        chosen = self.port
+        if chosen is not None and not _is_free(chosen):
+            raise ServerError(f"port {chosen} is taken by another program")
+        for attempt in range(3):
+            self.port = chosen or _free_port()
+            try:
+                self._launch()
+                self._wait_until_ready(timeout)
+            except ServerError:
+                self.stop()
+                # Between picking a free port and using it, somebody else can take it.
+                if chosen is None and attempt < 2 and PORT_TAKEN.search(self.log_text()):
+                    continue
+                raise
+            except BaseException:
+                self.stop()
+                raise
+            break
+        return self
+
+    def _launch(self) -> None:
+        options = ["--base-directory", str(self.base), "--listen", HOST, "--port", str(self.port)]
+        options += ["--disable-auto-launch", "--disable-api-nodes"]
+        if "--database-url" in (self.comfyui / "comfy" / "cli_args.py").read_text(encoding="utf-8"):
+            # By default the database lies in ComfyUI's folder, and one file serves one process only.
+            options += ["--database-url", "sqlite:///:memory:"]
+        command = [str(self.python), str(self.comfyui / "main.py"), *options, *self.args]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        group: dict[str, Any] = {"start_new_session": True}
+        if sys.platform == "win32":
+            group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        self.base.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as sink:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": sink, "stderr": subprocess.STDOUT}
+            # ComfyUI writes a log to the current directory.
+            self._process = subprocess.Popen(command, cwd=self.base, env=environment, **streams, **group)
+
+    def _wait_until_ready(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            self._check_alive("did not start")
+            with contextlib.suppress(OSError, ValueError, KeyError, ServerError):
+                # Whoever else may listen on this port was not started with this base directory.
+                if str(self.base) in self._json("/system_stats", timeout=10.0)["system"]["argv"]:
+                    return
+            time.sleep(0.2)
+        raise ServerError(f"ComfyUI did not answer within {timeout:.0f} s.{self._log_tail()}")
+
+    def stop(self) -> None:
+        """Ends ComfyUI and whatever it started."""
+        atexit.unregister(self.stop)
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if sys.platform == "win32":
+            if process.poll() is None:
+                tree = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
+                subprocess.run(tree, capture_output=True)
+            end(process)
+            return
+        self._signal_group(process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10.0)
+        self._signal_group(process, signal.SIGKILL)
+        process.wait()
+
+    @staticmethod
+    def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def log_text(self) -> str:
+        """What ComfyUI wrote so far, without colours."""
+        try:
+            return COLOR.sub("", self.log.read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            return ""
+
+    def _check_alive(self, what: str) -> None:
+        if not self.alive():
+            code = self._process.returncode if self._process else "none"
+            raise ServerError(f"ComfyUI {what} (exit code {code}).{self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        return f" Its log is {self.log} and ends with:\n{COLOR.sub('', tail(self.log))}"
+
+    # --------------------------------------------------------------------------------------------- HTTP
+
+    def object_info(self, node_id: str | None = None) -> dict[str, Any]:
+        """What ComfyUI says of all nodes by class, or of that one class."""
+        if node_id is None:
+            return self._json("/object_info")
+        found = self._json(f"/object_info/{urllib.parse.quote(node_id)}")
+        if node_id not in found:
+            raise ServerError(f"this ComfyUI has no node {node_id}")
+        return found[node_id]
+
+    def queue(self, prompt: Prompt, client_id: str | None = None) -> str:
+        """Queues a prompt in API form; its id."""
+        return self._queue(prompt, client_id)["prompt_id"]
+
+    def _queue(self, prompt: Prompt, client_id: str | None) -> dict[str, Any]:
+        body: dict[str, Any] = {"prompt": prompt}
+        if client_id:
+            body["client_id"] = client_id
+        try:
+            return self._json("/prompt", body)
+        except _HttpError as error:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                said = json.loads(error.body)
+                raise PromptRejected(said["error"], said.get("node_errors") or {}) from None
+            raise
+
+    def interrupt(self) -> None:
+        """Interrupts what runs."""
+        self._request("/interrupt", b"{}", {"Content-Type": "application/json"})
+
+    def history(self, prompt_id: str) -> dict[str, Any]:
+        """The history's entry of a prompt; empty while it has none."""
+        return self._json(f"/history/{prompt_id}").get(prompt_id, {})
+
+    def image(self, entry: Mapping[str, Any]) -> bytes:
+        """The file of an output's entry: {"filename": ..., "subfolder": ..., "type": ...}."""
+        names = ("filename", "subfolder", "type")
+        query = urllib.parse.urlencode({name: entry[name] for name in names if name in entry})
+        return self._request(f"/view?{query}")
+
+    def upload(self, path: Path) -> str:
+        """Puts an image among the inputs, over one of its name; the name for LoadImage."""
+        boundary = uuid.uuid4().hex
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
+        head += (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{Path(path).name}"\r\n'
+        )
+        head += "Content-Type: application/octet-stream\r\n\r\n"
+        body = head.encode() + Path(path).read_bytes() + f"\r\n--{boundary}--\r\n".encode()
+        form = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        said = json.loads(self._request("/upload/image", body, form))
+        return f"{said['subfolder']}/{said['name']}" if said.get("subfolder") else said["name"]
+
+    def _json(self, path: str, body: Mapping[str, Any] | None = None, timeout: float = 120.0) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        return json.loads(self._request(path, data, {"Content-Type": "application/json"}, timeout))
+
+    def _request(
+        self,
+        path: str,
+        data: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 120.0,
+    ) -> bytes:
+        request = urllib.request.Request(self.url + path, data=data, headers=dict(headers or {}))
+        try:
+            with self._open(request, timeout=timeout) as response:
+                return response.read()
+        except urllib.error.HTTPError as error:
+            raise _HttpError(path, error.code, error.read().decode("utf-8", "replace")) from None
+        except OSError as error:
+            self._check_alive("has stopped")
+            raise ServerError(f"ComfyUI does not answer at {self.url}: {error}") from error
+
+    # ------------------------------------------------------------------------------------------ prompts
+
+    def run(
+        self,
+        prompt: Prompt,
+        on_progress: OnProgress | None = None,
+        timeout: float | None = 600.0,
+        check: bool = True,
+    ) -> Result:
+        """Runs a prompt to its end.
+
+        on_progress  called with the value and the maximum at each step that a node counts
+        timeout      seconds until it is interrupted and given up; None for none
+        check        whether an error or an interruption is raised: PromptFailed, PromptInterrupted
+        """
+        begun = time.monotonic()
+        result = asyncio.run(self._run(prompt, on_progress, timeout))
+        entry = self.history(result.prompt_id)
+        result.outputs = entry.get("outputs", {})
+        result.seconds = time.monotonic() - begun
+        if check and result.error is not None:
+            raise _failure(result.error)
+        if check and result.interrupted:
+            node = next((e["data"] for e in result.events if e["type"] == "execution_interrupted"), {})
+            named = str(node.get("node_id", "?")), str(node.get("node_type", "?"))
+            raise PromptInterrupted(*named, "interrupted")
+        return result
+
+    async def _run(self, prompt: Prompt, on_progress: OnProgress | None, timeout: float | None) -> Result:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        client = uuid.uuid4().hex
+        # No limit to a message: a preview can be of any size.
+        socket_options = {"params": {"clientId": client}, "max_msg_size": 0, "heartbeat": None}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{self.url}/ws", **socket_options) as messages,
+        ):
+            said = self._queue(prompt, client)
+            result = Result(said["prompt_id"], node_errors=said.get("node_errors") or {})
+            seen: dict[str, tuple[int, int]] = {}
+            while True:
+                try:
+                    message = await messages.receive(timeout=1.0)
+                except asyncio.TimeoutError:
+                    message = None
+                if message is None:
+                    self._check_alive("has stopped while it ran the prompt")
+                elif message.type in CLOSED:
+                    if self._process is not None:
+                        # The connection goes first, the process that had it a moment later.
+                        with contextlib.suppress(subprocess.TimeoutExpired):
+                            self._process.wait(3.0)
+                    self._check_alive("has stopped while it ran the prompt")
+                    raise ServerError(f"ComfyUI at {self.url} has closed the connection")
+                elif message.type == aiohttp.WSMsgType.TEXT:
+                    event = json.loads(message.data)
+                    result.events.append(event)
+                    if _take(event, result):
+                        return result
+                    if on_progress is not None:
+                        for step in _steps(event, result.prompt_id, seen):
+                            on_progress(*step)
+                if deadline is not None and time.monotonic() > deadline:
+                    self.interrupt()
+                    raise ServerError(f"the prompt did not end within {timeout:.0f} s and was interrupted")
+
+
+class _HttpError(ServerError):
+    def __init__(self, path: str, code: int, body: str) -> None:
+        self.body = body
+        super().__init__(f"ComfyUI answered {code} to {path.split('?')[0]}: {body[:500] or 'nothing'}")
+
+
+def _take(event: Event, result: Result) -> bool:
+    """Notes what an event says of the prompt; True with the last one."""
+    kind, data = event.get("type"), event.get("data") or {}
+    if data.get("prompt_id") != result.prompt_id:
+        return False
+    if kind == "execution_cached":
+        result.cached_nodes = [str(node) for node in data["nodes"]]
+    elif kind == "execution_error":
+        result.error = data
+    elif kind == "execution_interrupted":
+        result.interrupted = True
+    elif kind == "executing":
+        # The history has the outputs when this comes with no node; "execution_success" comes before that.
+        if data["node"] is None:
+            return True
+        if data["node"] not in result.executed_nodes:
+            result.executed_nodes.append(data["node"])
+    return False
+
+
+def _steps(event: Event, prompt_id: str, seen: dict[str, tuple[int, int]]) -> list[tuple[int, int]]:
+    """The steps (value, maximum) that an event tells for the first time; ComfyUI tells them in two ways."""
+    data = event.get("data") or {}
+    if event.get("type") == "progress":
+        told = {str(data.get("node")): data}
+    elif event.get("type") == "progress_state":
+        # Each running node is there with 0 of 1 before it counts anything itself.
+        told = {
+            key: node for key, node in data["nodes"].items() if node["state"] == "running" and node["max"] > 1
+        }
+    else:
+        return []
+    if data.get("prompt_id") not in (None, prompt_id):
+        return []
+    steps = []
+    for node, state in told.items():
+        step = (int(state["value"]), int(state["max"]))
+        if seen.get(node) != step:
+            seen[node] = step
+            steps.append(step)
+    return steps
+
+
+def _failure(error: Event) -> PromptFailed:
+    kind = str(error.get("exception_type", "")).removeprefix("builtins.")
+    message = str(error.get("exception_message", "")).strip()
+    return PromptFailed(str(error.get("node_id")), str(error.get("node_type")), message, kind)
+
+
+def _readable(error: Any, node_errors: dict[str, Any]) -> str:
+    lines = []
+    for node, said in node_errors.items():
+        for item in said.get("errors", []):
+            details = f": {item['details']}" if item.get("details") else ""
+            lines.append(f"node {node} ({said.get('class_type')}): {item.get('message')}{details}")
+    if not lines and isinstance(error, dict):
+        lines = [": ".join(str(error[key]) for key in ("message", "details") if error.get(key))]
+    return "ComfyUI did not take the prompt: " + ("; ".join(lines) or str(error))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        if sys.platform != "win32":
+            # As the server does, so that a port whose last connections linger counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]

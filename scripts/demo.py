@@ -1,0 +1,63 @@
+"""One command from a bare checkout to an image: sets up ComfyUI and runs the pack's workflow in it.
+
+    python scripts/demo.py                        a small random model: shows that everything works
+    python scripts/demo.py --model PATH --serve   real weights, and ComfyUI's page to go on with
+
+Standard library only; demo_run.py goes on inside the environment that this makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import workspace
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description="Run Ovis-U1's text to image workflow in ComfyUI, which is set up first if need be."
+    )
+    parser.add_argument(
+        "--comfyui",
+        metavar="PATH",
+        help="the ComfyUI to run (nothing is written to it), or 'registry' for the pinned copy",
+    )
+    parser.add_argument("--model", type=Path, metavar="PATH", help="a downloaded release, e.g. Ovis-U1-3B")
+    parser.add_argument("--serve", action="store_true", help="leave ComfyUI running until Ctrl+C")
+    parser.add_argument("--port", type=int, help="ComfyUI's port (default: a free one)")
+    parser.add_argument("--prompt", help="what to draw (default: the workflow's prompt)")
+    parser.add_argument("--seed", type=int, help="default: the workflow's seed")
+    args = parser.parse_args()
+
+    workspace.check_python()
+    if args.model is not None:
+        check_release(args.model)
+    comfyui = workspace.find_comfyui(args.comfyui, registry_only=False)
+    python = workspace.prepare_env(comfyui)
+    command = [str(workspace.ROOT / "scripts" / "demo_run.py")]
+    command += ["--comfyui", str(comfyui.path), "--where", comfyui.where]
+    for name in ("model", "port", "prompt", "seed"):
+        value = getattr(args, name)
+        if value is not None:
+            # One word, so that a prompt that begins with "-" is not taken for an option.
+            command.append(f"--{name}={value.expanduser().resolve() if name == 'model' else value}")
+    if args.serve:
+        command.append("--serve")
+    return workspace.hand_over(python, command)
+
+
+def check_release(folder: Path) -> None:
+    """An error when the folder holds no release."""
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise workspace.UserError(f"there is no folder {folder}")
+    for pattern in ("config.json", "*.safetensors"):
+        if not any(folder.glob(pattern)):
+            raise workspace.UserError(f"{folder} is no release of Ovis-U1: it has no {pattern}")
+
+
+if __name__ == "__main__":
+    sys.exit(workspace.guarded(main))

@@ -1,0 +1,50 @@
+"""Runs the tests from a bare checkout: sets up ComfyUI and an environment, then starts pytest in it.
+
+    python scripts/test.py [--comfyui PATH] [-- pytest's own arguments]
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import workspace
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description="Run the tests with the pinned copy of ComfyUI; what follows -- goes to pytest."
+    )
+    parser.add_argument(
+        "--comfyui",
+        metavar="PATH",
+        help="test with this ComfyUI (nothing is written to it), or 'registry' for the pinned copy",
+    )
+    ours, theirs = _split(sys.argv[1:])
+    args = parser.parse_args(ours)
+
+    workspace.check_python()
+    comfyui = workspace.find_comfyui(args.comfyui, registry_only=True)
+    python = workspace.prepare_env(comfyui, tests=True)
+    print(f"ComfyUI {comfyui.version}: {comfyui.where}")
+    os.chdir(workspace.ROOT)
+    if not any(Path(argument.split("::")[0]).exists() for argument in theirs):
+        theirs.insert(0, "tests")
+    # Isolated, or the checkout's root on sys.path would hide ComfyUI's modules of the same names.
+    return workspace.hand_over(python, ["-I", "-m", "pytest", *theirs], {"COMFYUI_PATH": str(comfyui.path)})
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    if "--" not in arguments:
+        return arguments, []
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
+
+
+if __name__ == "__main__":
+    sys.exit(workspace.guarded(main))

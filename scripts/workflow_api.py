@@ -1,0 +1,42 @@
+"""A workflow as the page saves it -> the API form that a server runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NOTES = {"Note", "MarkdownNote"}
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The prompt for /prompt, of a workflow without subgraphs.
+
+    object_info  what the server's /object_info answers. Raises ValueError naming the node types that it lacks.
+    """
+    nodes = [node for node in workflow["nodes"] if node["type"] not in NOTES]
+    missing = sorted({node["type"] for node in nodes} - object_info.keys())
+    if missing:
+        raise ValueError(f"this ComfyUI has no node {', '.join(missing)}")
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in nodes:
+        values = iter(node.get("widgets_values", []))
+        inputs = {}
+        for name, spec in _inputs(object_info[node["type"]]):
+            if _is_widget(spec):
+                inputs[name] = next(values)
+                if len(spec) > 1 and spec[1].get("control_after_generate"):
+                    next(values)
+        for slot in node.get("inputs", []):
+            if slot.get("link") is not None:
+                inputs[slot["name"]] = sources[slot["link"]]
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def _inputs(info: dict[str, Any]) -> list[tuple[str, list[Any]]]:
+    return [pair for kind in ("required", "optional") for pair in info["input"].get(kind, {}).items()]
+
+
+def _is_widget(spec: list[Any]) -> bool:
+    return (isinstance(spec[0], list) or spec[0] in WIDGETS) and not (len(spec) > 1 and spec[1].get("forceInput"))

@@ -1,0 +1,165 @@
+"""MODEL, CLIP and VAE inside ComfyUI against what the authors' code answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import close
+from torch import Tensor
+
+SIZE = {"width": 128, "height": 96}
+
+
+@pytest.fixture(scope="module")
+def conditions(loaded: tuple[Any, Any, Any]) -> tuple[Any, Any]:
+    from ovis_core.native.clip import encode
+
+    clip = loaded[1]
+    return encode(clip, "a cute cat", **SIZE), encode(clip, "", **SIZE, unconditional=True)
+
+
+def test_conditions(conditions: tuple[Any, Any], tensors: dict[str, Tensor]) -> None:
+    positive, negative = conditions
+    close(positive[0][0], tensors["cond/t2i"])
+    close(negative[0][0], tensors["cond/uncond"])
+    assert positive[0][1]["pooled_output"] is None
+
+
+def test_core_text_encode_is_the_text_to_image_condition(loaded: tuple[Any, Any, Any]) -> None:
+    from ovis_core.native.clip import encode
+
+    clip = loaded[1]
+    core = clip.encode_from_tokens_scheduled(clip.tokenize("a cute cat"))
+    assert torch.equal(core[0][0], encode(clip, "a cute cat", 1024, 1024)[0][0])
+    empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    assert torch.equal(empty[0][0], encode(clip, "", 1024, 1024, unconditional=True)[0][0])
+
+
+def test_refine(loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]) -> None:
+    from ovis_core.native.model import REFINED, refine
+
+    once = refine(loaded[0], conditions[0])
+    close(once[0][0], tensors["refiner/t2i/tokens"])
+    close(once[0][1]["pooled_output"], tensors["refiner/t2i/vector"])
+    assert once[0][1][REFINED]
+    assert REFINED not in conditions[0][0][1]
+    twice = refine(loaded[0], once)
+    assert twice[0][0] is once[0][0]
+    assert twice[0][1] is once[0][1]
+
+
+def sample(model: Any, positive: Any, negative: Any, noise: Tensor, steps: int) -> Tensor:
+    """Final latent in model space, from noise given as such."""
+    import comfy.samplers
+    from ovis_core.native.sampling import OvisGuider, sigmas_for
+
+    empty = torch.zeros_like(noise)
+    guider = OvisGuider(model, positive, negative, txt_cfg=5.0)
+    latent = guider.sample(noise, empty, comfy.samplers.sampler_object("euler"), sigmas_for(model, empty, steps, 1.0))
+    return model.model.process_latent_in(latent)
+
+
+def test_final_latent_and_image(
+    loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]
+) -> None:
+    model, _, vae = loaded
+    latent = sample(model, *conditions, tensors["t2i/noise"], steps=4)
+    close(latent, tensors["t2i/final_latent"], 1e-4)
+    close(vae.decode(model.model.process_latent_out(latent)), tensors["t2i/image"], 1e-4)
+
+
+def test_refined_conditions_sample_the_same(
+    loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]
+) -> None:
+    from ovis_core.native.model import refine
+
+    model = loaded[0]
+    refined = [refine(model, condition) for condition in conditions]
+    noise = tensors["t2i/noise"]
+    assert torch.equal(sample(model, *refined, noise, 2), sample(model, *conditions, noise, 2))
+
+
+def test_the_refiner_runs_once_per_condition(
+    loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]
+) -> None:
+    model = loaded[0]
+    calls: list[int] = []
+    network = model.model.diffusion_model
+    hooks = [
+        network.txt_in.register_forward_hook(lambda *_: calls.append(0)),
+        network.final_layer.register_forward_hook(lambda *_: calls.append(1)),
+    ]
+    try:
+        sample(model, *conditions, tensors["t2i/noise"], steps=5)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert calls.count(0) == 2
+    assert calls.count(1) == 10
+
+
+def test_weights_are_cast_and_offloaded_by_comfyui(loaded: tuple[Any, Any, Any]) -> None:
+    """Every weight sits in a layer of ComfyUI's, but for two small ones that follow their input."""
+    model, clip, _ = loaded
+    bare = set()
+    for root in (model.model.diffusion_model, clip.cond_stage_model):
+        for name, module in root.named_modules():
+            if not hasattr(module, "comfy_cast_weights"):
+                bare |= {f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)}
+    assert bare == {"txt_in.cls_token", "visual_tokenizer.backbone.preprocessor.pos_embed"}
+
+
+def test_every_weight_of_the_release_is_loaded(loaded: tuple[Any, Any, Any], weights: dict[str, Tensor]) -> None:
+    from ovis_core import layout
+
+    model, clip, _ = loaded
+    decoder = model.model.diffusion_model.state_dict()
+    text = clip.cond_stage_model.state_dict()
+    for name, value in weights.items():
+        if name.startswith(layout.DECODER):
+            own = name.removeprefix(layout.DECODER).replace("_norm.scale", "_norm.weight")
+            assert torch.equal(decoder.pop(own), value), name
+        elif not name.startswith(layout.VAE):
+            assert torch.equal(text.pop(name), value), name
+    assert not decoder
+    assert not text
+
+
+def test_partly_offloaded_computes_the_same(
+    comfyui: Path, loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]
+) -> None:
+    """A budget of half the decoder leaves layers behind; they are cast for each use."""
+    model, clip, _ = loaded
+    whole = sample(model, *conditions, tensors["t2i/noise"], 2)
+    patcher = model.clone()
+    patcher.load(patcher.load_device, lowvram_model_memory=model.model_size() // 2, force_patch_weights=True)
+    try:
+        left = [m for m in model.model.diffusion_model.modules() if getattr(m, "comfy_cast_weights", False)]
+        assert left
+        from ovis_core.native.model import refine
+
+        y = refine(patcher, conditions[0])
+        x = tensors["t2i/noise"]
+        velocity = model.model.diffusion_model(x, torch.tensor([0.73]), y[0][0], y[0][1]["pooled_output"])
+        close(velocity, tensors["backbone/t2i/t0.73"])
+    finally:
+        patcher.detach()
+    assert torch.equal(sample(model, *conditions, tensors["t2i/noise"], 2), whole)
+
+
+def test_bfloat16_weights(
+    comfyui: Path, raw_config: dict[str, Any], tmp_path: Path, conditions: tuple[Any, Any], tensors: dict[str, Tensor]
+) -> None:
+    """As the release stores them. A CPU computes in float32, so only the weights' own rounding shows."""
+    import make_checkpoint
+    from ovis_core.native.clip import encode
+    from ovis_core.native.loading import load_release
+
+    model, clip, _ = load_release(make_checkpoint.write_release(tmp_path / "bf16", raw_config, dtype="BF16", shards=3))
+    assert clip.cond_stage_model.llm.model.norm.weight.dtype == torch.bfloat16
+    condition = encode(clip, "a cute cat", **SIZE)
+    close(condition[0][0], tensors["cond/t2i"], 2e-2)
+    close(sample(model, *conditions, tensors["t2i/noise"], 4), tensors["t2i/final_latent"], 1e-2)

@@ -1,0 +1,291 @@
+"""Text to image in a running ComfyUI, over its HTTP and WebSocket API."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+import torch
+from comfy_server import ComfyServer, PromptFailed, PromptRejected, Result
+from graphs import WORKFLOWS, Graph, text_to_image
+from PIL import Image
+from safetensors.torch import load
+from torch import Tensor
+
+NODES = {
+    "OvisU1Decode",
+    "OvisU1Guider",
+    "OvisU1Loader",
+    "OvisU1Refine",
+    "OvisU1Sampler",
+    "OvisU1Scheduler",
+    "OvisU1TextEncode",
+}
+
+
+@pytest.fixture(scope="module")
+def info(server: ComfyServer) -> dict[str, Any]:
+    return server.object_info()
+
+
+def latent(server: ComfyServer, result: Result, node: str) -> Tensor:
+    return load(server.image(result.outputs[node]["latents"][0]))["latent_tensor"]
+
+
+def image(server: ComfyServer, result: Result, graph: Graph) -> Image.Image:
+    (entry,) = result.outputs[graph.find("SaveImage")]["images"]
+    return Image.open(io.BytesIO(server.image(entry)))
+
+
+def core_sampling(graph: Graph, sigmas: list[Any], guider: list[Any]) -> list[Any]:
+    """SamplerCustomAdvanced in place of OvisU1Sampler, with the same seed and latent."""
+    inputs = graph.prompt[graph.find("OvisU1Sampler")]["inputs"]
+    noise = graph.add("RandomNoise", noise_seed=inputs["seed"])
+    euler = graph.add("KSamplerSelect", sampler_name="euler")
+    advanced = graph.add(
+        "SamplerCustomAdvanced",
+        noise=[noise, 0],
+        guider=guider,
+        sampler=[euler, 0],
+        sigmas=sigmas,
+        latent_image=inputs["latent"],
+    )
+    return [advanced, 0]
+
+
+def test_the_pack_loads_without_a_complaint(server: ComfyServer, info: dict[str, Any]) -> None:
+    assert set(info) >= NODES
+    assert "IMPORT FAILED" not in server.log_text()
+    assert "Traceback" not in server.log_text()
+
+
+def test_every_input_and_output_is_explained(info: dict[str, Any]) -> None:
+    for name in NODES:
+        node = info[name]
+        assert node["display_name"].startswith("Ovis-U1 ")
+        assert node["category"] == "Ovis-U1"
+        assert node["description"]
+        for kind in ("required", "optional"):
+            for key, spec in node["input"].get(kind, {}).items():
+                assert spec[1].get("tooltip"), f"{name}.{key}"
+        assert len(node["output_tooltips"]) == len(node["output"])
+        assert all(node["output_tooltips"]), name
+        assert len(set(node["output_name"])) == len(node["output_name"]), name
+
+
+def test_the_workflow_fits_the_nodes(info: dict[str, Any]) -> None:
+    """Every widget value of the saved workflow is one that its node takes."""
+    for file in WORKFLOWS.glob("*.json"):
+        workflow = json.loads(file.read_text(encoding="utf-8"))
+        slots = {(link[1], link[2]): link[5] for link in workflow["links"]}
+        for node in workflow["nodes"]:
+            for slot, output in enumerate(node.get("outputs", [])):
+                if node["type"] in info and output["links"]:
+                    assert info[node["type"]]["output"][slot] == slots[node["id"], slot], node["type"]
+    graph = text_to_image(info)
+    for node in graph.prompt.values():
+        inputs = info[node["class_type"]]["input"]
+        specs = {**inputs.get("required", {}), **inputs.get("optional", {})}
+        assert set(node["inputs"]) <= set(specs), node["class_type"]
+        assert set(inputs.get("required", {})) <= set(node["inputs"]), node["class_type"]
+
+
+def test_the_workflow_makes_an_image(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = text_to_image(info)
+    result = server.run(graph.prompt)
+    picture = image(server, result, graph)
+    assert picture.size == (128, 96)
+    assert len(set(picture.tobytes())) > 20
+    progress = [event["data"] for event in result.events if event["type"] == "progress"]
+    assert progress
+    assert progress[-1]["value"] == progress[-1]["max"] == 3
+
+
+def test_ksampler_gives_the_same_latent(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = text_to_image(info, steps=30).set("OvisU1Sampler", scheduler="simple")
+    ours = graph.prompt[graph.find("OvisU1Sampler")]["inputs"]
+    shifted = graph.add(
+        "ModelSamplingFlux", model=graph.out("OvisU1Loader"), max_shift=1.15, base_shift=0.5, width=128, height=96
+    )
+    core = graph.add(
+        "KSampler",
+        model=[shifted, 0],
+        positive=ours["positive"],
+        negative=ours["negative"],
+        latent_image=ours["latent"],
+        seed=ours["seed"],
+        steps=30,
+        cfg=5.0,
+        sampler_name="euler",
+        scheduler="simple",
+        denoise=1.0,
+    )
+    own = graph.save_latent(graph.out("OvisU1Sampler"), "own")
+    other = graph.save_latent([core, 0], "core")
+    model_schedule = text_to_image(info, steps=30)
+    default = model_schedule.save_latent(model_schedule.out("OvisU1Sampler"), "default")
+    result = server.run(graph.prompt)
+    simple = latent(server, result, own)
+    assert torch.equal(simple, latent(server, result, other))
+    # At 30 steps ComfyUI's `simple` and the model's own schedule are not the same.
+    assert not torch.equal(simple, latent(server, server.run(model_schedule.prompt), default))
+
+
+def test_a_model_sampling_flux_of_the_user_wins(server: ComfyServer, info: dict[str, Any]) -> None:
+    def run(scheduler: str, patched: bool) -> Tensor:
+        graph = text_to_image(info).set("OvisU1Sampler", scheduler=scheduler)
+        if patched:
+            shifted = graph.add(
+                "ModelSamplingFlux", model=graph.out("OvisU1Loader"), max_shift=3.0, base_shift=2.0, width=128, height=96
+            )
+            graph.set("OvisU1Sampler", model=[shifted, 0])
+        node = graph.save_latent(graph.out("OvisU1Sampler"), "shift")
+        return latent(server, server.run(graph.prompt), node)
+
+    assert not torch.equal(run("simple", True), run("simple", False))
+    assert torch.equal(run("ovis_u1", True), run("ovis_u1", False))
+
+
+def test_three_nodes_give_the_same_latent_to_the_last_bit(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = text_to_image(info, steps=7)
+    model = graph.out("OvisU1Loader")
+    conditions = {name: graph.out("OvisU1TextEncode", i) for i, name in enumerate(("positive", "negative"))}
+    sigmas = graph.add("OvisU1Scheduler", model=model, latent=graph.out("EmptyLatentImage"), steps=7, denoise=1.0)
+    guider = graph.add("OvisU1Guider", model=model, **conditions, txt_cfg=5.0)
+    own = graph.save_latent(graph.out("OvisU1Sampler"), "one")
+    three = graph.save_latent(core_sampling(graph, [sigmas, 0], [guider, 0]), "three")
+    result = server.run(graph.prompt)
+    assert torch.equal(latent(server, result, own), latent(server, result, three))
+
+
+def test_refined_conditioning_samples_the_same(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = text_to_image(info)
+    plain = graph.save_latent(graph.out("OvisU1Sampler"), "plain")
+    expected = latent(server, server.run(graph.prompt), plain)
+    for name, slot in (("positive", 0), ("negative", 1)):
+        link = graph.out("OvisU1TextEncode", slot)
+        for _ in range(2):
+            link = [graph.add("OvisU1Refine", model=graph.out("OvisU1Loader"), conditioning=link), 0]
+        graph.set("OvisU1Sampler", **{name: link})
+    assert torch.equal(latent(server, server.run(graph.prompt), plain), expected)
+
+
+def test_core_nodes_alone(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = text_to_image(info)
+    model, clip, vae = (graph.out("OvisU1Loader", slot) for slot in range(3))
+    text = [graph.add("CLIPTextEncode", clip=clip, text=text) for text in ("a cute cat", "")]
+    core = graph.add(
+        "KSampler",
+        model=model,
+        positive=[text[0], 0],
+        negative=[text[1], 0],
+        latent_image=graph.out("EmptyLatentImage"),
+        seed=1,
+        steps=2,
+        cfg=5.0,
+        sampler_name="dpmpp_2m",
+        scheduler="beta",
+        denoise=1.0,
+    )
+    decoded = graph.add("VAEDecode", samples=[core, 0], vae=vae)
+    graph.set("SaveImage", images=[decoded, 0]).remove("OvisU1Decode", "OvisU1Sampler", "OvisU1TextEncode")
+    assert image(server, server.run(graph.prompt), graph).size == (128, 96)
+
+
+def test_the_same_graph_gives_the_same_image(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph, other = text_to_image(info, seed=11), text_to_image(info, seed=12)
+    first = image(server, server.run(graph.prompt), graph).tobytes()
+    between = image(server, server.run(other.prompt), other).tobytes()
+    again = server.run(graph.prompt)
+    assert graph.find("OvisU1Sampler") in again.executed_nodes
+    assert image(server, again, graph).tobytes() == first
+    assert between != first
+
+
+def test_a_new_seed_reruns_only_sampling_and_decoding(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = text_to_image(info, seed=21)
+    server.run(graph.prompt)
+    result = server.run(graph.set("OvisU1Sampler", seed=22).prompt)
+    assert set(result.executed_nodes) == {graph.find(name) for name in ("OvisU1Sampler", "OvisU1Decode", "SaveImage")}
+
+
+def test_interrupt_stops_within_a_step_and_the_next_prompt_works(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = text_to_image(info, width=512, height=512, steps=200)
+    asked: list[int] = []
+
+    def on_progress(value: int, maximum: int) -> None:
+        if maximum == 200 and value >= 3 and not asked:
+            asked.append(value)
+            server.interrupt()
+
+    result = server.run(graph.prompt, on_progress=on_progress, check=False)
+    steps = [e["data"]["value"] for e in result.events if e["type"] == "progress" and e["data"]["max"] == 200]
+    assert any(event["type"] == "execution_interrupted" for event in result.events)
+    assert asked[0] <= max(steps) <= asked[0] + 1
+    assert server.run(text_to_image(info, seed=31).prompt).error is None
+
+
+def test_a_batch_is_its_singles(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = text_to_image(info).set("EmptyLatentImage", batch_size=4)
+    whole = graph.save_latent(graph.out("OvisU1Sampler"), "batch")
+    inputs = graph.prompt[graph.find("OvisU1Sampler")]["inputs"]
+    empty, singles = graph.out("EmptyLatentImage"), []
+    sampler = dict(inputs)
+    for i in range(4):
+        one = graph.add("LatentFromBatch", samples=empty, batch_index=i, length=1)
+        sampled = graph.add("OvisU1Sampler", **{**sampler, "latent": [one, 0]})
+        singles.append(graph.save_latent([sampled, 0], f"single{i}"))
+    result = server.run(graph.prompt)
+    batch = latent(server, result, whole)
+    assert batch.shape[0] == 4
+    for i, node in enumerate(singles):
+        assert torch.allclose(batch[i : i + 1], latent(server, result, node), rtol=0, atol=1e-4 * float(batch.abs().max()))
+    assert not torch.allclose(batch[0], batch[1], atol=0.1)
+
+
+@pytest.mark.parametrize(("width", "height"), [(512, 1024), (1040, 784)])
+def test_sizes(server: ComfyServer, info: dict[str, Any], width: int, height: int) -> None:
+    graph = text_to_image(info, width, height, steps=1)
+    assert image(server, server.run(graph.prompt), graph).size == (width, height)
+
+
+def test_denoise_keeps_some_of_the_image(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = text_to_image(info, steps=4)
+    start = graph.out("OvisU1Sampler")
+    near, far = (
+        graph.add(
+            "OvisU1Sampler",
+            **{**graph.prompt[start[0]]["inputs"], "latent": start, "seed": 99, "denoise": denoise},
+        )
+        for denoise in (0.2, 0.9)
+    )
+    nodes = [graph.save_latent([node, 0], f"denoise{i}") for i, node in enumerate((start[0], near, far))]
+    result = server.run(graph.prompt)
+    source, close_by, far_off = (latent(server, result, node) for node in nodes)
+    assert 0 < (close_by - source).abs().mean() < (far_off - source).abs().mean()
+
+
+def test_what_is_refused_is_said_in_a_sentence(server: ComfyServer, info: dict[str, Any]) -> None:
+    with pytest.raises(PromptFailed, match="width: 1000 pixels is not a multiple of 16; use 992 or 1008"):
+        server.run(text_to_image(info, width=1000).prompt)
+    graph = text_to_image(info).set("EmptyLatentImage", width=1000, height=1016)
+    with pytest.raises(PromptFailed, match="latent: its image is 1000 x 1016 pixels.*multiple of 16; use 992 x 1008"):
+        server.run(graph.prompt)
+    graph = text_to_image(info).set("OvisU1Loader", model_name="../../tiny")
+    with pytest.raises(PromptRejected, match=r"model_name: '../../tiny' was not found; choose one of .*tiny"):
+        server.run(graph.prompt)
+
+
+def test_folders_that_are_listed(info: dict[str, Any]) -> None:
+    """`models/ovis_u1`, what extra_model_paths.yaml adds, and whole releases where other packs put them."""
+    spec = info["OvisU1Loader"]["input"]["required"]["model_name"]
+    options = spec[0] if isinstance(spec[0], list) else spec[1]["options"]
+    assert set(options) == {"tiny", "elsewhere", "half", "ovis/whole"}
+
+
+def test_a_broken_model_is_named(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = text_to_image(info).set("OvisU1Loader", model_name="half")
+    with pytest.raises(PromptFailed, match=r"half lacks model-00002-of-00002\.safetensors"):
+        server.run(graph.prompt)
