@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import nodes
 from comfy_api.latest import io
+
+import nodes
 
 from ..ovis_core.native.clip import encode
 from ..ovis_core.sizes import LATENT_FACTOR
@@ -32,7 +33,7 @@ class OvisU1TextEncode(io.ComfyNode):
                 io.String.Input(
                     "prompt",
                     multiline=True,
-                    tooltip="What to paint, in plain sentences. Taken literally: (word:1.2) and <tags> mean themselves.",
+                    tooltip="What to paint, in plain sentences. Taken literally: (word:1.2) and <tags> are just text.",
                 ),
                 io.Int.Input("width", **side, tooltip="Width in pixels of the image to be made, a multiple of 16."),
                 io.Int.Input("height", **side, tooltip="Height in pixels of the image to be made, a multiple of 16."),
@@ -42,8 +43,8 @@ class OvisU1TextEncode(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip=(
-                        "What to stay away from. Empty: the model's own prompt without text, which it was trained to be "
-                        "guided against."
+                        "What to stay away from. Empty: the model's own prompt without text, which it was trained "
+                        "to be guided against."
                     ),
                 ),
             ],

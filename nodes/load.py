@@ -53,8 +53,8 @@ class OvisU1Loader(io.ComfyNode):
             return True
         if not names:
             return (
-                f"model_name: no Ovis-U1 model was found; put the folder of AIDC-AI/Ovis-U1-3B into {folders.roots()[0]} "
-                "and press R to refresh."
+                "model_name: no Ovis-U1 model was found; put the folder of AIDC-AI/Ovis-U1-3B into "
+                f"{folders.roots()[0]} and press R to refresh."
             )
         return f"model_name: {model_name!r} was not found; choose one of {', '.join(names)}."
 

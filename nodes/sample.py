@@ -24,7 +24,9 @@ TXT_CFG = {
     "max": 100.0,
     "step": 0.1,
     "round": 0.01,
-    "tooltip": "How strongly to follow the text. The authors use 5 for text to image, 6 for edits; 1 is off and twice as fast.",
+    "tooltip": (
+        "How strongly to follow the text. The authors use 5 for text to image, 6 for edits; 1 turns guidance off."
+    ),
 }
 IMG_CFG = {
     "default": 1.5,
@@ -34,7 +36,9 @@ IMG_CFG = {
     "round": 0.01,
     "tooltip": "How strongly to keep to the source image. Used only with image_only connected; the authors use 1.5.",
 }
-IMAGE_ONLY_TIP = "For edits: the condition with the source image and no text. Connected, it turns on the second guidance scale."
+IMAGE_ONLY_TIP = (
+    "For edits: the condition with the source image and no text. Connected, it turns on the second guidance scale."
+)
 
 
 class OvisU1Scheduler(io.ComfyNode):
@@ -54,7 +58,11 @@ class OvisU1Scheduler(io.ComfyNode):
                 io.Int.Input("steps", **STEPS),
                 io.Float.Input("denoise", **DENOISE),
             ],
-            outputs=[io.Sigmas.Output("sigmas", display_name="sigmas", tooltip="steps + 1 sigmas, from 1 (noise) to 0 (image).")],
+            outputs=[
+                io.Sigmas.Output(
+                    "sigmas", display_name="sigmas", tooltip="steps + 1 sigmas, from 1 (noise) to 0 (image)."
+                )
+            ],
         )
 
     @classmethod

@@ -73,7 +73,7 @@ def _vision(c: VisionConfig) -> Shapes:
         yield f"{p}.blocks.{i}.norm_2.weight", (d,)
     yield f"{p}.post_trunk_norm.weight", (d,)
     words = c.vocab_size - 4
-    yield "visual_tokenizer.head.0.weight", (words, d * c.hidden_stride ** 2)
+    yield "visual_tokenizer.head.0.weight", (words, d * c.hidden_stride**2)
     yield from _norm("visual_tokenizer.head.1", words)
 
 

@@ -42,7 +42,9 @@ class Multimodal(nn.Module):
         self.config = config
         self.llm = LanguageModel(config.language, **kwargs)
         self.visual_tokenizer = VisualTokenizer(config.vision, attention=attention, **kwargs)
-        self.vte = operations.Embedding(config.vision.vocab_size, config.language.hidden_size, dtype=dtype, device=device)
+        self.vte = operations.Embedding(
+            config.vision.vocab_size, config.language.hidden_size, dtype=dtype, device=device
+        )
 
     def see(self, picture: VisualInput, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Embeddings (tokens, hidden) of a picture: begin, one for each 2 x 2 patches, end."""
@@ -72,7 +74,8 @@ class Multimodal(nn.Module):
         length, limit = sequence_length(tokens), self.config.language.max_position_embeddings
         if length > limit:
             raise ValueError(
-                f"prompt: text and pictures take {length} positions and the language model has {limit}; shorten the text."
+                f"prompt: text and pictures take {length} positions and the language model has {limit}; "
+                "shorten the text."
             )
         return self.llm.condition(self.embed(tokens, device, dtype)[None])
 

@@ -24,16 +24,15 @@ from types import TracebackType
 from typing import Any
 
 import aiohttp
-from workspace import UserError, end, tail
+
+from workspace import UserError, end, remove, tail
 
 Prompt = Mapping[str, Mapping[str, Any]]
 Event = dict[str, Any]
 OnProgress = Callable[[int, int], object]
 
 HOST = "127.0.0.1"
-PORT_TAKEN = re.compile(
-    r"address already in use|errno (98|48|10048)\b|only one usage of each socket", re.IGNORECASE
-)
+PORT_TAKEN = re.compile(r"address already in use|errno (98|48|10048)\b|only one usage of each socket", re.IGNORECASE)
 CLOSED = {
     aiohttp.WSMsgType.CLOSE,
     aiohttp.WSMsgType.CLOSING,
@@ -113,6 +112,9 @@ class ComfyServer:
         self.port = port
         self.python = python or Path(sys.executable)
         self.log = log or self.base / "server.log"
+        # ComfyUI empties its folder for temporary files, so servers that share a base must not share this one.
+        # Its name also tells this server from any other.
+        self._temp = self.base / "temp" / uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
         # A proxy of the user's must not come between this process and its own child.
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
@@ -159,7 +161,7 @@ class ComfyServer:
 
     def _launch(self) -> None:
         options = ["--base-directory", str(self.base), "--listen", HOST, "--port", str(self.port)]
-        options += ["--disable-auto-launch", "--disable-api-nodes"]
+        options += ["--temp-directory", str(self._temp), "--disable-auto-launch", "--disable-api-nodes"]
         if "--database-url" in (self.comfyui / "comfy" / "cli_args.py").read_text(encoding="utf-8"):
             # By default the database lies in ComfyUI's folder, and one file serves one process only.
             options += ["--database-url", "sqlite:///:memory:"]
@@ -180,8 +182,8 @@ class ComfyServer:
         while time.monotonic() < deadline:
             self._check_alive("did not start")
             with contextlib.suppress(OSError, ValueError, KeyError, ServerError):
-                # Whoever else may listen on this port was not started with this base directory.
-                if str(self.base) in self._json("/system_stats", timeout=10.0)["system"]["argv"]:
+                # Another program may have taken this port in the meantime.
+                if str(self._temp) in self._json("/system_stats", timeout=10.0)["system"]["argv"]:
                     return
             time.sleep(0.2)
         raise ServerError(f"ComfyUI did not answer within {timeout:.0f} s.{self._log_tail()}")
@@ -197,12 +199,14 @@ class ComfyServer:
                 tree = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
                 subprocess.run(tree, capture_output=True)
             end(process)
-            return
-        self._signal_group(process, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10.0)
-        self._signal_group(process, signal.SIGKILL)
-        process.wait()
+        else:
+            self._signal_group(process, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10.0)
+            self._signal_group(process, signal.SIGKILL)
+            process.wait()
+        with contextlib.suppress(OSError):
+            remove(self._temp)
 
     @staticmethod
     def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
@@ -273,9 +277,7 @@ class ComfyServer:
         """Puts an image among the inputs, over one of its name; the name for LoadImage."""
         boundary = uuid.uuid4().hex
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
-        head += (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{Path(path).name}"\r\n'
-        )
+        head += f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{Path(path).name}"\r\n'
         head += "Content-Type: application/octet-stream\r\n\r\n"
         body = head.encode() + Path(path).read_bytes() + f"\r\n--{boundary}--\r\n".encode()
         form = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
@@ -403,9 +405,7 @@ def _steps(event: Event, prompt_id: str, seen: dict[str, tuple[int, int]]) -> li
         told = {str(data.get("node")): data}
     elif event.get("type") == "progress_state":
         # Each running node is there with 0 of 1 before it counts anything itself.
-        told = {
-            key: node for key, node in data["nodes"].items() if node["state"] == "running" and node["max"] > 1
-        }
+        told = {key: node for key, node in data["nodes"].items() if node["state"] == "running" and node["max"] > 1}
     else:
         return []
     if data.get("prompt_id") not in (None, prompt_id):
@@ -430,9 +430,9 @@ def _readable(error: Any, node_errors: dict[str, Any]) -> str:
     for node, said in node_errors.items():
         for item in said.get("errors", []):
             details = f": {item['details']}" if item.get("details") else ""
-            lines.append(f"node {node} ({said.get('class_type')}): {item.get('message')}{details}")
+            lines.append(f"node {node} ({said.get('class_type')}): {str(item.get('message')).rstrip('.')}{details}")
     if not lines and isinstance(error, dict):
-        lines = [": ".join(str(error[key]) for key in ("message", "details") if error.get(key))]
+        lines = [": ".join(str(error[key]).rstrip(".") for key in ("message", "details") if error.get(key))]
     return "ComfyUI did not take the prompt: " + ("; ".join(lines) or str(error))
 
 

@@ -22,7 +22,8 @@ def import_core() -> ModuleType:
         spec = importlib.util.spec_from_file_location(
             "ovis_core", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
         )
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         core = importlib.util.module_from_spec(spec)
         sys.modules["ovis_core"] = core
         spec.loader.exec_module(core)

@@ -242,9 +242,7 @@ def describe_comfyui(path: Path, where: str) -> ComfyUI:
 def _version(path: Path) -> str:
     for name in ("comfyui_version.py", "pyproject.toml"):
         if (path / name).is_file():
-            found = re.search(
-                r'(?m)^(?:__)?version(?:__)? = "(.+)"', (path / name).read_text(encoding="utf-8")
-            )
+            found = re.search(r'(?m)^(?:__)?version(?:__)? = "(.+)"', (path / name).read_text(encoding="utf-8"))
             if found:
                 return found[1]
     return "of unknown version"

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
+
 from ovis_core.checkpoint import CheckpointError, is_complete, is_release, open_release
 from ovis_core.config import ConfigError, read_config
-from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -108,7 +109,9 @@ def test_config_that_is_not_ours(folder: Path, text: str) -> None:
         (("llm_config", "attention_bias"), True, "llm_config.attention_bias is True"),
     ],
 )
-def test_config_that_cannot_be_built(raw_config: dict[str, Any], path: tuple[str, ...], value: Any, message: str) -> None:
+def test_config_that_cannot_be_built(
+    raw_config: dict[str, Any], path: tuple[str, ...], value: Any, message: str
+) -> None:
     broken = copy.deepcopy(raw_config)
     section = broken
     for key in path[:-1]:

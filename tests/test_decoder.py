@@ -6,16 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from conftest import close
 from ovis_core import layout
 from ovis_core.networks.decoder import Decoder, pack, unpack
-from torch import Tensor
 
 
 @pytest.fixture(scope="module")
 def decoder(config: Any, weights: dict[str, Tensor]) -> Decoder:
     decoder = Decoder(config.decoder)
-    own = {name.removeprefix(layout.DECODER): value for name, value in weights.items() if name.startswith(layout.DECODER)}
+    own = {
+        name.removeprefix(layout.DECODER): value for name, value in weights.items() if name.startswith(layout.DECODER)
+    }
     decoder.load_state_dict({name.replace("_norm.scale", "_norm.weight"): value for name, value in own.items()})
     return decoder.eval().requires_grad_(False)
 

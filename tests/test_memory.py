@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from ovis_core.networks.attention import apply_rotary
-from ovis_core.networks.decoder import Decoder
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from ovis_core.networks.attention import apply_rotary
+from ovis_core.networks.decoder import Decoder
 
 FULL_SIZE = {
     "vec_in_dim": 1536,

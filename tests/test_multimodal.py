@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
+
 from conftest import close
 from ovis_core import layout, prompts
 from ovis_core.multimodal import Multimodal, sequence_length
 from ovis_core.pixels import VisualInput, blank_input, understanding_input
 from ovis_core.tokenizer import Tokenizer
-from PIL import Image
-from torch import Tensor
 
 CPU = torch.device("cpu")
 
@@ -60,7 +61,9 @@ def test_visual_words(model: Multimodal, seen: VisualInput, tensors: dict[str, T
     assert expected[:, -4:].count_nonzero() == 0
 
 
-def test_embeddings(model: Multimodal, seen: VisualInput, tensors: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+def test_embeddings(
+    model: Multimodal, seen: VisualInput, tensors: dict[str, Tensor], weights: dict[str, Tensor]
+) -> None:
     embeds = model.see(seen, CPU, torch.float32)
     close(embeds[1:-1], tensors["visual/understand/embeds"])
     close(embeds[[0, -1]], weights["vte.weight"][[-5, -4]])

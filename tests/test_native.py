@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import close
 from torch import Tensor
+
+from conftest import close
 
 SIZE = {"width": 128, "height": 96}
 
@@ -54,6 +55,7 @@ def test_refine(loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tenso
 def sample(model: Any, positive: Any, negative: Any, noise: Tensor, steps: int) -> Tensor:
     """Final latent in model space, from noise given as such."""
     import comfy.samplers
+
     from ovis_core.native.sampling import OvisGuider, sigmas_for
 
     empty = torch.zeros_like(noise)
@@ -132,7 +134,7 @@ def test_partly_offloaded_computes_the_same(
     comfyui: Path, loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]
 ) -> None:
     """A budget of half the decoder leaves layers behind; they are cast for each use."""
-    model, clip, _ = loaded
+    model = loaded[0]
     whole = sample(model, *conditions, tensors["t2i/noise"], 2)
     patcher = model.clone()
     patcher.load(patcher.load_device, lowvram_model_memory=model.model_size() // 2, force_patch_weights=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from ovis_core.schedule import shift_for, shifted_times
 from ovis_core.sizes import image_tokens
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from comfy_server import ComfyServer, PromptFailed, PromptRejected, Result
-from graphs import WORKFLOWS, Graph, text_to_image
 from PIL import Image
 from safetensors.torch import load
 from torch import Tensor
+
+from comfy_server import ComfyServer, PromptFailed, PromptRejected, Result
+from graphs import WORKFLOWS, Graph, text_to_image
 
 NODES = {
     "OvisU1Decode",
@@ -138,7 +139,12 @@ def test_a_model_sampling_flux_of_the_user_wins(server: ComfyServer, info: dict[
         graph = text_to_image(info).set("OvisU1Sampler", scheduler=scheduler)
         if patched:
             shifted = graph.add(
-                "ModelSamplingFlux", model=graph.out("OvisU1Loader"), max_shift=3.0, base_shift=2.0, width=128, height=96
+                "ModelSamplingFlux",
+                model=graph.out("OvisU1Loader"),
+                max_shift=3.0,
+                base_shift=2.0,
+                width=128,
+                height=96,
             )
             graph.set("OvisU1Sampler", model=[shifted, 0])
         node = graph.save_latent(graph.out("OvisU1Sampler"), "shift")
@@ -241,7 +247,9 @@ def test_a_batch_is_its_singles(server: ComfyServer, info: dict[str, Any]) -> No
     batch = latent(server, result, whole)
     assert batch.shape[0] == 4
     for i, node in enumerate(singles):
-        assert torch.allclose(batch[i : i + 1], latent(server, result, node), rtol=0, atol=1e-4 * float(batch.abs().max()))
+        assert torch.allclose(
+            batch[i : i + 1], latent(server, result, node), rtol=0, atol=1e-4 * float(batch.abs().max())
+        )
     assert not torch.allclose(batch[0], batch[1], atol=0.1)
 
 
@@ -271,7 +279,7 @@ def test_what_is_refused_is_said_in_a_sentence(server: ComfyServer, info: dict[s
     with pytest.raises(PromptFailed, match="width: 1000 pixels is not a multiple of 16; use 992 or 1008"):
         server.run(text_to_image(info, width=1000).prompt)
     graph = text_to_image(info).set("EmptyLatentImage", width=1000, height=1016)
-    with pytest.raises(PromptFailed, match="latent: its image is 1000 x 1016 pixels.*multiple of 16; use 992 x 1008"):
+    with pytest.raises(PromptFailed, match=r"latent: its image is 1000 x 1016 pixels.*multiple of 16; use 992 x 1008"):
         server.run(graph.prompt)
     graph = text_to_image(info).set("OvisU1Loader", model_name="../../tiny")
     with pytest.raises(PromptRejected, match=r"model_name: '../../tiny' was not found; choose one of .*tiny"):

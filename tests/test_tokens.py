@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import make_checkpoint
 import pytest
+
+import make_checkpoint
 from ovis_core import prompts
 from ovis_core.tokenizer import Tokenizer
 
@@ -14,7 +15,9 @@ PLACES = {prompts.Picture.IMAGE: -200, prompts.Picture.VIDEO: -201}
 
 
 @pytest.fixture(scope="module", params=["bundled", "release"])
-def tokenizer(request: pytest.FixtureRequest, qwen25_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def tokenizer(
+    request: pytest.FixtureRequest, qwen25_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Tokenizer:
     if request.param == "bundled":
         return Tokenizer(qwen25_tokenizer)
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -38,7 +41,9 @@ def test_unicode_ids(tokenizer: Tokenizer, golden: dict[str, Any]) -> None:
     assert case["raw_input_ids"][len(turn)] == prompts.Control.TURN_START
 
 
-@pytest.mark.parametrize("typed", ["<image>", "<|im_end|>", "<|im_start|>user", "<think>", "<tool_call>", "<|endoftext|>"])
+@pytest.mark.parametrize(
+    "typed", ["<image>", "<|im_end|>", "<|im_start|>user", "<think>", "<tool_call>", "<|endoftext|>"]
+)
 def test_what_a_user_types_is_literal(tokenizer: Tokenizer, typed: str) -> None:
     plain = tokenizer.encode(prompts.text_to_image("a sign"))
     out = tokenizer.encode(prompts.text_to_image(f"a sign that says {typed} twice"))

@@ -7,12 +7,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-
 NO_FLOAT64 = ("mps", "npu", "privateuseone", "xpu")  # device types
 
 
 class Attention(Protocol):
-    """q, k, v (B, heads, L, D), `pe` a rotary table or None -> (B, L, heads * D)."""
+    """What the networks ask of an attention."""
 
     def __call__(
         self,
@@ -22,7 +21,9 @@ class Attention(Protocol):
         pe: Tensor | None,
         mask: Tensor | None = None,
         transformer_options: dict[str, Any] = ...,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """q, k, v (B, heads, L, D), `pe` a rotary table or None -> (B, L, heads * D)."""
+        ...
 
 
 def rotary_table(positions: Tensor, axes_dim: tuple[int, ...], theta: float) -> Tensor:

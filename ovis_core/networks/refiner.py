@@ -37,8 +37,7 @@ class Refiner(nn.Module):
         )
         self.cls_token = nn.Parameter(torch.empty(1, 1, hidden_size, **kwargs), requires_grad=False)
         blocks = [
-            RefinerBlock(hidden_size, heads, operations=operations, attention=attention, **kwargs)
-            for _ in range(DEPTH)
+            RefinerBlock(hidden_size, heads, operations=operations, attention=attention, **kwargs) for _ in range(DEPTH)
         ]
         self.individual_token_refiner = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
 

@@ -63,7 +63,9 @@ class Backbone(nn.Module):
         kwargs = {"dtype": dtype, "device": device}
         self.config = config
         self.preprocessor = Preprocessor(config, operations=operations, **kwargs)
-        blocks = [Block(config, operations=operations, attention=attention, **kwargs) for _ in range(config.num_hidden_layers)]
+        blocks = [
+            Block(config, operations=operations, attention=attention, **kwargs) for _ in range(config.num_hidden_layers)
+        ]
         # The release has this norm's weight and does not use it; it is kept so that a saved model is whole.
         norm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **kwargs)
         self.trunk = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "post_trunk_norm": norm})
@@ -164,8 +166,9 @@ class Block(nn.Module):
 
 
 def rotary_angles(rows: int, columns: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (rows * columns, head_dim / 2): the first half of the pairs turns with rows, the rest with columns."""
-    frequency = 1.0 / ROTARY_THETA ** (torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2))
+    """cos and sin (rows * columns, head_dim / 2): the first half of the pairs turns with rows, the other with columns."""
+    half = head_dim // 2
+    frequency = 1.0 / ROTARY_THETA ** (torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
     row = torch.arange(rows, dtype=torch.float32, device=device)[:, None] * frequency
     column = torch.arange(columns, dtype=torch.float32, device=device)[:, None] * frequency
     angle = torch.cat((row.repeat_interleave(columns, dim=0), column.repeat(rows, 1)), dim=-1)
