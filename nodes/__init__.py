@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .decode import OvisU1Decode
-from .encode import OvisU1TextEncode
+from .encode import OvisU1EditEncode, OvisU1TextEncode
 from .load import OvisU1Loader
 from .refine import OvisU1Refine
 from .sample import OvisU1Guider, OvisU1Sampler, OvisU1Scheduler
@@ -17,6 +17,7 @@ class OvisU1Extension(ComfyExtension):
         return [
             OvisU1Loader,
             OvisU1TextEncode,
+            OvisU1EditEncode,
             OvisU1Refine,
             OvisU1Scheduler,
             OvisU1Guider,

@@ -27,6 +27,15 @@ def need_clip(clip: Any) -> None:
         raise ValueError(f"clip: this is {kind}, not Ovis-U1's; connect the CLIP of Ovis-U1 Load Model.")
 
 
+def need_one_text(**texts: Any) -> None:
+    """Refuses anything but one text."""
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{name}: this is a {type(text).__name__}, not one text; give each prompt an Ovis-U1 encode of its own."
+            )
+
+
 def need_size(**sides: int) -> None:
     """Refuses sides in pixels that the decoder cannot make."""
     for name, side in sides.items():

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..ovis_core.native.vae import decode
 from .checks import CATEGORY
 
 
@@ -19,15 +20,24 @@ class OvisU1Decode(io.ComfyNode):
             node_id="OvisU1Decode",
             display_name="Ovis-U1 Decode",
             category=CATEGORY,
-            description="Decodes latents to images. Goes tile by tile by itself where memory is short.",
+            description=(
+                "Decodes latents to images, tile by tile where memory is short. Where an edit has a mask, the source's "
+                "own pixels come out around it."
+            ),
             inputs=[
                 io.Latent.Input("samples", tooltip="From Ovis-U1 Sampler or any other."),
                 io.Vae.Input("vae", tooltip="The VAE of Ovis-U1 Load Model, or any SDXL VAE."),
+                io.Boolean.Input(
+                    "restore_size",
+                    default=False,
+                    optional=True,
+                    tooltip="For edits: resize the result to the source image's exact width and height.",
+                ),
             ],
             outputs=[io.Image.Output("image", display_name="image", tooltip="One image for each latent of the batch.")],
         )
 
     @classmethod
-    def execute(cls, samples: dict[str, Any], vae: Any) -> io.NodeOutput:
+    def execute(cls, samples: dict[str, Any], vae: Any, restore_size: bool = False) -> io.NodeOutput:
         """Decodes."""
-        return io.NodeOutput(vae.decode(samples["samples"]))
+        return io.NodeOutput(decode(vae, samples, restore_size))

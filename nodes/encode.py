@@ -8,9 +8,9 @@ from comfy_api.latest import io
 
 import nodes
 
-from ..ovis_core.native.clip import encode
-from ..ovis_core.sizes import LATENT_FACTOR
-from .checks import CATEGORY, need_clip, need_size
+from ..ovis_core.native import conditions
+from ..ovis_core.sizes import DEFAULT_BOUNDS, LATENT_FACTOR
+from .checks import CATEGORY, need_clip, need_one_text, need_size
 
 
 class OvisU1TextEncode(io.ComfyNode):
@@ -58,7 +58,77 @@ class OvisU1TextEncode(io.ComfyNode):
     def execute(cls, clip: Any, prompt: str, width: int, height: int, negative_prompt: str = "") -> io.NodeOutput:
         """Encodes."""
         need_clip(clip)
+        need_one_text(prompt=prompt, negative_prompt=negative_prompt)
         need_size(width=width, height=height)
-        positive = encode(clip, prompt, width, height)
-        negative = encode(clip, negative_prompt, width, height, unconditional=not negative_prompt.strip())
-        return io.NodeOutput(positive, negative)
+        return io.NodeOutput(*conditions.text_to_image(clip, prompt, negative_prompt, width, height))
+
+
+class OvisU1EditEncode(io.ComfyNode):
+    """Image and instruction -> the three conditions and the latent of an edit."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the page shows."""
+        return io.Schema(
+            node_id="OvisU1EditEncode",
+            display_name="Ovis-U1 Edit Encode",
+            category=CATEGORY,
+            description=(
+                "Encodes an image and an instruction for editing. Connect positive, image_only, negative and latent to "
+                "Ovis-U1 Sampler. A batch of images is edited one by one by the same instruction."
+            ),
+            inputs=[
+                io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
+                io.Vae.Input("vae", tooltip="The VAE of Ovis-U1 Load Model."),
+                io.Image.Input("image", tooltip="The image to edit, of any size, or a batch. Alpha is left out."),
+                io.String.Input("prompt", multiline=True, tooltip="What to change, as an instruction."),
+                io.String.Input(
+                    "negative_prompt",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="What to stay away from. Empty: the model's own prompt without an instruction.",
+                ),
+                io.Float.Input(
+                    "megapixels",
+                    default=0.0,
+                    min=0.0,
+                    max=16.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip=(
+                        "Largest size at which the edit is made, in units of 1024 x 1024 pixels. 0: the authors' rule, "
+                        "0.957. A larger image is scaled down; Ovis-U1 Decode can restore its size."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "positive",
+                    display_name="positive",
+                    tooltip="The instruction, with the image as reference latent. The model was trained on one.",
+                ),
+                io.Conditioning.Output(
+                    "image_only", display_name="image_only", tooltip="The image as reference, without the instruction."
+                ),
+                io.Conditioning.Output("negative", display_name="negative", tooltip="Neither image nor instruction."),
+                io.Latent.Output(
+                    "latent",
+                    display_name="latent",
+                    tooltip=(
+                        "The image encoded at the edit's size, for denoise below 1 and for masks. It remembers the "
+                        "image's own size for restore_size."
+                    ),
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, clip: Any, vae: Any, image: Any, prompt: str, negative_prompt: str = "", megapixels: float = 0.0
+    ) -> io.NodeOutput:
+        """Encodes."""
+        need_clip(clip)
+        need_one_text(prompt=prompt, negative_prompt=negative_prompt)
+        limit = round(megapixels * 1024 * 1024) or DEFAULT_BOUNDS[1]
+        return io.NodeOutput(*conditions.edit(clip, vae, image, prompt, negative_prompt, limit))

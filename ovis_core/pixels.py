@@ -44,8 +44,43 @@ def understanding_input(
 ) -> VisualInput:
     """Patches of one picture, or of a video's frames, which all take the first one's size."""
     height, width = understanding_size(frames[0].height, frames[0].width)
-    pixels = np.stack([np.asarray(_resize(frame.convert("RGB"), height, width)) for frame in frames])
+    pixels = np.stack([np.asarray(resize(frame.convert("RGB"), height, width)) for frame in frames])
     return patchify(torch.from_numpy(pixels), patch, stride, kind)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """One image (height, width, channels), 0 to 1, as 8-bit RGB; grey is spread, alpha is left out."""
+    if image.shape[-1] < 3:
+        image = image[..., :1].expand(-1, -1, 3)
+    pixels = image[..., :3].float().clamp(0.0, 1.0).mul(255.0).round()
+    return Image.fromarray(pixels.to(torch.uint8).cpu().numpy())
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """8-bit RGB as (height, width, 3), 0 to 1."""
+    return torch.from_numpy(np.asarray(image).copy()).float() / 255.0
+
+
+def resize(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Stretched to height x width by PIL's bicubic; the same image where it has that size."""
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def restore(images: Tensor, height: int, width: int) -> Tensor:
+    """Images (B, H, W, C), 0 to 1, resized to height x width."""
+    if images.shape[1:3] == (height, width):
+        return images
+    pixels = images.movedim(-1, 1)
+    pixels = torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+    return pixels.clamp(0.0, 1.0).movedim(1, -1)
+
+
+def condition_input(image: Image.Image, patch: int = 14, stride: int = 2) -> VisualInput:
+    """Patches of an edit's source, given at the edit's target size: two resizes, as in the release."""
+    first = resize(image, *condition_size(image.height, image.width))
+    return understanding_input([first], patch=patch, stride=stride)
 
 
 def blank_input(height: int, width: int, patch: int = 14, stride: int = 2) -> VisualInput:
@@ -68,9 +103,3 @@ def patchify(pixels: Tensor, patch: int, stride: int, kind: Picture = Picture.IM
         sw=stride,
     )
     return VisualInput(patches, (frames, height // patch, width // patch), kind)
-
-
-def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
-    if image.size == (width, height):
-        return image
-    return image.resize((width, height), Image.Resampling.BICUBIC)

@@ -46,6 +46,11 @@ def text_to_image(prompt: str) -> list[Part]:
     return user_turn([Picture.IMAGE, f"\n{DESCRIBE}{prompt}"])
 
 
+def about_image(text: str) -> list[Part]:
+    """A picture and what to do with it: an edit's instruction, stripped."""
+    return user_turn([Picture.IMAGE, f"\n{text.strip()}"])
+
+
 def unconditional() -> list[Part]:
     """The condition without the text: the picture is a blank, or an edit's source for the image-only branch."""
-    return user_turn([Picture.IMAGE, f"\n{UNCONDITIONAL}"])
+    return about_image(UNCONDITIONAL)

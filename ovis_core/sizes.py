@@ -68,9 +68,9 @@ def condition_size(height: int, width: int) -> tuple[int, int]:
     return smart_resize(height, width, FACTOR, CONDITION_BOUNDS)
 
 
-def edit_target_size(height: int, width: int) -> tuple[int, int]:
-    """The size at which an image of this size is edited."""
-    return smart_resize(height, width, EDIT_FACTOR)
+def edit_target_size(height: int, width: int, max_pixels: int = DEFAULT_BOUNDS[1]) -> tuple[int, int]:
+    """The size at which an image of this size is edited; the release's limit is 1003520 pixels."""
+    return smart_resize(height, width, EDIT_FACTOR, (min(DEFAULT_BOUNDS[0], max_pixels), max_pixels))
 
 
 def image_tokens(height: int, width: int) -> int:

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -25,14 +24,14 @@ from typing import Any
 
 import aiohttp
 
-from workspace import UserError, end, remove, tail
+from workspace import UserError, end_tree, remove, spawn, tail
 
 Prompt = Mapping[str, Mapping[str, Any]]
 Event = dict[str, Any]
 OnProgress = Callable[[int, int], object]
 
 HOST = "127.0.0.1"
-PORT_TAKEN = re.compile(r"address already in use|errno (98|48|10048)\b|only one usage of each socket", re.IGNORECASE)
+PORT_TAKEN = re.compile(r"already in use|errno (98|48|10048)\b|only one usage of each socket", re.IGNORECASE)
 CLOSED = {
     aiohttp.WSMsgType.CLOSE,
     aiohttp.WSMsgType.CLOSING,
@@ -112,7 +111,7 @@ class ComfyServer:
         self.port = port
         self.python = python or Path(sys.executable)
         self.log = log or self.base / "server.log"
-        # ComfyUI empties its folder for temporary files, so servers that share a base must not share this one.
+        # ComfyUI empties its folder for temporary files, so servers that share a base do not share this.
         # Its name also tells this server from any other.
         self._temp = self.base / "temp" / uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
@@ -138,7 +137,6 @@ class ComfyServer:
         """Starts ComfyUI and waits until it answers."""
         if self.alive():
             return self
-        atexit.register(self.stop)
         chosen = self.port
         if chosen is not None and not _is_free(chosen):
             raise ServerError(f"port {chosen} is taken by another program")
@@ -168,14 +166,11 @@ class ComfyServer:
         command = [str(self.python), str(self.comfyui / "main.py"), *options, *self.args]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
-        group: dict[str, Any] = {"start_new_session": True}
-        if sys.platform == "win32":
-            group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         self.base.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as sink:
-            streams = {"stdin": subprocess.DEVNULL, "stdout": sink, "stderr": subprocess.STDOUT}
             # ComfyUI writes a log to the current directory.
-            self._process = subprocess.Popen(command, cwd=self.base, env=environment, **streams, **group)
+            self._process = spawn(command, sink, environment, cwd=self.base)
+        atexit.register(self.stop)
 
     def _wait_until_ready(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -192,26 +187,10 @@ class ComfyServer:
         """Ends ComfyUI and whatever it started."""
         atexit.unregister(self.stop)
         process, self._process = self._process, None
-        if process is None:
-            return
-        if sys.platform == "win32":
-            if process.poll() is None:
-                tree = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
-                subprocess.run(tree, capture_output=True)
-            end(process)
-        else:
-            self._signal_group(process, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10.0)
-            self._signal_group(process, signal.SIGKILL)
-            process.wait()
-        with contextlib.suppress(OSError):
-            remove(self._temp)
-
-    @staticmethod
-    def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
+        if process is not None:
+            end_tree(process)
+            with contextlib.suppress(OSError):
+                remove(self._temp)
 
     def alive(self) -> bool:
         """Whether the process runs."""
@@ -277,7 +256,8 @@ class ComfyServer:
         """Puts an image among the inputs, over one of its name; the name for LoadImage."""
         boundary = uuid.uuid4().hex
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
-        head += f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{Path(path).name}"\r\n'
+        head += f'--{boundary}\r\nContent-Disposition: form-data; name="image"; '
+        head += f'filename="{Path(path).name}"\r\n'
         head += "Content-Type: application/octet-stream\r\n\r\n"
         body = head.encode() + Path(path).read_bytes() + f"\r\n--{boundary}--\r\n".encode()
         form = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
@@ -405,7 +385,8 @@ def _steps(event: Event, prompt_id: str, seen: dict[str, tuple[int, int]]) -> li
         told = {str(data.get("node")): data}
     elif event.get("type") == "progress_state":
         # Each running node is there with 0 of 1 before it counts anything itself.
-        told = {key: node for key, node in data["nodes"].items() if node["state"] == "running" and node["max"] > 1}
+        running = [item for item in data["nodes"].items() if item[1]["state"] == "running"]
+        told = {node: state for node, state in running if state["max"] > 1}
     else:
         return []
     if data.get("prompt_id") not in (None, prompt_id):
@@ -429,11 +410,14 @@ def _readable(error: Any, node_errors: dict[str, Any]) -> str:
     lines = []
     for node, said in node_errors.items():
         for item in said.get("errors", []):
-            details = f": {item['details']}" if item.get("details") else ""
-            lines.append(f"node {node} ({said.get('class_type')}): {str(item.get('message')).rstrip('.')}{details}")
+            lines.append(": ".join([f"node {node} ({said.get('class_type')})", *_words(item)]))
     if not lines and isinstance(error, dict):
-        lines = [": ".join(str(error[key]).rstrip(".") for key in ("message", "details") if error.get(key))]
+        lines = [": ".join(_words(error))]
     return "ComfyUI did not take the prompt: " + ("; ".join(lines) or str(error))
+
+
+def _words(error: Mapping[str, Any]) -> list[str]:
+    return [str(error[key]).rstrip(".") for key in ("message", "details") if error.get(key)]
 
 
 def _is_free(port: int) -> bool:

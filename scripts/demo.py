@@ -33,6 +33,8 @@ def main() -> int:
     args = parser.parse_args()
 
     workspace.check_python()
+    if args.port is not None and not 0 < args.port < 65536:
+        parser.error("--port takes a number from 1 to 65535")
     if args.model is not None:
         check_release(args.model)
     comfyui = workspace.find_comfyui(args.comfyui, registry_only=False)

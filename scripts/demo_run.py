@@ -221,7 +221,8 @@ def serve(server: ComfyServer, image: Path) -> None:
     except KeyboardInterrupt:
         print("\nStopping ComfyUI.")
         return
-    raise UserError(f"ComfyUI has stopped by itself. Its log {server.log} ends with:\n{workspace.tail(server.log)}")
+    told = workspace.tail(server.log)
+    raise UserError(f"ComfyUI has stopped by itself. Its log {server.log} ends with:\n{told}")
 
 
 if __name__ == "__main__":

@@ -20,13 +20,14 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, d
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
     for node in nodes:
-        values = iter(node.get("widgets_values", []))
-        inputs = {}
+        widgets = []
         for name, spec in _inputs(object_info[node["type"]]):
             if _is_widget(spec):
-                inputs[name] = next(values)
+                widgets.append(name)
                 if len(spec) > 1 and spec[1].get("control_after_generate"):
-                    next(values)
+                    widgets.append(None)
+        # A workflow that is older than its node has fewer values; the server has defaults for the rest.
+        inputs = {name: value for name, value in zip(widgets, node.get("widgets_values", []), strict=False) if name}
         for slot in node.get("inputs", []):
             if slot.get("link") is not None:
                 inputs[slot["name"]] = sources[slot["link"]]

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,11 +20,11 @@ import threading
 import time
 import traceback
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON_MIN = (3, 10)
@@ -40,7 +41,7 @@ PINS = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "transform
 # ComfyUI 0.3.75 imports it without listing it.
 UNLISTED = ("requests",)
 ENV_SIZE = "about 5 GB"
-ENV_BYTES = 8 * 10**9  # on the disk, with what pip needs on the way
+ENV_BYTES = 10**10  # on the disk, with what pip needs on the way
 MARKER = "ovis-u1-ready.txt"
 DAY = 24 * 3600
 # Settings of the caller that would send pip or Python elsewhere.
@@ -242,7 +243,8 @@ def describe_comfyui(path: Path, where: str) -> ComfyUI:
 def _version(path: Path) -> str:
     for name in ("comfyui_version.py", "pyproject.toml"):
         if (path / name).is_file():
-            found = re.search(r'(?m)^(?:__)?version(?:__)? = "(.+)"', (path / name).read_text(encoding="utf-8"))
+            text = (path / name).read_text(encoding="utf-8")
+            found = re.search(r'(?m)^(?:__)?version(?:__)? = "(.+)"', text)
             if found:
                 return found[1]
     return "of unknown version"
@@ -282,24 +284,31 @@ def _official() -> ComfyUI | None:
         return None
     if shutil.which("git") is None:
         return None
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
-    quiet = {"env": environment, "stdin": subprocess.DEVNULL, "capture_output": True, "check": True}
     with set_up_lock(), temporary_folder() as temporary:
         if folder.is_dir():
             return describe_comfyui(folder, where)
         try:
             with Ticker(f"fetching ComfyUI {TAG} from its repository"):
-                subprocess.run(["git", "ls-remote", REPOSITORY, f"refs/tags/{TAG}"], timeout=15, **quiet)
-                # A connection that stalls is given up, rather than waited for.
-                clone = ["git", "-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30", "clone"]
-                clone += ["--quiet", "--depth", "1", "--branch", TAG, REPOSITORY, str(temporary / "comfyui")]
-                subprocess.run(clone, **quiet)
+                _git(["ls-remote", REPOSITORY, f"refs/tags/{TAG}"], timeout=15.0)
+                options = ["--quiet", "--depth", "1", "--branch", TAG]
+                _git(["clone", *options, REPOSITORY, str(temporary / "comfyui")], timeout=600.0)
         except (subprocess.SubprocessError, OSError):
             # Remembered, so that a later start does not wait for the network again.
             silent.touch()
             return None
         (temporary / "comfyui").rename(folder)
     return describe_comfyui(folder, where)
+
+
+def _git(arguments: Sequence[str], timeout: float) -> None:
+    with (home() / "git.log").open("wb") as sink:
+        process = spawn(["git", *arguments], sink, {**os.environ, "GIT_TERMINAL_PROMPT": "0"})
+        try:
+            code = process.wait(timeout)
+        finally:
+            end_tree(process)
+    if code != 0:
+        raise subprocess.CalledProcessError(code, "git")
 
 
 def _carried() -> ComfyUI:
@@ -481,40 +490,63 @@ def _pip(python: Path, arguments: Sequence[str], log: Path, failure: str, lock: 
 def _logged(command: Sequence[str], log: Path, failure: str, lock: int, mode: str = "a") -> None:
     """Runs a command with its output in `log`, whose tail is part of the error."""
     environment = {name: value for name, value in os.environ.items() if name not in DROPPED}
-    # The child holds the lock too: should this process be killed, nobody meddles with what pip still writes.
-    shared = {} if sys.platform == "win32" else {"pass_fds": (lock,)}
-    with log.open(mode, encoding="utf-8") as sink:
+    with temporary_folder() as temporary, log.open(mode, encoding="utf-8") as sink:
+        # The system's own temporary folder is often too small for PyTorch.
+        environment.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)))
         sink.write(f"$ {' '.join(command)}\n")
         sink.flush()
-        streams = {"stdin": subprocess.DEVNULL, "stdout": sink, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, env=environment, **streams, **shared)
+        # The child holds the lock too: should this process be killed, nobody meddles with what pip writes.
+        process = spawn(command, sink, environment, lock)
         try:
             code = process.wait()
-        except BaseException:
-            end(process)
-            raise
+        finally:
+            end_tree(process)
     if code != 0:
         raise UserError(f"{failure} (exit code {code}). The log is {log} and ends with:\n{tail(log)}")
 
 
-def end(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
-    """Ends a child process: asks, waits, kills."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def spawn(
+    command: Sequence[str],
+    sink: IO[Any],
+    environment: Mapping[str, str],
+    lock: int | None = None,
+    cwd: Path | None = None,
+) -> subprocess.Popen[bytes]:
+    """Starts a process in a group of its own, where Ctrl+C does not reach it; see `end_tree`.
+
+    lock  a file descriptor for the child to hold too
+    """
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": sink, "stderr": subprocess.STDOUT}
+    if sys.platform == "win32":
+        options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+    else:
+        options["start_new_session"] = True
+        options["pass_fds"] = () if lock is None else (lock,)
+    return subprocess.Popen(command, env=environment, cwd=cwd, **options)
+
+
+def end_tree(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
+    """Ends what `spawn` started with all that it started: asks, waits, kills."""
+    if process.poll() is not None:
+        return
+    if sys.platform == "win32":
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
+    else:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(patience)
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a log, indented."""
+    """The last lines of a log, indented and cut to a readable length."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "  (no log)"
-    return "\n".join(f"  {line}" for line in text.rstrip().splitlines()[-lines:])
+    return "\n".join(f"  {line[:200]}" for line in text.rstrip().splitlines()[-lines:])
 
 
 # ----------------------------------------------------------------------------------------- base directory

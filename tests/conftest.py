@@ -118,3 +118,9 @@ def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     args = ["--cpu", "--extra-model-paths-config", str(paths)]
     with ComfyServer(comfyui_path(), base, args) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def info(server: ComfyServer) -> dict[str, Any]:
+    """What the running ComfyUI says of its nodes."""
+    return server.object_info()

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+from PIL import Image
+from torch import Tensor
+
+from comfy_server import ComfyServer, Result
 from workflow_api import to_api
 
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
@@ -22,14 +28,28 @@ class Graph:
     def copy(self) -> Graph:
         return Graph(copy.deepcopy(self.prompt))
 
+    def find_all(self, class_type: str) -> list[str]:
+        """Ids of all nodes of a class, in the graph's order."""
+        return [i for i, node in self.prompt.items() if node["class_type"] == class_type]
+
     def find(self, class_type: str) -> str:
         """Id of the one node of a class."""
-        (found,) = (i for i, node in self.prompt.items() if node["class_type"] == class_type)
+        (found,) = self.find_all(class_type)
         return found
 
     def set(self, class_type: str, **inputs: Any) -> Graph:
         """Changes inputs of the one node of a class."""
-        self.prompt[self.find(class_type)]["inputs"].update(inputs)
+        return self.set_node(self.find(class_type), **inputs)
+
+    def set_all(self, class_type: str, **inputs: Any) -> Graph:
+        """Changes inputs of every node of a class."""
+        for node in self.find_all(class_type):
+            self.set_node(node, **inputs)
+        return self
+
+    def set_node(self, node: str, **inputs: Any) -> Graph:
+        """Changes inputs of one node."""
+        self.prompt[node]["inputs"].update(inputs)
         return self
 
     def add(self, class_type: str, **inputs: Any) -> str:
@@ -51,13 +71,32 @@ class Graph:
         return self.add("SaveLatent", samples=link, filename_prefix=f"tests/{name}")
 
 
+def load(name: str, object_info: dict[str, Any]) -> Graph:
+    """A workflow on the small model."""
+    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    return Graph(to_api(workflow, object_info)).set("OvisU1Loader", model_name="tiny")
+
+
 def text_to_image(
     object_info: dict[str, Any], width: int = 128, height: int = 96, steps: int = 3, seed: int = 7
 ) -> Graph:
     """`workflows/text_to_image.json` on the small model."""
-    workflow = json.loads((WORKFLOWS / "text_to_image.json").read_text(encoding="utf-8"))
-    graph = Graph(to_api(workflow, object_info))
-    graph.set("OvisU1Loader", model_name="tiny")
-    graph.set("OvisU1Sampler", steps=steps, seed=seed)
+    graph = load("text_to_image", object_info).set("OvisU1Sampler", steps=steps, seed=seed)
     sizes = {"width": width, "height": height}
     return graph.set("OvisU1TextEncode", **sizes).set("EmptyLatentImage", **sizes)
+
+
+def saved_latent(server: ComfyServer, result: Result, node: str) -> Tensor:
+    """What a SaveLatent wrote."""
+    return safetensors.torch.load(server.image(result.outputs[node]["latents"][0]))["latent_tensor"]
+
+
+def saved_images(server: ComfyServer, result: Result, node: str) -> list[Image.Image]:
+    """What a SaveImage wrote."""
+    return [Image.open(io.BytesIO(server.image(entry))) for entry in result.outputs[node]["images"]]
+
+
+def saved_image(server: ComfyServer, result: Result, graph: Graph) -> Image.Image:
+    """What the one SaveImage wrote."""
+    (image,) = saved_images(server, result, graph.find("SaveImage"))
+    return image

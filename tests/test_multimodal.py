@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from conftest import close
@@ -16,15 +14,9 @@ from ovis_core import layout, prompts
 from ovis_core.multimodal import Multimodal, sequence_length
 from ovis_core.pixels import VisualInput, blank_input, understanding_input
 from ovis_core.tokenizer import Tokenizer
+from pictures import picture
 
 CPU = torch.device("cpu")
-
-
-def picture(width: int, height: int, k: int = 0) -> Image.Image:
-    """The test image of tests/golden/README.md."""
-    x, y, c = np.meshgrid(np.arange(width), np.arange(height), np.arange(3), indexing="xy")
-    values = 3 * x + 5 * y + 40 * c + 37 * ((x // 16 + y // 16) % 2) + 29 * k
-    return Image.fromarray((values % 256).astype(np.uint8))
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,9 @@ SIZE = {"width": 128, "height": 96}
 
 @pytest.fixture(scope="module")
 def conditions(loaded: tuple[Any, Any, Any]) -> tuple[Any, Any]:
-    from ovis_core.native.clip import encode
+    from ovis_core.native.conditions import text_to_image
 
-    clip = loaded[1]
-    return encode(clip, "a cute cat", **SIZE), encode(clip, "", **SIZE, unconditional=True)
+    return text_to_image(loaded[1], "a cute cat", "", **SIZE)
 
 
 def test_conditions(conditions: tuple[Any, Any], tensors: dict[str, Tensor]) -> None:
@@ -30,13 +29,13 @@ def test_conditions(conditions: tuple[Any, Any], tensors: dict[str, Tensor]) -> 
 
 
 def test_core_text_encode_is_the_text_to_image_condition(loaded: tuple[Any, Any, Any]) -> None:
-    from ovis_core.native.clip import encode
+    from ovis_core.native.conditions import text_to_image
 
     clip = loaded[1]
-    core = clip.encode_from_tokens_scheduled(clip.tokenize("a cute cat"))
-    assert torch.equal(core[0][0], encode(clip, "a cute cat", 1024, 1024)[0][0])
-    empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    assert torch.equal(empty[0][0], encode(clip, "", 1024, 1024, unconditional=True)[0][0])
+    own = text_to_image(clip, "a cute cat", "", 1024, 1024)
+    for text, expected in zip(("a cute cat", ""), own, strict=True):
+        core = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        assert torch.equal(core[0][0], expected[0][0])
 
 
 def test_refine(loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]) -> None:
@@ -157,11 +156,11 @@ def test_bfloat16_weights(
 ) -> None:
     """As the release stores them. A CPU computes in float32, so only the weights' own rounding shows."""
     import make_checkpoint
-    from ovis_core.native.clip import encode
+    from ovis_core.native.conditions import text_to_image
     from ovis_core.native.loading import load_release
 
     model, clip, _ = load_release(make_checkpoint.write_release(tmp_path / "bf16", raw_config, dtype="BF16", shards=3))
     assert clip.cond_stage_model.llm.model.norm.weight.dtype == torch.bfloat16
-    condition = encode(clip, "a cute cat", **SIZE)
+    condition, _ = text_to_image(clip, "a cute cat", "", **SIZE)
     close(condition[0][0], tensors["cond/t2i"], 2e-2)
     close(sample(model, *conditions, tensors["t2i/noise"], 4), tensors["t2i/final_latent"], 1e-2)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load
 from torch import Tensor
 
-from comfy_server import ComfyServer, PromptFailed, PromptRejected, Result
-from graphs import WORKFLOWS, Graph, text_to_image
+from comfy_server import ComfyServer, PromptFailed, PromptRejected
+from graphs import WORKFLOWS, Graph, load, saved_image, saved_latent, text_to_image
 
 NODES = {
     "OvisU1Decode",
+    "OvisU1EditEncode",
     "OvisU1Guider",
     "OvisU1Loader",
     "OvisU1Refine",
@@ -24,20 +22,6 @@ NODES = {
     "OvisU1Scheduler",
     "OvisU1TextEncode",
 }
-
-
-@pytest.fixture(scope="module")
-def info(server: ComfyServer) -> dict[str, Any]:
-    return server.object_info()
-
-
-def latent(server: ComfyServer, result: Result, node: str) -> Tensor:
-    return load(server.image(result.outputs[node]["latents"][0]))["latent_tensor"]
-
-
-def image(server: ComfyServer, result: Result, graph: Graph) -> Image.Image:
-    (entry,) = result.outputs[graph.find("SaveImage")]["images"]
-    return Image.open(io.BytesIO(server.image(entry)))
 
 
 def core_sampling(graph: Graph, sigmas: list[Any], guider: list[Any]) -> list[Any]:
@@ -85,18 +69,17 @@ def test_the_workflow_fits_the_nodes(info: dict[str, Any]) -> None:
             for slot, output in enumerate(node.get("outputs", [])):
                 if node["type"] in info and output["links"]:
                     assert info[node["type"]]["output"][slot] == slots[node["id"], slot], node["type"]
-    graph = text_to_image(info)
-    for node in graph.prompt.values():
-        inputs = info[node["class_type"]]["input"]
-        specs = {**inputs.get("required", {}), **inputs.get("optional", {})}
-        assert set(node["inputs"]) <= set(specs), node["class_type"]
-        assert set(inputs.get("required", {})) <= set(node["inputs"]), node["class_type"]
+        for node in load(file.stem, info).prompt.values():
+            inputs = info[node["class_type"]]["input"]
+            specs = {**inputs.get("required", {}), **inputs.get("optional", {})}
+            assert set(node["inputs"]) <= set(specs), node["class_type"]
+            assert set(inputs.get("required", {})) <= set(node["inputs"]), node["class_type"]
 
 
 def test_the_workflow_makes_an_image(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = text_to_image(info)
     result = server.run(graph.prompt)
-    picture = image(server, result, graph)
+    picture = saved_image(server, result, graph)
     assert picture.size == (128, 96)
     assert len(set(picture.tobytes())) > 20
     progress = [event["data"] for event in result.events if event["type"] == "progress"]
@@ -128,10 +111,10 @@ def test_ksampler_gives_the_same_latent(server: ComfyServer, info: dict[str, Any
     model_schedule = text_to_image(info, steps=30)
     default = model_schedule.save_latent(model_schedule.out("OvisU1Sampler"), "default")
     result = server.run(graph.prompt)
-    simple = latent(server, result, own)
-    assert torch.equal(simple, latent(server, result, other))
+    simple = saved_latent(server, result, own)
+    assert torch.equal(simple, saved_latent(server, result, other))
     # At 30 steps ComfyUI's `simple` and the model's own schedule are not the same.
-    assert not torch.equal(simple, latent(server, server.run(model_schedule.prompt), default))
+    assert not torch.equal(simple, saved_latent(server, server.run(model_schedule.prompt), default))
 
 
 def test_a_model_sampling_flux_of_the_user_wins(server: ComfyServer, info: dict[str, Any]) -> None:
@@ -148,7 +131,7 @@ def test_a_model_sampling_flux_of_the_user_wins(server: ComfyServer, info: dict[
             )
             graph.set("OvisU1Sampler", model=[shifted, 0])
         node = graph.save_latent(graph.out("OvisU1Sampler"), "shift")
-        return latent(server, server.run(graph.prompt), node)
+        return saved_latent(server, server.run(graph.prompt), node)
 
     assert not torch.equal(run("simple", True), run("simple", False))
     assert torch.equal(run("ovis_u1", True), run("ovis_u1", False))
@@ -163,19 +146,19 @@ def test_three_nodes_give_the_same_latent_to_the_last_bit(server: ComfyServer, i
     own = graph.save_latent(graph.out("OvisU1Sampler"), "one")
     three = graph.save_latent(core_sampling(graph, [sigmas, 0], [guider, 0]), "three")
     result = server.run(graph.prompt)
-    assert torch.equal(latent(server, result, own), latent(server, result, three))
+    assert torch.equal(saved_latent(server, result, own), saved_latent(server, result, three))
 
 
 def test_refined_conditioning_samples_the_same(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = text_to_image(info)
     plain = graph.save_latent(graph.out("OvisU1Sampler"), "plain")
-    expected = latent(server, server.run(graph.prompt), plain)
+    expected = saved_latent(server, server.run(graph.prompt), plain)
     for name, slot in (("positive", 0), ("negative", 1)):
         link = graph.out("OvisU1TextEncode", slot)
         for _ in range(2):
             link = [graph.add("OvisU1Refine", model=graph.out("OvisU1Loader"), conditioning=link), 0]
         graph.set("OvisU1Sampler", **{name: link})
-    assert torch.equal(latent(server, server.run(graph.prompt), plain), expected)
+    assert torch.equal(saved_latent(server, server.run(graph.prompt), plain), expected)
 
 
 def test_core_nodes_alone(server: ComfyServer, info: dict[str, Any]) -> None:
@@ -197,16 +180,16 @@ def test_core_nodes_alone(server: ComfyServer, info: dict[str, Any]) -> None:
     )
     decoded = graph.add("VAEDecode", samples=[core, 0], vae=vae)
     graph.set("SaveImage", images=[decoded, 0]).remove("OvisU1Decode", "OvisU1Sampler", "OvisU1TextEncode")
-    assert image(server, server.run(graph.prompt), graph).size == (128, 96)
+    assert saved_image(server, server.run(graph.prompt), graph).size == (128, 96)
 
 
 def test_the_same_graph_gives_the_same_image(server: ComfyServer, info: dict[str, Any]) -> None:
     graph, other = text_to_image(info, seed=11), text_to_image(info, seed=12)
-    first = image(server, server.run(graph.prompt), graph).tobytes()
-    between = image(server, server.run(other.prompt), other).tobytes()
+    first = saved_image(server, server.run(graph.prompt), graph).tobytes()
+    between = saved_image(server, server.run(other.prompt), other).tobytes()
     again = server.run(graph.prompt)
     assert graph.find("OvisU1Sampler") in again.executed_nodes
-    assert image(server, again, graph).tobytes() == first
+    assert saved_image(server, again, graph).tobytes() == first
     assert between != first
 
 
@@ -244,11 +227,11 @@ def test_a_batch_is_its_singles(server: ComfyServer, info: dict[str, Any]) -> No
         sampled = graph.add("OvisU1Sampler", **{**sampler, "latent": [one, 0]})
         singles.append(graph.save_latent([sampled, 0], f"single{i}"))
     result = server.run(graph.prompt)
-    batch = latent(server, result, whole)
+    batch = saved_latent(server, result, whole)
     assert batch.shape[0] == 4
     for i, node in enumerate(singles):
         assert torch.allclose(
-            batch[i : i + 1], latent(server, result, node), rtol=0, atol=1e-4 * float(batch.abs().max())
+            batch[i : i + 1], saved_latent(server, result, node), rtol=0, atol=1e-4 * float(batch.abs().max())
         )
     assert not torch.allclose(batch[0], batch[1], atol=0.1)
 
@@ -256,7 +239,7 @@ def test_a_batch_is_its_singles(server: ComfyServer, info: dict[str, Any]) -> No
 @pytest.mark.parametrize(("width", "height"), [(512, 1024), (1040, 784)])
 def test_sizes(server: ComfyServer, info: dict[str, Any], width: int, height: int) -> None:
     graph = text_to_image(info, width, height, steps=1)
-    assert image(server, server.run(graph.prompt), graph).size == (width, height)
+    assert saved_image(server, server.run(graph.prompt), graph).size == (width, height)
 
 
 def test_denoise_keeps_some_of_the_image(server: ComfyServer, info: dict[str, Any]) -> None:
@@ -271,7 +254,7 @@ def test_denoise_keeps_some_of_the_image(server: ComfyServer, info: dict[str, An
     )
     nodes = [graph.save_latent([node, 0], f"denoise{i}") for i, node in enumerate((start[0], near, far))]
     result = server.run(graph.prompt)
-    source, close_by, far_off = (latent(server, result, node) for node in nodes)
+    source, close_by, far_off = (saved_latent(server, result, node) for node in nodes)
     assert 0 < (close_by - source).abs().mean() < (far_off - source).abs().mean()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ import torch
 from comfy import model_management
 from comfy.cli_args import args as cli_args
 from comfy.ldm.flux.math import attention
+from PIL import Image
 from torch import Tensor, nn
 
 from .. import prompts
 from ..config import OvisConfig, VisionConfig
 from ..multimodal import Multimodal
-from ..pixels import VisualInput, blank_input
+from ..pixels import VisualInput, blank_input, condition_input
 from ..tokenizer import Tokenizer
 
 SECTION = "ovis_u1"  # key of our tokens in what CLIP.tokenize answers
@@ -42,24 +45,35 @@ class OvisTokenizer:
         return_word_ids: bool = False,
         width: int = DEFAULT_SIZE,
         height: int = DEFAULT_SIZE,
-        unconditional: bool | None = None,
         **kwargs: Any,
     ) -> dict[str, list[list[tuple]]]:
         """Tokens of the text-to-image condition for an image of width x height pixels.
 
-        unconditional  True: the model's own prompt without text; None: that prompt where `text` is empty
-
-        A token is a pair of (id or `VisualInput`, weight). Weights are always 1: the model reads sentences, and
-        parentheses in them mean themselves.
+        Where `text` is empty it is the model's own prompt without text. A token is a pair of (id or
+        `VisualInput`, weight). Weights are always 1: the model reads sentences; parentheses mean themselves.
         """
-        if unconditional is None:
-            unconditional = not text.strip()
-        parts = prompts.unconditional() if unconditional else prompts.text_to_image(text)
-        blank = blank_input(height, width, self.vision.patch_size, self.vision.hidden_stride)
-        tokens = [blank if isinstance(t, prompts.Picture) else t for t in self.tokenizer.encode(parts)]
+        parts = prompts.text_to_image(text) if text.strip() else prompts.unconditional()
+        tokens = self.tokenize_parts(parts, [self.blank(height, width)])
         if return_word_ids:
-            return {SECTION: [[(token, 1.0, i) for i, token in enumerate(tokens)]]}
-        return {SECTION: [[(token, 1.0) for token in tokens]]}
+            return {name: [[(*p, i) for i, p in enumerate(pairs)] for pairs in batch] for name, batch in tokens.items()}
+        return tokens
+
+    def tokenize_parts(
+        self, parts: Sequence[prompts.Part], pictures: Sequence[VisualInput]
+    ) -> dict[str, list[list[tuple]]]:
+        """Tokens of a prompt with one place for a picture: a batch of as many sequences as there are pictures."""
+        tokens = self.tokenizer.encode(parts)
+        return {
+            SECTION: [[(picture if isinstance(t, prompts.Picture) else t, 1.0) for t in tokens] for picture in pictures]
+        }
+
+    def blank(self, height: int, width: int) -> VisualInput:
+        """The blank picture that stands for an image of height x width pixels yet to be made."""
+        return blank_input(height, width, self.vision.patch_size, self.vision.hidden_stride)
+
+    def source(self, image: Image.Image) -> VisualInput:
+        """An edit's source, given at the edit's target size."""
+        return condition_input(image, self.vision.patch_size, self.vision.hidden_stride)
 
     def untokenize(self, pairs: list[tuple]) -> list[tuple]:
         """Pairs with the text of each token."""
@@ -93,6 +107,7 @@ class OvisTextModel(Multimodal):
         self.compute_dtype = compute_dtype
         self.load_device = load_device
         self.execution_device: torch.device | None = None
+        self._seen: dict[int, Tensor] | None = None
         for layer in (*self.llm.model.layers, *self.visual_tokenizer.backbone.trunk["blocks"]):
             layer.register_forward_pre_hook(_stop_if_interrupted)
 
@@ -104,11 +119,33 @@ class OvisTextModel(Multimodal):
         """Back to the defaults."""
         self.execution_device = None
 
+    @contextmanager
+    def seeing_once(self) -> Iterator[None]:
+        """Within it each picture goes through the visual tokenizer once, however many prompts hold it.
+
+        Only for prompts that are encoded with the same weights.
+        """
+        self._seen = {}
+        try:
+            yield
+        finally:
+            self._seen = None
+
+    def see(self, picture: VisualInput, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """`Multimodal.see`, remembered within `seeing_once`."""
+        if self._seen is None:
+            return super().see(picture, device, dtype)
+        if id(picture) not in self._seen:
+            self._seen[id(picture)] = super().see(picture, device, dtype)
+        return self._seen[id(picture)]
+
     def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None]:
-        """Tokens of `OvisTokenizer` -> the condition (1, L, 2 * hidden), float32; there is no pooled output."""
+        """Tokens of `OvisTokenizer` -> the condition (B, L, 2 * hidden), float32; there is no pooled output."""
         if SECTION not in tokens:
             raise ValueError("tokens: they were not made by this CLIP; tokenize with the CLIP of Ovis-U1 Load Model.")
         device = self.execution_device or self.load_device
+        if len({len(section) for section in tokens[SECTION]}) > 1:
+            raise ValueError("tokens: prompts of different length cannot be one batch; encode each by itself.")
         conditions = [
             self.condition([token[0] for token in section], device, self.compute_dtype) for section in tokens[SECTION]
         ]
@@ -153,13 +190,6 @@ def choose_dtypes(stored: torch.dtype, device: torch.device) -> tuple[torch.dtyp
     if stored == torch.float32:
         return compute, compute
     return stored, compute
-
-
-def encode(clip: comfy.sd.CLIP, text: str, width: int, height: int, unconditional: bool = False) -> list[list[Any]]:
-    """CONDITIONING of the text-to-image prompt for an image of width x height pixels."""
-    return clip.encode_from_tokens_scheduled(
-        clip.tokenize(text, width=width, height=height, unconditional=unconditional)
-    )
 
 
 def _stored_dtype(weights: dict[str, Tensor]) -> torch.dtype:

@@ -8,6 +8,7 @@ from typing import Any
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.samplers
+import node_helpers
 import torch
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 from torch import Tensor
@@ -44,7 +45,8 @@ class OvisGuider(comfy.samplers.CFGGuider):
         self.img_cfg = img_cfg
         conds = {"positive": positive, "negative": negative}
         if image_only is not None:
-            conds["middle"] = image_only
+            # Marked as core's DualCFGGuider marks it.
+            conds["middle"] = node_helpers.conditioning_set_values(image_only, {"prompt_type": "negative"})
         self.inner_set_conds(conds)
 
     def sample(self, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:

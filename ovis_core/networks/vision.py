@@ -166,7 +166,7 @@ class Block(nn.Module):
 
 
 def rotary_angles(rows: int, columns: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (rows * columns, head_dim / 2): the first half of the pairs turns with rows, the other with columns."""
+    """cos and sin (rows * columns, head_dim / 2): first half of the pairs by rows, second by columns."""
     half = head_dim // 2
     frequency = 1.0 / ROTARY_THETA ** (torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
     row = torch.arange(rows, dtype=torch.float32, device=device)[:, None] * frequency
