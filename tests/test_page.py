@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,15 @@ def page(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     example = tmp_path_factory.mktemp("page") / "example.png"
     picture(128, 96).save(example)
     server.upload(example)
+    # A first start would open the template browser over the canvas.
+    settings = json.dumps({"Comfy.TutorialCompleted": True}).encode()
+    urllib.request.urlopen(urllib.request.Request(f"{server.url}/settings", settings, method="POST")).close()
     SHOTS.mkdir(parents=True, exist_ok=True)
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=ARGS)
         page = chromium.new_page(viewport={"width": 1900, "height": 950})
         page.goto(server.url)
         page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=WAIT)
-        # A first start opens the template browser, some time after the page itself.
-        page.wait_for_timeout(4000)
-        for _ in range(2):
-            page.keyboard.press("Escape")
-            page.wait_for_timeout(500)
         yield page
         chromium.close()
 
