@@ -7,7 +7,7 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..ovis_core.native.sampling import SCHEDULER, OvisGuider, sample, sigmas_for
+from ..ovis_core.native.sampling import SCHEDULER, OvisGuider, empty_latent, sample, sigmas_for
 from .checks import CATEGORY, need_latent, need_model
 
 STEPS = {"default": 50, "min": 1, "max": 10000, "tooltip": "Denoising steps. The model's authors use 50."}
@@ -69,6 +69,7 @@ class OvisU1Scheduler(io.ComfyNode):
     def execute(cls, model: Any, latent: dict[str, Any], steps: int, denoise: float) -> io.NodeOutput:
         """Schedules."""
         need_model(model)
+        latent = empty_latent(model, latent)
         need_latent(latent)
         return io.NodeOutput(sigmas_for(model, latent["samples"], steps, denoise))
 
@@ -182,6 +183,7 @@ class OvisU1Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         """Samples."""
         need_model(model)
+        latent = empty_latent(model, latent)
         need_latent(latent)
         guider = OvisGuider(model, positive, negative, txt_cfg, image_only, img_cfg)
         return io.NodeOutput(sample(guider, latent, seed, sampler_name, scheduler, steps, denoise))

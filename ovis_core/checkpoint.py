@@ -6,7 +6,7 @@ Only JSON and safetensors headers are read here; tensors stay in their files.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,18 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """A checked release folder.
 
-    files      safetensors files, in order
-    dtype      what most of its weights are stored as, by safetensors' name: "BF16", "F32", ...
+    tensors    name -> the safetensors file that holds it
     tokenizer  folder of the tokenizer's files, None where the release has none
     """
 
     folder: Path
     config: OvisConfig
-    files: tuple[Path, ...]
-    dtype: str
+    tensors: Mapping[str, Path]
     tokenizer: Path | None
+
+    def files_with(self, names: Iterable[str]) -> list[Path]:
+        """The files that hold these tensors, each once."""
+        return sorted({self.tensors[name] for name in names})
 
 
 def is_release(folder: Path) -> bool:
@@ -75,22 +77,21 @@ def open_release(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder} lacks {_some(missing)}: the download is not complete. Fetch the missing files into that folder."
         )
-    found: dict[str, tuple[int, ...]] = {}
-    dtypes: Counter[str] = Counter()
+    shapes: dict[str, tuple[int, ...]] = {}
+    places: dict[str, Path] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (a file handle, not a dict)
-                    entry = tensors.get_slice(name)
-                    found[name] = tuple(entry.get_shape())
-                    dtypes[entry.get_dtype()] += 1
+                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
+                    places[name] = file
         except SafetensorError as error:
             raise CheckpointError(
                 f"{file} is damaged or not complete ({error}). Delete it and download it again."
             ) from error
-    _check_tensors(folder, config, found)
+    _check_tensors(folder, config, shapes)
     own = all((folder / name).is_file() for name in tokenizer.FILES) or (folder / "tokenizer.json").is_file()
-    return Checkpoint(folder, config, tuple(files), dtypes.most_common(1)[0][0], folder if own else None)
+    return Checkpoint(folder, config, places, folder if own else None)
 
 
 def _check_tensors(folder: Path, config: OvisConfig, found: dict[str, tuple[int, ...]]) -> None:

@@ -46,6 +46,22 @@ class Multimodal(nn.Module):
             config.vision.vocab_size, config.language.hidden_size, dtype=dtype, device=device
         )
 
+    def memory_needed(self, length: int, visual_tokens: int, dtype: torch.dtype) -> int:
+        """Bytes of the tensors that are alive at once in `condition`, without the weights, with a margin.
+
+        length         positions of the sequence
+        visual_tokens  those of its largest picture
+        """
+        language, vision = self.config.language, self.config.vision
+        # Logits, their softmax in float32 and the probabilities, beside the table that they multiply.
+        words = visual_tokens * vision.vocab_size * (2 * dtype.itemsize + 4)
+        table = vision.vocab_size * language.hidden_size * dtype.itemsize
+        patches = visual_tokens * vision.hidden_stride**2 * dtype.itemsize
+        features = patches * (8 * vision.hidden_size + 3 * vision.intermediate_size)
+        states = language.num_hidden_layers + 8
+        layers = length * dtype.itemsize * (states * language.hidden_size + 3 * language.intermediate_size)
+        return int(1.2 * max(words + table, features, layers))
+
     def see(self, picture: VisualInput, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Embeddings (tokens, hidden) of a picture: begin, one for each 2 x 2 patches, end."""
         probabilities = self.visual_tokenizer(picture.patches.to(device, dtype), picture.grid)

@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ovis_core.multimodal import Multimodal, sequence_length
 from ovis_core.networks.attention import apply_rotary
 from ovis_core.networks.decoder import Decoder
+from ovis_core.pixels import VisualInput
 
 FULL_SIZE = {
     "vec_in_dim": 1536,
@@ -28,6 +31,21 @@ FULL_SIZE = {
     "depth": 6,
     "depth_single_blocks": 12,
     "axes_dim": (16, 56, 56),
+}
+FULL_LANGUAGE = {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+FULL_VISION = {
+    "vocab_size": 65536,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 8,
 }
 
 
@@ -106,3 +124,23 @@ def test_text_and_references_count(comfyui: Path, config: Any) -> None:
     )
     both = model.memory_required([1, 4, 128, 128], {name: [shape] for name, shape in shapes.items()})
     assert both == pytest.approx(alone * 3)
+
+
+@pytest.mark.parametrize(("rows", "columns", "text"), [(32, 32, 40), (110, 110, 40), (32, 32, 4000)])
+def test_text_encoder_estimate(config: Any, rows: int, columns: int, text: int) -> None:
+    """The visual tokenizer's words are what counts, or the language model's states under a long text."""
+    full = dataclasses.replace(
+        config,
+        language=dataclasses.replace(config.language, **FULL_LANGUAGE),
+        vision=dataclasses.replace(config.vision, **FULL_VISION),
+    )
+    # Fake tensors and not meta ones, of which transformers would ask a value.
+    with FakeTensorMode(), torch.no_grad():
+        model = Multimodal(full, attention=lean_attention, dtype=torch.bfloat16, device="cpu")
+        picture = VisualInput(torch.empty(rows * columns, 3 * 14 * 14), (1, rows, columns))
+        tokens = [picture, *range(text)]
+        counter = LiveBytes([*model.parameters(), picture.patches])
+        with counter:
+            model.condition(tokens, torch.device("cpu"), torch.bfloat16)
+    estimate = model.memory_needed(sequence_length(tokens), picture.tokens, torch.bfloat16)
+    assert counter.peak < estimate < 2 * counter.peak

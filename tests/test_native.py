@@ -164,3 +164,67 @@ def test_bfloat16_weights(
     condition, _ = text_to_image(clip, "a cute cat", "", **SIZE)
     close(condition[0][0], tensors["cond/t2i"], 2e-2)
     close(sample(model, *conditions, tensors["t2i/noise"], 4), tensors["t2i/final_latent"], 1e-2)
+
+
+def test_patchers_can_be_made_anew(loaded: tuple[Any, Any, Any]) -> None:
+    """What ComfyUI asks for when it wants fresh copies of the weights."""
+    model, clip, vae = loaded
+    for patcher in (model, clip.patcher, vae.patcher):
+        function, arguments = patcher.cached_patcher_init
+        fresh = function(*arguments, disable_dynamic=True)
+        assert fresh.model is not patcher.model
+        own, new = patcher.model.state_dict(), fresh.model.state_dict()
+        assert own.keys() == new.keys()
+        # `model_sampling` is patched for each run, and not a weight.
+        changed = [name for name in own if not torch.equal(own[name], new[name])]
+        assert set(changed) <= {"model_sampling.sigmas"}
+
+
+def test_core_patches_reach_the_decoder(
+    loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Wrappers, block replacements and attention patches, as core nodes set them."""
+    from comfy.patcher_extension import WrappersMP
+
+    noise, model = tensors["t2i/noise"], loaded[0]
+    plain = sample(model, *conditions, noise, 2)
+    seen: list[Any] = []
+
+    def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append("wrapper")
+        return executor(*args, **kwargs)
+
+    def block(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        seen.append(args["transformer_options"]["block_type"])
+        return extra["original_block"](args)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+        seen.append("attention")
+        return {"q": q, "k": k, "v": v}
+
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", wrapper)
+    patched.set_model_patch_replace(block, "dit", "double_block", 1)
+    patched.set_model_patch_replace(block, "dit", "single_block", 0)
+    patched.set_model_patch(attention, "attn1_patch")
+    assert torch.equal(sample(patched, *conditions, noise, 2), plain)
+    passes = 4  # two steps, two branches
+    assert {name: seen.count(name) for name in set(seen)} == {
+        "wrapper": passes,
+        "double": passes,
+        "single": passes,
+        "attention": passes * 4,
+    }
+
+    skipping = model.clone()
+    skipping.set_model_patch_replace(lambda args, extra: args, "dit", "single_block", 1)
+    assert not torch.allclose(sample(skipping, *conditions, noise, 2), plain, atol=1e-3)
+
+
+def test_prompts_of_different_length_are_no_batch(loaded: tuple[Any, Any, Any]) -> None:
+    clip = loaded[1]
+    (one,), (other,) = (clip.tokenize(text)["ovis_u1"] for text in ("a cat", "a cat and a dog"))
+    with pytest.raises(ValueError, match="cannot be one batch"):
+        clip.encode_from_tokens({"ovis_u1": [one, other]})
+    with pytest.raises(ValueError, match="not made by this CLIP"):
+        clip.cond_stage_model.encode_token_weights({"l": [[(1, 1.0)]]})

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import prompts
 from ..config import OvisConfig, VisionConfig
-from ..multimodal import Multimodal
+from ..multimodal import Multimodal, sequence_length
 from ..pixels import VisualInput, blank_input, condition_input
 from ..tokenizer import Tokenizer
 
@@ -151,15 +151,26 @@ class OvisTextModel(Multimodal):
         ]
         return torch.cat(conditions).to(model_management.intermediate_device(), torch.float32), None
 
+    def memory_estimation_function(self, tokens: dict[str, list[list[tuple]]], device: Any = None) -> int:
+        """Bytes that `encode_token_weights` needs besides the weights; ComfyUI asks before it loads them."""
+        longest = max(sequence_length([token[0] for token in section]) for section in tokens[SECTION])
+        pictures = [
+            token[0].tokens for section in tokens[SECTION] for token in section if not isinstance(token[0], int)
+        ]
+        return self.memory_needed(longest, max(pictures, default=0), self.compute_dtype)
+
     def load_sd(self, sd: dict[str, Tensor]) -> Any:
         """Loads a state dict with the release's names."""
         return self.load_state_dict(sd, strict=False, assign=getattr(self, "can_assign_sd", False))
 
 
-def build_clip(config: OvisConfig, weights: dict[str, Tensor], tokenizer: Path | None) -> comfy.sd.CLIP:
+def build_clip(
+    config: OvisConfig, weights: dict[str, Tensor], tokenizer: Path | None, disable_dynamic: bool = False
+) -> comfy.sd.CLIP:
     """CLIP from the release's weights (names with their prefixes).
 
-    tokenizer  folder with the release's own files; None: ComfyUI's bundled Qwen2.5 files, which serve as well
+    tokenizer        folder with the release's own files; None: ComfyUI's bundled Qwen2.5 files, which serve as well
+    disable_dynamic  no dynamic VRAM, where ComfyUI has it
     """
     load_device = model_management.text_encoder_device()
     dtype, compute_dtype = choose_dtypes(_stored_dtype(weights), load_device)
@@ -170,8 +181,11 @@ def build_clip(config: OvisConfig, weights: dict[str, Tensor], tokenizer: Path |
         "parameters": sum(tensor.numel() for tensor in weights.values()),
         "model_options": {"dtype": dtype},
     }
+    offered = inspect.signature(comfy.sd.CLIP.__init__).parameters
+    if "disable_dynamic" in offered:
+        kwargs["disable_dynamic"] = disable_dynamic
     # Newer ComfyUIs take the weights at once, so that they may stay in the file until they are needed.
-    if "state_dict" in inspect.signature(comfy.sd.CLIP.__init__).parameters:
+    if "state_dict" in offered:
         return comfy.sd.CLIP(target, state_dict=weights, **kwargs)
     clip = comfy.sd.CLIP(target, **kwargs)
     clip.load_sd(weights, full_model=True)

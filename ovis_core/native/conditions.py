@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management
 import comfy.sd
 import node_helpers
 import torch
@@ -76,7 +77,11 @@ def edit(
 
 
 def _encode(clip: comfy.sd.CLIP, parts: list[prompts.Part], pictures: Sequence[VisualInput]) -> Conditioning:
-    return clip.encode_from_tokens_scheduled(clip.tokenizer.tokenize_parts(parts, pictures))
+    tokens = clip.tokenizer.tokenize_parts(parts, pictures)
+    # Older ComfyUIs load a CLIP without asking how much memory its work will take.
+    memory = clip.cond_stage_model.memory_estimation_function(tokens)
+    comfy.model_management.load_models_gpu([clip.patcher], memory_required=memory)
+    return clip.encode_from_tokens_scheduled(tokens)
 
 
 @contextmanager

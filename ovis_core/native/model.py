@@ -167,8 +167,13 @@ class OvisU1(comfy.model_base.BaseModel):
         return out
 
 
-def build_model(config: DecoderConfig, weights: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:
-    """MODEL from the release's weights of the decoder (names without prefix), made as ComfyUI makes its own."""
+def build_model(
+    config: DecoderConfig, weights: dict[str, Tensor], disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """MODEL from the release's weights of the decoder (names without prefix), made as ComfyUI makes its own.
+
+    disable_dynamic  no dynamic VRAM, where ComfyUI has it
+    """
     management = comfy.model_management
     model_config = ModelConfig(config)
     supported = model_config.supported_inference_dtypes
@@ -181,8 +186,9 @@ def build_model(config: DecoderConfig, weights: dict[str, Tensor]) -> comfy.mode
     model_config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, load_device, supported))
     model = model_config.get_model(weights)
 
-    # Where ComfyUI has dynamic VRAM, its own loaders use this class.
-    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    # Where ComfyUI has dynamic VRAM, its own loaders use CoreModelPatcher.
+    plain = comfy.model_patcher.ModelPatcher
+    patcher_class = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
     patcher = patcher_class(model, load_device=load_device, offload_device=management.unet_offload_device())
     if not management.is_device_cpu(patcher.offload_device):
         model.to(patcher.offload_device)

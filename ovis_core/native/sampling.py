@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
 import comfy.model_patcher
 import comfy.model_sampling
+import comfy.sample
 import comfy.samplers
 import node_helpers
 import torch
@@ -17,6 +19,7 @@ from ..schedule import shift_for, shifted_times
 
 SCHEDULER = "ovis_u1"
 MODEL_SAMPLING = "model_sampling"
+RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # what an empty LATENT says of its scale
 
 
 class ModelSampling(comfy.model_sampling.ModelSamplingFlux, comfy.model_sampling.CONST):
@@ -94,6 +97,14 @@ def with_shift(patcher: comfy.model_patcher.ModelPatcher, latent: Tensor) -> com
     clone = patcher.clone()
     clone.add_object_patch(MODEL_SAMPLING, sampling)
     return clone
+
+
+def empty_latent(patcher: comfy.model_patcher.ModelPatcher, latent: dict[str, Any]) -> dict[str, Any]:
+    """The LATENT with this model's channels and scale where it is another model's empty one, as core samplers do it."""
+    offered = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
+    ratios = {name: latent[name] for name in RATIOS if name in latent and name in offered}
+    samples = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], **ratios)
+    return {name: value for name, value in latent.items() if name not in RATIOS} | {"samples": samples}
 
 
 def sigmas_for(
