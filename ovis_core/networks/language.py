@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3Model
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, Qwen3RotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from ..config import LanguageConfig
 
@@ -51,14 +51,14 @@ def use_operations(
 ) -> None:
     """Replaces every layer that holds weights by one of `operations`, on `device` and not initialized."""
     kwargs = {"dtype": dtype, "device": device}
+    make = {
+        "Linear": lambda x: operations.Linear(x.in_features, x.out_features, bias=x.bias is not None, **kwargs),
+        "Embedding": lambda x: operations.Embedding(x.num_embeddings, x.embedding_dim, **kwargs),
+        "Qwen3RMSNorm": lambda x: operations.RMSNorm(x.weight.shape[0], eps=x.variance_epsilon, **kwargs),
+    }
     for name, child in module.named_children():
-        if type(child) is nn.Linear:
-            new = operations.Linear(child.in_features, child.out_features, bias=child.bias is not None, **kwargs)
-        elif type(child) is nn.Embedding:
-            new = operations.Embedding(child.num_embeddings, child.embedding_dim, **kwargs)
-        elif type(child) is Qwen3RMSNorm:
-            new = operations.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon, **kwargs)
+        kind = type(child).__name__
+        if kind in make:
+            setattr(module, name, make[kind](child))
         else:
             use_operations(child, operations, dtype, device)
-            continue
-        setattr(module, name, new)
