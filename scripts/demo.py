@@ -38,7 +38,7 @@ def main() -> int:
     if args.model is not None:
         check_release(args.model)
     comfyui = workspace.find_comfyui(args.comfyui, registry_only=False)
-    python = workspace.prepare_env(comfyui)
+    python = workspace.prepare_env(comfyui.path)
     command = [str(workspace.ROOT / "scripts" / "demo_run.py")]
     command += ["--comfyui", str(comfyui.path), "--where", comfyui.where]
     for name in ("model", "port", "prompt", "seed"):

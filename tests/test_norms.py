@@ -1,0 +1,28 @@
+"""The norms' eps. The small model's activations are too large for a wrong one to show in the other tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ovis_core.multimodal import Multimodal
+from ovis_core.networks.decoder import Decoder
+
+
+def eps(module: nn.Module, *names: str) -> set[float]:
+    """eps of every norm below the named children."""
+    found = set()
+    for name in names or ("",):
+        for child in module.get_submodule(name).modules():
+            if hasattr(child, "eps"):
+                found.add(child.eps)
+    return found
+
+
+def test_eps(config: Any) -> None:
+    text, decoder = Multimodal(config, device="meta"), Decoder(config.decoder, device="meta")
+    assert eps(decoder) == {1e-6}
+    assert eps(text.visual_tokenizer.backbone) == {config.vision.rms_norm_eps} == {1e-5}
+    assert eps(text.visual_tokenizer.head) == {1e-5}
+    assert eps(text.llm) == {config.language.rms_norm_eps} == {1e-6}
