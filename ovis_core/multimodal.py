@@ -7,14 +7,13 @@ table between them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import OvisConfig
-from .networks.attention import Attention, torch_attention
 from .networks.language import LanguageModel
+from .networks.layers import Layers
 from .networks.vision import INDICATORS, VisualTokenizer
 from .pixels import VisualInput
 from .prompts import Picture
@@ -28,23 +27,13 @@ Token = int | VisualInput
 class Multimodal(nn.Module):
     """Language model, visual tokenizer and visual embedding table. Weights carry the release's names."""
 
-    def __init__(
-        self,
-        config: OvisConfig,
-        *,
-        operations: Any = torch.nn,
-        attention: Attention = torch_attention,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, config: OvisConfig, layers: Layers | None = None) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device, "operations": operations}
+        layers = layers or Layers()
         self.config = config
-        self.llm = LanguageModel(config.language, **kwargs)
-        self.visual_tokenizer = VisualTokenizer(config.vision, attention=attention, **kwargs)
-        self.vte = operations.Embedding(
-            config.vision.vocab_size, config.language.hidden_size, dtype=dtype, device=device
-        )
+        self.llm = LanguageModel(config.language, layers)
+        self.visual_tokenizer = VisualTokenizer(config.vision, layers)
+        self.vte = layers.embedding(config.vision.vocab_size, config.language.hidden_size)
 
     def memory_needed(self, length: int, visual_tokens: int, dtype: torch.dtype) -> int:
         """Bytes of the tensors that are alive at once in `condition`, without the weights, with a margin.

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from ovis_core.multimodal import Multimodal, sequence_length
 from ovis_core.networks.attention import apply_rotary
 from ovis_core.networks.decoder import Decoder
+from ovis_core.networks.layers import Layers
 from ovis_core.pixels import VisualInput
 
 FULL_SIZE = {
@@ -86,7 +87,7 @@ def lean_attention(
 @pytest.fixture(scope="module", params=[torch.bfloat16, torch.float32])
 def decoder(request: pytest.FixtureRequest, config: Any) -> Decoder:
     full = dataclasses.replace(config.decoder, **FULL_SIZE)
-    return Decoder(full, attention=lean_attention, dtype=request.param, device="meta")
+    return Decoder(full, Layers(attention=lean_attention, dtype=request.param, device="meta"))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_text_encoder_estimate(config: Any, rows: int, columns: int, text: int) 
     )
     # Fake tensors and not meta ones, of which transformers would ask a value.
     with FakeTensorMode(), torch.no_grad():
-        model = Multimodal(full, attention=lean_attention, dtype=torch.bfloat16, device="cpu")
+        model = Multimodal(full, Layers(attention=lean_attention, dtype=torch.bfloat16, device="cpu"))
         picture = VisualInput(torch.empty(rows * columns, 3 * 14 * 14), (1, rows, columns))
         tokens = [picture, *range(text)]
         counter = LiveBytes([*model.parameters(), picture.patches])

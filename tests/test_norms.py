@@ -8,6 +8,7 @@ from torch import nn
 
 from ovis_core.multimodal import Multimodal
 from ovis_core.networks.decoder import Decoder
+from ovis_core.networks.layers import Layers
 
 
 def eps(module: nn.Module, *names: str) -> set[float]:
@@ -21,7 +22,8 @@ def eps(module: nn.Module, *names: str) -> set[float]:
 
 
 def test_eps(config: Any) -> None:
-    text, decoder = Multimodal(config, device="meta"), Decoder(config.decoder, device="meta")
+    layers = Layers(device="meta")
+    text, decoder = Multimodal(config, layers), Decoder(config.decoder, layers)
     assert eps(decoder) == {1e-6}
     assert eps(text.visual_tokenizer.backbone) == {config.vision.rms_norm_eps} == {1e-5}
     assert eps(text.visual_tokenizer.head) == {1e-5}

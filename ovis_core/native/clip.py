@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .. import prompts
 from ..config import OvisConfig, VisionConfig
 from ..multimodal import Multimodal, sequence_length
+from ..networks.layers import Layers
 from ..pixels import VisualInput, blank_input, condition_input
 from ..tokenizer import Tokenizer
 
@@ -101,7 +102,7 @@ class OvisTextModel(Multimodal):
         model_options: dict[str, Any] | None = None,
     ) -> None:
         operations = (model_options or {}).get("custom_operations") or comfy.ops.manual_cast
-        super().__init__(config, operations=operations, attention=attention, dtype=dtype, device=device)
+        super().__init__(config, Layers(operations, attention, dtype, device))
         self.eval().requires_grad_(False)
         self.dtypes = {dtype}
         self.compute_dtype = compute_dtype

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..config import DecoderConfig
 from ..networks.decoder import PATCH, Decoder
+from ..networks.layers import Layers
 
 REFINED = "ovis_u1_refined"  # marks a condition whose tensor and pooled_output come from the refiner
 
@@ -42,9 +43,7 @@ class NativeDecoder(Decoder):
         operations: Any = None,
         **config: Any,
     ) -> None:
-        super().__init__(
-            DecoderConfig(**config), operations=operations, attention=attention, dtype=dtype, device=device
-        )
+        super().__init__(DecoderConfig(**config), Layers(operations, attention, dtype, device))
 
     def forward(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import DecoderConfig
-from .attention import Attention, rotary_table, torch_attention
+from .attention import Attention, rotary_table
+from .layers import Layers
 from .refiner import Refiner
 
 PATCH = 2
@@ -27,32 +28,20 @@ TEXT_INDEX, IMAGE_INDEX, REFERENCE_INDEX = 0, 0, 1
 class Decoder(nn.Module):
     """The denoising network, refiner included."""
 
-    def __init__(
-        self,
-        config: DecoderConfig,
-        *,
-        operations: Any = torch.nn,
-        attention: Attention = torch_attention,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, config: DecoderConfig, layers: Layers | None = None) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device, "operations": operations}
+        layers = layers or Layers()
         hidden = config.hidden_size
         self.config = config
-        self.dtype = dtype
+        self.dtype = layers.dtype
         self.patch_size = PATCH
-        self.img_in = operations.Linear(config.in_channels, hidden, dtype=dtype, device=device)
-        self.time_in = Embedder(TIME_WIDTH, hidden, **kwargs)
-        self.vector_in = Embedder(config.vec_in_dim, hidden, **kwargs)
-        self.txt_in = Refiner(config.context_in_dim, hidden, 2 * config.num_heads, attention=attention, **kwargs)
-        self.double_blocks = nn.ModuleList(
-            DoubleBlock(config, attention=attention, **kwargs) for _ in range(config.depth)
-        )
-        self.single_blocks = nn.ModuleList(
-            SingleBlock(config, attention=attention, **kwargs) for _ in range(config.depth_single_blocks)
-        )
-        self.final_layer = FinalLayer(hidden, config.out_channels, **kwargs)
+        self.img_in = layers.linear(config.in_channels, hidden)
+        self.time_in = Embedder(TIME_WIDTH, hidden, layers)
+        self.vector_in = Embedder(config.vec_in_dim, hidden, layers)
+        self.txt_in = Refiner(config.context_in_dim, hidden, 2 * config.num_heads, layers)
+        self.double_blocks = nn.ModuleList(DoubleBlock(config, layers) for _ in range(config.depth))
+        self.single_blocks = nn.ModuleList(SingleBlock(config, layers) for _ in range(config.depth_single_blocks))
+        self.final_layer = FinalLayer(hidden, config.out_channels, layers)
 
     def refine(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Runs the refiner, which knows no time: once per condition.
@@ -136,31 +125,22 @@ class Decoder(nn.Module):
 class DoubleBlock(nn.Module):
     """Text and image streams that attend jointly; the image stream attends to itself as well."""
 
-    def __init__(
-        self,
-        config: DecoderConfig,
-        *,
-        operations: Any,
-        attention: Attention,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, config: DecoderConfig, layers: Layers) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device, "operations": operations}
         hidden = config.hidden_size
         mlp_hidden = int(hidden * config.mlp_ratio)
-        self.attention = attention
-        self.img_mod = Modulation(hidden, 3, **kwargs)
-        self.img_norm1 = plain_norm(hidden, **kwargs)
-        self.img_attn = AttentionWeights(config, **kwargs)
-        self.img_self_attn = AttentionWeights(config, **kwargs)
-        self.img_norm2 = plain_norm(hidden, **kwargs)
-        self.img_mlp = gelu_mlp(hidden, mlp_hidden, **kwargs)
-        self.txt_mod = Modulation(hidden, 2, **kwargs)
-        self.txt_norm1 = plain_norm(hidden, **kwargs)
-        self.txt_attn = AttentionWeights(config, **kwargs)
-        self.txt_norm2 = plain_norm(hidden, **kwargs)
-        self.txt_mlp = gelu_mlp(hidden, mlp_hidden, **kwargs)
+        self.attention = layers.attention
+        self.img_mod = Modulation(hidden, 3, layers)
+        self.img_norm1 = plain_norm(hidden, layers)
+        self.img_attn = AttentionWeights(config, layers)
+        self.img_self_attn = AttentionWeights(config, layers)
+        self.img_norm2 = plain_norm(hidden, layers)
+        self.img_mlp = gelu_mlp(hidden, mlp_hidden, layers)
+        self.txt_mod = Modulation(hidden, 2, layers)
+        self.txt_norm1 = plain_norm(hidden, layers)
+        self.txt_attn = AttentionWeights(config, layers)
+        self.txt_norm2 = plain_norm(hidden, layers)
+        self.txt_mlp = gelu_mlp(hidden, mlp_hidden, layers)
 
     def run(self, args: dict[str, Any]) -> dict[str, Any]:
         """`forward` in the form of ComfyUI's block patches."""
@@ -198,27 +178,18 @@ class DoubleBlock(nn.Module):
 class SingleBlock(nn.Module):
     """One stream; attention and MLP in parallel."""
 
-    def __init__(
-        self,
-        config: DecoderConfig,
-        *,
-        operations: Any,
-        attention: Attention,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, config: DecoderConfig, layers: Layers) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device, "operations": operations}
         hidden = config.hidden_size
         mlp_hidden = int(hidden * config.mlp_ratio)
         self.split = [3 * hidden, mlp_hidden]
         self.heads = config.num_heads
-        self.attention = attention
-        self.linear1 = operations.Linear(hidden, 3 * hidden + mlp_hidden, dtype=dtype, device=device)
-        self.linear2 = operations.Linear(hidden + mlp_hidden, hidden, dtype=dtype, device=device)
-        self.norm = QKNorm(hidden // config.num_heads, **kwargs)
-        self.pre_norm = plain_norm(hidden, **kwargs)
-        self.modulation = Modulation(hidden, 1, **kwargs)
+        self.attention = layers.attention
+        self.linear1 = layers.linear(hidden, 3 * hidden + mlp_hidden)
+        self.linear2 = layers.linear(hidden + mlp_hidden, hidden)
+        self.norm = QKNorm(hidden // config.num_heads, layers)
+        self.pre_norm = plain_norm(hidden, layers)
+        self.modulation = Modulation(hidden, 1, layers)
 
     def run(self, args: dict[str, Any]) -> dict[str, Any]:
         """`forward` in the form of ComfyUI's block patches."""
@@ -239,20 +210,11 @@ class SingleBlock(nn.Module):
 class FinalLayer(nn.Module):
     """Modulated norm and projection to packed latents."""
 
-    def __init__(
-        self,
-        hidden: int,
-        out_channels: int,
-        *,
-        operations: Any,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, hidden: int, out_channels: int, layers: Layers) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device}
-        self.norm_final = plain_norm(hidden, operations=operations, **kwargs)
-        self.linear = operations.Linear(hidden, out_channels, **kwargs)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(hidden, 2 * hidden, **kwargs))
+        self.norm_final = plain_norm(hidden, layers)
+        self.linear = layers.linear(hidden, out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), layers.linear(hidden, 2 * hidden))
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         """x (B, N, hidden), vec (B, hidden) -> (B, N, out_channels)."""
@@ -263,21 +225,13 @@ class FinalLayer(nn.Module):
 class AttentionWeights(nn.Module):
     """qkv, QK norm and output projection of one attention."""
 
-    def __init__(
-        self,
-        config: DecoderConfig,
-        *,
-        operations: Any,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, config: DecoderConfig, layers: Layers) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device}
         hidden = config.hidden_size
         self.heads = config.num_heads
-        self.qkv = operations.Linear(hidden, 3 * hidden, bias=config.qkv_bias, **kwargs)
-        self.norm = QKNorm(hidden // config.num_heads, operations=operations, **kwargs)
-        self.proj = operations.Linear(hidden, hidden, **kwargs)
+        self.qkv = layers.linear(hidden, 3 * hidden, bias=config.qkv_bias)
+        self.norm = QKNorm(hidden // config.num_heads, layers)
+        self.proj = layers.linear(hidden, hidden)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, L, hidden) -> normed q, k and v, each (B, heads, L, D)."""
@@ -289,47 +243,31 @@ class AttentionWeights(nn.Module):
 class QKNorm(nn.Module):
     """RMS norm of queries and keys over the head's width."""
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        operations: Any,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, dim: int, layers: Layers) -> None:
         super().__init__()
-        self.query_norm = operations.RMSNorm(dim, eps=1e-6, dtype=dtype, device=device)
-        self.key_norm = operations.RMSNorm(dim, eps=1e-6, dtype=dtype, device=device)
+        self.query_norm = layers.rms_norm(dim, eps=1e-6)
+        self.key_norm = layers.rms_norm(dim, eps=1e-6)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """q, k (B, heads, L, D)."""
         return self.query_norm(q), self.key_norm(k)
 
 
-class Modulated:
+class Modulated(NamedTuple):
     """Shift, scale and gate of one branch, each (B, 1, hidden)."""
 
-    __slots__ = ("gate", "scale", "shift")
-
-    def __init__(self, shift: Tensor, scale: Tensor, gate: Tensor) -> None:
-        self.shift, self.scale, self.gate = shift, scale, gate
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
 
 
 class Modulation(nn.Module):
     """The time's (shift, scale, gate) for each of a stream's branches."""
 
-    def __init__(
-        self,
-        hidden: int,
-        branches: int,
-        *,
-        operations: Any,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, hidden: int, branches: int, layers: Layers) -> None:
         super().__init__()
         self.branches = branches
-        self.lin = operations.Linear(hidden, 3 * branches * hidden, dtype=dtype, device=device)
+        self.lin = layers.linear(hidden, 3 * branches * hidden)
 
     def forward(self, vec: Tensor) -> list[Modulated]:
         """vec (B, hidden) -> one `Modulated` a branch, in the order of the weights."""
@@ -340,48 +278,27 @@ class Modulation(nn.Module):
 class Embedder(nn.Module):
     """Two-layer SiLU MLP."""
 
-    def __init__(
-        self,
-        in_dim: int,
-        hidden: int,
-        *,
-        operations: Any,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, in_dim: int, hidden: int, layers: Layers) -> None:
         super().__init__()
-        self.in_layer = operations.Linear(in_dim, hidden, dtype=dtype, device=device)
-        self.out_layer = operations.Linear(hidden, hidden, dtype=dtype, device=device)
+        self.in_layer = layers.linear(in_dim, hidden)
+        self.out_layer = layers.linear(hidden, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, in_dim) -> (B, hidden)."""
         return self.out_layer(F.silu(self.in_layer(x)))
 
 
-def plain_norm(
-    hidden: int,
-    *,
-    operations: Any,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> nn.Module:
+def plain_norm(hidden: int, layers: Layers) -> nn.Module:
     """LayerNorm without weights; the modulation follows it."""
-    return operations.LayerNorm(hidden, elementwise_affine=False, eps=1e-6, dtype=dtype, device=device)
+    return layers.layer_norm(hidden, 1e-6, affine=False)
 
 
-def gelu_mlp(
-    hidden: int,
-    mlp_hidden: int,
-    *,
-    operations: Any,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> nn.Sequential:
+def gelu_mlp(hidden: int, mlp_hidden: int, layers: Layers) -> nn.Sequential:
     """Linear, GELU (tanh), Linear."""
     return nn.Sequential(
-        operations.Linear(hidden, mlp_hidden, dtype=dtype, device=device),
+        layers.linear(hidden, mlp_hidden),
         nn.GELU(approximate="tanh"),
-        operations.Linear(mlp_hidden, hidden, dtype=dtype, device=device),
+        layers.linear(mlp_hidden, hidden),
     )
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention
+from .layers import Layers
 
 DEPTH = 2  # fixed by the release; config.json does not say it
 
@@ -15,30 +13,17 @@ DEPTH = 2  # fixed by the release; config.json does not say it
 class Refiner(nn.Module):
     """Two pre-norm transformer blocks with a class token, gated by the condition's mean."""
 
-    def __init__(
-        self,
-        context_dim: int,
-        hidden_size: int,
-        heads: int,
-        *,
-        operations: Any,
-        attention: Attention,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, context_dim: int, hidden_size: int, heads: int, layers: Layers) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device}
-        self.input_embedder = operations.Linear(context_dim, hidden_size, **kwargs)
+        self.input_embedder = layers.linear(context_dim, hidden_size)
         self.c_embedder = nn.ModuleDict(
             {
-                "linear_1": operations.Linear(context_dim, hidden_size, **kwargs),
-                "linear_2": operations.Linear(hidden_size, hidden_size, **kwargs),
+                "linear_1": layers.linear(context_dim, hidden_size),
+                "linear_2": layers.linear(hidden_size, hidden_size),
             }
         )
-        self.cls_token = nn.Parameter(torch.empty(1, 1, hidden_size, **kwargs), requires_grad=False)
-        blocks = [
-            RefinerBlock(hidden_size, heads, operations=operations, attention=attention, **kwargs) for _ in range(DEPTH)
-        ]
+        self.cls_token = layers.parameter(1, 1, hidden_size)
+        blocks = [RefinerBlock(hidden_size, heads, layers) for _ in range(DEPTH)]
         self.individual_token_refiner = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
 
     def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,31 +41,21 @@ class Refiner(nn.Module):
 class RefinerBlock(nn.Module):
     """Self-attention and SiLU MLP, each added through a gate computed from the condition's mean."""
 
-    def __init__(
-        self,
-        hidden_size: int,
-        heads: int,
-        *,
-        operations: Any,
-        attention: Attention,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, hidden_size: int, heads: int, layers: Layers) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device}
         self.heads = heads
-        self.attention = attention
-        self.norm1 = operations.LayerNorm(hidden_size, eps=1e-6, **kwargs)
-        self.self_attn_qkv = operations.Linear(hidden_size, 3 * hidden_size, **kwargs)
-        self.self_attn_proj = operations.Linear(hidden_size, hidden_size, **kwargs)
-        self.norm2 = operations.LayerNorm(hidden_size, eps=1e-6, **kwargs)
+        self.attention = layers.attention
+        self.norm1 = layers.layer_norm(hidden_size, eps=1e-6)
+        self.self_attn_qkv = layers.linear(hidden_size, 3 * hidden_size)
+        self.self_attn_proj = layers.linear(hidden_size, hidden_size)
+        self.norm2 = layers.layer_norm(hidden_size, eps=1e-6)
         self.mlp = nn.ModuleDict(
             {
-                "fc1": operations.Linear(hidden_size, 4 * hidden_size, **kwargs),
-                "fc2": operations.Linear(4 * hidden_size, hidden_size, **kwargs),
+                "fc1": layers.linear(hidden_size, 4 * hidden_size),
+                "fc2": layers.linear(4 * hidden_size, hidden_size),
             }
         )
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), operations.Linear(hidden_size, 2 * hidden_size, **kwargs))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), layers.linear(hidden_size, 2 * hidden_size))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, L, hidden), c (B, hidden) -> (B, L, hidden)."""

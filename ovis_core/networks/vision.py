@@ -6,15 +6,13 @@ names.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import VisionConfig
-from .attention import Attention, torch_attention
+from .layers import Layers
 
 ROTARY_THETA = 10000.0
 INDICATORS = 4  # rows of the visual embedding table that the head has no word for
@@ -23,22 +21,13 @@ INDICATORS = 4  # rows of the visual embedding table that the head has no word f
 class VisualTokenizer(nn.Module):
     """ViT and head."""
 
-    def __init__(
-        self,
-        config: VisionConfig,
-        *,
-        operations: Any = torch.nn,
-        attention: Attention = torch_attention,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, config: VisionConfig, layers: Layers) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device}
         words = config.vocab_size - INDICATORS
-        self.backbone = Backbone(config, operations=operations, attention=attention, **kwargs)
+        self.backbone = Backbone(config, layers)
         self.head = nn.Sequential(
-            operations.Linear(config.hidden_size * config.hidden_stride**2, words, bias=False, **kwargs),
-            operations.LayerNorm(words, eps=1e-5, **kwargs),
+            layers.linear(config.hidden_size * config.hidden_stride**2, words, bias=False),
+            layers.layer_norm(words, eps=1e-5),
         )
 
     def forward(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
@@ -50,24 +39,13 @@ class VisualTokenizer(nn.Module):
 class Backbone(nn.Module):
     """AIMv2: patches -> features."""
 
-    def __init__(
-        self,
-        config: VisionConfig,
-        *,
-        operations: Any,
-        attention: Attention,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, config: VisionConfig, layers: Layers) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device}
         self.config = config
-        self.preprocessor = Preprocessor(config, operations=operations, **kwargs)
-        blocks = [
-            Block(config, operations=operations, attention=attention, **kwargs) for _ in range(config.num_hidden_layers)
-        ]
+        self.preprocessor = Preprocessor(config, layers)
+        blocks = [Block(config, layers) for _ in range(config.num_hidden_layers)]
         # The release has this norm's weight and does not use it; it is kept so that a saved model is whole.
-        norm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **kwargs)
+        norm = layers.rms_norm(config.hidden_size, eps=config.rms_norm_eps)
         self.trunk = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "post_trunk_norm": norm})
 
     def forward(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
@@ -88,26 +66,18 @@ class Backbone(nn.Module):
 class Preprocessor(nn.Module):
     """Patch embedding plus learned positions."""
 
-    def __init__(
-        self,
-        config: VisionConfig,
-        *,
-        operations: Any,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, config: VisionConfig, layers: Layers) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device}
         patch, hidden = config.patch_size, config.hidden_size
         self.config = config
         self.side = config.image_size // patch
         self.patchifier = nn.ModuleDict(
             {
-                "proj": operations.Conv2d(config.num_channels, hidden, kernel_size=patch, stride=patch, **kwargs),
-                "norm": operations.RMSNorm(hidden, eps=config.rms_norm_eps, **kwargs),
+                "proj": layers.patch_convolution(config.num_channels, hidden, patch),
+                "norm": layers.rms_norm(hidden, eps=config.rms_norm_eps),
             }
         )
-        self.pos_embed = nn.Parameter(torch.empty(1, self.side**2, hidden, **kwargs), requires_grad=False)
+        self.pos_embed = layers.parameter(1, self.side**2, hidden)
 
     def forward(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """patches (N, channels * patch * patch) -> (N, hidden)."""
@@ -125,35 +95,26 @@ class Preprocessor(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and SwiGLU."""
 
-    def __init__(
-        self,
-        config: VisionConfig,
-        *,
-        operations: Any,
-        attention: Attention,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, config: VisionConfig, layers: Layers) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device}
         hidden, inner = config.hidden_size, config.intermediate_size
         self.heads = config.num_attention_heads
-        self.attention = attention
+        self.attention = layers.attention
         self.attn = nn.ModuleDict(
             {
-                "qkv": operations.Linear(hidden, 3 * hidden, bias=config.qkv_bias, **kwargs),
-                "proj": operations.Linear(hidden, hidden, bias=config.use_bias, **kwargs),
+                "qkv": layers.linear(hidden, 3 * hidden, bias=config.qkv_bias),
+                "proj": layers.linear(hidden, hidden, bias=config.use_bias),
             }
         )
-        self.norm_1 = operations.RMSNorm(hidden, eps=config.rms_norm_eps, **kwargs)
+        self.norm_1 = layers.rms_norm(hidden, eps=config.rms_norm_eps)
         self.mlp = nn.ModuleDict(
             {
-                "fc1": operations.Linear(hidden, inner, bias=config.use_bias, **kwargs),
-                "fc2": operations.Linear(inner, hidden, bias=config.use_bias, **kwargs),
-                "fc3": operations.Linear(hidden, inner, bias=config.use_bias, **kwargs),
+                "fc1": layers.linear(hidden, inner, bias=config.use_bias),
+                "fc2": layers.linear(inner, hidden, bias=config.use_bias),
+                "fc3": layers.linear(hidden, inner, bias=config.use_bias),
             }
         )
-        self.norm_2 = operations.RMSNorm(hidden, eps=config.rms_norm_eps, **kwargs)
+        self.norm_2 = layers.rms_norm(hidden, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x (frames, L, hidden); cos, sin (L, D / 2)."""
