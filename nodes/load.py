@@ -46,17 +46,10 @@ class OvisU1Loader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str) -> bool | str:
+    def validate_inputs(cls, model_name: str | None = None) -> bool | str:
         """Says where models go, instead of the page's bare 'value not in list'."""
-        names = list(folders.find_models())
-        if model_name in names:
-            return True
-        if not names:
-            return (
-                "model_name: no Ovis-U1 model was found; put the folder of AIDC-AI/Ovis-U1-3B into "
-                f"{folders.roots()[0]} and press R to refresh."
-            )
-        return f"model_name: {model_name!r} was not found; choose one of {', '.join(names)}."
+        # A name that comes over a link is not known yet.
+        return model_name is None or folders.missing(model_name) or True
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, weight_dtype: str) -> str:
@@ -70,4 +63,7 @@ class OvisU1Loader(io.ComfyNode):
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
         """Loads."""
+        problem = folders.missing(model_name)
+        if problem:
+            raise ValueError(problem)
         return io.NodeOutput(*loading.load_release(folders.find_models()[model_name]))

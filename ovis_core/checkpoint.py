@@ -115,6 +115,8 @@ def _weight_files(folder: Path) -> list[Path]:
         entries = _read_json(folder / INDEX).get("weight_map")
         if not isinstance(entries, dict) or not entries:
             raise CheckpointError(f"{folder / INDEX} has no weight_map. Download it again.")
+        if not all(isinstance(name, str) for name in entries.values()):
+            raise CheckpointError(f"{folder / INDEX} has a weight_map that does not name files. Download it again.")
         names = sorted(set(entries.values()))
         if any(Path(name).name != name for name in names):
             raise CheckpointError(f"{folder / INDEX} names files outside its folder; it is not used.")
@@ -124,10 +126,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}). Download it again.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object. Download it again.")

@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+# Types of the dataclasses' fields, in the words of a message.
+KINDS = {
+    "int": "positive whole number",
+    "float": "positive number",
+    "bool": "true or false",
+    "tuple[int, ...]": "list of positive whole numbers",
+}
+
 
 class ConfigError(ValueError):
     """A `config.json` that does not describe an Ovis-U1 which this package can run."""
@@ -24,7 +32,6 @@ class LanguageConfig:
     rms_norm_eps: float
     rope_theta: float
     max_position_embeddings: int
-    hidden_act: str
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,7 @@ def read_config(config: dict[str, Any]) -> OvisConfig:
     llm.expect("use_sliding_window", False)
     llm.expect("rope_scaling", None)
     llm.expect("attention_bias", False)
+    llm.expect("hidden_act", "silu")
     visual.expect("tokenize_function", "softmax")
     visual.expect("drop_cls_token", False)
     backbone.expect("disable_rope", False)
@@ -166,5 +174,21 @@ class _Section:
 
     def fields(self, cls: type, **given: Any) -> dict[str, Any]:
         """The values for a dataclass's fields, lists as tuples."""
-        values = {name: given[name] if name in given else self[name] for name in cls.__dataclass_fields__}
-        return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        values = {}
+        for name, field in cls.__dataclass_fields__.items():
+            value = given[name] if name in given else self[name]
+            if not _fits(value, field.type):
+                raise ConfigError(f"{self.name}.{name} is {value!r}; it must be a {KINDS[field.type]}.")
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return values
+
+
+def _fits(value: Any, kind: str) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if kind == "int":
+        return whole
+    if kind == "float":
+        return whole or (isinstance(value, float) and value > 0)
+    if kind == "bool":
+        return isinstance(value, bool)
+    return isinstance(value, list) and all(_fits(item, "int") for item in value)

@@ -12,6 +12,7 @@ import transformers
 from .prompts import Control, Part, Picture
 
 FILES = ("vocab.json", "merges.txt")
+MEND = "Download them again, or delete them to use those that ComfyUI ships."
 
 
 class Tokenizer:
@@ -24,8 +25,16 @@ class Tokenizer:
 
     def __init__(self, folder: str | Path) -> None:
         qwen2 = getattr(transformers, "Qwen2TokenizerFast", None) or transformers.Qwen2Tokenizer
-        files = qwen2.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+        try:
+            files = qwen2.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+        except Exception as error:  # of many kinds, for files of many kinds
+            raise ValueError(f"{folder}: its tokenizer files cannot be read ({error}). {MEND}") from error
         self._bpe = tokenizers.Tokenizer(files.model)
+        if self._bpe.get_vocab_size() < Control.END_OF_TEXT:
+            raise ValueError(
+                f"{folder}: its tokenizer has {self._bpe.get_vocab_size()} words and Qwen3's has "
+                f"{int(Control.END_OF_TEXT)}. {MEND}"
+            )
         self._bpe.normalizer = files.normalizer
         self._bpe.pre_tokenizer = files.pre_tokenizer
         self._bpe.decoder = files.decoder
@@ -36,7 +45,7 @@ class Tokenizer:
         # Neighbouring texts are one text to the BPE: a prompt's first letter may merge with the template's last.
         for is_text, run in groupby(parts, lambda part: isinstance(part, str)):
             if is_text:
-                out.extend(self._bpe.encode("".join(run), add_special_tokens=False).ids)
+                out.extend(self._bpe.encode(_valid("".join(run)), add_special_tokens=False).ids)
             else:
                 out.extend(part if isinstance(part, Picture) else int(part) for part in run)
         return out
@@ -44,3 +53,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; control tokens are left out."""
         return self._bpe.decode([i for i in ids if i < Control.END_OF_TEXT])
+
+
+def _valid(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"prompt: {text[error.start : error.end]!r} is no character; remove it.") from error
+    return text

@@ -53,6 +53,8 @@ class OvisTokenizer:
         Where `text` is empty it is the model's own prompt without text. A token is a pair of (id or
         `VisualInput`, weight). Weights are always 1: the model reads sentences; parentheses mean themselves.
         """
+        if any(kwargs.get(name) is not None and len(kwargs[name]) for name in ("image", "images")):
+            raise ValueError("images: this node cannot give Ovis-U1 a picture; use Ovis-U1 Edit Encode.")
         parts = prompts.text_to_image(text) if text.strip() else prompts.unconditional()
         tokens = self.tokenize_parts(parts, [self.blank(height, width)])
         if return_word_ids:
@@ -154,10 +156,9 @@ class OvisTextModel(Multimodal):
 
     def memory_estimation_function(self, tokens: dict[str, list[list[tuple]]], device: Any = None) -> int:
         """Bytes that `encode_token_weights` needs besides the weights; ComfyUI asks before it loads them."""
-        longest = max(sequence_length([token[0] for token in section]) for section in tokens[SECTION])
-        pictures = [
-            token[0].tokens for section in tokens[SECTION] for token in section if not isinstance(token[0], int)
-        ]
+        sections = [[token[0] for token in section] for section in tokens.get(SECTION, ())]
+        longest = max(map(sequence_length, sections), default=0)
+        pictures = [token.tokens for section in sections for token in section if isinstance(token, VisualInput)]
         return self.memory_needed(longest, max(pictures, default=0), self.compute_dtype)
 
     def load_sd(self, sd: dict[str, Tensor]) -> Any:

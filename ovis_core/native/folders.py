@@ -35,6 +35,19 @@ def find_models() -> dict[str, Path]:
     return found
 
 
+def missing(name: str) -> str:
+    """What to tell the user when no model has this name; empty when one has."""
+    names = list(find_models())
+    if name in names:
+        return ""
+    if names:
+        return f"model_name: {name!r} was not found; choose one of {', '.join(names)}."
+    return (
+        f"model_name: no Ovis-U1 model was found; put the folder of AIDC-AI/Ovis-U1-3B into {roots()[0]} and press R "
+        "to refresh."
+    )
+
+
 def _subfolders(root: Path) -> list[Path]:
     try:
         return sorted(path for path in root.iterdir() if path.is_dir())

@@ -83,7 +83,8 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
     unet_extra_config: dict[str, Any] = {}
     latent_format = comfy.latent_formats.SDXL
-    supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
+    # Not float16: the condition holds the language model's unnormed states, which overflow it.
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__({"image_model": "ovis_u1", **dataclasses.asdict(config)})
@@ -151,6 +152,12 @@ class OvisU1(comfy.model_base.BaseModel):
 
         references = kwargs.get("reference_latents")
         if references:
+            channels = {latent.shape[1] for latent in references} - {self.latent_format.latent_channels}
+            if channels:
+                raise ValueError(
+                    f"conditioning: a reference latent has {channels.pop()} channels and Ovis-U1's has "
+                    f"{self.latent_format.latent_channels}; encode it with the VAE of Ovis-U1 Load Model."
+                )
             out["ref_latents"] = comfy.conds.CONDList([self.process_latent_in(latent) for latent in references])
         return out
 

@@ -108,22 +108,35 @@ def empty_latent(patcher: comfy.model_patcher.ModelPatcher, latent: dict[str, An
 
 
 def sigmas_for(
-    patcher: comfy.model_patcher.ModelPatcher, latent: Tensor, steps: int, denoise: float, scheduler: str = SCHEDULER
+    patcher: comfy.model_patcher.ModelPatcher,
+    latent: Tensor,
+    steps: int,
+    denoise: float,
+    scheduler: str = SCHEDULER,
+    sampler_name: str = "",
 ) -> Tensor:
-    """SIGMAS (steps + 1,) of the model's own schedule, or of one of ComfyUI's, for this latent's size."""
+    """SIGMAS (steps + 1,) of the model's own schedule, or of one of ComfyUI's, for this latent's size.
+
+    For some samplers KSampler leaves the last sigma but one out of ComfyUI's schedules, and so does this.
+    """
     if scheduler == SCHEDULER:
         return torch.tensor(shifted_times(steps, shift_for(**patcher.model.shift(latent)), denoise))
     if denoise <= 0.0:
         return torch.tensor([])
     total = steps if denoise >= 1.0 else int(steps / denoise)
     sampling = with_shift(patcher, latent).get_model_object(MODEL_SAMPLING)
-    return comfy.samplers.calculate_sigmas(sampling, scheduler, total).cpu()[-(steps + 1) :]
+    if sampler_name in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS:
+        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total + 1)
+        sigmas = torch.cat((sigmas[:-2], sigmas[-1:]))
+    else:
+        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total)
+    return sigmas.cpu()[-(steps + 1) :]
 
 
 def sample(
     guider: OvisGuider, latent: dict[str, Any], seed: int, sampler_name: str, scheduler: str, steps: int, denoise: float
 ) -> dict[str, Any]:
     """LATENT after one run of ComfyUI's own sampler node, with its noise, progress, preview and interrupt."""
-    sigmas = sigmas_for(guider.model_patcher, latent["samples"], steps, denoise, scheduler)
+    sigmas = sigmas_for(guider.model_patcher, latent["samples"], steps, denoise, scheduler, sampler_name)
     sampler = comfy.samplers.sampler_object(sampler_name)
     return SamplerCustomAdvanced.execute(Noise_RandomNoise(seed), guider, sampler, sigmas, latent)[0]

@@ -35,26 +35,59 @@ def build_vae(config: VaeConfig, weights: dict[str, Tensor]) -> comfy.sd.VAE:
 def decode(vae: comfy.sd.VAE, latent: dict[str, Any], restore_size: bool = False) -> Tensor:
     """IMAGE (B, H, W, 3) of a LATENT; with `restore_size` at the size of the edit's source.
 
-    Where an edit's latent has a noise mask, every pixel outside it is that of the source's own round trip: a VAE's
-    norms and attention would carry what changed inside over the whole image. Raises ValueError when the size is asked
-    for and the LATENT does not carry it.
+    Where an edit's latent has a noise mask and is still the source's outside of it, every pixel out there is that of
+    the source's own round trip: a VAE's norms and attention would carry what changed inside over the whole image.
+    Raises ValueError when the size is asked for and the LATENT does not carry it, or is of another shape by now.
     """
+    samples: Tensor = latent["samples"]
     source: EditSource | None = latent.get(SOURCE)
-    if restore_size and source is None:
+    if restore_size and not (source and _same_aspect(samples, source.samples)):
         raise ValueError(
-            "samples: they do not say the size of a source image; sample the latent of Ovis-U1 Edit Encode, or turn "
-            "restore_size off."
+            "samples: they do not say the size of a source image, or are of another shape; sample the latent of "
+            "Ovis-U1 Edit Encode, or turn restore_size off."
         )
 
     def pixels(samples: Tensor) -> Tensor:
         images = vae.decode(samples)
         return restore(images, source.height, source.width) if restore_size else images
 
-    images = pixels(latent["samples"])
+    images = pixels(samples)
     mask = latent.get("noise_mask")
-    if source is None or mask is None or source.samples.shape != latent["samples"].shape:
+    if source is None or mask is None:
         return images
+    kept = _kept_sources(samples, source.samples, comfy.utils.reshape_mask(mask, samples.shape))
+    round_trips = {index: pixels(source.samples[index : index + 1])[0] for index in set(kept) - {None}}
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).to(images.device, torch.float32)
-    inside = torch.nn.functional.interpolate(mask, images.shape[1:3], mode="bilinear") > 0
-    inside = comfy.utils.repeat_to_batch_size(inside.movedim(1, -1), images.shape[0])
-    return torch.where(inside, images, pixels(source.samples))
+    inside = torch.nn.functional.interpolate(mask, images.shape[1:3], mode="bilinear").movedim(1, -1) > 0
+    inside = comfy.utils.repeat_to_batch_size(inside, images.shape[0])
+    return torch.stack(
+        [
+            image if index is None else torch.where(within, image, round_trips[index])
+            for image, within, index in zip(images, inside, kept, strict=True)
+        ]
+    )
+
+
+def _same_aspect(samples: Tensor, source: Tensor) -> bool:
+    """Whether latents may be the source's, at its size or scaled."""
+    (height, width), (own_height, own_width) = samples.shape[-2:], source.shape[-2:]
+    return abs(height * own_width - width * own_height) <= max(own_height, own_width)
+
+
+def _kept_sources(samples: Tensor, sources: Tensor, mask: Tensor) -> list[int | None]:
+    """For each image of a batch the source that it still equals outside the mask; None where there is no such.
+
+    Latents may have been repeated, picked, flipped or sampled again under another mask since the edit began.
+    """
+    if samples.shape[1:] != sources.shape[1:]:
+        return [None] * len(samples)
+    limit = 1e-4 * float(sources.abs().max())
+    outside = (mask == 0).to(samples.device)
+
+    def kept(image: Tensor, around: Tensor) -> int | None:
+        if not around.any():
+            return None
+        gaps = ((image - sources.to(samples)) * around).abs().amax(dim=(1, 2, 3))
+        return int(gaps.argmin()) if float(gaps.min()) <= limit else None
+
+    return [kept(image, around) for image, around in zip(samples, outside, strict=True)]

@@ -35,6 +35,7 @@ class Decoder(nn.Module):
         self.config = config
         self.dtype = layers.dtype
         self.patch_size = PATCH
+        self.in_channels, self.out_channels = config.in_channels, config.out_channels
         self.img_in = layers.linear(config.in_channels, hidden)
         self.time_in = Embedder(TIME_WIDTH, hidden, layers)
         self.vector_in = Embedder(config.vec_in_dim, hidden, layers)
