@@ -88,7 +88,15 @@ def test_an_index_that_leads_elsewhere(folder: Path) -> None:
         open_release(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"model_type": "qwen3"}'])
+@pytest.mark.parametrize("value", [1, ["a"], None])
+def test_an_index_that_names_no_files(folder: Path, value: Any) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"vte.weight": value, "b": "c"}}))
+    assert not is_complete(folder)
+    with pytest.raises(CheckpointError, match="does not name files"):
+        open_release(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "", "[]", "{", '{"model_type": "qwen3"}'])
 def test_config_that_is_not_ours(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     assert not is_release(folder)
@@ -105,6 +113,9 @@ def test_config_that_is_not_ours(folder: Path, text: str) -> None:
         (("visual_generator_config", "context_in_dim"), 64, "must be twice llm_config.hidden_size"),
         (("visual_generator_config", "axes_dim"), [8, 12], "must add up to hidden_size / num_heads"),
         (("visual_generator_config", "vae_config"), None, "visual_generator_config.vae_config is missing"),
+        (("llm_config", "num_hidden_layers"), -1, "num_hidden_layers is -1; it must be a positive whole number"),
+        (("visual_generator_config", "axes_dim"), 64, "axes_dim is 64; it must be a list of positive whole numbers"),
+        (("llm_config", "hidden_act"), "gelu", "hidden_act is 'gelu'; only 'silu'"),
         (("llm_config", "attention_bias"), True, "llm_config.attention_bias is True"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from comfy_server import ComfyServer, PromptFailed, PromptRejected
@@ -115,6 +116,38 @@ def test_ksampler_gives_the_same_latent(server: ComfyServer, info: dict[str, Any
     assert torch.equal(simple, saved_latent(server, result, other))
     # At 30 steps ComfyUI's `simple` and the model's own schedule are not the same.
     assert not torch.equal(simple, saved_latent(server, server.run(model_schedule.prompt), default))
+
+
+@pytest.mark.parametrize("sampler_name", ["dpm_2", "uni_pc", "dpmpp_2m"])
+def test_other_samplers_are_ksamplers_too(server: ComfyServer, info: dict[str, Any], sampler_name: str) -> None:
+    """KSampler leaves a sigma out for some of them."""
+    graph = text_to_image(info).set("OvisU1Sampler", scheduler="simple", sampler_name=sampler_name)
+    ours = graph.prompt[graph.find("OvisU1Sampler")]["inputs"]
+    shifted = graph.add(
+        "ModelSamplingFlux", model=graph.out("OvisU1Loader"), max_shift=1.15, base_shift=0.5, width=128, height=96
+    )
+    names = ("positive", "negative", "seed", "steps", "sampler_name", "scheduler", "denoise")
+    core = graph.add(
+        "KSampler", model=[shifted, 0], latent_image=ours["latent"], cfg=5.0, **{name: ours[name] for name in names}
+    )
+    own, other = (
+        graph.save_latent(link, name) for link, name in ((graph.out("OvisU1Sampler"), "own"), ([core, 0], "core"))
+    )
+    result = server.run(graph.prompt)
+    assert torch.equal(saved_latent(server, result, own), saved_latent(server, result, other))
+
+
+def test_core_save_nodes_take_the_outputs(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = text_to_image(info, steps=1)
+    model, clip, vae = (graph.out("OvisU1Loader", slot) for slot in range(3))
+    graph.add("CheckpointSave", model=model, clip=clip, vae=vae, filename_prefix="tests/whole")
+    graph.add("CLIPSave", clip=clip, filename_prefix="tests/clip")
+    assert server.run(graph.prompt).error is None
+    (file,) = (server.base / "output" / "tests").glob("whole*.safetensors")
+    with safe_open(file, framework="pt") as tensors:
+        names = set(tensors.keys())
+    assert "model.diffusion_model.double_blocks.0.img_attn.norm.query_norm.scale" in names
+    assert "cond_stage_model.vte.weight" in names
 
 
 def test_a_model_sampling_flux_of_the_user_wins(server: ComfyServer, info: dict[str, Any]) -> None:

@@ -132,6 +132,50 @@ def test_a_mask_keeps_what_is_outside(server: ComfyServer, info: dict[str, Any],
     assert difference[:, :64].mean() > 20.0
 
 
+def test_a_second_mask_keeps_the_first_edit(server: ComfyServer, info: dict[str, Any], tmp_path: Path) -> None:
+    """What is outside a mask is put back as the source only where it still is the source."""
+    graph = edit(info, upload(server, tmp_path, picture(192, 64), "thirds"), steps=3, name="edit_masked")
+    encoded, vae = graph.out("OvisU1EditEncode", 3), graph.out("OvisU1Loader", 2)
+    inputs = graph.prompt[graph.find("OvisU1Sampler")]["inputs"]
+
+    def masked(samples: list[Any], x: int) -> list[Any]:
+        blank = graph.add("SolidMask", value=0.0, width=192, height=64)
+        third = graph.add("SolidMask", value=1.0, width=64, height=64)
+        mask = graph.add("MaskComposite", destination=[blank, 0], source=[third, 0], x=x, y=0, operation="add")
+        mask = graph.add("SetLatentNoiseMask", samples=samples, mask=[mask, 0])
+        return [graph.add("OvisU1Sampler", **{**inputs, "latent": [mask, 0]}), 0]
+
+    def image(samples: list[Any], node: str) -> str:
+        decoded = graph.add(node, samples=samples, vae=vae)
+        return graph.add("SaveImage", images=[decoded, 0], filename_prefix="tests/thirds")
+
+    first = masked(encoded, 0)
+    second = masked(first, 128)
+    twice = [graph.add("RepeatLatentBatch", samples=first, amount=2), 0]
+    flipped = [graph.add("LatentFlip", samples=first, flip_method="y-axis: horizontally"), 0]
+    source, one, both, plain = (
+        image(samples, node)
+        for samples, node in (
+            (encoded, "VAEDecode"),
+            (twice, "OvisU1Decode"),
+            (second, "OvisU1Decode"),
+            (second, "VAEDecode"),
+        )
+    )
+    turned, core_turned = image(flipped, "OvisU1Decode"), image(flipped, "VAEDecode")
+    result = server.run(graph.prompt)
+    pixels = {
+        node: [np.asarray(picture, dtype=int) for picture in saved_images(server, result, node)]
+        for node in (source, one, both, plain, turned, core_turned)
+    }
+    for repeated in pixels[one]:
+        assert np.abs(repeated - pixels[source][0])[:, 64:].max() == 0
+        assert np.abs(repeated - pixels[source][0])[:, :64].mean() > 20
+    # After the second mask the first edit is still there: nothing is put back over it.
+    assert np.array_equal(pixels[both][0], pixels[plain][0])
+    assert np.array_equal(pixels[turned][0], pixels[core_turned][0])
+
+
 def test_denoise_keeps_some_of_the_source(server: ComfyServer, info: dict[str, Any], source: str) -> None:
     graph = edit(info, source, steps=4)
     inputs = graph.prompt[graph.find("OvisU1Sampler")]["inputs"]

@@ -51,3 +51,16 @@ def test_what_a_user_types_is_literal(tokenizer: Tokenizer, typed: str) -> None:
     assert control == [t for t in plain if isinstance(t, prompts.Picture) or t >= prompts.Control.END_OF_TEXT]
     text = tokenizer.decode([t for t in out if isinstance(t, int)])
     assert f"a sign that says {typed} twice" in text
+
+
+def test_what_is_no_character_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"prompt: '\\ud800' is no character"):
+        tokenizer.encode(prompts.text_to_image("a \ud800 cat"))
+
+
+@pytest.mark.parametrize("text", ["{}", '{"a": 0}'])
+def test_broken_tokenizer_files_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "vocab.json").write_text(text)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(ValueError, match=r"tokenizer .*(Download|delete) them"):
+        Tokenizer(tmp_path)
