@@ -71,8 +71,3 @@ def condition_size(height: int, width: int) -> tuple[int, int]:
 def edit_target_size(height: int, width: int, max_pixels: int = DEFAULT_BOUNDS[1]) -> tuple[int, int]:
     """The size at which an image of this size is edited; the release's limit is 1003520 pixels."""
     return smart_resize(height, width, EDIT_FACTOR, (min(DEFAULT_BOUNDS[0], max_pixels), max_pixels))
-
-
-def image_tokens(height: int, width: int) -> int:
-    """Length of the decoder's image stream for a picture of this size."""
-    return (height // LATENT_FACTOR) * (width // LATENT_FACTOR)

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..config import DecoderConfig
 from ..networks.decoder import PATCH, Decoder
 from ..networks.layers import Layers
+from ..schedule import shift_for
 
 REFINED = "ovis_u1_refined"  # marks a condition whose tensor and pooled_output come from the refiner
 
@@ -114,14 +115,11 @@ class OvisU1(comfy.model_base.BaseModel):
         # Text tokens cost what image tokens cost, and one of those covers PATCH x PATCH of the latent.
         self.memory_usage_shape_process = {"c_crossattn": lambda shape: [shape[0], shape[2], shape[1] * PATCH**2]}
 
-    def shift(self, latent: Tensor) -> dict[str, float]:
-        """Arguments of `schedule.shift_for` for this model."""
+    def shift(self, latent: Tensor) -> float:
+        """mu of the model's schedule for latents (B, 4, H, W)."""
         config = self.diffusion_model.config
-        return {
-            "tokens": latent.shape[-2] // PATCH * (latent.shape[-1] // PATCH),
-            "base_shift": config.base_shift,
-            "max_shift": config.max_shift,
-        }
+        tokens = latent.shape[-2] // PATCH * (latent.shape[-1] // PATCH)
+        return shift_for(tokens, config.base_shift, config.max_shift)
 
     def refine(self, condition: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Condition (B, L, context_in_dim) -> refined tokens (B, L, hidden) and vector (B, hidden) on `device`.

@@ -15,7 +15,7 @@ import torch
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 from torch import Tensor
 
-from ..schedule import shift_for, shifted_times
+from ..schedule import shifted_times
 
 SCHEDULER = "ovis_u1"
 MODEL_SAMPLING = "model_sampling"
@@ -93,7 +93,7 @@ def with_shift(patcher: comfy.model_patcher.ModelPatcher, latent: Tensor) -> com
     if MODEL_SAMPLING in patcher.object_patches:
         return patcher
     sampling = ModelSampling(patcher.model.model_config)
-    sampling.set_parameters(shift=shift_for(**patcher.model.shift(latent)))
+    sampling.set_parameters(shift=patcher.model.shift(latent))
     clone = patcher.clone()
     clone.add_object_patch(MODEL_SAMPLING, sampling)
     return clone
@@ -120,7 +120,7 @@ def sigmas_for(
     For some samplers KSampler leaves the last sigma but one out of ComfyUI's schedules, and so does this.
     """
     if scheduler == SCHEDULER:
-        return torch.tensor(shifted_times(steps, shift_for(**patcher.model.shift(latent)), denoise))
+        return torch.tensor(shifted_times(steps, patcher.model.shift(latent), denoise))
     if denoise <= 0.0:
         return torch.tensor([])
     total = steps if denoise >= 1.0 else int(steps / denoise)
