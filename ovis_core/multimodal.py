@@ -1,4 +1,4 @@
-"""Where the networks meet: text and pictures -> embeddings -> the condition of an image.
+"""Where the networks meet: text and pictures -> embeddings -> the condition of an image, or the next word.
 
 The report calls the two parts here the language model and the visual tokenizer; `vte` is the visual embedding
 table between them.
@@ -6,15 +6,17 @@ table between them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from .config import OvisConfig
-from .networks.language import LanguageModel
+from .networks.cache import KeysAndValues, KeyValueCache
+from .networks.language import CHUNK, LanguageModel
 from .networks.layers import Layers
-from .networks.vision import INDICATORS, VisualTokenizer
+from .networks.vision import GROUPS, INDICATORS, VisualTokenizer
 from .pixels import VisualInput
 from .prompts import Picture
 
@@ -31,34 +33,42 @@ class Multimodal(nn.Module):
         super().__init__()
         layers = layers or Layers()
         self.config = config
+        self.borrow = layers.borrow
         self.llm = LanguageModel(config.language, layers)
         self.visual_tokenizer = VisualTokenizer(config.vision, layers)
         self.vte = layers.embedding(config.vision.vocab_size, config.language.hidden_size)
 
-    def memory_needed(self, length: int, visual_tokens: int, dtype: torch.dtype) -> int:
-        """Bytes of the tensors that are alive at once in `condition`, without the weights, with a margin.
+    def memory_needed(self, length: int, visual_tokens: int, dtype: torch.dtype, capacity: int = 0) -> int:
+        """Bytes of the tensors that are alive at once in `condition` or `read`, without the weights, with a margin.
 
         length         positions of the sequence
-        visual_tokens  those of its largest picture
+        visual_tokens  those of one frame of its largest picture
+        capacity       of the key-value cache of `read`; 0 for `condition`, which has none
         """
-        language, vision = self.config.language, self.config.vision
-        # Logits, their softmax in float32 and the probabilities, beside the table that they multiply.
-        words = visual_tokens * vision.vocab_size * (2 * dtype.itemsize + 4)
-        table = vision.vocab_size * language.hidden_size * dtype.itemsize
-        patches = visual_tokens * vision.hidden_stride**2 * dtype.itemsize
+        language, vision, size = self.config.language, self.config.vision, dtype.itemsize
+        # Logits, their softmax in float32 and the probabilities.
+        words = min(visual_tokens, GROUPS) * vision.vocab_size * (2 * size + 4)
+        patches = visual_tokens * vision.hidden_stride**2 * size
         features = patches * (8 * vision.hidden_size + 3 * vision.intermediate_size)
-        states = language.num_hidden_layers + 8
-        layers = length * dtype.itemsize * (states * language.hidden_size + 3 * language.intermediate_size)
-        return int(1.2 * max(words + table, features, layers))
+        heads = language.num_attention_heads * language.head_dim
+        keys = language.num_key_value_heads * language.head_dim
+        # Attention: states, their projections, and the rotation in float32. Feed-forward: three of its inner states.
+        attention = size * (4 * language.hidden_size + 3 * (heads + keys)) + 2 * 4 * (heads + keys)
+        inner = size * (4 * language.hidden_size + 3 * language.intermediate_size)
+        at_once = min(length, CHUNK) if capacity else length
+        mask = at_once * length * (1 + size) if at_once < length else 0
+        states = at_once * max(attention, inner) + length * language.hidden_size * size + mask
+        cache = KeyValueCache.bytes_needed(language, capacity, dtype)
+        return int(1.2 * max(words, features, states) + cache)
 
     def see(self, picture: VisualInput, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Embeddings (tokens, hidden) of a picture: begin, one for each 2 x 2 patches, end."""
-        probabilities = self.visual_tokenizer(picture.patches.to(device, dtype), picture.grid)
-        # The layer's own forward, and not its weight, so that casting, offloading and LoRA reach the table.
-        table = self.vte(torch.arange(self.config.vision.vocab_size, device=device)).to(dtype)
-        begin, end = BRACKETS[picture.kind]
-        words = probabilities @ table[:-INDICATORS]
-        return torch.cat((table[begin, None], words, table[end, None]))
+        parts = []
+        for words in self.visual_tokenizer(picture.patches.to(device, dtype), picture.grid):
+            with self.borrow(self.vte, words) as table:
+                parts.append(words @ table[:-INDICATORS])
+        begin, end = self.vte(torch.tensor(BRACKETS[picture.kind], device=device) % self.config.vision.vocab_size)
+        return torch.cat((begin[None].to(dtype), *parts, end[None].to(dtype)))
 
     def embed(self, tokens: Sequence[Token], device: torch.device, dtype: torch.dtype) -> Tensor:
         """Token ids and pictures in reading order -> (L, hidden) on `device`."""
@@ -76,15 +86,58 @@ class Multimodal(nn.Module):
 
         Raises ValueError when they take more positions than the language model has.
         """
-        length, limit = sequence_length(tokens), self.config.language.max_position_embeddings
-        if length > limit:
-            raise ValueError(
-                f"prompt: text and pictures take {length} positions and the language model has {limit}; "
-                "shorten the text."
-            )
+        self.check_length(tokens)
         return self.llm.condition(self.embed(tokens, device, dtype)[None])
+
+    def read(
+        self,
+        tokens: Sequence[Token],
+        room: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        computed: Sequence[KeysAndValues] = (),
+    ) -> tuple[KeyValueCache, Tensor]:
+        """Token ids and pictures -> a cache that holds them, and the next token's logits (vocabulary,), float32.
+
+        room      positions to leave for tokens that will be written
+        computed  keys and values of the first positions; these are not read again
+
+        Raises ValueError when `tokens` take more positions than the language model has.
+        """
+        length = self.check_length(tokens)
+        cache = KeyValueCache(self.config.language, length + room, device, dtype)
+        for keys, values in computed:
+            cache.append(keys, values)
+        return cache, self.llm.prefill(self.embed(after(tokens, cache.length), device, dtype), cache)
+
+    def check_length(self, tokens: Sequence[Token]) -> int:
+        """Positions that `tokens` take; raises ValueError when the language model has fewer."""
+        length, limit = sequence_length(tokens), self.config.language.max_position_embeddings
+        if length <= limit:
+            return length
+        pictures = sum(token.tokens for token in tokens if isinstance(token, VisualInput))
+        mend = "use fewer or smaller pictures or frames" if pictures > length - pictures else "shorten the text"
+        raise ValueError(
+            f"prompt: text and pictures take {length} positions, {pictures} of them pictures, and the language model "
+            f"has {limit}; {mend}."
+        )
+
+    @contextmanager
+    def holding(self, like: Tensor) -> Iterator[bool]:
+        """Whether every weight of the language model stays in its place on `like`'s device, in its dtype, until the
+        context ends."""
+        yield all(weight.device == like.device and weight.dtype == like.dtype for weight in self.llm.parameters())
 
 
 def sequence_length(tokens: Sequence[Token]) -> int:
     """Positions in the language model."""
     return sum(token.tokens if isinstance(token, VisualInput) else 1 for token in tokens)
+
+
+def after(tokens: Sequence[Token], positions: int) -> Sequence[Token]:
+    """The tokens that follow the first `positions`."""
+    for i, token in enumerate(tokens):
+        if positions <= 0:
+            return tokens[i:]
+        positions -= sequence_length([token])
+    return tokens[:0]

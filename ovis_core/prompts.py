@@ -35,6 +35,9 @@ DESCRIBE = (
 )
 UNCONDITIONAL = "Generate an image."
 
+ENDS = (Control.TURN_END, Control.END_OF_TEXT)  # either ends an answer
+NO_THOUGHTS: tuple[Part, ...] = (Control.THINK, "\n\n", Control.END_THINK)
+AFTER_THOUGHTS = "\n\n"
 
 def user_turn(parts: Sequence[Part]) -> list[Part]:
     """One turn of the user: `<|im_start|>user\\n...<|im_end|>\\n`."""
@@ -54,3 +57,22 @@ def about_image(text: str) -> list[Part]:
 def unconditional() -> list[Part]:
     """The condition without the text: the picture is a blank, or an edit's source for the image-only branch."""
     return about_image(UNCONDITIONAL)
+
+
+def question(text: str, images: int = 0, video: bool = False) -> list[Part]:
+    """The user's turn: a question in words alone, about images, or about one video."""
+    if video or images == 1:
+        return user_turn([Picture.VIDEO if video else Picture.IMAGE, f"\n{text}"])
+    pictures = [part for i in range(images) for part in (f"Image {i + 1}: ", Picture.IMAGE, "\n")]
+    return user_turn([*pictures, text])
+
+
+def answer_start(thinking: bool = False) -> list[Part]:
+    """The start of the model's turn; with `thinking` it opens its think block itself."""
+    start: list[Part] = [Control.TURN_START, "assistant\n"]
+    return start if thinking else [*start, *NO_THOUGHTS, AFTER_THOUGHTS]
+
+
+def answer_end() -> list[Part]:
+    """What closes the model's turn in a conversation that goes on."""
+    return [Control.TURN_END, "\n"]

@@ -71,6 +71,17 @@ def weights(config: Any) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="session")
+def text_model(config: Any, weights: dict[str, Tensor]) -> Any:
+    """Language model and visual tokenizer in plain torch."""
+    from ovis_core.multimodal import Multimodal
+
+    model = Multimodal(config)
+    parts = (CORE.layout.LANGUAGE, CORE.layout.VISION, CORE.layout.TABLE)
+    model.load_state_dict({name: value for name, value in weights.items() if name.startswith(parts)})
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
 def release(raw_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model as a release folder."""
     return make_checkpoint.write_release(tmp_path_factory.mktemp("models") / "tiny", raw_config)

@@ -1,32 +1,48 @@
-"""Qwen3 from transformers, with layers of our making. Weights carry the release's names."""
+"""The language model, Qwen3, with its input embeddings as output head. Weights carry the release's names."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
-from transformers import Qwen3Config, Qwen3Model
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+from torch.nn import functional as F
 
 from ..config import LanguageConfig
+from .cache import KeyValueCache, causal_attention, rotary_tables, rotate
 from .layers import Layers
+
+CHUNK = 4096  # positions that are read at once, so that a long text needs no more memory for its activations
+
+# (q, k, v), each (B, heads, n, head) -> (B, n, heads * head)
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class LanguageModel(nn.Module):
-    """Qwen3 without an output head: text and image embeddings -> hidden states."""
+    """Text and image embeddings -> hidden states, or the next token's logits."""
 
     def __init__(self, config: LanguageConfig, layers: Layers) -> None:
         super().__init__()
-        qwen3 = Qwen3Config(**vars(config), use_cache=False, attn_implementation="sdpa")
-        with torch.device("meta"):
-            self.model = Qwen3Model(qwen3)
-        replace_layers(self.model, layers)
-        # Rotary frequencies are computed, not loaded, and they were computed on the meta device. transformers moves
-        # them to where the hidden states are.
-        self.model.rotary_emb = Qwen3RotaryEmbedding(qwen3)
+        self.config = config
+        self.borrow = layers.borrow
+        blocks = [Block(config, layers) for _ in range(config.num_hidden_layers)]
+        self.model = nn.ModuleDict(
+            {
+                "embed_tokens": layers.embedding(config.vocab_size, config.hidden_size),
+                "layers": nn.ModuleList(blocks),
+                "norm": layers.rms_norm(config.hidden_size, eps=config.rms_norm_eps),
+            }
+        )
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's layers."""
+        return self.model["layers"]
 
     def embed(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Token ids (L,) -> embeddings (L, hidden)."""
-        return self.model.embed_tokens(ids).to(dtype)
+        return self.model["embed_tokens"](ids).to(dtype)
 
     def condition(self, embeds: Tensor) -> Tensor:
         """Embeddings (B, L, hidden) -> (B, L, 2 * hidden): the final hidden state, normed, then the one that enters
@@ -34,20 +50,78 @@ class LanguageModel(nn.Module):
 
         One causal pass; no output logits are computed.
         """
-        states = self.model(inputs_embeds=embeds, use_cache=False, output_hidden_states=True).hidden_states
-        return torch.cat((states[-1], states[-2]), dim=-1)
+        cos, sin = rotary_tables(self.config, embeds.shape[1], embeds.device)
+        x = embeds
+        for block in self.blocks[:-1]:
+            x = block(x, cos, sin, causal_attention)
+        return torch.cat((self.model["norm"](self.blocks[-1](x, cos, sin, causal_attention)), x), dim=-1)
+
+    def prefill(self, embeds: Tensor, cache: KeyValueCache) -> Tensor:
+        """Reads embeddings (L, hidden) after what `cache` holds -> the next token's logits (vocabulary,), float32."""
+        for chunk in embeds[None].split(CHUNK, dim=1):
+            end = cache.length + chunk.shape[1]
+            x = chunk
+            for i, block in enumerate(self.blocks):
+                x = block(x, cache.cos[cache.length : end], cache.sin[cache.length : end], partial(cache.attend, i))
+            cache.length = end
+        return self._logits(x)
+
+    def step(self, token: Tensor, cache: KeyValueCache) -> Tensor:
+        """Reads one token id (1,) -> the next one's logits, as `prefill`."""
+        return self.prefill(self.embed(token, cache.keys.dtype), cache)
+
+    def step_at(self, token: Tensor, position: Tensor, cache: KeyValueCache) -> Tensor:
+        """`step` at a position (1,) that is on the device, with the same kernels whatever it is; `cache.length` stays.
+
+        It computes over the cache's whole capacity, so that a CUDA graph can replay it.
+        """
+        x = self.embed(token, cache.keys.dtype)[None]
+        cos, sin = cache.cos.index_select(0, position), cache.sin.index_select(0, position)
+        unseen = torch.arange(cache.capacity, device=position.device) > position
+        for i, block in enumerate(self.blocks):
+            x = block(x, cos, sin, partial(cache.attend_at, position, unseen, i))
+        return self._logits(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        x = self.model["norm"](x[0, -1])
+        with self.borrow(self.model["embed_tokens"], x) as table:
+            return F.linear(x, table).float()
 
 
-def replace_layers(module: nn.Module, layers: Layers) -> None:
-    """Replaces everything that holds weights by one of `layers`, not initialized."""
-    make = {
-        "Linear": lambda x: layers.linear(x.in_features, x.out_features, bias=x.bias is not None),
-        "Embedding": lambda x: layers.embedding(x.num_embeddings, x.embedding_dim),
-        "Qwen3RMSNorm": lambda x: layers.rms_norm(x.weight.shape[0], x.variance_epsilon),
-    }
-    for name, child in module.named_children():
-        kind = type(child).__name__
-        if kind in make:
-            setattr(module, name, make[kind](child))
-        else:
-            replace_layers(child, layers)
+class Block(nn.Module):
+    """Pre-norm attention with normed queries and keys, and SwiGLU."""
+
+    def __init__(self, config: LanguageConfig, layers: Layers) -> None:
+        super().__init__()
+        hidden, inner, head, eps = config.hidden_size, config.intermediate_size, config.head_dim, config.rms_norm_eps
+        self.heads, self.head = (config.num_attention_heads, config.num_key_value_heads), head
+        queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+        self.input_layernorm = layers.rms_norm(hidden, eps=eps)
+        self.self_attn = nn.ModuleDict(
+            {
+                "q_proj": layers.linear(hidden, queries, bias=False),
+                "k_proj": layers.linear(hidden, keys, bias=False),
+                "v_proj": layers.linear(hidden, keys, bias=False),
+                "o_proj": layers.linear(queries, hidden, bias=False),
+                "q_norm": layers.rms_norm(head, eps=eps),
+                "k_norm": layers.rms_norm(head, eps=eps),
+            }
+        )
+        self.post_attention_layernorm = layers.rms_norm(hidden, eps=eps)
+        self.mlp = nn.ModuleDict(
+            {
+                "gate_proj": layers.linear(hidden, inner, bias=False),
+                "up_proj": layers.linear(hidden, inner, bias=False),
+                "down_proj": layers.linear(inner, hidden, bias=False),
+            }
+        )
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """x (B, L, hidden); cos, sin (L, 1, head)."""
+        part, hidden = self.self_attn, self.input_layernorm(x)
+        q, k, v = (part[name](hidden).unflatten(-1, (-1, self.head)) for name in ("q_proj", "k_proj", "v_proj"))
+        rotated = rotate(torch.cat((part["q_norm"](q), part["k_norm"](k)), dim=2), cos, sin)
+        q, k = rotated.transpose(1, 2).split(self.heads, dim=1)
+        x = x + part["o_proj"](attend(q, k, v.transpose(1, 2)))
+        hidden = self.post_attention_layernorm(x)
+        return x + self.mlp["down_proj"](F.silu(self.mlp["gate_proj"](hidden)) * self.mlp["up_proj"](hidden))

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .attention import Attention, torch_attention
+
+# (layer, a tensor) -> its weight on the tensor's device and in its dtype, good within the context.
+Borrow = Callable[[nn.Module, Tensor], AbstractContextManager[Tensor]]
+
+
+@contextmanager
+def own_weight(layer: nn.Module, like: Tensor) -> Iterator[Tensor]:
+    """`Borrow` of torch's own layers."""
+    yield layer.weight.to(like.device, like.dtype)
 
 
 @dataclass(frozen=True)
@@ -18,12 +29,14 @@ class Layers:
     operations  namespace with Linear, LayerNorm, RMSNorm, Embedding and Conv2d: torch's own or one of ComfyUI's, which
                 cast, offload and patch their weights
     attention   function that the networks attend with
+    borrow      gives a layer's weight where one is used otherwise than by its layer
     dtype       of the weights; None is torch's default
     device      of the weights; None is torch's default
     """
 
     operations: Any = torch.nn
     attention: Attention = torch_attention
+    borrow: Borrow = own_weight
     dtype: torch.dtype | None = None
     device: torch.device | str | None = None
 

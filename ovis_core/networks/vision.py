@@ -6,6 +6,8 @@ names.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from ..config import VisionConfig
 from .layers import Layers
 
 ROTARY_THETA = 10000.0
+GROUPS = 1024  # of 2 x 2 patches that have their words' probabilities at once: half a gigabyte in bfloat16
 INDICATORS = 4  # rows of the visual embedding table that the head has no word for
 
 
@@ -30,10 +33,18 @@ class VisualTokenizer(nn.Module):
             layers.layer_norm(words, eps=1e-5),
         )
 
-    def forward(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """patches (N, channels * patch * patch), grid (frames, rows, columns) -> probabilities (N / 4, words)."""
-        logits = self.head(self.backbone(patches, grid))
-        return logits.softmax(dim=-1, dtype=torch.float32).to(logits.dtype)
+    def forward(self, patches: Tensor, grid: tuple[int, int, int]) -> Iterator[Tensor]:
+        """patches (N, channels * patch * patch), grid (frames, rows, columns) -> probabilities (N / 4, words), in
+        pieces.
+
+        Frames of a video go through the ViT one after the other, and groups of their features through the head, so
+        that memory does not grow with the video.
+        """
+        frames, rows, columns = grid
+        for frame in patches.chunk(frames):
+            for features in self.backbone(frame, (1, rows, columns)).split(GROUPS):
+                logits = self.head(features)
+                yield logits.softmax(dim=-1, dtype=torch.float32).to(logits.dtype)
 
 
 class Backbone(nn.Module):

@@ -1,0 +1,60 @@
+"""Turns of a conversation as token ids and pictures, and what was computed for them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from . import prompts
+from .multimodal import Token
+from .networks.cache import KeysAndValues
+from .prompts import Control
+from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Keys and values of a conversation's first positions, turn by turn, in RAM.
+
+    made_by  what they depend on besides the tokens: the model and its patches
+    """
+
+    made_by: Hashable
+    turns: tuple[KeysAndValues, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Positions."""
+        return sum(keys.shape[2] for keys, _ in self.turns)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Whole turns of the user and of the model.
+
+    computed  for some or all of them; None where nothing was kept
+    """
+
+    tokens: tuple[Token, ...] = ()
+    computed: Computed | None = None
+
+
+def thoughts_and_answer(ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """What the model wrote, split into the inside of its think block and what follows the block."""
+    words = [i for i in ids if i not in prompts.ENDS]
+    if Control.THINK not in words and Control.END_THINK not in words:
+        return [], words
+    start = words.index(Control.THINK) + 1 if Control.THINK in words else 0
+    if Control.END_THINK not in words:
+        return words[start:], []
+    end = words.index(Control.END_THINK)
+    return words[start:end], words[end + 1 :]
+
+
+def closed(tokens: Sequence[Token], ids: Sequence[int], thinking: bool, tokenizer: Tokenizer) -> tuple[Token, ...]:
+    """A prompt and what the model wrote as whole turns, its thoughts left out as in the model's own template."""
+    thoughts, answer = thoughts_and_answer(ids)
+    block = tokenizer.encode(prompts.NO_THOUGHTS) if thinking else []
+    if thinking and not answer:
+        answer = tokenizer.encode([prompts.AFTER_THOUGHTS])
+    return (*tokens, *block, *answer, *tokenizer.encode(prompts.answer_end()))

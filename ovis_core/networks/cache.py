@@ -1,0 +1,112 @@
+"""The language model's keys and values of the positions that it has read, preallocated."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..config import LanguageConfig
+
+KeysAndValues = tuple[Tensor, Tensor]  # each (layers, key-value heads, n, head)
+
+
+class KeyValueCache:
+    """Keys and values (layers, key-value heads, capacity, head) of one sequence, with the rotary tables for it.
+
+    length    positions that are filled
+    capacity  positions that there is room for
+    """
+
+    def __init__(self, config: LanguageConfig, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
+        # Zeros, because a captured step multiplies the values of positions that are not filled yet by 0.
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.cos, self.sin = rotary_tables(config, capacity, device)
+        self.capacity = capacity
+        self.length = 0
+
+    @staticmethod
+    def bytes_needed(config: LanguageConfig, capacity: int, dtype: torch.dtype) -> int:
+        """What one takes."""
+        heads = config.num_hidden_layers * config.num_key_value_heads * dtype.itemsize
+        return 2 * capacity * config.head_dim * (heads + 4)
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Adds positions computed earlier, (layers, key-value heads, n, head), from any device."""
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys.to(self.keys.device)
+        self.values[:, :, self.length : end] = values.to(self.values.device)
+        self.length = end
+
+    def copy(self, start: int, end: int) -> KeysAndValues:
+        """Keys and values of positions start to end, in RAM."""
+        return self.keys[:, :, start:end].to("cpu", copy=True), self.values[:, :, start:end].to("cpu", copy=True)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of the next n positions, (1, heads, n, head) -> (1, n, heads * head); keeps their k and v.
+
+        `length` stays as it is, because every layer writes at the same place.
+        """
+        keys, values, end = self.keys[layer, None], self.values[layer, None], self.length + q.shape[2]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        keys, values = keys[:, :, :end], values[:, :, :end]
+        if q.shape[2] == 1:
+            # The query heads that share a key head take the place of positions: all of them see every key.
+            x = F.scaled_dot_product_attention(q.reshape(1, k.shape[1], -1, q.shape[3]), keys, values)
+            return x.reshape(1, 1, -1)
+        return causal_attention(q, keys, values)
+
+    def attend_at(self, position: Tensor, unseen: Tensor, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` of one position whose number is on the device, with the same kernels whatever it is.
+
+        position  (1,) int64
+        unseen    (capacity,) bool, True from position + 1 on
+        """
+        keys = self.keys[layer].index_copy_(1, position, k[0])
+        values = self.values[layer].index_copy_(1, position, v[0])
+        q = q.reshape(k.shape[1], -1, q.shape[3])
+        scores = _product(q, keys.transpose(1, 2)) * q.shape[2] ** -0.5
+        weights = scores.masked_fill_(unseen, -torch.inf).softmax(dim=-1)
+        return torch.bmm(weights.to(values.dtype), values).reshape(1, 1, -1)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q (B, heads, n, D), k and v (B, key-value heads, m, D) -> (B, n, heads * D); q's are the last n of m positions.
+
+    Each key head serves as many neighbouring query heads.
+    """
+    n, m = q.shape[2], k.shape[2]
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    if n == m:
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:
+        mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return x.transpose(1, 2).flatten(2)
+
+
+def rotary_tables(config: LanguageConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin (length, 1, head) float32 for `rotate`; sin carries the rotation's signs."""
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=device).float() / config.head_dim
+    angle = torch.arange(length, device=device).float()[:, None] * (1.0 / config.rope_theta**exponent)
+    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates pairs (i, i + D / 2) of x (B, L, heads, D) in float32."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Batched a @ b in float32, without rounding the result to the type of a and b where torch can."""
+    if a.is_cuda and a.dtype != torch.float32 and _has_wide_products():
+        return torch.bmm(a, b, out_dtype=torch.float32)
+    return torch.bmm(a, b).float()
+
+
+def _has_wide_products() -> bool:
+    return "dtype" in torch.ops.aten.bmm.overloads()

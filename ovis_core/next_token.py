@@ -1,0 +1,77 @@
+"""Logits -> the next token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. The steps are taken in this order.
+
+    repetition_penalty  over 1: tokens that were written already become less likely (CTRL, section 4.1)
+    presence_penalty    taken off the logits of tokens that were written already
+    temperature         divides the logits; 0 always takes the likeliest token
+    top_k               only the k likeliest tokens; 0: all
+    top_p               only the likeliest tokens that together have this probability
+    min_p               only tokens at least this many times as likely as the likeliest
+    seed                of the draws
+    """
+
+    temperature: float = 0.7
+    top_p: float = 0.8
+    top_k: int = 20
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    seed: int = 0
+
+
+GREEDY = Sampling(temperature=0.0)
+COLD = 1e-4  # temperatures under it are greedy: dividing by them says no more
+
+
+class NextToken:
+    """Draws one token after the other; remembers those that were drawn.
+
+    The random numbers come from the CPU's generator, whatever the device: one number per token, looked up in the
+    cumulated probabilities.
+    """
+
+    def __init__(self, sampling: Sampling, limit: int, device: torch.device) -> None:
+        """limit: most tokens that will be drawn."""
+        self.sampling = sampling
+        self.written = torch.zeros(limit, dtype=torch.int64, device=device)
+        self.count = 0
+        generator = torch.Generator().manual_seed(sampling.seed)
+        self.draws = torch.rand(limit, dtype=torch.float64, generator=generator).float().to(device)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits (vocabulary,) float32 -> a token id (1,)."""
+        likely, tokens = self.candidates(logits)
+        chosen = torch.searchsorted(likely.cumsum(0), self.draws[self.count, None] * likely.sum(), right=True)
+        token = tokens[chosen.clamp(max=len(tokens) - 1)]
+        self.written[self.count] = token[0]
+        self.count += 1
+        return token
+
+    def candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities of the tokens that may be drawn, likeliest first and not summing to 1, and their ids."""
+        s = self.sampling
+        if s.temperature < COLD:
+            token = logits.argmax(keepdim=True)
+            return torch.ones_like(logits[:1]), token
+        if s.repetition_penalty != 1.0 or s.presence_penalty != 0.0:
+            written = self.written[: self.count]
+            old = logits[written]
+            old = torch.where(old < 0, old * s.repetition_penalty, old / s.repetition_penalty) - s.presence_penalty
+            logits = logits.index_copy(0, written, old)
+        top, tokens = logits.topk(min(s.top_k or len(logits), len(logits)))
+        likely = (top / s.temperature).softmax(0)
+        # The likeliest stays, whatever top_p and min_p say.
+        if s.top_p < 1.0:
+            likely = torch.where(likely.cumsum(0) - likely < max(s.top_p, 1e-9), likely, 0.0)
+        return torch.where(likely >= min(s.min_p, 1.0) * likely[0], likely, 0.0), tokens

@@ -1,0 +1,79 @@
+"""Logits to tokens, beside transformers' own steps of sampling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.generation import logits_process
+
+from ovis_core.next_token import NextToken, Sampling
+
+CPU = torch.device("cpu")
+ALL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+
+
+def logits(seed: int = 0, words: int = 500) -> torch.Tensor:
+    return 4 * torch.randn(words, generator=torch.Generator().manual_seed(seed))
+
+
+def candidates(sampling: Sampling, scores: torch.Tensor, written: list[int]) -> torch.Tensor:
+    """Probability of each word."""
+    choose = NextToken(sampling, 100, CPU)
+    choose.written[: len(written)] = torch.tensor(written, dtype=torch.int64)
+    choose.count = len(written)
+    likely, tokens = choose.candidates(scores)
+    return torch.zeros(len(scores)).index_copy(0, tokens, likely / likely.sum())
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(0, 1, 0), (7, 1, 0), (0, 0.6, 0), (0, 1, 0.1), (30, 0.9, 0.05)])
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_as_transformers(temperature: float, top_k: int, top_p: float, min_p: float, penalty: float) -> None:
+    scores, written = logits(), [3, 5, 5, 100, int(logits().argmax())]
+    steps = logits_process.LogitsProcessorList(
+        [
+            logits_process.RepetitionPenaltyLogitsProcessor(penalty),
+            logits_process.TemperatureLogitsWarper(temperature),
+            *([logits_process.TopKLogitsWarper(top_k)] if top_k else []),
+            logits_process.TopPLogitsWarper(float(top_p)),
+            logits_process.MinPLogitsWarper(min_p),
+        ]
+    )
+    expected = steps(torch.tensor([written]), scores[None].clone())[0].softmax(0)
+    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty=penalty)
+    actual = candidates(sampling, scores, written)
+    assert torch.equal(actual > 0, expected > 0)
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_presence_penalty_is_taken_off_once() -> None:
+    scores = logits()
+    expected = scores.clone()
+    expected[[3, 5]] -= 2.0
+    actual = candidates(Sampling(**ALL, presence_penalty=2.0), scores, [3, 5, 5])
+    torch.testing.assert_close(actual, expected.softmax(0))
+
+
+def test_draws_follow_the_probabilities() -> None:
+    scores, count = logits(words=6), 20000
+    choose = NextToken(Sampling(**ALL), count, CPU)
+    drawn = torch.cat([choose(scores) for _ in range(count)])
+    frequency = torch.bincount(drawn, minlength=6) / count
+    assert (frequency - scores.softmax(0)).abs().max() < 0.015
+
+
+def test_seeds() -> None:
+    def drawn(seed: int) -> list[int]:
+        choose = NextToken(Sampling(**ALL, seed=seed), 50, CPU)
+        return [int(choose(logits(i))) for i in range(50)]
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0.0), Sampling(temperature=0.0005), Sampling(top_k=1), Sampling(top_p=0.0)]
+)
+def test_nearly_greedy(sampling: Sampling) -> None:
+    choose = NextToken(sampling, 50, CPU)
+    assert [int(choose(logits(i))) for i in range(50)] == [int(logits(i).argmax()) for i in range(50)]
