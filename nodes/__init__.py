@@ -7,6 +7,7 @@ from .encode import OvisU1EditEncode, OvisU1TextEncode
 from .load import OvisU1Loader
 from .refine import OvisU1Refine
 from .sample import OvisU1Guider, OvisU1Sampler, OvisU1Scheduler
+from .understand import OvisU1Judge, OvisU1Understand
 
 
 class OvisU1Extension(ComfyExtension):
@@ -23,4 +24,6 @@ class OvisU1Extension(ComfyExtension):
             OvisU1Guider,
             OvisU1Sampler,
             OvisU1Decode,
+            OvisU1Understand,
+            OvisU1Judge,
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ovis_core.conversation import Conversation
 from ..ovis_core.native.clip import OvisTextModel
 from ..ovis_core.native.model import OvisU1
 from ..ovis_core.sizes import LATENT_FACTOR
@@ -34,6 +35,24 @@ def need_one_text(**texts: Any) -> None:
             raise ValueError(
                 f"{name}: this is a {type(text).__name__}, not one text; give each prompt an Ovis-U1 encode of its own."
             )
+
+
+def need_pictures(**batches: Any) -> Any:
+    """The images (height, width, channels) of one batch, none where nothing is connected; refuses another shape."""
+    ((name, batch),) = batches.items()
+    if batch is None:
+        return ()
+    if batch.ndim != 4:
+        raise ValueError(f"{name}: it has {batch.ndim} dimensions and a batch of images has 4; connect an IMAGE.")
+    if 0 in batch.shape:
+        raise ValueError(f"{name}: it is empty; connect at least one image.")
+    return batch
+
+
+def need_history(history: Any) -> None:
+    """Refuses what is no conversation."""
+    if not isinstance(history, Conversation | None):
+        raise ValueError("history: this is no conversation; connect the history of another Ovis-U1 Understand.")
 
 
 def need_size(**sides: int) -> None:

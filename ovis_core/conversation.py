@@ -53,7 +53,7 @@ def thoughts_and_answer(ids: Sequence[int]) -> tuple[list[int], list[int]]:
 
 def closed(tokens: Sequence[Token], ids: Sequence[int], thinking: bool, tokenizer: Tokenizer) -> tuple[Token, ...]:
     """A prompt and what the model wrote as whole turns, its thoughts left out as in the model's own template."""
-    thoughts, answer = thoughts_and_answer(ids)
+    answer = thoughts_and_answer(ids)[1]
     block = tokenizer.encode(prompts.NO_THOUGHTS) if thinking else []
     if thinking and not answer:
         answer = tokenizer.encode([prompts.AFTER_THOUGHTS])

@@ -46,8 +46,8 @@ class Multimodal(nn.Module):
         capacity       of the key-value cache of `read`; 0 for `condition`, which has none
         """
         language, vision, size = self.config.language, self.config.vision, dtype.itemsize
-        # Logits, their softmax in float32 and the probabilities.
-        words = min(visual_tokens, GROUPS) * vision.vocab_size * (2 * size + 4)
+        # Logits, the same in float32, and their softmax.
+        words = min(visual_tokens, GROUPS) * vision.vocab_size * (size + 8)
         patches = visual_tokens * vision.hidden_stride**2 * size
         features = patches * (8 * vision.hidden_size + 3 * vision.intermediate_size)
         heads = language.num_attention_heads * language.head_dim
@@ -63,12 +63,13 @@ class Multimodal(nn.Module):
 
     def see(self, picture: VisualInput, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Embeddings (tokens, hidden) of a picture: begin, one for each 2 x 2 patches, end."""
-        parts = []
-        for words in self.visual_tokenizer(picture.patches.to(device, dtype), picture.grid):
-            with self.borrow(self.vte, words) as table:
-                parts.append(words @ table[:-INDICATORS])
+        seen = self.visual_tokenizer(picture.patches.to(device, dtype), picture.grid, self._look_up)
         begin, end = self.vte(torch.tensor(BRACKETS[picture.kind], device=device) % self.config.vision.vocab_size)
-        return torch.cat((begin[None].to(dtype), *parts, end[None].to(dtype)))
+        return torch.cat((begin[None].to(dtype), seen, end[None].to(dtype)))
+
+    def _look_up(self, words: Tensor) -> Tensor:
+        with self.borrow(self.vte, words) as table:
+            return words @ table[:-INDICATORS]
 
     def embed(self, tokens: Sequence[Token], device: torch.device, dtype: torch.dtype) -> Tensor:
         """Token ids and pictures in reading order -> (L, hidden) on `device`."""
@@ -99,7 +100,7 @@ class Multimodal(nn.Module):
     ) -> tuple[KeyValueCache, Tensor]:
         """Token ids and pictures -> a cache that holds them, and the next token's logits (vocabulary,), float32.
 
-        room      positions to leave for tokens that will be written
+        room      tokens that will be written, from `room`
         computed  keys and values of the first positions; these are not read again
 
         Raises ValueError when `tokens` take more positions than the language model has.
@@ -121,6 +122,11 @@ class Multimodal(nn.Module):
             f"prompt: text and pictures take {length} positions, {pictures} of them pictures, and the language model "
             f"has {limit}; {mend}."
         )
+
+    def room(self, tokens: Sequence[Token], wanted: int) -> int:
+        """Tokens that can be written after `tokens`, at most `wanted`; raises ValueError when there is no place."""
+        left = self.config.language.max_position_embeddings - self.check_length(tokens) + 1
+        return min(wanted, left)
 
     @contextmanager
     def holding(self, like: Tensor) -> Iterator[bool]:

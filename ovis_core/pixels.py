@@ -5,6 +5,7 @@ Resizing is PIL's bicubic on 8-bit pixels, as in the release.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,13 @@ def understanding_input(
     height, width = understanding_size(frames[0].height, frames[0].width)
     pixels = np.stack([np.asarray(resize(frame.convert("RGB"), height, width)) for frame in frames])
     return patchify(torch.from_numpy(pixels), patch, stride, kind)
+
+
+def evenly(frames: Sequence[Tensor], most: int) -> Sequence[Tensor]:
+    """At most `most` of the frames, the first and the last among them, evenly spaced."""
+    if len(frames) <= most:
+        return frames
+    return [frames[round(i * (len(frames) - 1) / max(most - 1, 1))] for i in range(most)]
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -39,6 +39,7 @@ ENDS = (Control.TURN_END, Control.END_OF_TEXT)  # either ends an answer
 NO_THOUGHTS: tuple[Part, ...] = (Control.THINK, "\n\n", Control.END_THINK)
 AFTER_THOUGHTS = "\n\n"
 
+
 def user_turn(parts: Sequence[Part]) -> list[Part]:
     """One turn of the user: `<|im_start|>user\\n...<|im_end|>\\n`."""
     return [Control.TURN_START, "user\n", *parts, Control.TURN_END, "\n"]

@@ -112,7 +112,7 @@ def test_200_tokens_equal_a_full_recomputation(text_model: Multimodal, tokenizer
 
 def test_the_captured_step_computes_the_same(text_model: Multimodal, case: tuple[list[Token], Any]) -> None:
     tokens, expected = case
-    plain, logits = text_model.read(tokens, 24, CPU, torch.float32)
+    plain, _ = text_model.read(tokens, 24, CPU, torch.float32)
     static, _ = text_model.read(tokens, 24, CPU, torch.float32)
     for number in expected["output_ids"][:-1]:
         token = torch.tensor([number])

@@ -39,7 +39,7 @@ def test_features(text_model: Multimodal, seen: VisualInput, tensors: dict[str, 
 
 
 def test_visual_words(text_model: Multimodal, seen: VisualInput, tensors: dict[str, Tensor]) -> None:
-    words = next(text_model.visual_tokenizer(seen.patches, seen.grid))[:4]
+    words = text_model.visual_tokenizer.words(text_model.visual_tokenizer.backbone(seen.patches, seen.grid)[:4])
     expected = tensors["visual/understand/tokens_head"]
     close(words, expected[:, :-4])
     assert expected[:, -4:].count_nonzero() == 0

@@ -31,7 +31,7 @@ def counted(model: Any, clip: Any, vae: Any) -> Iterator[Counter[str]]:
     calls: Counter[str] = Counter()
     text = clip.cond_stage_model
     networks = {
-        "language model": text.llm.model,
+        "language model": text.llm.blocks[0],
         "vision": text.visual_tokenizer,
         "refiner": model.model.diffusion_model.txt_in,
         "decoder": model.model.diffusion_model.final_layer,

@@ -1,94 +1,33 @@
-"""Language model and visual tokenizer as one ComfyUI CLIP."""
+"""Language model and visual tokenizer as one ComfyUI CLIP, which conditions images and writes text."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import comfy.ops
 import comfy.sd
 import comfy.supported_models_base
-import comfy.text_encoders
 import torch
 from comfy import model_management
 from comfy.cli_args import args as cli_args
-from comfy.ldm.flux.math import attention
-from PIL import Image
 from torch import Tensor, nn
 
-from .. import prompts
-from ..config import OvisConfig, VisionConfig
-from ..multimodal import Multimodal, sequence_length
-from ..networks.layers import Layers
-from ..pixels import VisualInput, blank_input, condition_input
+from .. import generation
+from ..config import OvisConfig
+from ..multimodal import Multimodal, Token, sequence_length
+from ..networks.cache import KeysAndValues, KeyValueCache
+from ..next_token import GREEDY, Sampling
+from ..pixels import VisualInput
 from ..tokenizer import Tokenizer
+from .layers import comfy_layers, holding
+from .progress import Writing
+from .tokens import SECTION, OvisTokenizer, own_section
 
-SECTION = "ovis_u1"  # key of our tokens in what CLIP.tokenize answers
-DEFAULT_SIZE = 1024  # of the blank picture, where a node such as CLIPTextEncode knows no size
-BUNDLED_TOKENIZER = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"
 DTYPE_FLAGS = ("fp8_e4m3fn_text_enc", "fp8_e5m2_text_enc", "fp16_text_enc", "bf16_text_enc", "fp32_text_enc")
-
-
-class OvisTokenizer:
-    """Prompt -> tokens, in the form of ComfyUI's tokenizers."""
-
-    def __init__(self, embedding_directory: Any = None, tokenizer_data: dict[str, Any] | None = None) -> None:
-        data = tokenizer_data or {}
-        self.vision: VisionConfig = data["vision"]
-        self.tokenizer = Tokenizer(data.get("folder") or BUNDLED_TOKENIZER)
-
-    def tokenize_with_weights(
-        self,
-        text: str,
-        return_word_ids: bool = False,
-        width: int = DEFAULT_SIZE,
-        height: int = DEFAULT_SIZE,
-        **kwargs: Any,
-    ) -> dict[str, list[list[tuple]]]:
-        """Tokens of the text-to-image condition for an image of width x height pixels.
-
-        Where `text` is empty it is the model's own prompt without text. A token is a pair of (id or
-        `VisualInput`, weight). Weights are always 1: the model reads sentences; parentheses mean themselves.
-        """
-        if any(kwargs.get(name) is not None and len(kwargs[name]) for name in ("image", "images")):
-            raise ValueError("images: this node cannot give Ovis-U1 a picture; use Ovis-U1 Edit Encode.")
-        parts = prompts.text_to_image(text) if text.strip() else prompts.unconditional()
-        tokens = self.tokenize_parts(parts, [self.blank(height, width)])
-        if return_word_ids:
-            return {name: [[(*p, i) for i, p in enumerate(pairs)] for pairs in batch] for name, batch in tokens.items()}
-        return tokens
-
-    def tokenize_parts(
-        self, parts: Sequence[prompts.Part], pictures: Sequence[VisualInput]
-    ) -> dict[str, list[list[tuple]]]:
-        """Tokens of a prompt with one place for a picture: a batch of as many sequences as there are pictures."""
-        tokens = self.tokenizer.encode(parts)
-        return {
-            SECTION: [[(picture if isinstance(t, prompts.Picture) else t, 1.0) for t in tokens] for picture in pictures]
-        }
-
-    def blank(self, height: int, width: int) -> VisualInput:
-        """The blank picture that stands for an image of height x width pixels yet to be made."""
-        return blank_input(height, width, self.vision.patch_size, self.vision.hidden_stride)
-
-    def source(self, image: Image.Image) -> VisualInput:
-        """An edit's source, given at the edit's target size."""
-        return condition_input(image, self.vision.patch_size, self.vision.hidden_stride)
-
-    def untokenize(self, pairs: list[tuple]) -> list[tuple]:
-        """Pairs with the text of each token."""
-        return [(p, "" if isinstance(p[0], VisualInput) else self.tokenizer.decode([p[0]])) for p in pairs]
-
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
-        """Text of token ids."""
-        return self.tokenizer.decode(token_ids)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Nothing to save: the vocabulary is ComfyUI's or the release's."""
-        return {}
 
 
 class OvisTextModel(Multimodal):
@@ -104,14 +43,15 @@ class OvisTextModel(Multimodal):
         model_options: dict[str, Any] | None = None,
     ) -> None:
         operations = (model_options or {}).get("custom_operations") or comfy.ops.manual_cast
-        super().__init__(config, Layers(operations, attention, dtype, device))
+        super().__init__(config, comfy_layers(operations, dtype, device))
         self.eval().requires_grad_(False)
         self.dtypes = {dtype}
+        self.stored_dtype = dtype
         self.compute_dtype = compute_dtype
         self.load_device = load_device
         self.execution_device: torch.device | None = None
         self._seen: dict[int, Tensor] | None = None
-        for layer in (*self.llm.model.layers, *self.visual_tokenizer.backbone.trunk["blocks"]):
+        for layer in (*self.llm.blocks, *self.visual_tokenizer.backbone.trunk["blocks"]):
             layer.register_forward_pre_hook(_stop_if_interrupted)
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
@@ -144,22 +84,92 @@ class OvisTextModel(Multimodal):
 
     def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None]:
         """Tokens of `OvisTokenizer` -> the condition (B, L, 2 * hidden), float32; there is no pooled output."""
-        if SECTION not in tokens:
-            raise ValueError("tokens: they were not made by this CLIP; tokenize with the CLIP of Ovis-U1 Load Model.")
-        device = self.execution_device or self.load_device
-        if len({len(section) for section in tokens[SECTION]}) > 1:
+        sections = own_section(tokens)
+        if len({len(section) for section in sections}) > 1:
             raise ValueError("tokens: prompts of different length cannot be one batch; encode each by itself.")
         conditions = [
-            self.condition([token[0] for token in section], device, self.compute_dtype) for section in tokens[SECTION]
+            self.condition([token[0] for token in section], self.run_device, self.compute_dtype) for section in sections
         ]
         return torch.cat(conditions).to(model_management.intermediate_device(), torch.float32), None
 
     def memory_estimation_function(self, tokens: dict[str, list[list[tuple]]], device: Any = None) -> int:
         """Bytes that `encode_token_weights` needs besides the weights; ComfyUI asks before it loads them."""
         sections = [[token[0] for token in section] for section in tokens.get(SECTION, ())]
-        longest = max(map(sequence_length, sections), default=0)
-        pictures = [token.tokens for section in sections for token in section if isinstance(token, VisualInput)]
-        return self.memory_needed(longest, max(pictures, default=0), self.compute_dtype)
+        return max((self.memory_for(section) for section in sections), default=0)
+
+    def memory_for(self, tokens: Sequence[Token], room: int | None = None) -> int:
+        """Bytes to condition on `tokens`, or to write `room` more after them."""
+        frames = [token.tokens // token.grid[0] + 2 for token in tokens if isinstance(token, VisualInput)]
+        length, largest = sequence_length(tokens), max(frames, default=0)
+        if room is None:
+            return self.memory_needed(length, largest, self.compute_dtype)
+        return self.memory_needed(length, largest, self.writing_dtype, length + room)
+
+    @property
+    def run_device(self) -> torch.device:
+        """Where it runs."""
+        return self.execution_device or self.load_device
+
+    @property
+    def writing_dtype(self) -> torch.dtype:
+        """Dtype of the arithmetic when text is written.
+
+        On a CPU that of bfloat16 weights: casting them for every token takes many times as long as the token.
+        """
+        if self.run_device.type == "cpu" and self.stored_dtype == torch.bfloat16:
+            return self.stored_dtype
+        return self.compute_dtype
+
+    def holding(self, like: Tensor) -> AbstractContextManager[bool]:
+        """As `Multimodal.holding`."""
+        return holding(self.llm, like)
+
+    def write(
+        self,
+        tokens: Sequence[Token],
+        room: int,
+        sampling: Sampling,
+        computed: Sequence[KeysAndValues] = (),
+        tokenizer: Tokenizer | None = None,
+    ) -> tuple[list[int], KeyValueCache]:
+        """Ids of at most `room` tokens that follow `tokens`, and the cache that holds all but the last of them.
+
+        With a `tokenizer` the text shows on the running node.
+        """
+        progress = Writing(room, tokenizer)
+        cache, logits = self.read(tokens, room, self.run_device, self.writing_dtype, computed)
+        read = cache.length - sum(keys.shape[2] for keys, _ in computed)
+        ids: list[int] = []
+        with closing(generation.write(self, cache, logits, sampling, room)) as written:
+            for token in written:
+                ids.append(token)
+                progress(ids)
+        progress.done(ids, read)
+        return ids, cache
+
+    def generate(
+        self,
+        tokens: dict[str, list[list[tuple]]],
+        do_sample: bool = True,
+        max_length: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 50,
+        top_p: float = 0.95,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        presence_penalty: float = 0.0,
+    ) -> list[int]:
+        """As `comfy.sd.CLIP.generate` asks it of the models of core's Generate Text; the CLIP has loaded the weights
+        already, but not asked for a cache of `max_length`."""
+        sequence = [token[0] for token in own_section(tokens)[0]]
+        room = self.room(sequence, max_length)
+        loaded = [m for m in model_management.current_loaded_models if m.model is not None and m.model.model is self]
+        model_management.free_memory(self.memory_for(sequence, room), self.run_device, keep_loaded=loaded)
+        drawn = Sampling(
+            temperature, top_p, top_k, min_p, repetition_penalty or 1.0, presence_penalty or 0.0, seed or 0
+        )
+        return self.write(sequence, room, drawn if do_sample else GREEDY)[0]
 
     def load_sd(self, sd: dict[str, Tensor]) -> Any:
         """Loads a state dict with the release's names."""

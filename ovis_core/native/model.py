@@ -14,14 +14,13 @@ import comfy.model_patcher
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy.ldm.flux.math import attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
 from ..config import DecoderConfig
 from ..networks.decoder import PATCH, Decoder
-from ..networks.layers import Layers
 from ..schedule import shift_for
+from .layers import comfy_layers
 
 REFINED = "ovis_u1_refined"  # marks a condition whose tensor and pooled_output come from the refiner
 
@@ -44,7 +43,7 @@ class NativeDecoder(Decoder):
         operations: Any = None,
         **config: Any,
     ) -> None:
-        super().__init__(DecoderConfig(**config), Layers(operations, attention, dtype, device))
+        super().__init__(DecoderConfig(**config), comfy_layers(operations, dtype, device))
 
     def forward(
         self,

@@ -6,7 +6,7 @@ names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -33,18 +33,26 @@ class VisualTokenizer(nn.Module):
             layers.layer_norm(words, eps=1e-5),
         )
 
-    def forward(self, patches: Tensor, grid: tuple[int, int, int]) -> Iterator[Tensor]:
-        """patches (N, channels * patch * patch), grid (frames, rows, columns) -> probabilities (N / 4, words), in
-        pieces.
+    def forward(self, patches: Tensor, grid: tuple[int, int, int], look_up: Callable[[Tensor], Tensor]) -> Tensor:
+        """patches (N, channels * patch * patch), grid (frames, rows, columns) -> embeddings (N / 4, hidden).
+
+        look_up  probabilities (n, words) -> embeddings (n, hidden)
 
         Frames of a video go through the ViT one after the other, and groups of their features through the head, so
         that memory does not grow with the video.
         """
         frames, rows, columns = grid
-        for frame in patches.chunk(frames):
-            for features in self.backbone(frame, (1, rows, columns)).split(GROUPS):
-                logits = self.head(features)
-                yield logits.softmax(dim=-1, dtype=torch.float32).to(logits.dtype)
+        seen = [
+            look_up(self.words(features))
+            for frame in patches.chunk(frames)
+            for features in self.backbone(frame, (1, rows, columns)).split(GROUPS)
+        ]
+        return torch.cat(seen)
+
+    def words(self, features: Tensor) -> Tensor:
+        """features (n, stride^2 * hidden) -> probabilities (n, words)."""
+        logits = self.head(features)
+        return logits.softmax(dim=-1, dtype=torch.float32).to(logits.dtype)
 
 
 class Backbone(nn.Module):

@@ -1,0 +1,239 @@
+"""Pictures and questions to words and scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..ovis_core.native.tokens import MAX_FRAMES
+from ..ovis_core.native.understanding import judge, understand
+from ..ovis_core.next_token import GREEDY, Sampling
+from .checks import CATEGORY, need_clip, need_history, need_one_text, need_pictures
+
+History = io.Custom("OVIS_U1_HISTORY")
+HISTORY_SLOT = 1
+PROMPT_SLOT = "{prompt}"
+DRAWN = Sampling()
+
+
+class OvisU1Understand(io.ComfyNode):
+    """Question, images or video -> text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the page shows."""
+        return io.Schema(
+            node_id="OvisU1Understand",
+            display_name="Ovis-U1 Understand",
+            category=CATEGORY,
+            description=(
+                "Answers questions about images, a video, or nothing but words. The text shows on the node while it "
+                "is written. Connect history to another Ovis-U1 Understand to go on talking."
+            ),
+            is_output_node=True,
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="Describe this image.",
+                    tooltip="The question. Several images are Image 1, Image 2 and so on to the model.",
+                ),
+                io.Image.Input("image", optional=True, tooltip="One image, or a batch of several."),
+                io.Image.Input(
+                    "video", optional=True, tooltip="Frames as a batch, as Get Video Components gives them."
+                ),
+                History.Input("history", optional=True, tooltip="The conversation that this question goes on with."),
+                io.Int.Input(
+                    "max_frames",
+                    default=MAX_FRAMES,
+                    min=1,
+                    max=1024,
+                    optional=True,
+                    tooltip="A longer video is thinned to as many frames, evenly.",
+                ),
+                io.Int.Input(
+                    "max_new_tokens",
+                    default=512,
+                    min=1,
+                    max=32768,
+                    optional=True,
+                    tooltip="The answer ends here at the latest. A token is about three quarters of a word.",
+                ),
+                io.Boolean.Input(
+                    "thinking",
+                    default=False,
+                    optional=True,
+                    tooltip="Let the model reason before it answers. Takes many more tokens: raise max_new_tokens.",
+                ),
+                io.Boolean.Input(
+                    "sampling",
+                    default=False,
+                    optional=True,
+                    tooltip="Off: always the likeliest word, and what is below has no effect. On: words are drawn.",
+                ),
+                io.Float.Input(
+                    "temperature",
+                    default=DRAWN.temperature,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Over 1: more surprising words. Toward 0: the likeliest word.",
+                ),
+                io.Float.Input(
+                    "top_p",
+                    default=DRAWN.top_p,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Draw from the likeliest words that together have this probability. 1: from all.",
+                ),
+                io.Int.Input(
+                    "top_k",
+                    default=DRAWN.top_k,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    tooltip="Draw from this many of the likeliest words. 0: from all.",
+                ),
+                io.Float.Input(
+                    "min_p",
+                    default=DRAWN.min_p,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Draw from words at least this many times as likely as the likeliest. 0: from all.",
+                ),
+                io.Float.Input(
+                    "repetition_penalty",
+                    default=DRAWN.repetition_penalty,
+                    min=0.1,
+                    max=5.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Over 1: words of the answer so far become less likely. 1: no effect.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=DRAWN.seed,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    optional=True,
+                    tooltip="Of the words that are drawn.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("text", display_name="text", tooltip="The answer."),
+                History.Output(
+                    "history_out", display_name="history", tooltip="The conversation with this question and answer."
+                ),
+                io.String.Output(
+                    "reasoning", display_name="reasoning", tooltip="What the model thought first, with thinking on."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        clip: Any,
+        prompt: str,
+        image: Any = None,
+        video: Any = None,
+        history: Any = None,
+        max_frames: int = MAX_FRAMES,
+        max_new_tokens: int = 512,
+        thinking: bool = False,
+        sampling: bool = False,
+        temperature: float = DRAWN.temperature,
+        top_p: float = DRAWN.top_p,
+        top_k: int = DRAWN.top_k,
+        min_p: float = DRAWN.min_p,
+        repetition_penalty: float = DRAWN.repetition_penalty,
+        seed: int = DRAWN.seed,
+    ) -> io.NodeOutput:
+        """Answers."""
+        need_clip(clip)
+        need_one_text(prompt=prompt)
+        need_history(history)
+        images, frames = need_pictures(image=image), need_pictures(video=video)
+        if len(images) and len(frames):
+            raise ValueError("video: the model looks at images or at a video, not at both; disconnect image or video.")
+        drawn = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed=seed)
+        answer = understand(
+            clip,
+            prompt,
+            images,
+            frames,
+            max_frames,
+            max_new_tokens,
+            thinking,
+            drawn if sampling else GREEDY,
+            history,
+            keep=cls._is_connected(HISTORY_SLOT),
+        )
+        return io.NodeOutput(answer.text, answer.conversation, answer.reasoning, ui=ui.PreviewText(answer.text))
+
+    @classmethod
+    def _is_connected(cls, slot: int) -> bool:
+        prompt, link = cls.hidden.dynprompt, [cls.hidden.unique_id, slot]
+        return any(link in prompt.get_node(node)["inputs"].values() for node in prompt.all_node_ids())
+
+
+class OvisU1Judge(io.ComfyNode):
+    """Images and a question -> how much each is a yes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the page shows."""
+        return io.Schema(
+            node_id="OvisU1Judge",
+            display_name="Ovis-U1 Judge",
+            category=CATEGORY,
+            description=(
+                "Asks a yes-or-no question about each image and compares the model's probability of yes with that of "
+                "no: make four images, keep the best."
+            ),
+            inputs=[
+                io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
+                io.Image.Input("images", tooltip="A batch of images."),
+                io.String.Input(
+                    "question",
+                    multiline=True,
+                    default='Does this image fit the description "{prompt}"? Answer yes or no.',
+                    tooltip="A question to be answered with yes or no. {prompt} stands for the prompt.",
+                ),
+                io.String.Input(
+                    "prompt", multiline=True, default="", tooltip="What takes the place of {prompt} in the question."
+                ),
+            ],
+            outputs=[
+                io.Float.Output(
+                    "scores",
+                    display_name="scores",
+                    is_output_list=True,
+                    tooltip="For each image, in order: the probability of yes, where yes and no make 1.",
+                ),
+                io.Image.Output("best", display_name="best", tooltip="The image with the highest score."),
+                io.String.Output("ranking", display_name="ranking", tooltip="All images, highest score first."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, images: Any, question: str, prompt: str) -> io.NodeOutput:
+        """Judges."""
+        need_clip(clip)
+        need_one_text(question=question, prompt=prompt)
+        if prompt.strip() and PROMPT_SLOT not in question:
+            raise ValueError(f"question: it has no {PROMPT_SLOT}, so the prompt goes unread; add it, or empty prompt.")
+        pictures = need_pictures(images=images)
+        scores = judge(clip, pictures, question.replace(PROMPT_SLOT, prompt))
+        ranked = sorted(range(len(scores)), key=lambda i: -scores[i])
+        lines = [f"{place}. image {i + 1}: {scores[i]:.4f}" for place, i in enumerate(ranked, 1)]
+        return io.NodeOutput(scores, images[ranked[0], None], "\n".join(lines))

@@ -1,0 +1,67 @@
+"""What a person sees while text is being written."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import comfy.utils
+from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy_execution.utils import get_executing_context
+
+from ..tokenizer import Tokenizer
+
+INTERVAL = 0.1  # seconds from one message to the page to the next
+
+
+class Writing:
+    """Progress bar, the text on the node, and the speed in the log.
+
+    tokenizer  None: no text
+    """
+
+    def __init__(self, room: int, tokenizer: Tokenizer | None = None) -> None:
+        """room: most tokens that will be written."""
+        self.bar = comfy.utils.ProgressBar(room)
+        self.room = room
+        self.tokenizer = tokenizer
+        self.asked = self.shown = time.monotonic()
+        self.first = 0.0
+
+    def __call__(self, ids: Sequence[int]) -> None:
+        """After each token, with all so far. Raises ComfyUI's interrupt."""
+        throw_exception_if_processing_interrupted()
+        now = time.monotonic()
+        self.first = self.first or now
+        if now - self.shown >= INTERVAL:
+            self.shown = now
+            self._show(ids, len(ids))
+
+    def done(self, ids: Sequence[int], read: int) -> None:
+        """At the end; read: positions of the prompt that were computed."""
+        self._show(ids, self.room)
+        now = time.monotonic()
+        speed = f" at {(len(ids) - 1) / (now - self.first):.1f} tokens/s" if len(ids) > 1 else ""
+        logging.info(
+            "Ovis-U1: read %d positions, first token after %.2f s, wrote %d tokens%s",
+            read,
+            self.first - self.asked,
+            len(ids),
+            speed,
+        )
+
+    def _show(self, ids: Sequence[int], count: int) -> None:
+        self.bar.update_absolute(count, self.room)
+        if self.tokenizer:
+            # A character of several tokens may be half written.
+            show_text(self.tokenizer.decode(ids).rstrip("\ufffd").strip())
+
+
+def show_text(text: str) -> None:
+    """Shows text on the node that is running; nothing where no server runs it."""
+    node = get_executing_context()
+    if node is not None:
+        from server import PromptServer
+
+        PromptServer.instance.send_progress_text(text, node.node_id)

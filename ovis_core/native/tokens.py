@@ -1,0 +1,142 @@
+"""Prompts to tokens, in the form of ComfyUI's tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.text_encoders
+from PIL import Image
+from torch import Tensor
+
+from .. import prompts
+from ..config import VisionConfig
+from ..conversation import thoughts_and_answer
+from ..multimodal import Token
+from ..pixels import VisualInput, blank_input, condition_input, evenly, to_pil, understanding_input
+from ..tokenizer import Tokenizer
+
+SECTION = "ovis_u1"  # key of our tokens in what CLIP.tokenize answers
+DEFAULT_SIZE = 1024  # of the blank picture, where a node such as CLIPTextEncode knows no size
+BUNDLED_TOKENIZER = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"
+MAX_FRAMES = 8  # of a video, where a node does not say
+# What nodes that generate text say to `tokenize`, and nodes that encode it do not.
+QUESTION_OPTIONS = {"image", "video", "audio", "thinking", "skip_template", "min_length"}
+
+
+class OvisTokenizer:
+    """Prompt -> tokens, in the form of ComfyUI's tokenizers."""
+
+    def __init__(self, embedding_directory: Any = None, tokenizer_data: dict[str, Any] | None = None) -> None:
+        data = tokenizer_data or {}
+        self.vision: VisionConfig = data["vision"]
+        self.tokenizer = Tokenizer(data.get("folder") or BUNDLED_TOKENIZER)
+
+    def tokenize_with_weights(
+        self,
+        text: str,
+        return_word_ids: bool = False,
+        width: int = DEFAULT_SIZE,
+        height: int = DEFAULT_SIZE,
+        **kwargs: Any,
+    ) -> dict[str, list[list[tuple]]]:
+        """Tokens of the text-to-image condition for an image of width x height pixels.
+
+        Where `text` is empty it is the model's own prompt without text. A token is a pair of (id or
+        `VisualInput`, weight). Weights are always 1: the model reads sentences; parentheses mean themselves.
+
+        With what core's Generate Text says besides, it is a question to be answered: `image` a batch of images,
+        `video` of frames, `thinking`, and `skip_template` for the text alone, which the model goes on writing.
+        """
+        if QUESTION_OPTIONS & kwargs.keys():
+            return {SECTION: [[(token, 1.0) for token in self._core_question(text, **kwargs)]]}
+        if kwargs.get("images") is not None and len(kwargs["images"]):
+            raise ValueError("images: this node cannot give Ovis-U1 a picture; use Ovis-U1 Edit Encode.")
+        parts = prompts.text_to_image(text) if text.strip() else prompts.unconditional()
+        tokens = self.tokenize_parts(parts, [self.blank(height, width)])
+        if return_word_ids:
+            return {name: [[(*p, i) for i, p in enumerate(pairs)] for pairs in batch] for name, batch in tokens.items()}
+        return tokens
+
+    def tokenize_parts(
+        self, parts: Sequence[prompts.Part], pictures: Sequence[VisualInput]
+    ) -> dict[str, list[list[tuple]]]:
+        """Tokens of a prompt with one place for a picture: a batch of as many sequences as there are pictures."""
+        return {SECTION: [[(token, 1.0) for token in self.place(parts, [picture])] for picture in pictures]}
+
+    def place(self, parts: Sequence[prompts.Part], pictures: Sequence[VisualInput]) -> list[Token]:
+        """Tokens of a prompt with as many places as there are pictures."""
+        left = iter(pictures)
+        return [next(left) if isinstance(t, prompts.Picture) else t for t in self.tokenizer.encode(parts)]
+
+    def question(
+        self,
+        text: str,
+        images: Sequence[Tensor] = (),
+        frames: Sequence[Tensor] = (),
+        max_frames: int = MAX_FRAMES,
+        thinking: bool = False,
+    ) -> list[Token]:
+        """Tokens of the user's turn and of the start of the model's.
+
+        images      each (height, width, channels), 0 to 1
+        frames      of one video, likewise; evenly thinned to `max_frames`
+        """
+        parts = [*prompts.question(text, len(images), bool(len(frames))), *prompts.answer_start(thinking)]
+        return self.place(parts, self._look(images, evenly(frames, max_frames)))
+
+    def _look(self, images: Sequence[Tensor], frames: Sequence[Tensor]) -> list[VisualInput]:
+        size = (self.vision.patch_size, self.vision.hidden_stride)
+        seen = [understanding_input([to_pil(image)], prompts.Picture.IMAGE, *size) for image in images]
+        if len(frames):
+            seen.append(understanding_input([to_pil(frame) for frame in frames], prompts.Picture.VIDEO, *size))
+        return seen
+
+    def _core_question(
+        self,
+        text: str,
+        image: Tensor | None = None,
+        video: Tensor | None = None,
+        audio: Any = None,
+        thinking: bool = False,
+        skip_template: bool = False,
+        **kwargs: Any,
+    ) -> list[Token]:
+        images, frames = (() if batch is None else batch for batch in (image, video))
+        if audio is not None:
+            raise ValueError("audio: Ovis-U1 cannot hear; disconnect it.")
+        if len(images) and len(frames):
+            raise ValueError("video: Ovis-U1 looks at images or at a video, not at both; disconnect one of them.")
+        if not skip_template:
+            return self.question(text, images, frames, thinking=thinking)
+        pictures = self._look(images, evenly(frames, MAX_FRAMES))
+        return self.place([*(picture.kind for picture in pictures), text], pictures)
+
+    def blank(self, height: int, width: int) -> VisualInput:
+        """The blank picture that stands for an image of height x width pixels yet to be made."""
+        return blank_input(height, width, self.vision.patch_size, self.vision.hidden_stride)
+
+    def source(self, image: Image.Image) -> VisualInput:
+        """An edit's source, given at the edit's target size."""
+        return condition_input(image, self.vision.patch_size, self.vision.hidden_stride)
+
+    def untokenize(self, pairs: list[tuple]) -> list[tuple]:
+        """Pairs with the text of each token."""
+        return [(p, "" if isinstance(p[0], VisualInput) else self.tokenizer.decode([p[0]])) for p in pairs]
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids; of what the model wrote, the answer without its thoughts, where it came to one."""
+        thoughts, answer = thoughts_and_answer(token_ids)
+        return self.tokenizer.decode(answer or thoughts)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing to save: the vocabulary is ComfyUI's or the release's."""
+        return {}
+
+
+def own_section(tokens: dict[str, list[list[tuple]]]) -> list[list[tuple]]:
+    """The sequences of tokens that an `OvisTokenizer` made; raises ValueError where another one did."""
+    if SECTION not in tokens:
+        raise ValueError("tokens: they were not made by this CLIP; tokenize with the CLIP of Ovis-U1 Load Model.")
+    return tokens[SECTION]
