@@ -40,7 +40,7 @@ def page(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     if browser is None:
         pytest.skip("no Chromium was found; install one or name it in BROWSER_PATH")
     example = tmp_path_factory.mktemp("page") / "example.png"
-    picture(128, 96).save(example)
+    picture(512, 512).save(example)
     server.upload(example)
     # A first start would open the template browser over the canvas.
     settings = json.dumps({"Comfy.TutorialCompleted": True}).encode()
@@ -76,14 +76,18 @@ def test_a_workflow_opens_and_runs(page: Any, info: dict[str, Any], name: str) -
     )
     assert unknown == []
     prompt = page.evaluate("(async () => (await window.app.graphToPrompt()).output)()")
+    for node in prompt.values():
+        if node["class_type"] == "PreviewAny":
+            node["inputs"].pop("preview", None)  # where the page keeps what it showed
     ours = to_api(workflow, info)
     assert {i: (node["class_type"], node["inputs"]) for i, node in prompt.items()} == {
         i: (node["class_type"], node["inputs"]) for i, node in ours.items()
     }
 
     # A node takes up its images when it is drawn, so all of them must be in sight.
-    width = max(node["pos"][0] + node["size"][0] for node in workflow["nodes"])
-    page.evaluate("(scale) => Object.assign(window.app.canvas.ds, {scale, offset: [150, 300]})", 1700 / width)
+    width, height = (max(node["pos"][i] + node["size"][i] for node in workflow["nodes"]) for i in (0, 1))
+    scale = min(1700 / width, 900 / (height + 150))
+    page.evaluate("(scale) => Object.assign(window.app.canvas.ds, {scale, offset: [150, 150]})", scale)
     page.evaluate(
         """() => {
             const set = (type, values) => window.app.graph._nodes.filter((n) => n.type === type).forEach((n) =>
@@ -91,13 +95,17 @@ def test_a_workflow_opens_and_runs(page: Any, info: dict[str, Any], name: str) -
             set("OvisU1Loader", {model_name: "tiny"});
             set("OvisU1Sampler", {steps: 2});
             set("PrimitiveInt", {value: 128});
+            set("OvisU1Understand", {max_new_tokens: 8});
             window.app.graph.setDirtyCanvas(true, true);
             window.app.queuePrompt(0, 1);
         }"""
     )
     page.wait_for_function(
-        "window.app.graph._nodes.filter((n) => n.type === 'SaveImage').every((n) => n.imgs?.length > 0)", timeout=WAIT
+        """() => window.app.graph._nodes.every((n) =>
+            (n.type !== "SaveImage" || n.imgs?.length > 0) &&
+            (n.type !== "PreviewAny" || n.widgets.some((w) => typeof w.value === "string" && w.value !== "")))""",
+        timeout=WAIT,
     )
     page.wait_for_timeout(500)
     page.screenshot(path=SHOTS / f"{name}.png")
-    assert Graph(ours).find("SaveImage")
+    assert Graph(ours).find_all("SaveImage") + Graph(ours).find_all("PreviewAny")
