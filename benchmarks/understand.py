@@ -1,0 +1,246 @@
+"""How fast questions about images are answered, beside transformers' `generate` on the same random weights.
+
+    python benchmarks/understand.py --comfyui PATH [--reference DIR]
+
+Run it with the Python of that ComfyUI. Every row is measured in the same run, one side after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZE = 768  # pixels a side of each image; 784 after the model's own resize
+QUESTION = "Describe each image."
+
+
+@dataclass
+class Row:
+    """One side's medians.
+
+    first   seconds to the first token, the images' way through the visual tokenizer included
+    speed   tokens a second after the first
+    """
+
+    side: str
+    images: int
+    positions: int
+    first: float
+    speed: float
+    tokens: list[int]
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"), help="folder of ComfyUI")
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--tokens", type=int, default=128, help="tokens to write")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--small", action="store_true", help="a shrunken model")
+    parser.add_argument("--reference", type=Path, help="a release's folder: its own code is run too, on these weights")
+    parser.add_argument("--json", type=Path, help="also write what was measured to this file")
+    args = parser.parse_args()
+    if not args.comfyui or not (args.comfyui / "main.py").is_file():
+        parser.error("--comfyui: name the folder of a ComfyUI, the one that holds main.py")
+    return args
+
+
+def main() -> None:
+    """Starts ComfyUI's core on the device that was asked for."""
+    args = parse()
+    sys.path[:0] = [str(args.comfyui), str(ROOT / "scripts")]
+    from import_core import import_core
+
+    import_core()
+    import comfy.cli_args
+    import torch
+
+    comfy.cli_args.args.cpu = args.cpu or not torch.cuda.is_available()
+    with torch.inference_mode():
+        measure_all(args)
+
+
+def measure_all(args: argparse.Namespace) -> None:
+    """Measures and prints."""
+    import torch
+    from comfy import model_management
+    from full_size import FULL, SMALL, random_weights
+
+    from ovis_core.config import read_config
+    from ovis_core.layout import LANGUAGE, TABLE, VISION
+    from ovis_core.native.clip import build_clip
+
+    config, dtype = SMALL if args.small else FULL, getattr(torch, args.dtype)
+    if args.reference:
+        config = read_config(json.loads((args.reference / "config.json").read_text(encoding="utf-8")))
+    device = model_management.get_torch_device()
+    weights = random_weights(config, (LANGUAGE, VISION, TABLE), dtype, torch.device("cpu"))
+    clip = build_clip(config, weights, None)
+    model_management.load_models_gpu([clip.patcher], memory_required=4 << 30)
+    model = clip.cond_stage_model
+    model.set_clip_options({"execution_device": device})
+    theirs = Transformers(config.language, weights, device)
+    sides: dict[str, Callable[[int], tuple[int, float, float, list[int]]]] = {
+        "ours": lambda images: ours(model, question(clip, images), args.tokens),
+        "generate": lambda images: theirs.answer(model, question(clip, images), args.tokens),
+    }
+    if args.reference:
+        from reference import Reference
+
+        authors = Reference(args.reference, weights, device)
+        sides["authors"] = lambda images: authors.answer(photos(images), args.tokens)
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    read = sum(value.nbytes for key, value in weights.items() if key.startswith(LANGUAGE))
+    print(f"{name}, torch {torch.__version__}, {args.dtype}, {'full size' if config == FULL else 'shrunken'}")
+    print(f"weights read for each token: {read / 1e9:.2f} GB; floor {1e3 * read / bandwidth(device):.2f} ms a token\n")
+    print("| images | positions | side | first token, s | tokens/s | ms a token | tokens/s of generate's | same ids |")
+    print("|---|---|---|---|---|---|---|---|")
+    rows = []
+    for images in args.images:
+        measured = measure(sides, images, args.repeat)
+        base = next(row for row in measured if row.side == "generate")
+        for row in measured:
+            same = sum(a == b for a, b in zip(row.tokens, base.tokens, strict=False))
+            print(
+                f"| {images} | {row.positions} | {row.side} | {row.first:.3f} | {row.speed:.1f} | "
+                f"{1e3 / row.speed:.2f} | {row.speed / base.speed:.2f} | {same} of {len(base.tokens)} |",
+                flush=True,
+            )
+        rows += measured
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows]), encoding="utf-8")
+
+
+def measure(sides: dict[str, Callable[[int], Any]], images: int, repeat: int) -> list[Row]:
+    """Medians of each side, which take turns; the first turn is not counted."""
+    seen: dict[str, list[Any]] = {side: [] for side in sides}
+    for turn in range(repeat + 1):
+        for side, answer in sides.items():
+            gc.collect()
+            result = answer(images)
+            if turn:
+                seen[side].append(result)
+    return [
+        Row(
+            side,
+            images,
+            results[0][0],
+            statistics.median(result[1] for result in results),
+            statistics.median(result[2] for result in results),
+            results[0][3],
+        )
+        for side, results in seen.items()
+    ]
+
+
+def photos(count: int) -> list[Any]:
+    """Images of noise."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    return [Image.fromarray(random.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def question(clip: Any, images: int) -> list[Any]:
+    """Tokens of the prompt."""
+    from ovis_core.pixels import to_tensor
+
+    return clip.tokenizer.question(QUESTION, [to_tensor(photo) for photo in photos(images)])
+
+
+def ours(model: Any, tokens: list[Any], room: int) -> tuple[int, float, float, list[int]]:
+    """Positions, seconds to the first token, tokens a second, tokens."""
+    from ovis_core import generation
+    from ovis_core.next_token import GREEDY
+
+    start = now()
+    cache, logits = model.read(tokens, room, model.run_device, model.writing_dtype)
+    positions = cache.length
+    written = generation.write(model, cache, logits, GREEDY, room, ends=False)
+    ids = [next(written)]
+    first = now()
+    ids.extend(written)
+    return positions, first - start, (room - 1) / (now() - first), ids
+
+
+class Transformers:
+    """transformers' own Qwen3 on the same weights; pictures go through our visual tokenizer."""
+
+    def __init__(self, config: Any, weights: dict[str, Any], device: Any) -> None:
+        import torch
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+        from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+        qwen3 = Qwen3Config(**vars(config), tie_word_embeddings=True, attn_implementation="sdpa")
+        with torch.device("meta"):
+            self.model = Qwen3ForCausalLM(qwen3)
+        own = {key.removeprefix("llm."): value.to(device) for key, value in weights.items() if key.startswith("llm.")}
+        own["lm_head.weight"] = own["model.embed_tokens.weight"]
+        self.model.load_state_dict(own, assign=True)
+        self.model.model.rotary_emb = Qwen3RotaryEmbedding(qwen3).to(device)
+        self.model.eval().requires_grad_(False)
+
+    def answer(self, model: Any, tokens: list[Any], room: int) -> tuple[int, float, float, list[int]]:
+        """As `ours`."""
+        start = now()
+        embeds = model.embed(tokens, model.run_device, model.writing_dtype)[None]
+        seen = now() - start
+        return time_generate(lambda new: self.model.generate(inputs_embeds=embeds, **greedy(new)), seen, room, embeds)
+
+
+def greedy(new: int) -> dict[str, Any]:
+    """What makes `generate` write exactly `new` tokens."""
+    return {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+def time_generate(
+    generate: Callable[[int], Any], seen: float, room: int, embeds: Any
+) -> tuple[int, float, float, list[int]]:
+    """As `ours`, from a run of one token and a run of all of them."""
+    start = now()
+    generate(1)
+    first = now() - start
+    start = now()
+    ids = generate(room)[0].tolist()
+    return embeds.shape[1], seen + first, (room - 1) / (now() - start - first), ids
+
+
+def now() -> float:
+    """Seconds, when the device has done all that was asked of it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def bandwidth(device: Any) -> float:
+    """Bytes a second that the device reads, from a sum over a gigabyte."""
+    import torch
+
+    data = torch.zeros(1 << 28, dtype=torch.float32, device=device)
+    times = []
+    for _ in range(5):
+        start = now()
+        data.sum()
+        times.append(now() - start)
+    return data.nbytes / min(times)
+
+
+if __name__ == "__main__":
+    main()
