@@ -21,7 +21,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VisualInput:
     """One picture, or the frames of one video, cut into patches.
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -347,6 +348,8 @@ class ComfyServer:
                     if on_progress is not None:
                         for step in _steps(event, result.prompt_id, seen):
                             on_progress(*step)
+                elif message.type == aiohttp.WSMsgType.BINARY:
+                    result.events.extend(_shown_text(message.data))
                 if deadline is not None and time.monotonic() > deadline:
                     self.interrupt()
                     raise ServerError(f"the prompt did not end within {timeout:.0f} s and was interrupted")
@@ -376,6 +379,15 @@ def _take(event: Event, result: Result) -> bool:
         if data["node"] not in result.executed_nodes:
             result.executed_nodes.append(data["node"])
     return False
+
+
+def _shown_text(data: bytes) -> list[Event]:
+    """The text that a node shows while it runs: type 3, length of the node's id, id, text."""
+    kind, length = struct.unpack_from(">II", data)
+    if kind != 3:
+        return []
+    node, text = data[8 : 8 + length], data[8 + length :]
+    return [{"type": "progress_text", "data": {"node": node.decode(), "text": text.decode()}}]
 
 
 def _steps(event: Event, prompt_id: str, seen: dict[str, tuple[int, int]]) -> list[tuple[int, int]]:

@@ -17,11 +17,13 @@ NODES = {
     "OvisU1Decode",
     "OvisU1EditEncode",
     "OvisU1Guider",
+    "OvisU1Judge",
     "OvisU1Loader",
     "OvisU1Refine",
     "OvisU1Sampler",
     "OvisU1Scheduler",
     "OvisU1TextEncode",
+    "OvisU1Understand",
 }
 
 

@@ -1,0 +1,311 @@
+"""Questions answered by the CLIP inside ComfyUI, against what the authors' code answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ovis_core import prompts
+from ovis_core.conversation import Computed, Conversation
+from ovis_core.networks.cache import KeyValueCache
+from ovis_core.next_token import GREEDY, Sampling
+from ovis_core.pixels import to_tensor
+from ovis_core.prompts import Control
+from pictures import picture
+
+FIRST, SECOND = to_tensor(picture(256, 192)), to_tensor(picture(200, 200, 1))
+FRAMES = [to_tensor(picture(112, 84, k)) for k in range(3)]
+CASES = {
+    "single": ("What is it?", [FIRST], []),
+    "multi": ("Describe each image.", [FIRST, SECOND], []),
+    "video": ("Describe the video.", [], FRAMES),
+    "text_only": ("Write a haiku about 雪 and émigrés 🐈.", [], []),
+}
+WORDS = CASES["text_only"][0]
+
+
+@pytest.fixture(scope="module")
+def clip(loaded: tuple[Any, Any, Any]) -> Any:
+    return loaded[1]
+
+
+def ask(
+    clip: Any,
+    prompt: str = WORDS,
+    images: Any = (),
+    frames: Any = (),
+    tokens: int = 24,
+    thinking: bool = False,
+    sampling: Sampling = GREEDY,
+    before: Conversation | None = None,
+    **kwargs: Any,
+) -> Any:
+    from ovis_core.native.understanding import understand
+
+    return understand(clip, prompt, images, frames, 16, tokens, thinking, sampling, before, **kwargs)
+
+
+@contextmanager
+def calls(*modules: torch.nn.Module) -> Iterator[list[int]]:
+    """How often each module runs."""
+    counts = [0] * len(modules)
+
+    def count(i: int) -> Any:
+        return lambda *_: counts.__setitem__(i, counts[i] + 1)
+
+    hooks = [module.register_forward_pre_hook(count(i)) for i, module in enumerate(modules)]
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(clip: Any, golden: dict[str, Any], name: str) -> None:
+    expected = golden["generate"][name]
+    answer = ask(clip, *CASES[name])
+    assert answer.text == expected["text"]
+    assert answer.reasoning == ""
+    tokens = answer.conversation.tokens
+    assert list(tokens[-26:-2]) == expected["output_ids"]
+    assert answer.conversation.computed.length == expected["input_len"] + 23
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_core_generate_text(clip: Any, golden: dict[str, Any], name: str) -> None:
+    if not hasattr(clip, "generate"):
+        pytest.skip("this ComfyUI has no CLIP.generate")
+    prompt, images, frames = CASES[name]
+    if len({image.shape for image in images}) > 1:
+        pytest.skip("a batch has one size")
+    batch, video = (torch.stack(many) if many else None for many in (images, frames))
+    tokens = clip.tokenize(prompt, image=batch, video=video, skip_template=False, min_length=1, thinking=False)
+    ids = clip.generate(tokens, do_sample=False, max_length=24)
+    assert ids == golden["generate"][name]["output_ids"]
+    assert clip.decode(ids) == golden["generate"][name]["text"]
+
+
+def test_a_text_without_the_template_goes_on(clip: Any, golden: dict[str, Any]) -> None:
+    tokens = clip.tokenize("Once upon", image=FIRST[None], skip_template=True, min_length=1)
+    ((seen, _), *rest) = tokens["ovis_u1"][0]
+    assert list(seen.grid) == golden["generate"]["single"]["grid_thws"][0]
+    assert [token for token, _ in rest] == clip.tokenizer.tokenizer.encode(["Once upon"])
+
+
+def test_the_conversation_goes_on_without_computing_it_again(clip: Any) -> None:
+    text = clip.cond_stage_model
+    first = ask(clip, "What is it?", [FIRST])
+    with calls(text.visual_tokenizer, text.llm.blocks[0]) as counts:
+        second = ask(clip, "What colour?", before=first.conversation)
+    # Reading the second turn and 23 steps.
+    assert counts == [0, 24]
+    forgotten = Conversation(first.conversation.tokens)
+    with calls(text.visual_tokenizer) as counts:
+        again = ask(clip, "What colour?", before=forgotten)
+    assert counts == [1]
+    assert (again.text, again.conversation.tokens) == (second.text, second.conversation.tokens)
+    assert second.conversation.tokens[: len(first.conversation.tokens)] == first.conversation.tokens
+    assert second.conversation.computed.turns[0] is first.conversation.computed.turns[0]
+    other = ask(clip, "What colour?", before=ask(clip, "What is it?", [SECOND]).conversation)
+    assert other.conversation.tokens != second.conversation.tokens
+
+
+def test_nothing_is_kept_where_nobody_asks(clip: Any) -> None:
+    assert ask(clip, keep=False).conversation.computed is None
+
+
+def test_a_conversation_with_other_weights_is_read_again(clip: Any) -> None:
+    first = ask(clip, "What is it?", [FIRST])
+    patched = clip.clone()
+    name = "llm.model.layers.0.mlp.down_proj.weight"
+    shape = patched.cond_stage_model.state_dict()[name].shape
+    patched.patcher.add_patches({name: ("diff", (torch.ones(shape),))}, 0.01)
+    with calls(clip.cond_stage_model.visual_tokenizer) as counts:
+        ask(patched, "What colour?", before=first.conversation)
+    assert counts == [1]
+    with calls(clip.cond_stage_model.visual_tokenizer) as counts:
+        ask(clip, "What colour?", before=first.conversation)
+    assert counts == [0]
+
+
+def test_thinking(clip: Any, golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small model does not think, so it is made to: its words are drawn, their places are not."""
+    from ovis_core import generation
+
+    tokenizer = clip.tokenizer.tokenizer
+    thoughts, words = tokenizer.encode(["\nHm, a cat.\n"]), tokenizer.encode(["\n\nA cat."])
+    script = [Control.THINK, *thoughts, Control.END_THINK, *words, Control.TURN_END, *words]
+    monkeypatch.setattr(generation.NextToken, "__call__", lambda self, logits: torch.tensor([script.pop(0)]))
+    first = ask(clip, "What is it?", [FIRST], thinking=True, tokens=100)
+    assert (first.text, first.reasoning) == ("A cat.", "Hm, a cat.")
+    assert len(script) == len(words)
+    assert first.conversation.computed.length == golden["generate"]["single"]["input_len"] - 4
+    monkeypatch.undo()
+    expected = golden["prompts"]["chat"]["raw_input_ids"]
+    after = clip.tokenizer.question("What colour?")
+    said = [t if isinstance(t, int) else -200 for t in (*first.conversation.tokens, *after)]
+    assert said == expected
+    second = ask(clip, "What colour?", before=first.conversation)
+    forgotten = ask(clip, "What colour?", before=Conversation(first.conversation.tokens))
+    assert second.conversation.tokens == forgotten.conversation.tokens
+
+
+def test_end_tokens_end_and_never_show(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovis_core import generation
+
+    words = clip.tokenizer.tokenizer.encode(["A cat."])
+    for end in prompts.ENDS:
+        script = [*words, end, *words]
+        monkeypatch.setattr(
+            generation.NextToken, "__call__", lambda self, logits, script=script: torch.tensor([script.pop(0)])
+        )
+        assert ask(clip).text == "A cat."
+        assert script == words
+
+
+def test_seeds_and_temperature(clip: Any) -> None:
+    drawn = {"temperature": 1.5, "top_p": 1.0, "top_k": 0}
+    one, same, other = (ask(clip, sampling=Sampling(**drawn, seed=seed)).text for seed in (1, 1, 2))
+    assert one == same != other
+    greedy = ask(clip).text
+    assert ask(clip, sampling=Sampling(temperature=0.001, top_p=1.0, top_k=0)).text == greedy != one
+
+
+def test_too_long_is_refused_with_the_count(clip: Any) -> None:
+    limit = clip.cond_stage_model.config.language.max_position_embeddings
+    with pytest.raises(ValueError, match=rf"prompt: .*\d+ positions.*{limit}; shorten the text"):
+        ask(clip, "word " * limit)
+    huge = torch.zeros(1500, 1500, 3)
+    with pytest.raises(ValueError, match=rf"\d+ of them pictures.*{limit}; use fewer or smaller pictures or frames"):
+        ask(clip, "?", frames=[huge] * 16)
+
+
+def test_the_last_position_is_used_and_no_more(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    text = clip.cond_stage_model
+    length = len(clip.tokenizer.question(WORDS))
+    for room in (3, 1):
+        language = dataclasses.replace(text.config.language, max_position_embeddings=length + room - 1)
+        monkeypatch.setattr(text, "config", dataclasses.replace(text.config, language=language))
+        written = ask(clip, tokens=100).conversation.tokens[length:-2]
+        assert len(written) == room
+
+
+def test_memory_is_asked_before_it_is_used(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfy import model_management
+
+    text, asked = clip.cond_stage_model, []
+    load = model_management.load_models_gpu
+    with calls(text.visual_tokenizer) as counts:
+
+        def spy(models: Any, memory_required: float = 0, **kwargs: Any) -> Any:
+            asked.append((memory_required, counts[0]))
+            return load(models, memory_required=memory_required, **kwargs)
+
+        monkeypatch.setattr(model_management, "load_models_gpu", spy)
+        ask(clip, "What is it?", [FIRST], tokens=2000)
+        ask(clip, "What is it?", [FIRST], tokens=1)
+    (much, before), (little, _) = asked
+    assert before == 0
+    language = text.config.language
+    cache = [KeyValueCache.bytes_needed(language, length, torch.float32) for length in (1999, 285)]
+    assert much - little == cache[0]
+    held = KeyValueCache(language, 285, torch.device("cpu"), torch.float32)
+    assert cache[1] == sum(x.nbytes for x in (held.keys, held.values, held.cos, held.sin))
+
+
+def test_interrupt_within_one_token(clip: Any) -> None:
+    from comfy import model_management
+
+    text, layers = clip.cond_stage_model, clip.cond_stage_model.config.language.num_hidden_layers
+    ran = []
+
+    def interrupt_at_the_tenth(*_: Any) -> None:
+        ran.append(1)
+        if len(ran) == 10 * layers:
+            model_management.interrupt_current_processing(True)
+
+    hooks = [block.register_forward_hook(interrupt_at_the_tenth) for block in text.llm.blocks]
+    try:
+        with pytest.raises(model_management.InterruptProcessingException):
+            ask(clip, tokens=1000)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model_management.interrupt_current_processing(False)
+    assert len(ran) == 10 * layers
+    assert ask(clip, tokens=2).text
+
+
+def test_bfloat16_weights_are_not_cast_for_every_token_on_a_cpu(comfyui: Any, config: Any, weights: Any) -> None:
+    from ovis_core.layout import LANGUAGE, TABLE, VISION
+    from ovis_core.native.clip import build_clip
+
+    half = {k: v.bfloat16() for k, v in weights.items() if k.startswith((LANGUAGE, VISION, TABLE))}
+    clip = build_clip(config, half, None)
+    seen: list[torch.dtype] = []
+    block = clip.cond_stage_model.llm.blocks[0]
+    block.mlp["gate_proj"].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    answer = ask(clip, "What is it?", [FIRST], tokens=4)
+    assert set(seen) == {torch.bfloat16}
+    assert isinstance(answer.conversation.computed, Computed)
+    seen.clear()
+    assert clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))[0][0].dtype == torch.float32
+    assert set(seen) == {torch.float32}
+
+
+def test_judge(clip: Any, text_model: Any) -> None:
+    from ovis_core.native.understanding import judge
+
+    question, tokenizer = "Is it a cat? Answer yes or no.", clip.tokenizer.tokenizer
+    images = [FIRST, torch.flip(FIRST, (0,)), torch.zeros(32, 2, 3)]
+    with calls(clip.cond_stage_model.llm.blocks[0]) as counts:
+        scores = judge(clip, images, question)
+    assert counts == [3]
+    for image, score in zip(images, scores, strict=True):
+        tokens = clip.tokenizer.question(question, [image])
+        logits = text_model.read(tokens, 1, torch.device("cpu"), torch.float32)[1]
+        chance = logits.double().softmax(0)
+        yes, no = (
+            sum(float(chance[tokenizer.encode([word])[0]]) for word in words)
+            for words in (("Yes", "yes"), ("No", "no"))
+        )
+        assert score == pytest.approx(yes / (yes + no), abs=1e-6)
+    assert len(set(scores)) == 3
+
+
+def test_a_half_written_character_does_not_show(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovis_core.native import progress
+
+    shown: list[str] = []
+    monkeypatch.setattr(progress, "show_text", shown.append)
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    tokenizer = clip.tokenizer.tokenizer
+    text = "雪🐈‍⬛ émigré שלום"
+    ids = tokenizer.encode([text])
+    writing = progress.Writing(len(ids), tokenizer)
+    for i in range(len(ids)):
+        writing(ids[: i + 1])
+    writing.done(ids, 0)
+    assert shown[-1] == text
+    assert len(shown) > 10
+    for partial in shown:
+        assert text.startswith(partial)
+
+
+def test_frames_are_thinned_evenly(clip: Any) -> None:
+    from ovis_core.pixels import evenly
+
+    frames: list[Tensor] = list(torch.arange(100))
+    assert [int(f) for f in evenly(frames, 4)] == [0, 33, 66, 99]
+    assert [int(f) for f in evenly(frames, 1)] == [0]
+    assert len(evenly(frames, 100)) == 100
+    (video,) = [t for t in clip.tokenizer.question("?", frames=FRAMES * 10, max_frames=5) if not isinstance(t, int)]
+    assert video.grid[0] == 5
