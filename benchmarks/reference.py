@@ -21,6 +21,7 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn import functional as F
+
 from understand import QUESTION, greedy, now, time_generate
 
 PACKAGE = "ovis_u1_reference"

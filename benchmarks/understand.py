@@ -77,8 +77,8 @@ def measure_all(args: argparse.Namespace) -> None:
     """Measures and prints."""
     import torch
     from comfy import model_management
-    from full_size import FULL, SMALL, random_weights
 
+    from full_size import FULL, SMALL, random_weights
     from ovis_core.config import read_config
     from ovis_core.layout import LANGUAGE, TABLE, VISION
     from ovis_core.native.clip import build_clip

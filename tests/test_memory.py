@@ -6,7 +6,6 @@ keeps no attention matrix, which is where ComfyUI uses this form of the estimate
 
 from __future__ import annotations
 
-import dataclasses
 import weakref
 from pathlib import Path
 from typing import Any
@@ -18,36 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from full_size import FULL
 from ovis_core.multimodal import Multimodal, sequence_length
 from ovis_core.networks.attention import apply_rotary
 from ovis_core.networks.decoder import Decoder
 from ovis_core.networks.layers import Layers
 from ovis_core.pixels import VisualInput
-
-FULL_SIZE = {
-    "vec_in_dim": 1536,
-    "context_in_dim": 4096,
-    "hidden_size": 1536,
-    "num_heads": 12,
-    "depth": 6,
-    "depth_single_blocks": 12,
-    "axes_dim": (16, 56, 56),
-}
-FULL_LANGUAGE = {
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-}
-FULL_VISION = {
-    "vocab_size": 65536,
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 8,
-}
 
 
 class LiveBytes(TorchDispatchMode):
@@ -86,7 +61,7 @@ def lean_attention(
 
 @pytest.fixture(scope="module", params=[torch.bfloat16, torch.float32])
 def decoder(request: pytest.FixtureRequest, config: Any) -> Decoder:
-    full = dataclasses.replace(config.decoder, **FULL_SIZE)
+    full = FULL.decoder
     return Decoder(full, Layers(attention=lean_attention, dtype=request.param, device="meta"))
 
 
@@ -127,21 +102,28 @@ def test_text_and_references_count(comfyui: Path, config: Any) -> None:
     assert both == pytest.approx(alone * 3)
 
 
-@pytest.mark.parametrize(("rows", "columns", "text"), [(32, 32, 40), (110, 110, 40), (32, 32, 4000)])
-def test_text_encoder_estimate(config: Any, rows: int, columns: int, text: int) -> None:
-    """The visual tokenizer's words are what counts, or the language model's states under a long text."""
-    full = dataclasses.replace(
-        config,
-        language=dataclasses.replace(config.language, **FULL_LANGUAGE),
-        vision=dataclasses.replace(config.vision, **FULL_VISION),
-    )
-    # Fake tensors and not meta ones, of which transformers would ask a value.
+@pytest.mark.parametrize("room", [None, 512], ids=["condition", "write"])
+@pytest.mark.parametrize(
+    ("frames", "rows", "columns", "text"),
+    [(1, 32, 32, 40), (1, 110, 110, 40), (1, 32, 32, 4000), (1, 32, 32, 12000), (8, 56, 100, 40)],
+)
+def test_text_encoder_estimate(frames: int, rows: int, columns: int, text: int, room: int | None) -> None:
+    """The visual tokenizer's words are what counts, or the language model's states under a long text, or its cache."""
+    if room is None and text > 10000:
+        pytest.skip("no condition is that long")
+    # Fake tensors and not meta ones, of which some layers would ask a value.
+    cpu, half = torch.device("cpu"), torch.bfloat16
     with FakeTensorMode(), torch.no_grad():
-        model = Multimodal(full, Layers(attention=lean_attention, dtype=torch.bfloat16, device="cpu"))
-        picture = VisualInput(torch.empty(rows * columns, 3 * 14 * 14), (1, rows, columns))
+        model = Multimodal(FULL, Layers(attention=lean_attention, dtype=half, device="cpu"))
+        picture = VisualInput(torch.empty(frames * rows * columns, 3 * 14 * 14), (frames, rows, columns))
         tokens = [picture, *range(text)]
         counter = LiveBytes([*model.parameters(), picture.patches])
         with counter:
-            model.condition(tokens, torch.device("cpu"), torch.bfloat16)
-    estimate = model.memory_needed(sequence_length(tokens), picture.tokens, torch.bfloat16)
+            if room is None:
+                model.condition(tokens, cpu, half)
+            else:
+                cache, _ = model.read(tokens, room, cpu, half)
+                model.llm.step(torch.zeros(1, dtype=torch.int64), cache)
+    length = sequence_length(tokens)
+    estimate = model.memory_needed(length, rows * columns // 4, half, 0 if room is None else length + room)
     assert counter.peak < estimate < 2 * counter.peak
