@@ -33,7 +33,8 @@ class CapturedStep:
             for _ in range(2):
                 model.step_at(self.token, self.position, cache)
         torch.cuda.current_stream(device).wait_stream(stream)
-        with torch.cuda.graph(self.graph, stream=stream):
+        # What other threads of the server do meanwhile is no part of the capture and must not break it.
+        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
             self.logits = model.step_at(self.token, self.position, cache)
 
     def __call__(self, token: Tensor) -> Tensor:

@@ -51,6 +51,8 @@ class NextToken:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Logits (vocabulary,) float32 -> a token id (1,)."""
+        if self.sampling.temperature < COLD:
+            return logits.argmax(keepdim=True)
         likely, tokens = self.candidates(logits)
         chosen = torch.searchsorted(likely.cumsum(0), self.draws[self.count, None] * likely.sum(), right=True)
         token = tokens[chosen.clamp(max=len(tokens) - 1)]
@@ -61,9 +63,6 @@ class NextToken:
     def candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities of the tokens that may be drawn, likeliest first and not summing to 1, and their ids."""
         s = self.sampling
-        if s.temperature < COLD:
-            token = logits.argmax(keepdim=True)
-            return torch.ones_like(logits[:1]), token
         if s.repetition_penalty != 1.0 or s.presence_penalty != 0.0:
             written = self.written[: self.count]
             old = logits[written]
