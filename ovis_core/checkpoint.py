@@ -11,21 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from . import tokenizer
 from .config import ConfigError, OvisConfig, read_config
 from .layout import tensor_shapes
+from .weights_file import CheckpointError, read_shapes
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SHOWN = 3  # names in a message about many tensors
-
-
-class CheckpointError(ValueError):
-    """A model folder that cannot be used, with what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,19 @@ def is_release(folder: Path) -> bool:
         return False
 
 
+def why_not(folder: Path) -> str:
+    """What keeps a folder from being an Ovis-U1; empty for one that is, and for one that holds no model."""
+    if not (folder / CONFIG).exists():
+        return f"{folder} has no {CONFIG}" if any(folder.glob("*.safetensors")) else ""
+    try:
+        read_config(_read_json(folder / CONFIG))
+    except ConfigError as error:
+        return f"{folder / CONFIG}: {error}"
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
 def is_complete(folder: Path) -> bool:
     """Whether a folder is an Ovis-U1 with all of its weight files."""
     try:
@@ -80,15 +89,9 @@ def open_release(folder: Path) -> Checkpoint:
     shapes: dict[str, tuple[int, ...]] = {}
     places: dict[str, Path] = {}
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (a file handle, not a dict)
-                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
-                    places[name] = file
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{file} is damaged or not complete ({error}). Delete it and download it again."
-            ) from error
+        found = read_shapes(file)
+        shapes.update(found)
+        places.update(dict.fromkeys(found, file))
     _check_tensors(folder, config, shapes)
     own = all((folder / name).is_file() for name in tokenizer.FILES) or (folder / "tokenizer.json").is_file()
     return Checkpoint(folder, config, places, folder if own else None)
@@ -121,6 +124,12 @@ def _weight_files(folder: Path) -> list[Path]:
         if any(Path(name).name != name for name in names):
             raise CheckpointError(f"{folder / INDEX} names files outside its folder; it is not used.")
         return [folder / name for name in names]
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles and not (folder / SINGLE).is_file():
+        raise CheckpointError(
+            f"{folder} holds {_some(pickles)} and no safetensors files. Pickles can run code when they are read, so "
+            "they are not; download the release's safetensors files."
+        )
     return [folder / SINGLE]
 
 
@@ -128,7 +137,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); it belongs to the release.") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}). Download it again.") from error
     if not isinstance(value, dict):

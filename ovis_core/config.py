@@ -14,6 +14,13 @@ KINDS = {
 }
 
 
+# No Ovis-U1 comes near these; without them a broken config could keep a machine busy for ever.
+LAYERS = ("num_hidden_layers", "depth", "depth_single_blocks", "layers_per_block")
+MOST_LAYERS = 1024
+LARGEST = 1 << 24
+MOST_AXES = 16
+
+
 class ConfigError(ValueError):
     """A `config.json` that does not describe an Ovis-U1 which this package can run."""
 
@@ -99,7 +106,7 @@ def read_config(config: dict[str, Any]) -> OvisConfig:
     Raises `ConfigError` naming the entry when one is missing or asks for something that is not built here.
     """
     if config.get("model_type") != "ovis_u1":
-        raise ConfigError(f'model_type is {config.get("model_type")!r}, not "ovis_u1": this is another model.')
+        raise ConfigError(f'model_type is {_shown(config.get("model_type"))}, not "ovis_u1": this is another model.')
     llm = _Section(config, "llm_config")
     visual = _Section(config, "visual_tokenizer_config")
     backbone = _Section(visual.values, "backbone_config", visual.name)
@@ -170,7 +177,7 @@ class _Section:
         """Refuses any other value of an entry; an entry that is not there has the expected one."""
         found = self.values.get(key, value)
         if found != value:
-            raise ConfigError(f"{self.name}.{key} is {found!r}; only {value!r} is supported.")
+            raise ConfigError(f"{self.name}.{key} is {_shown(found)}; only {value!r} is supported.")
 
     def fields(self, cls: type, **given: Any) -> dict[str, Any]:
         """The values for a dataclass's fields, lists as tuples."""
@@ -178,9 +185,18 @@ class _Section:
         for name, field in cls.__dataclass_fields__.items():
             value = given[name] if name in given else self[name]
             if not _fits(value, field.type):
-                raise ConfigError(f"{self.name}.{name} is {value!r}; it must be a {KINDS[field.type]}.")
+                raise ConfigError(f"{self.name}.{name} is {_shown(value)}; it must be a {KINDS[field.type]}.")
+            most = MOST_LAYERS if name in LAYERS else LARGEST
+            if any(number > most for number in (value if isinstance(value, list) else [value])):
+                raise ConfigError(f"{self.name}.{name} is {_shown(value)}; it must not be over {most}.")
             values[name] = tuple(value) if isinstance(value, list) else value
         return values
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, not at any length."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _fits(value: Any, kind: str) -> bool:
@@ -191,4 +207,4 @@ def _fits(value: Any, kind: str) -> bool:
         return whole or (isinstance(value, float) and value > 0)
     if kind == "bool":
         return isinstance(value, bool)
-    return isinstance(value, list) and all(_fits(item, "int") for item in value)
+    return isinstance(value, list) and len(value) <= MOST_AXES and all(_fits(item, "int") for item in value)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from ovis_core.checkpoint import CheckpointError, is_complete, is_release, open_release
 from ovis_core.config import ConfigError, read_config
+from ovis_core.weights_file import read_shapes
 
 
 @pytest.fixture
@@ -52,6 +56,78 @@ def test_missing_shard(folder: Path) -> None:
     assert not is_complete(folder)
     with pytest.raises(CheckpointError, match=r"lacks model-00002-of-00002\.safetensors"):
         open_release(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html><html><body>Not found</body></html>", "is a web page and no weights.*download it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer.*git lfs pull"),
+        (b"PK\x03\x04" + bytes(300), "is a pickle, which can run code"),
+        (b"\x80\x02}q\x00." + bytes(300), "is a pickle, which can run code"),
+        (b"GGUF" + bytes(300), "is a GGUF file"),
+        (b"", "is empty. Delete it and download it again"),
+        (b"\xff" * 300, "is damaged or not complete"),
+        (bytes(8), "is damaged or not complete"),
+    ],
+    ids=["web page", "LFS pointer", "zip pickle", "pickle", "GGUF", "empty", "huge header", "zeros"],
+)
+def test_a_file_that_is_something_else(folder: Path, content: bytes, words: str) -> None:
+    (folder / "model-00002-of-00002.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"model-00002-of-00002\.safetensors {words}"):
+        open_release(folder)
+
+
+def test_only_pickles(folder: Path) -> None:
+    for file in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
+        file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match=r"holds pytorch_model\.bin and no safetensors files.*download"):
+        open_release(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is permitted to root")
+def test_a_file_that_may_not_be_read(folder: Path) -> None:
+    (folder / "model-00002-of-00002.safetensors").chmod(0)
+    with pytest.raises(CheckpointError, match=r"model-00002.* cannot be read .*permissions"):
+        open_release(folder)
+
+
+def test_a_folder_in_place_of_a_file(folder: Path) -> None:
+    file = folder / "model-00002-of-00002.safetensors"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors"):
+        open_release(folder)
+
+
+def test_spaces_and_letters_of_all_kinds(folder: Path) -> None:
+    renamed = folder.rename(folder.with_name("Ovis U1 é 雪 (копия)"))
+    assert open_release(renamed).tensors
+
+
+def test_mutated_files(folder: Path, tmp_path: Path) -> None:
+    """No header, however broken, does more than raise `CheckpointError`."""
+    whole = tmp_path / "whole.safetensors"
+    save_file({f"layer.{i}.weight": torch.zeros(i + 1, 2) for i in range(8)}, whole)
+    data, random = whole.read_bytes(), np.random.default_rng(0)
+    header = 8 + int.from_bytes(data[:8], "little")
+    file, refused = tmp_path / "mutated.safetensors", []
+    for i in range(10_000):
+        mutated = bytearray(data)
+        for place in random.integers(0, header, random.integers(1, 6)):
+            mutated[place] = random.integers(0, 256)
+        if i % 3 == 0:
+            mutated = mutated[: random.integers(0, len(mutated) + 1)]
+        if i % 5 == 0:
+            mutated[:8] = int(random.integers(0, 1 << 62)).to_bytes(8, "little")
+        file.write_bytes(mutated)
+        try:
+            read_shapes(file)
+        except CheckpointError as error:
+            refused.append(str(error))
+    assert all(message.startswith(str(file)) for message in refused)
+    assert 5000 < len(refused) < 10_000
 
 
 def test_half_a_shard(folder: Path) -> None:
@@ -115,6 +191,13 @@ def test_config_that_is_not_ours(folder: Path, text: str) -> None:
         (("visual_generator_config", "vae_config"), None, "visual_generator_config.vae_config is missing"),
         (("llm_config", "num_hidden_layers"), -1, "num_hidden_layers is -1; it must be a positive whole number"),
         (("visual_generator_config", "axes_dim"), 64, "axes_dim is 64; it must be a list of positive whole numbers"),
+        (("llm_config", "num_hidden_layers"), 10**9, "num_hidden_layers is 1000000000; it must not be over 1024"),
+        (
+            ("llm_config", "hidden_size"),
+            10**30,
+            "hidden_size is 1000000000000000000000000000000; it must not",
+        ),
+        (("visual_generator_config", "axes_dim"), [1] * 10**6, "...; it must be a list of positive whole numbers"),
         (("llm_config", "hidden_act"), "gelu", "hidden_act is 'gelu'; only 'silu'"),
         (("llm_config", "attention_bias"), True, "llm_config.attention_bias is True"),
     ],

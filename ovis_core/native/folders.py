@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..checkpoint import is_complete, is_release
+from ..checkpoint import is_complete, is_release, why_not
 
 KIND = "ovis_u1"
 ELSEWHERE = "ovis"  # where other packs put the release
@@ -42,6 +42,9 @@ def missing(name: str) -> str:
         return ""
     if names:
         return f"model_name: {name!r} was not found; choose one of {', '.join(names)}."
+    refused = [reason for root in roots() for folder in _subfolders(root) if (reason := why_not(folder))]
+    if refused:
+        return f"model_name: no Ovis-U1 model was found. {refused[0]}"
     return (
         f"model_name: no Ovis-U1 model was found; put the folder of AIDC-AI/Ovis-U1-3B into {roots()[0]} and press R "
         "to refresh."

@@ -1,0 +1,45 @@
+"""One safetensors file: its header, or why it is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+AGAIN = "Delete it and download it again."
+
+
+class CheckpointError(ValueError):
+    """A model that cannot be used, with what to do about it."""
+
+
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor, from the header alone.
+
+    Raises `CheckpointError` that says what the file is instead.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} {_instead(file) or f'is damaged or not complete ({error}). {AGAIN}'}") from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror or error}). See to its permissions.") from error
+
+
+def _instead(file: Path) -> str:
+    """What a file that is no safetensors file is, and what to do; empty where nobody knows."""
+    with file.open("rb") as opened:
+        start = opened.read(200)
+    text = start.lstrip().lower()
+    if not start:
+        return f"is empty. {AGAIN}"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return f"is a web page and no weights: the site answered with it instead of the file. {AGAIN}"
+    if text.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer and no weights. Run `git lfs pull` in its folder, or download the file itself."
+    if text.startswith(b"gguf"):
+        return "is a GGUF file. Ovis-U1 is read from the release's own safetensors files."
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return "is a pickle, which can run code when it is read, so it is not read. Download the safetensors files."
+    return ""
