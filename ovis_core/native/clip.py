@@ -24,6 +24,7 @@ from ..next_token import GREEDY, Sampling
 from ..pixels import VisualInput
 from ..tokenizer import Tokenizer
 from .layers import comfy_layers, holding
+from .precision import DEFAULT, Precision, convert, prepare
 from .progress import Writing
 from .tokens import SECTION, OvisTokenizer, own_section
 
@@ -38,12 +39,14 @@ class OvisTextModel(Multimodal):
         config: OvisConfig,
         compute_dtype: torch.dtype,
         load_device: torch.device,
+        precision: Precision,
         device: Any = None,
         dtype: torch.dtype | None = None,
         model_options: dict[str, Any] | None = None,
     ) -> None:
         operations = (model_options or {}).get("custom_operations") or comfy.ops.manual_cast
         super().__init__(config, comfy_layers(operations, dtype, device))
+        prepare(self, precision)
         self.eval().requires_grad_(False)
         self.dtypes = {dtype}
         self.stored_dtype = dtype
@@ -177,7 +180,11 @@ class OvisTextModel(Multimodal):
 
 
 def build_clip(
-    config: OvisConfig, weights: dict[str, Tensor], tokenizer: Path | None, disable_dynamic: bool = False
+    config: OvisConfig,
+    weights: dict[str, Tensor],
+    tokenizer: Path | None,
+    precision: Precision = DEFAULT,
+    disable_dynamic: bool = False,
 ) -> comfy.sd.CLIP:
     """CLIP from the release's weights (names with their prefixes).
 
@@ -185,9 +192,15 @@ def build_clip(
     disable_dynamic  no dynamic VRAM, where ComfyUI has it
     """
     load_device = model_management.text_encoder_device()
-    dtype, compute_dtype = choose_dtypes(_stored_dtype(weights), load_device)
+    dtype, compute_dtype = choose_dtypes(_stored_dtype(weights), load_device, precision)
+    weights = convert(weights, precision)
     target = comfy.supported_models_base.ClipTarget(OvisTokenizer, OvisTextModel)
-    target.params = {"config": config, "compute_dtype": compute_dtype, "load_device": load_device}
+    target.params = {
+        "config": config,
+        "compute_dtype": compute_dtype,
+        "load_device": load_device,
+        "precision": precision,
+    }
     kwargs: dict[str, Any] = {
         "tokenizer_data": {"vision": config.vision, "folder": tokenizer},
         "parameters": sum(tensor.numel() for tensor in weights.values()),
@@ -204,13 +217,17 @@ def build_clip(
     return clip
 
 
-def choose_dtypes(stored: torch.dtype, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+def choose_dtypes(
+    stored: torch.dtype, device: torch.device, precision: Precision = DEFAULT
+) -> tuple[torch.dtype, torch.dtype]:
     """(dtype of the weights, dtype of the arithmetic) for a text encoder on `device`.
 
-    Weights stay as they are stored unless a command line flag asks for another type, or float32 weights meet a
-    device that computes bfloat16. Qwen3's activations overflow float16, so the arithmetic is never that.
+    Weights stay as they are stored unless the precision or a command line flag asks for another type, or float32
+    weights meet a device that computes bfloat16. Qwen3's activations overflow float16, so the arithmetic is never that.
     """
     compute = torch.bfloat16 if model_management.should_use_bf16(device) else torch.float32
+    if precision.every is not None:
+        return precision.every, torch.float32 if precision.every == torch.float32 else compute
     if any(getattr(cli_args, flag, False) for flag in DTYPE_FLAGS):
         return model_management.text_encoder_dtype(device), compute
     if stored == torch.float32:

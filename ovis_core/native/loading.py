@@ -14,37 +14,40 @@ from .. import layout
 from ..checkpoint import Checkpoint, open_release
 from .clip import build_clip
 from .model import build_model
+from .precision import DEFAULT, Precision
 from .vae import build_vae
 
 MODEL, CLIP, VAE = (layout.DECODER,), (layout.LANGUAGE, layout.VISION, layout.TABLE), (layout.VAE,)
 
 
-def load_release(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
+def load_release(folder: Path, precision: Precision = DEFAULT) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
     """Everything of a release folder, in the patchers of the running ComfyUI.
 
     Raises `CheckpointError` before any weight is read when something of it is missing or misshapen.
     """
     checkpoint = open_release(folder)
-    clip = _clip(checkpoint)
-    model = _model(checkpoint)
+    clip = _clip(checkpoint, precision=precision)
+    model = _model(checkpoint, precision=precision)
     vae = _vae(checkpoint)
     # With these ComfyUI makes fresh copies, for a second GPU or where a node needs weights that stay put.
-    model.cached_patcher_init = (load_patcher, (folder, MODEL))
-    clip.patcher.cached_patcher_init = (load_patcher, (folder, CLIP))
-    vae.patcher.cached_patcher_init = (load_patcher, (folder, VAE))
+    model.cached_patcher_init = (load_patcher, (folder, MODEL, precision))
+    clip.patcher.cached_patcher_init = (load_patcher, (folder, CLIP, precision))
+    vae.patcher.cached_patcher_init = (load_patcher, (folder, VAE, precision))
     return model, clip, vae
 
 
-def load_patcher(folder: Path, part: tuple[str, ...], disable_dynamic: bool = False) -> ModelPatcher:
+def load_patcher(
+    folder: Path, part: tuple[str, ...], precision: Precision = DEFAULT, disable_dynamic: bool = False
+) -> ModelPatcher:
     """The patcher of one part (MODEL, CLIP or VAE), read anew.
 
     disable_dynamic  no dynamic VRAM, where ComfyUI has it
     """
     checkpoint = open_release(folder)
     if part == MODEL:
-        return _model(checkpoint, disable_dynamic=disable_dynamic)
+        return _model(checkpoint, precision=precision, disable_dynamic=disable_dynamic)
     if part == CLIP:
-        return _clip(checkpoint, disable_dynamic=disable_dynamic).patcher
+        return _clip(checkpoint, precision=precision, disable_dynamic=disable_dynamic).patcher
     return _vae(checkpoint).patcher
 
 

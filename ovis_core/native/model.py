@@ -21,6 +21,7 @@ from ..config import DecoderConfig
 from ..networks.decoder import PATCH, Decoder
 from ..schedule import shift_for
 from .layers import comfy_layers
+from .precision import DEFAULT, Precision, convert, prepare
 
 REFINED = "ovis_u1_refined"  # marks a condition whose tensor and pooled_output come from the refiner
 
@@ -171,7 +172,10 @@ class OvisU1(comfy.model_base.BaseModel):
 
 
 def build_model(
-    config: DecoderConfig, weights: dict[str, Tensor], disable_dynamic: bool = False
+    config: DecoderConfig,
+    weights: dict[str, Tensor],
+    precision: Precision = DEFAULT,
+    disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """MODEL from the release's weights of the decoder (names without prefix), made as ComfyUI makes its own.
 
@@ -181,13 +185,19 @@ def build_model(
     model_config = ModelConfig(config)
     supported = model_config.supported_inference_dtypes
     load_device = management.get_torch_device()
-    dtype = management.unet_dtype(
+    dtype = precision.every or management.unet_dtype(
         model_params=comfy.utils.calculate_parameters(weights),
         supported_dtypes=list(supported),
         weight_dtype=comfy.utils.weight_dtype(weights),
     )
-    model_config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, load_device, supported))
+    # On a GPU ComfyUI would compute in the type of float16 weights.
+    stand_in = dtype if dtype in supported else torch.bfloat16
+    cast = management.unet_manual_cast(stand_in, load_device, supported)
+    model_config.set_inference_dtype(dtype, cast if stand_in is dtype else cast or stand_in)
+    model_config.optimizations["fp8"] = precision.fast
     model = model_config.get_model(weights)
+    prepare(model.diffusion_model, precision)
+    weights = convert(weights, precision)
 
     # Where ComfyUI has dynamic VRAM, its own loaders use CoreModelPatcher.
     plain = comfy.model_patcher.ModelPatcher

@@ -1,0 +1,121 @@
+"""The loader's weight_dtype: what is kept in which type, and how far results move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from full_size import FULL
+from ovis_core import layout
+from ovis_core.next_token import GREEDY
+
+NAMES = ["bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e4m3fn_fast"]
+# Relative to the norm of what the weights as stored give. The small model's random weights have no structure to hold on
+# to, and its fp8 matrices no scales, so real ones lie closer.
+LIMITS = {"bf16": 0.02, "fp16": 0.004, "fp32": 0.0, "fp8_e4m3fn": 0.12, "fp8_e4m3fn_fast": 0.12}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def kept(request: pytest.FixtureRequest, comfyui: Path, release: Path) -> tuple[str, Any, Any]:
+    """Name, MODEL and CLIP."""
+    from ovis_core.native.loading import load_release
+    from ovis_core.native.precision import PRECISIONS
+
+    model, clip, _ = load_release(release, PRECISIONS[request.param])
+    return request.param, model, clip
+
+
+def parameters(model: Any, clip: Any) -> dict[str, Tensor]:
+    return {**dict(model.model.diffusion_model.named_parameters()), **dict(clip.cond_stage_model.named_parameters())}
+
+
+def test_dtypes(kept: tuple[str, Any, Any]) -> None:
+    name, model, clip = kept
+    found = parameters(model, clip)
+    whole = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(name)
+    if whole is not None:
+        assert {tensor.dtype for tensor in found.values()} == {whole}
+        return
+    small = {key for key, tensor in found.items() if tensor.dtype == torch.float8_e4m3fn}
+    assert {found[key].dtype for key in found.keys() - small} == {torch.float32}
+    assert all(found[key].ndim == 2 for key in small)
+    assert {
+        "double_blocks.0.img_mod.lin.weight",
+        "double_blocks.1.img_self_attn.qkv.weight",
+        "single_blocks.0.linear1.weight",
+        "txt_in.individual_token_refiner.blocks.0.mlp.fc1.weight",
+        "llm.model.layers.3.mlp.down_proj.weight",
+    } <= small
+    for part in ("norm", "embed", "adaLN", "final_layer", "img_in", "time_in", "vector_in", "cls_token", "vte", "bias"):
+        assert not [key for key in small if part in key]
+
+
+def test_how_far_results_move(
+    kept: tuple[str, Any, Any], loaded: tuple[Any, Any, Any], tensors: dict[str, Tensor]
+) -> None:
+    from ovis_core.native.conditions import text_to_image
+    from ovis_core.native.sampling import OvisGuider, sample
+
+    def run(model: Any, clip: Any) -> tuple[Tensor, Tensor]:
+        positive, negative = text_to_image(clip, "a cute cat", "", 128, 96)
+        latent = {"samples": torch.zeros(1, 4, 12, 16)}
+        guider = OvisGuider(model, positive, negative, 5.0)
+        return positive[0][0], sample(guider, latent, 0, "euler", "ovis_u1", 4, 1.0)["samples"]
+
+    name, model, clip = kept
+    moved = [float((a - b).norm() / b.norm()) for a, b in zip(run(model, clip), run(*loaded[:2]), strict=True)]
+    assert max(moved) <= LIMITS[name]
+    if name != "fp32":
+        assert min(moved) > 1e-4
+
+
+def test_answers(kept: tuple[str, Any, Any]) -> None:
+    from ovis_core.native.understanding import understand
+
+    assert understand(kept[2], "Hello", (), (), 8, 4, False, GREEDY).text
+
+
+def test_a_fresh_copy_has_the_same_types(kept: tuple[str, Any, Any]) -> None:
+    _, model, clip = kept
+    for patcher in (model, clip.patcher):
+        load, arguments = patcher.cached_patcher_init
+        fresh, old = (dict(p.model.named_parameters()) for p in (load(*arguments), patcher))
+        assert fresh.keys() == old.keys()
+        assert all(fresh[key].dtype == old[key].dtype and torch.equal(fresh[key], old[key]) for key in old)
+
+
+def test_a_patch_on_eight_bits(kept: tuple[str, Any, Any]) -> None:
+    """A LoRA's change arrives, rounded to the type of the weight."""
+    import comfy.model_management
+
+    name, model, _ = kept
+    key = "diffusion_model.double_blocks.0.img_mlp.0.weight"
+    patched = model.clone()
+    before = patched.model.state_dict()[key].float().clone()
+    patched.add_patches({key: ("diff", (torch.full_like(before, 0.5),))}, 1.0)
+    comfy.model_management.load_models_gpu([patched])
+    moved = patched.model.state_dict()[key].float() - before
+    comfy.model_management.unload_all_models()
+    assert float(moved.mean()) == pytest.approx(0.5, abs=0.02)
+    assert torch.equal(model.model.state_dict()[key].float(), before), name
+
+
+def test_eight_bits_take_little_at_full_size(comfyui: Path) -> None:
+    from ovis_core.native.precision import LARGE
+
+    def size(*prefixes: str) -> tuple[float, float]:
+        """Gigabytes in bfloat16 and in fp8."""
+        half = eight = 0
+        for name, shape in layout.tensor_shapes(FULL):
+            if name.startswith(prefixes):
+                count = torch.Size(shape).numel()
+                half += 2 * count
+                eight += count if LARGE.search(name.removeprefix(layout.DECODER)) else 2 * count
+        return half / 1e9, eight / 1e9
+
+    assert size(layout.DECODER) == pytest.approx((2.25, 1.16), abs=0.02)
+    assert size(layout.LANGUAGE) == pytest.approx((3.44, 2.03), abs=0.02)
