@@ -4,7 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .decode import OvisU1Decode
 from .encode import OvisU1EditEncode, OvisU1TextEncode
-from .load import OvisU1Loader
+from .load import OvisU1Loader, OvisU1LoadParts
 from .refine import OvisU1Refine
 from .sample import OvisU1Guider, OvisU1Sampler, OvisU1Scheduler
 from .understand import OvisU1Judge, OvisU1Understand
@@ -17,6 +17,7 @@ class OvisU1Extension(ComfyExtension):
         """Every node of the pack."""
         return [
             OvisU1Loader,
+            OvisU1LoadParts,
             OvisU1TextEncode,
             OvisU1EditEncode,
             OvisU1Refine,

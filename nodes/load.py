@@ -1,12 +1,38 @@
-"""The loader."""
+"""The loaders."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
-from ..ovis_core.native import folders, loading
+from ..ovis_core.checkpoint import open_model, open_parts
+from ..ovis_core.native import folders
+from ..ovis_core.native.loading import load
 from ..ovis_core.native.precision import PRECISIONS
 from .checks import CATEGORY
+
+WEIGHT_DTYPE = io.Combo.Input(
+    "weight_dtype",
+    options=list(PRECISIONS),
+    default="default",
+    tooltip=(
+        "How the decoder's and the language model's weights are kept. default: as they are stored, or as this device "
+        "computes best. fp8: the large matrices in 8 bits, for half the memory and a little less precision; fast "
+        "multiplies in 8 bits too, on cards that can."
+    ),
+)
+OUTPUTS = [
+    io.Model.Output("model", display_name="model", tooltip="The diffusion decoder and its token refiner."),
+    io.Clip.Output("clip", display_name="clip", tooltip="The language model and the visual tokenizer."),
+    io.Vae.Output("vae", display_name="vae", tooltip="Latents to pixels and back."),
+]
+# Input, ComfyUI's folder, what the file holds.
+PARTS = (
+    ("diffusion_model_name", "diffusion_models", "the decoder, as ModelSave writes it"),
+    ("text_encoder_name", "text_encoders", "language model and visual tokenizer, as CLIPSave writes them"),
+    ("vae_name", "vae", "Ovis-U1's VAE or any other of SDXL's kind"),
+)
 
 
 class OvisU1Loader(io.ComfyNode):
@@ -29,25 +55,13 @@ class OvisU1Loader(io.ComfyNode):
                     options=list(folders.find_models()),
                     tooltip=(
                         "Folder of the release (config.json, safetensors files) under models/ovis_u1, for example "
-                        "models/ovis_u1/Ovis-U1-3B. Press R after adding one."
+                        "models/ovis_u1/Ovis-U1-3B, or one file that core's CheckpointSave wrote, under "
+                        "models/checkpoints. Press R after adding one."
                     ),
                 ),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=list(PRECISIONS),
-                    default="default",
-                    tooltip=(
-                        "How the decoder's and the language model's weights are kept. default: as they are stored, or "
-                        "as this device computes best. fp8: the large matrices in 8 bits, for half the memory and a "
-                        "little less precision; fast multiplies in 8 bits too, on cards that can."
-                    ),
-                ),
+                WEIGHT_DTYPE,
             ],
-            outputs=[
-                io.Model.Output("model", display_name="model", tooltip="The diffusion decoder and its token refiner."),
-                io.Clip.Output("clip", display_name="clip", tooltip="The language model and the visual tokenizer."),
-                io.Vae.Output("vae", display_name="vae", tooltip="Latents to pixels and back."),
-            ],
+            outputs=OUTPUTS,
         )
 
     @classmethod
@@ -58,12 +72,9 @@ class OvisU1Loader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, weight_dtype: str) -> str:
-        """Changes when the folder's files do, so that a new download is loaded."""
-        folder = folders.find_models().get(model_name)
-        if folder is None:
-            return model_name
-        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt"))
-        return repr([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files])
+        """Changes when the model's files do, so that a new download is loaded."""
+        path = folders.find_models().get(model_name)
+        return model_name if path is None else folders.fingerprint(path)
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
@@ -71,4 +82,48 @@ class OvisU1Loader(io.ComfyNode):
         problem = folders.missing(model_name)
         if problem:
             raise ValueError(problem)
-        return io.NodeOutput(*loading.load_release(folders.find_models()[model_name], PRECISIONS[weight_dtype]))
+        return io.NodeOutput(*load(open_model(folders.find_models()[model_name]), PRECISIONS[weight_dtype]))
+
+
+class OvisU1LoadParts(io.ComfyNode):
+    """Three files -> MODEL, CLIP, VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the page shows."""
+        return io.Schema(
+            node_id="OvisU1LoadParts",
+            display_name="Ovis-U1 Load Parts",
+            category=CATEGORY,
+            description=(
+                "Loads an Ovis-U1 from separate files, so that a finetuned part or another VAE of SDXL's kind can be "
+                "used. They are what core's ModelSave, CLIPSave and VAESave write, or files that hold more than that."
+            ),
+            inputs=[
+                *(
+                    io.Combo.Input(name, options=folders.part_names(kind), tooltip=f"A file in models/{kind}: {what}.")
+                    for name, kind, what in PARTS
+                ),
+                WEIGHT_DTYPE,
+            ],
+            outputs=OUTPUTS,
+        )
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, diffusion_model_name: str, text_encoder_name: str, vae_name: str, weight_dtype: str
+    ) -> str:
+        """Changes when a file does."""
+        return folders.fingerprint(*cls._paths(diffusion_model_name, text_encoder_name, vae_name))
+
+    @classmethod
+    def execute(
+        cls, diffusion_model_name: str, text_encoder_name: str, vae_name: str, weight_dtype: str
+    ) -> io.NodeOutput:
+        """Loads."""
+        paths = cls._paths(diffusion_model_name, text_encoder_name, vae_name)
+        return io.NodeOutput(*load(open_parts(*paths), PRECISIONS[weight_dtype]))
+
+    @classmethod
+    def _paths(cls, *names: str) -> list[Path]:
+        return [folders.part_path(kind, name) for name, (_, kind, _) in zip(names, PARTS, strict=True)]

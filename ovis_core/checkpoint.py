@@ -5,41 +5,70 @@ Only JSON and safetensors headers are read here; tensors stay in their files.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import tokenizer
-from .config import ConfigError, OvisConfig, read_config
-from .layout import tensor_shapes
-from .weights_file import CheckpointError, read_shapes
+from . import layout, tokenizer
+from .config import ConfigError, OvisConfig, VaeConfig, check_together, load_sections, read_config
+from .release import RELEASE
+from .weights_file import CheckpointError, read_carried, read_shapes
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
+CARRIED = "ovis_u1."  # before the names of what travels with weights: the config, the tokenizer's files
+MOST_LEVELS = 16  # of a VAE
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SHOWN = 3  # names in a message about many tensors
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A checked release folder.
+class Kind:
+    """One of the parts that ComfyUI handles by itself.
 
-    tensors    name -> the safetensors file that holds it
-    tokenizer  folder of the tokenizer's files, None where the release has none
+    title     in messages
+    prefixes  under which its tensors are found: the release's, ComfyUI's, and those of files that hold it alone
+    probe     a tensor that tells it, without prefix
+    sections  of the config, that it needs
     """
 
-    folder: Path
-    config: OvisConfig
-    tensors: Mapping[str, Path]
-    tokenizer: Path | None
+    title: str
+    prefixes: tuple[str, ...]
+    probe: str
+    sections: tuple[str, ...]
 
-    def files_with(self, names: Iterable[str]) -> list[Path]:
-        """The files that hold these tensors, each once."""
-        return sorted({self.tensors[name] for name in names})
+
+DECODER = Kind("diffusion model", (layout.DECODER, "model.diffusion_model.", ""), "txt_in.cls_token", ("decoder",))
+TEXT = Kind("text encoder", ("", "text_encoders."), "llm.model.norm.weight", ("language", "vision"))
+VAE = Kind("VAE", (layout.VAE, "first_stage_model.", ""), "decoder.conv_in.weight", ("vae",))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where the tensors of one part are: name without prefix -> file."""
+
+    kind: Kind
+    prefix: str
+    files: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked model: all of its parts.
+
+    tokenizer  folder of the tokenizer's files, or those files; None where none came with the weights
+    """
+
+    config: OvisConfig
+    decoder: Part
+    text: Part
+    vae: Part
+    tokenizer: Path | Mapping[str, bytes] | None
 
 
 def is_release(folder: Path) -> bool:
@@ -71,6 +100,15 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
+def is_single_file(file: Path) -> bool:
+    """Whether a file holds all of an Ovis-U1 under ComfyUI's names, as core's CheckpointSave writes it."""
+    try:
+        names = read_shapes(file)
+    except CheckpointError:
+        return False
+    return all(f"{kind.prefixes[1]}{kind.probe}" in names for kind in (DECODER, TEXT, VAE))
+
+
 def open_release(folder: Path) -> Checkpoint:
     """Checks a release folder: config, files, and the name and shape of every tensor.
 
@@ -86,31 +124,116 @@ def open_release(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder} lacks {_some(missing)}: the download is not complete. Fetch the missing files into that folder."
         )
-    shapes: dict[str, tuple[int, ...]] = {}
-    places: dict[str, Path] = {}
-    for file in files:
-        found = read_shapes(file)
-        shapes.update(found)
-        places.update(dict.fromkeys(found, file))
-    _check_tensors(folder, config, shapes)
+    shapes = {file: read_shapes(file) for file in files}
+    found = [_find(kind, shapes, folder) for kind in (DECODER, TEXT, VAE)]
+    parts = [_check(part, config, shapes, folder, f"its {CONFIG}") for part in found]
     own = all((folder / name).is_file() for name in tokenizer.FILES) or (folder / "tokenizer.json").is_file()
-    return Checkpoint(folder, config, places, folder if own else None)
+    return Checkpoint(config, *parts, folder if own else None)
 
 
-def _check_tensors(folder: Path, config: OvisConfig, found: dict[str, tuple[int, ...]]) -> None:
+def open_model(path: Path) -> Checkpoint:
+    """`open_release` of a folder, `open_file` of a file."""
+    return open_release(path) if path.is_dir() else open_file(path)
+
+
+def open_file(file: Path) -> Checkpoint:
+    """Checks one file with all parts, as core's CheckpointSave writes it from ours. Raises `CheckpointError`."""
+    return open_parts(file, file, file)
+
+
+def open_parts(decoder: Path, text: Path, vae: Path) -> Checkpoint:
+    """Checks three files, each of which holds one part, alone or among others.
+
+    The numbers of a part are those that travel with it, of a VAE those of its shapes, otherwise the published model's.
+    Raises `CheckpointError` that names the first thing that is wrong.
+    """
+    found, shapes, sections = [], {}, {}
+    for kind, file in ((DECODER, decoder), (TEXT, text), (VAE, vae)):
+        shapes[file] = read_shapes(file)
+        part = _find(kind, {file: shapes[file]}, file)
+        found.append(part)
+        sections |= _sections(part, file, shapes[file])
+    config = dataclasses.replace(RELEASE, **sections)
+    try:
+        check_together(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{decoder}, {text} and {vae} do not belong together: {error}") from error
+    parts = [
+        _check(part, config, shapes, file, "its config") for part, file in zip(found, (decoder, text, vae), strict=True)
+    ]
+    carried = {name: read_carried(text, f"{parts[1].prefix}{CARRIED}{name}") for name in tokenizer.FILES}
+    whole = all(value is not None for value in carried.values())
+    return Checkpoint(config, *parts, carried if whole else None)
+
+
+def _find(kind: Kind, shapes: Mapping[Path, Mapping[str, Any]], source: Path) -> Part:
+    """Where a part's tensors are in these files."""
+    files = {name: file for file, found in shapes.items() for name in found}
+    for prefix in kind.prefixes:
+        if f"{prefix}{kind.probe}" in files:
+            own = {name.removeprefix(prefix): file for name, file in files.items() if name.startswith(prefix)}
+            return Part(kind, prefix, own)
+    raise CheckpointError(
+        f"{source}: tensor {kind.prefixes[0]}{kind.probe} missing, so there is no {kind.title} of Ovis-U1 in it. "
+        "Choose another file, or download the model again."
+    )
+
+
+def _sections(part: Part, file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    if part.kind == VAE:
+        return {"vae": _vae_config({name: shapes[f"{part.prefix}{name}"] for name in part.files}, file)}
+    carried = read_carried(file, f"{part.prefix}{CARRIED}{CONFIG}", CARRIED.rstrip("."))
+    if carried is None:
+        return {}
+    try:
+        found = load_sections(carried)
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error} Save or download it again.") from error
+    return {name: found[name] for name in part.kind.sections if name in found}
+
+
+def _vae_config(shapes: Mapping[str, tuple[int, ...]], file: Path) -> VaeConfig:
+    """The numbers of a VAE, in diffusers' or in ComfyUI's naming, from its shapes."""
+    for level in ("encoder.down_blocks.{}.resnets.{}.conv1.weight", "encoder.down.{}.block.{}.conv1.weight"):
+        if level.format(0, 0) in shapes:
+            widths = [shapes[name][0] for i in range(MOST_LEVELS) if (name := level.format(i, 0)) in shapes]
+            layers = sum(level.format(0, j) in shapes for j in range(MOST_LEVELS))
+            latents = shapes[VAE.probe][1]
+            images = shapes["encoder.conv_in.weight"][1] if "encoder.conv_in.weight" in shapes else 0
+            if latents == 4 and images == 3:
+                return VaeConfig(images, images, latents, tuple(widths), layers)
+    raise CheckpointError(f"{file}: this VAE is not of SDXL's kind, which Ovis-U1 needs; choose another one.")
+
+
+def _check(
+    part: Part, config: OvisConfig, shapes: Mapping[Path, Mapping[str, tuple[int, ...]]], source: Path, says: str
+) -> Part:
+    """The part without what does not belong to it, name and shape of every tensor checked.
+
+    A VAE in ComfyUI's naming is checked when it is built.
+    """
+    if part.kind == DECODER:
+        wanted = layout.decoder_shapes(config.decoder)
+    elif part.kind == TEXT:
+        wanted = layout.text_shapes(config.language, config.vision)
+    elif "encoder.down_blocks.0.resnets.0.conv1.weight" in part.files:
+        wanted = layout.vae_shapes(config.vae)
+    else:
+        return part
     missing = []
-    for name, shape in tensor_shapes(config):
-        if name not in found:
-            missing.append(name)
-        elif found[name] != shape:
+    for name, shape in wanted.items():
+        if name not in part.files:
+            missing.append(part.prefix + name)
+            continue
+        found = shapes[part.files[name]][part.prefix + name]
+        if found != shape:
             raise CheckpointError(
-                f"{folder}: tensor {name} has shape {list(found[name])}; its {CONFIG} asks for {list(shape)}. "
+                f"{source}: tensor {part.prefix}{name} has shape {list(found)}; {says} asks for {list(shape)}. "
                 "Weights and config do not belong together; download both again."
             )
     if missing:
-        raise CheckpointError(
-            f"{folder}: tensor {_some(missing)} missing from its safetensors files. Download the model again."
-        )
+        raise CheckpointError(f"{source}: tensor {_some(missing)} missing. Download the model again.")
+    return dataclasses.replace(part, files={name: part.files[name] for name in wanted})
 
 
 def _weight_files(folder: Path) -> list[Path]:

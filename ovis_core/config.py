@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Any
 
 # Types of the dataclasses' fields, in the words of a message.
@@ -139,7 +140,13 @@ def read_config(config: dict[str, Any]) -> OvisConfig:
         decoder=DecoderConfig(**generator.fields(DecoderConfig)),
         vae=VaeConfig(**vae.fields(VaeConfig)),
     )
-    decoder, language = result.decoder, result.language
+    check_together(result)
+    return result
+
+
+def check_together(config: OvisConfig) -> None:
+    """Raises `ConfigError` where the parts' numbers do not fit each other or what is built here."""
+    decoder, language = config.decoder, config.language
     if decoder.context_in_dim != 2 * language.hidden_size:
         raise ConfigError(
             f"visual_generator_config.context_in_dim is {decoder.context_in_dim}; it must be twice "
@@ -150,12 +157,35 @@ def read_config(config: dict[str, Any]) -> OvisConfig:
             f"visual_generator_config.axes_dim {list(decoder.axes_dim)} must add up to hidden_size / num_heads = "
             f"{decoder.hidden_size} / {decoder.num_heads}."
         )
-    if len(result.vae.block_out_channels) != 4:
+    if len(config.vae.block_out_channels) != 4:
         raise ConfigError(
-            f"visual_generator_config.vae_config.block_out_channels has {len(result.vae.block_out_channels)} "
+            f"visual_generator_config.vae_config.block_out_channels has {len(config.vae.block_out_channels)} "
             "entries; the latents here are 8 times smaller than the image, which takes 4."
         )
-    return result
+
+
+SECTIONS: dict[str, type] = {
+    "language": LanguageConfig,
+    "vision": VisionConfig,
+    "decoder": DecoderConfig,
+    "vae": VaeConfig,
+}
+
+
+def dump_sections(**sections: Any) -> bytes:
+    """Configs of some parts as JSON, to travel with their weights; `sections` are fields of `OvisConfig`."""
+    return json.dumps({name: asdict(section) for name, section in sections.items()}).encode()
+
+
+def load_sections(data: bytes | str) -> dict[str, Any]:
+    """What `dump_sections` made -> the fields of `OvisConfig`. Raises `ConfigError`."""
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the config is not JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ConfigError("the config is not a JSON object.")
+    return {name: kind(**_Section(values, name).fields(kind)) for name, kind in SECTIONS.items() if values.get(name)}
 
 
 class _Section:

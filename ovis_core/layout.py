@@ -24,6 +24,22 @@ def tensor_shapes(config: OvisConfig) -> Shapes:
     yield from _vae(config.vae)
 
 
+def decoder_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Name without prefix -> shape."""
+    return {name.removeprefix(DECODER): shape for name, shape in _decoder(config)}
+
+
+def text_shapes(language: LanguageConfig, vision: VisionConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of language model, visual tokenizer and visual embedding table."""
+    table = {f"{TABLE}weight": (vision.vocab_size, language.hidden_size)}
+    return {**dict(_language(language)), **dict(_vision(vision)), **table}
+
+
+def vae_shapes(config: VaeConfig) -> dict[str, tuple[int, ...]]:
+    """Name without prefix -> shape, in diffusers' naming."""
+    return {name.removeprefix(VAE): shape for name, shape in _vae(config)}
+
+
 def _linear(name: str, out: int, into: int, bias: bool = True) -> Shapes:
     yield f"{name}.weight", (out, into)
     if bias:

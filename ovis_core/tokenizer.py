@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -23,16 +24,26 @@ class Tokenizer:
     stay characters.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, source: str | Path | Mapping[str, bytes]) -> None:
+        """source: the folder, or the files by name."""
+        if isinstance(source, Mapping):
+            with tempfile.TemporaryDirectory() as folder:
+                for name, data in source.items():
+                    (Path(folder) / name).write_bytes(data)
+                self._read(folder, "the weights' own tokenizer")
+        else:
+            self._read(source, source)
+
+    def _read(self, folder: str | Path, called: str | Path) -> None:
         qwen2 = getattr(transformers, "Qwen2TokenizerFast", None) or transformers.Qwen2Tokenizer
         try:
             files = qwen2.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
         except Exception as error:  # of many kinds, for files of many kinds
-            raise ValueError(f"{folder}: its tokenizer files cannot be read ({error}). {MEND}") from error
+            raise ValueError(f"{called}: its tokenizer files cannot be read ({error}). {MEND}") from error
         self._bpe = tokenizers.Tokenizer(files.model)
         if self._bpe.get_vocab_size() < Control.END_OF_TEXT:
             raise ValueError(
-                f"{folder}: its tokenizer has {self._bpe.get_vocab_size()} words and Qwen3's has "
+                f"{called}: its tokenizer has {self._bpe.get_vocab_size()} words and Qwen3's has "
                 f"{int(Control.END_OF_TEXT)}. {MEND}"
             )
         self._bpe.normalizer = files.normalizer

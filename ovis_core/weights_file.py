@@ -27,6 +27,15 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(f"{file} cannot be read ({error.strerror or error}). See to its permissions.") from error
 
 
+def read_carried(file: Path, name: str, key: str = "") -> bytes | None:
+    """Bytes that travel with the weights: the uint8 tensor `name`, or the entry `key` of the file's metadata."""
+    with safe_open(file, framework="np") as tensors:
+        if name in tensors.keys():  # noqa: SIM118 (a file handle, not a dict)
+            return tensors.get_tensor(name).tobytes()
+        value = (tensors.metadata() or {}).get(key)
+    return None if value is None else value.encode()
+
+
 def _instead(file: Path) -> str:
     """What a file that is no safetensors file is, and what to do; empty where nobody knows."""
     with file.open("rb") as opened:

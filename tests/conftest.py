@@ -108,9 +108,10 @@ def qwen25_tokenizer() -> Path:
 @pytest.fixture(scope="session")
 def loaded(comfyui: Path, release: Path) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of the small model."""
-    from ovis_core.native.loading import load_release
+    from ovis_core.checkpoint import open_release
+    from ovis_core.native.loading import load
 
-    return load_release(release)
+    return load(open_release(release))
 
 
 @pytest.fixture(scope="session")

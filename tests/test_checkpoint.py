@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ovis_core.checkpoint import CheckpointError, is_complete, is_release, open_release
-from ovis_core.config import ConfigError, read_config
+from ovis_core.config import ConfigError, dump_sections, load_sections, read_config
+from ovis_core.layout import tensor_shapes
 from ovis_core.weights_file import read_shapes
 
 
@@ -33,7 +34,9 @@ def change(file: Path, edit: Any) -> None:
 def test_a_whole_folder(folder: Path, config: Any) -> None:
     checkpoint = open_release(folder)
     assert checkpoint.config == config
-    assert len(checkpoint.files_with(checkpoint.tensors)) == 2
+    parts = (checkpoint.decoder, checkpoint.text, checkpoint.vae)
+    assert len({file for part in parts for file in part.files.values()}) == 2
+    assert sum(len(part.files) for part in parts) == len(dict(tensor_shapes(config)))
     assert checkpoint.tokenizer is None
     assert is_release(folder)
     assert is_complete(folder)
@@ -47,7 +50,9 @@ def test_one_file(folder: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
     tensors["llm.lm_head.weight"] = tensors["llm.model.embed_tokens.weight"].clone()
     save_file(tensors, folder / "model.safetensors")
-    assert open_release(folder).files_with(["vte.weight"]) == [folder / "model.safetensors"]
+    text = open_release(folder).text
+    assert text.files["vte.weight"] == folder / "model.safetensors"
+    assert "llm.lm_head.weight" not in text.files
 
 
 def test_missing_shard(folder: Path) -> None:
@@ -103,7 +108,7 @@ def test_a_folder_in_place_of_a_file(folder: Path) -> None:
 
 def test_spaces_and_letters_of_all_kinds(folder: Path) -> None:
     renamed = folder.rename(folder.with_name("Ovis U1 é 雪 (копия)"))
-    assert open_release(renamed).tensors
+    assert open_release(renamed).text.files
 
 
 def test_mutated_files(folder: Path, tmp_path: Path) -> None:
@@ -216,3 +221,11 @@ def test_config_that_cannot_be_built(
     with pytest.raises(ConfigError) as caught:
         read_config(broken)
     assert message in str(caught.value)
+
+
+def test_config_travels(config: Any) -> None:
+    data = dump_sections(decoder=config.decoder, language=config.language)
+    assert load_sections(data) == {"decoder": config.decoder, "language": config.language}
+    for broken in (b"{", b"[]", b"[" * 100_000, data.replace(b'"depth": 2', b'"depth": "2"'), b'{"vae": {"a": 1}}'):
+        with pytest.raises(ConfigError):
+            load_sections(broken)

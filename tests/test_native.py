@@ -156,10 +156,13 @@ def test_bfloat16_weights(
 ) -> None:
     """As the release stores them. A CPU computes in float32, so only the weights' own rounding shows."""
     import make_checkpoint
+    from ovis_core.checkpoint import open_release
     from ovis_core.native.conditions import text_to_image
-    from ovis_core.native.loading import load_release
+    from ovis_core.native.loading import load
 
-    model, clip, _ = load_release(make_checkpoint.write_release(tmp_path / "bf16", raw_config, dtype="BF16", shards=3))
+    model, clip, _ = load(
+        open_release(make_checkpoint.write_release(tmp_path / "bf16", raw_config, dtype="BF16", shards=3))
+    )
     assert clip.cond_stage_model.llm.model.norm.weight.dtype == torch.bfloat16
     condition, _ = text_to_image(clip, "a cute cat", "", **SIZE)
     close(condition[0][0], tensors["cond/t2i"], 2e-2)

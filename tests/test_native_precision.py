@@ -22,10 +22,11 @@ LIMITS = {"bf16": 0.02, "fp16": 0.004, "fp32": 0.0, "fp8_e4m3fn": 0.12, "fp8_e4m
 @pytest.fixture(scope="module", params=NAMES)
 def kept(request: pytest.FixtureRequest, comfyui: Path, release: Path) -> tuple[str, Any, Any]:
     """Name, MODEL and CLIP."""
-    from ovis_core.native.loading import load_release
+    from ovis_core.checkpoint import open_release
+    from ovis_core.native.loading import load
     from ovis_core.native.precision import PRECISIONS
 
-    model, clip, _ = load_release(release, PRECISIONS[request.param])
+    model, clip, _ = load(open_release(release), PRECISIONS[request.param])
     return request.param, model, clip
 
 

@@ -18,6 +18,7 @@ NODES = {
     "OvisU1EditEncode",
     "OvisU1Guider",
     "OvisU1Judge",
+    "OvisU1LoadParts",
     "OvisU1Loader",
     "OvisU1Refine",
     "OvisU1Sampler",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ..networks.cache import KeysAndValues, KeyValueCache
 from ..next_token import GREEDY, Sampling
 from ..pixels import VisualInput
 from ..tokenizer import Tokenizer
+from .carried import carried
 from .layers import comfy_layers, holding
 from .precision import DEFAULT, Precision, convert, prepare
 from .progress import Writing
@@ -182,13 +183,13 @@ class OvisTextModel(Multimodal):
 def build_clip(
     config: OvisConfig,
     weights: dict[str, Tensor],
-    tokenizer: Path | None,
+    tokenizer: Path | Mapping[str, bytes] | None,
     precision: Precision = DEFAULT,
     disable_dynamic: bool = False,
 ) -> comfy.sd.CLIP:
     """CLIP from the release's weights (names with their prefixes).
 
-    tokenizer        folder with the release's own files; None: ComfyUI's bundled Qwen2.5 files, which serve as well
+    tokenizer        the model's own files, or their folder; None: ComfyUI's bundled Qwen2.5 files, which serve as well
     disable_dynamic  no dynamic VRAM, where ComfyUI has it
     """
     load_device = model_management.text_encoder_device()
@@ -202,7 +203,11 @@ def build_clip(
         "precision": precision,
     }
     kwargs: dict[str, Any] = {
-        "tokenizer_data": {"vision": config.vision, "folder": tokenizer},
+        "tokenizer_data": {
+            "vision": config.vision,
+            "source": tokenizer,
+            "carried": carried(tokenizer, language=config.language, vision=config.vision),
+        },
         "parameters": sum(tensor.numel() for tensor in weights.values()),
         "model_options": {"dtype": dtype},
     }

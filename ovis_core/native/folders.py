@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
 
-from ..checkpoint import is_complete, is_release, why_not
+from ..checkpoint import is_complete, is_release, is_single_file, why_not
 
 KIND = "ovis_u1"
+CHECKPOINTS = "checkpoints"  # ComfyUI's folder for files that hold all parts
 ELSEWHERE = "ovis"  # where other packs put the release
 
 
@@ -23,16 +25,53 @@ def roots() -> list[Path]:
 
 
 def find_models() -> dict[str, Path]:
-    """Name shown in the loader -> release folder."""
+    """Name shown in the loader -> release folder, or file that holds all parts."""
     found: dict[str, Path] = {}
     for root in roots():
         for folder in _subfolders(root):
             if is_release(folder):
                 found.setdefault(folder.name, folder)
+        for file in sorted(root.glob("*.safetensors")):
+            if _is_ours(file):
+                found.setdefault(file.name, file)
     for folder in _subfolders(Path(folder_paths.models_dir) / ELSEWHERE):
         if is_complete(folder):
             found.setdefault(f"{ELSEWHERE}/{folder.name}", folder)
+    for name in folder_paths.get_filename_list(CHECKPOINTS):
+        path = folder_paths.get_full_path(CHECKPOINTS, name)
+        if path and path.endswith(".safetensors") and _is_ours(Path(path)):
+            found.setdefault(f"{CHECKPOINTS}/{Path(name).as_posix()}", Path(path))
     return found
+
+
+def fingerprint(*paths: Path) -> str:
+    """Changes when one of these files, or a file of one of these folders, does."""
+    files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    files = [file for file in files if file.suffix in (".json", ".safetensors", ".txt")]
+    return repr([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+
+
+def part_names(kind: str) -> list[str]:
+    """safetensors files in one of ComfyUI's folders."""
+    return [name for name in folder_paths.get_filename_list(kind) if name.endswith(".safetensors")]
+
+
+def part_path(kind: str, name: str) -> Path:
+    """The file of one of `part_names`. Raises FileNotFoundError when it is gone."""
+    return Path(folder_paths.get_full_path_or_raise(kind, name))
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        status = file.stat()
+    except OSError:
+        return False
+    return _is_single_file(file, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _is_single_file(file: Path, size: int, changed: int) -> bool:
+    return is_single_file(file)
 
 
 def missing(name: str) -> str:

@@ -17,9 +17,11 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
+from ..checkpoint import TEXT
 from ..config import DecoderConfig
 from ..networks.decoder import PATCH, Decoder
 from ..schedule import shift_for
+from .carried import carried
 from .layers import comfy_layers
 from .precision import DEFAULT, Precision, convert, prepare
 
@@ -89,6 +91,8 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__({"image_model": "ovis_u1", **dataclasses.asdict(config)})
+        self.decoder = config
+        self.text_encoder_key_prefix = [TEXT.prefixes[1]]
         self.sampling_settings = {"shift": config.max_shift}
         self.memory_usage_factor = MEMORY_FACTOR * config.hidden_size / 1536
 
@@ -103,7 +107,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
     def process_unet_state_dict_for_saving(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Module's names -> release's, under ComfyUI's prefix."""
         renamed = {name.replace(NORM_WEIGHT, NORM_SCALE): value for name, value in state_dict.items()}
-        return super().process_unet_state_dict_for_saving(renamed)
+        return super().process_unet_state_dict_for_saving(renamed | carried(decoder=self.decoder))
 
 
 class OvisU1(comfy.model_base.BaseModel):

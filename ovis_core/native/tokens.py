@@ -31,7 +31,8 @@ class OvisTokenizer:
     def __init__(self, embedding_directory: Any = None, tokenizer_data: dict[str, Any] | None = None) -> None:
         data = tokenizer_data or {}
         self.vision: VisionConfig = data["vision"]
-        self.tokenizer = Tokenizer(data.get("folder") or BUNDLED_TOKENIZER)
+        self.tokenizer = Tokenizer(data.get("source") or BUNDLED_TOKENIZER)
+        self.carried: dict[str, Tensor] = data.get("carried", {})
 
     def tokenize_with_weights(
         self,
@@ -131,8 +132,8 @@ class OvisTokenizer:
         return self.tokenizer.decode(answer or thoughts)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Nothing to save: the vocabulary is ComfyUI's or the release's."""
-        return {}
+        """What is saved with the weights besides them."""
+        return self.carried.copy()
 
 
 def own_section(tokens: dict[str, list[list[tuple]]]) -> list[list[tuple]]:

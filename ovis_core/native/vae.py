@@ -9,13 +9,17 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..checkpoint import CheckpointError
 from ..config import VaeConfig
 from ..pixels import restore
 from .conditions import SOURCE, EditSource
 
 
 def build_vae(config: VaeConfig, weights: dict[str, Tensor]) -> comfy.sd.VAE:
-    """VAE from the release's weights (diffusers' names, without prefix), with the widths that the config says."""
+    """VAE from weights with diffusers' or ComfyUI's names, without prefix, with the widths that the config says.
+
+    Raises `CheckpointError` where weights are missing.
+    """
     base = config.block_out_channels[0]
     ddconfig = {
         "double_z": True,
@@ -29,7 +33,12 @@ def build_vae(config: VaeConfig, weights: dict[str, Tensor]) -> comfy.sd.VAE:
         "attn_resolutions": [],
         "dropout": 0.0,
     }
-    return comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": ddconfig, "embed_dim": config.latent_channels}})
+    names = set(weights)
+    vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": ddconfig, "embed_dim": config.latent_channels}})
+    missing = sorted(set(vae.get_sd()) - names)
+    if missing and "encoder.down.0.block.0.conv1.weight" in names:
+        raise CheckpointError(f"VAE: tensor {missing[0]} and {len(missing) - 1} more missing; choose another file.")
+    return vae
 
 
 def decode(vae: comfy.sd.VAE, latent: dict[str, Any], restore_size: bool = False) -> Tensor:

@@ -1,0 +1,177 @@
+"""Weights in every form that people keep them, through a running ComfyUI."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from comfy_server import ComfyServer, PromptFailed, PromptRejected
+from graphs import Graph, saved_latent, text_to_image
+
+MARK = "ovis_u1.config.json"  # what our parts carry their numbers in
+
+
+@pytest.fixture(scope="module")
+def saved(server: ComfyServer, info: dict[str, Any]) -> dict[str, Path]:
+    """What core's nodes write, where ComfyUI looks for each kind: name of the kind -> file."""
+    graph = text_to_image(info)
+    model, clip, vae = (graph.out("OvisU1Loader", slot) for slot in range(3))
+    graph.remove("OvisU1Sampler", "OvisU1TextEncode", "OvisU1Decode", "SaveImage", "EmptyLatentImage")
+    graph.add("CheckpointSave", model=model, clip=clip, vae=vae, filename_prefix="weights/whole")
+    graph.add("ModelSave", model=model, filename_prefix="weights/decoder")
+    graph.add("CLIPSave", clip=clip, filename_prefix="weights/text")
+    graph.add("VAESave", vae=vae, filename_prefix="weights/vae")
+    server.run(graph.prompt)
+    places = {"whole": "checkpoints", "decoder": "diffusion_models", "text": "text_encoders", "vae": "vae"}
+    files = {}
+    for name, kind in places.items():
+        (written,) = (server.base / "output" / "weights").glob(f"{name}_*.safetensors")
+        file = server.base / "models" / kind / f"{name}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files[name] = Path(shutil.move(written, file))
+    return files
+
+
+def latent(server: ComfyServer, graph: Graph) -> Any:
+    """The graph's image as latents, and pixels of the VAE."""
+    node = graph.save_latent(graph.out("OvisU1Sampler"), "weights")
+    encoded = graph.add(
+        "VAEEncode", pixels=graph.out("OvisU1Decode"), vae=graph.prompt[graph.find("OvisU1Decode")]["inputs"]["vae"]
+    )
+    again = graph.save_latent([encoded, 0], "weights_vae")
+    result = server.run(graph.prompt)
+    return torch.stack([saved_latent(server, result, node), saved_latent(server, result, again)])
+
+
+@pytest.fixture(scope="module")
+def expected(server: ComfyServer, info: dict[str, Any]) -> Any:
+    return latent(server, text_to_image(info))
+
+
+def parts(graph: Graph, **inputs: Any) -> Graph:
+    """`graph` with Ovis-U1 Load Parts in place of the loader."""
+    names = {"diffusion_model_name": "decoder", "text_encoder_name": "text", "vae_name": "vae"}
+    node = graph.prompt[graph.find("OvisU1Loader")]
+    node["class_type"] = "OvisU1LoadParts"
+    node["inputs"] = {
+        **{key: f"{name}.safetensors" for key, name in names.items()},
+        "weight_dtype": "default",
+        **inputs,
+    }
+    return graph
+
+
+def test_a_checkpoint_that_core_saved(
+    server: ComfyServer, info: dict[str, Any], saved: dict[str, Path], expected: Any
+) -> None:
+    graph = text_to_image(info).set("OvisU1Loader", model_name="checkpoints/whole.safetensors")
+    assert torch.equal(latent(server, graph), expected)
+    shown = server.object_info("OvisU1Loader")["input"]["required"]["model_name"]
+    options = shown[0] if isinstance(shown[0], list) else shown[1]["options"]
+    assert {"tiny", "checkpoints/whole.safetensors"} <= set(options)
+
+
+def test_every_tensor_comes_back(saved: dict[str, Path], weights: dict[str, Any]) -> None:
+    whole = load_file(saved["whole"])
+    for name, tensor in weights.items():
+        if name.startswith("visual_generator.vae."):
+            continue
+        there = name.replace("visual_generator.backbone.", "model.diffusion_model.")
+        there = there if there != name else f"text_encoders.{name}"
+        assert torch.equal(whole.pop(there), tensor), name
+    left = {name for name in whole if not name.startswith("first_stage_model.")}
+    assert left == {f"model.diffusion_model.{MARK}", f"text_encoders.{MARK}"}
+
+
+def test_parts_that_core_saved(
+    server: ComfyServer, info: dict[str, Any], saved: dict[str, Path], expected: Any
+) -> None:
+    assert torch.equal(latent(server, parts(text_to_image(info))), expected)
+
+
+def test_parts_of_other_files(
+    server: ComfyServer, info: dict[str, Any], saved: dict[str, Path], expected: Any, weights: dict[str, Any]
+) -> None:
+    """The text encoder out of a whole checkpoint, and a VAE with diffusers' names."""
+    models = server.base / "models"
+    (models / "text_encoders" / "whole.safetensors").symlink_to(saved["whole"])
+    prefix = "visual_generator.vae."
+    vae = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    save_file(vae, models / "vae" / "diffusers.safetensors")
+    graph = parts(text_to_image(info), text_encoder_name="whole.safetensors", vae_name="diffusers.safetensors")
+    assert torch.equal(latent(server, graph), expected)
+
+
+def test_the_tokenizer_travels(server: ComfyServer, release: Path, comfyui: Path, tmp_path: Path) -> None:
+    import make_checkpoint
+    from ovis_core.checkpoint import open_parts, open_release
+    from ovis_core.native.loading import load
+
+    own = Path(shutil.copytree(release, tmp_path / "own"))
+    make_checkpoint.write_tokenizer(own, comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer")
+    model, clip, vae = load(open_release(own))
+    file = tmp_path / "whole.safetensors"
+    import comfy.sd
+
+    comfy.sd.save_checkpoint(str(file), model, clip, vae)
+    checkpoint = open_parts(file, file, file)
+    assert checkpoint.tokenizer["merges.txt"] == (own / "merges.txt").read_bytes()
+    text = "snow 雪 <|im_end|>"
+    again = load(checkpoint)[1]
+    assert again.tokenizer.tokenizer.encode([text]) == clip.tokenizer.tokenizer.encode([text])
+    assert again.get_sd().keys() == clip.get_sd().keys()
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16", "fp8_e4m3fn"])
+def test_weight_dtypes(server: ComfyServer, info: dict[str, Any], expected: Any, name: str) -> None:
+    made = latent(server, text_to_image(info).set("OvisU1Loader", weight_dtype=name))
+    moved = float((made[0] - expected[0]).norm() / expected[0].norm())
+    assert 1e-4 < moved < 0.15
+
+
+def test_wrong_files_are_named(server: ComfyServer, info: dict[str, Any], saved: dict[str, Path]) -> None:
+    models = server.base / "models"
+    cut = load_file(saved["decoder"])
+    cut.pop("model.diffusion_model.single_blocks.0.linear2.weight")
+    save_file(cut, models / "diffusion_models" / "cut.safetensors")
+    save_file({"a": torch.zeros(1)}, models / "text_encoders" / "other.safetensors")
+    bare = {name: tensor for name, tensor in load_file(saved["decoder"]).items() if MARK not in name}
+    save_file(bare, models / "diffusion_models" / "bare.safetensors")
+    short = load_file(saved["vae"])
+    short.pop("decoder.mid.block_1.conv1.weight")
+    save_file(short, models / "vae" / "short.safetensors")
+    (models / "vae" / "page.safetensors").write_text("<!DOCTYPE html>")
+    for inputs, words in (
+        (
+            {"diffusion_model_name": "cut.safetensors"},
+            r"cut\.safetensors: tensor .*single_blocks\.0\.linear2\.weight missing",
+        ),
+        ({"text_encoder_name": "other.safetensors"}, r"other\.safetensors: .*no text encoder of Ovis-U1 in it"),
+        ({"diffusion_model_name": "bare.safetensors"}, r"bare\.safetensors.*do not belong together|has shape"),
+        ({"vae_name": "short.safetensors"}, r"VAE: tensor decoder\.mid\.block_1\.conv1\.weight"),
+        ({"vae_name": "page.safetensors"}, r"page\.safetensors is a web page"),
+    ):
+        with pytest.raises((PromptFailed, PromptRejected), match=words):
+            server.run(parts(text_to_image(info), **inputs).prompt)
+    assert server.run(parts(text_to_image(info, seed=99)).prompt).error is None
+
+
+def test_metadata_says_it_too(saved: dict[str, Path], config: Any, tmp_path: Path) -> None:
+    """A decoder whose numbers are in the file's metadata."""
+    from ovis_core.checkpoint import open_parts
+    from ovis_core.config import dump_sections
+
+    tensors = {name: tensor for name, tensor in load_file(saved["decoder"]).items() if MARK not in name}
+    file = tmp_path / "decoder.safetensors"
+    save_file(tensors, file, metadata={"ovis_u1": dump_sections(decoder=config.decoder).decode()})
+    assert open_parts(file, saved["text"], saved["vae"]).config == config
+    with safe_open(saved["whole"], framework="pt") as whole:
+        carried = whole.get_tensor(f"model.diffusion_model.{MARK}").numpy().tobytes()
+    assert json.loads(carried)["decoder"]["depth"] == config.decoder.depth
