@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from comfy_server import ComfyServer, PromptFailed, PromptRejected
@@ -138,19 +137,6 @@ def test_other_samplers_are_ksamplers_too(server: ComfyServer, info: dict[str, A
     )
     result = server.run(graph.prompt)
     assert torch.equal(saved_latent(server, result, own), saved_latent(server, result, other))
-
-
-def test_core_save_nodes_take_the_outputs(server: ComfyServer, info: dict[str, Any]) -> None:
-    graph = text_to_image(info, steps=1)
-    model, clip, vae = (graph.out("OvisU1Loader", slot) for slot in range(3))
-    graph.add("CheckpointSave", model=model, clip=clip, vae=vae, filename_prefix="tests/whole")
-    graph.add("CLIPSave", clip=clip, filename_prefix="tests/clip")
-    assert server.run(graph.prompt).error is None
-    (file,) = (server.base / "output" / "tests").glob("whole*.safetensors")
-    with safe_open(file, framework="pt") as tensors:
-        names = set(tensors.keys())
-    assert "model.diffusion_model.double_blocks.0.img_attn.norm.query_norm.scale" in names
-    assert "cond_stage_model.vte.weight" in names
 
 
 def test_a_model_sampling_flux_of_the_user_wins(server: ComfyServer, info: dict[str, Any]) -> None:
