@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .decode import OvisU1Decode
+from .download import OvisU1Download
 from .encode import OvisU1EditEncode, OvisU1TextEncode
 from .load import OvisU1Loader, OvisU1LoadParts
 from .refine import OvisU1Refine
@@ -27,4 +28,5 @@ class OvisU1Extension(ComfyExtension):
             OvisU1Decode,
             OvisU1Understand,
             OvisU1Judge,
+            OvisU1Download,
         ]

@@ -14,6 +14,7 @@ from graphs import WORKFLOWS, Graph, load, saved_image, saved_latent, text_to_im
 
 NODES = {
     "OvisU1Decode",
+    "OvisU1Download",
     "OvisU1EditEncode",
     "OvisU1Guider",
     "OvisU1Judge",

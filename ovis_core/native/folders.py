@@ -85,8 +85,8 @@ def missing(name: str) -> str:
     if refused:
         return f"model_name: no Ovis-U1 model was found. {refused[0]}"
     return (
-        f"model_name: no Ovis-U1 model was found; put the folder of AIDC-AI/Ovis-U1-3B into {roots()[0]} and press R "
-        "to refresh."
+        f"model_name: no Ovis-U1 model was found; run Ovis-U1 Download, or put the folder of AIDC-AI/Ovis-U1-3B into "
+        f"{roots()[0]}, and press R to refresh."
     )
 
 

@@ -1,0 +1,45 @@
+"""The release, fetched from within ComfyUI."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..ovis_core.download import REPOSITORY
+from ..ovis_core.native.fetching import fetch
+from .checks import CATEGORY
+
+
+class OvisU1Download(io.ComfyNode):
+    """Repository -> release folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What the page shows."""
+        return io.Schema(
+            node_id="OvisU1Download",
+            display_name="Ovis-U1 Download",
+            category=CATEGORY,
+            description=(
+                "Fetches the model's files (about 7 GB) into models/ovis_u1, and checks them. Runs only when you run "
+                "it; goes on where it stopped. Then press R and choose the model in Ovis-U1 Load Model."
+            ),
+            is_output_node=True,
+            inputs=[
+                io.String.Input(
+                    "repository", default=REPOSITORY, tooltip="On the Hugging Face hub, or the mirror in HF_ENDPOINT."
+                ),
+                io.String.Input("revision", default="main", tooltip="Branch, tag or commit.", optional=True),
+            ],
+            outputs=[io.String.Output("folder", display_name="folder", tooltip="Where the model is now.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, repository: str, revision: str = "main") -> float:
+        """Looks anew each time: files may have been deleted."""
+        return float("nan")
+
+    @classmethod
+    def execute(cls, repository: str, revision: str = "main") -> io.NodeOutput:
+        """Downloads."""
+        folder = str(fetch(repository, revision))
+        return io.NodeOutput(folder, ui=ui.PreviewText(f"{folder} is complete."))

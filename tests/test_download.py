@@ -1,0 +1,161 @@
+"""The download, from a mirror on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import ROOT
+from mirror import Mirror, serve
+
+WEIGHTS = "model-00002-of-00002.safetensors"
+
+
+@pytest.fixture
+def mirror(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    repository = Path(shutil.copytree(release, tmp_path / "repository"))
+    (repository / "modeling_ovis_u1.py").write_text("raise SystemExit")
+    (repository / "pytorch_model.bin").write_bytes(b"PK")
+    with serve(repository) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "5")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        for proxy in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.delenv(proxy, raising=False)
+        yield running
+
+
+@pytest.fixture
+def models(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the node puts models."""
+    from ovis_core.native import fetching
+
+    monkeypatch.setattr(fetching, "roots", lambda: [tmp_path / "models"])
+    return tmp_path / "models"
+
+
+def fetch(name: str = "owner/small") -> Path:
+    from ovis_core.native.fetching import fetch
+
+    return fetch(name)
+
+
+def test_a_whole_release(mirror: Mirror, models: Path, config: Any) -> None:
+    from ovis_core.checkpoint import open_release
+
+    folder = fetch()
+    assert folder == models / "small"
+    assert open_release(folder).config == config
+    assert not list(folder.glob("*.py")) + list(folder.glob("*.bin"))
+    mirror.asked.clear()
+    assert fetch() == folder
+    assert not [path for _, path, _ in mirror.asked if "resolve" in path]
+
+
+def test_it_goes_on_where_it_stopped(mirror: Mirror, models: Path) -> None:
+    from ovis_core.checkpoint import is_complete
+    from ovis_core.download import DownloadError
+
+    mirror.cut_after = 11 << 20  # the client writes 10 MiB at once
+    with pytest.raises(DownloadError, match=r"cannot be reached|To do it by hand"):
+        fetch()
+    assert not is_complete(models / "small")
+    (part,) = (models / "small").glob("*.safetensors.part")
+    size = part.stat().st_size
+    assert size > 0
+    mirror.cut_after = None
+    mirror.asked.clear()
+    assert is_complete(fetch())
+    assert f"bytes={size}-" in {(wanted or "").split("-")[0] + "-" for _, _, wanted in mirror.asked}
+    assert not list((models / "small").glob("*.part"))
+
+
+def test_damage_is_seen(mirror: Mirror, models: Path) -> None:
+    from ovis_core.checkpoint import is_complete
+    from ovis_core.download import DownloadError
+
+    mirror.damage = True
+    with pytest.raises(DownloadError, match=r"\.safetensors came damaged and was deleted; run it again"):
+        fetch()
+    assert not is_complete(models / "small")
+    mirror.damage = False
+    assert is_complete(fetch())
+
+
+def test_interrupt(mirror: Mirror, models: Path) -> None:
+    from comfy import model_management
+
+    mirror.pause = 0.2
+    timer = threading.Timer(4.0, model_management.interrupt_current_processing, [True])
+    timer.start()
+    begun = time.monotonic()
+    try:
+        with pytest.raises(model_management.InterruptProcessingException):
+            fetch()
+    finally:
+        timer.cancel()
+        model_management.interrupt_current_processing(False)
+    assert time.monotonic() - begun < 6.0
+    mirror.pause = 0.0
+    assert (fetch() / WEIGHTS).is_file()
+
+
+@pytest.mark.parametrize("name", ["small", "../small", "owner/..", "a/b/c", "", "owner/sm all", "-x"])
+def test_names_that_are_none(models: Path, name: str) -> None:
+    from ovis_core.download import DownloadError
+
+    with pytest.raises(DownloadError, match=r"repository: .* is no name of a repository"):
+        fetch(name)
+    assert not models.exists()
+
+
+def test_no_such_repository(mirror: Mirror, models: Path) -> None:
+    from ovis_core.download import DownloadError
+
+    with pytest.raises(DownloadError, match=r"repository: http://127\S+ has no owner/other at main"):
+        fetch("owner/other")
+
+
+def test_no_network(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovis_core.download import DownloadError
+
+    by_hand = r"To do it by hand, put config\.json, .* of owner/small into .*small\."
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DownloadError, match=rf"http://127\.0\.0\.1:9 cannot be reached.*{by_hand}"):
+        fetch()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DownloadError, match=by_hand):
+        fetch()
+
+
+def test_no_room(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovis_core import download
+
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(download.DownloadError, match=r"disk of .* has 0\.0 GB left and .* GB are missing; make room"):
+        download._need_room(models.parent, [download.File("a", 10**9, None)])
+
+
+def test_the_script(mirror: Mirror, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    command = [sys.executable, ROOT / "scripts" / "download.py", folder, "--repository", "owner/small"]
+    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert f"{folder} is complete." in ran.stdout
+    assert (folder / WEIGHTS).is_file()
+    command[-1] = "owner/other"
+    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "has no owner/other" in ran.stderr
+    assert "Traceback" not in ran.stderr
