@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..ovis_core.checkpoint import open_model, open_parts
 from ..ovis_core.native import folders
 from ..ovis_core.native.loading import load
-from ..ovis_core.native.precision import PRECISIONS
+from ..ovis_core.precision import PRECISIONS
 from .checks import CATEGORY
 
 WEIGHT_DTYPE = io.Combo.Input(

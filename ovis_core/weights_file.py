@@ -23,6 +23,8 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{file} {_instead(file) or f'is damaged or not complete ({error}). {AGAIN}'}") from error
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} does not exist.") from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror or error}). See to its permissions.") from error
 

@@ -24,7 +24,7 @@ def kept(request: pytest.FixtureRequest, comfyui: Path, release: Path) -> tuple[
     """Name, MODEL and CLIP."""
     from ovis_core.checkpoint import open_release
     from ovis_core.native.loading import load
-    from ovis_core.native.precision import PRECISIONS
+    from ovis_core.precision import PRECISIONS
 
     model, clip, _ = load(open_release(release), PRECISIONS[request.param])
     return request.param, model, clip
@@ -106,7 +106,7 @@ def test_a_patch_on_eight_bits(kept: tuple[str, Any, Any]) -> None:
 
 
 def test_eight_bits_take_little_at_full_size(comfyui: Path) -> None:
-    from ovis_core.native.precision import LARGE
+    from ovis_core.precision import LARGE
 
     def size(*prefixes: str) -> tuple[float, float]:
         """Gigabytes in bfloat16 and in fp8."""

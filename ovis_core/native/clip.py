@@ -22,10 +22,10 @@ from ..multimodal import Multimodal, Token, sequence_length
 from ..networks.cache import KeysAndValues, KeyValueCache
 from ..next_token import GREEDY, Sampling
 from ..pixels import VisualInput
+from ..precision import DEFAULT, Precision, as_stored, convert_all
 from ..tokenizer import Tokenizer
 from .carried import carried
-from .layers import comfy_layers, holding
-from .precision import DEFAULT, Precision, convert, prepare
+from .layers import comfy_layers, holding, prepare
 from .progress import Writing
 from .tokens import SECTION, OvisTokenizer, own_section
 
@@ -193,8 +193,9 @@ def build_clip(
     disable_dynamic  no dynamic VRAM, where ComfyUI has it
     """
     load_device = model_management.text_encoder_device()
+    precision = as_stored(precision, weights)
     dtype, compute_dtype = choose_dtypes(_stored_dtype(weights), load_device, precision)
-    weights = convert(weights, precision)
+    weights = convert_all(weights, precision)
     target = comfy.supported_models_base.ClipTarget(OvisTokenizer, OvisTextModel)
     target.params = {
         "config": config,

@@ -12,6 +12,7 @@ from comfy.ldm.flux.math import attention
 from torch import Tensor, nn
 
 from ..networks.layers import Layers
+from ..precision import LARGE, Precision
 
 
 def comfy_layers(operations: Any, dtype: torch.dtype | None, device: Any) -> Layers:
@@ -47,3 +48,16 @@ def _stays(layer: nn.Module, weight: Tensor) -> bool:
     # Dynamic VRAM keeps a resident weight beside the layer's own.
     places = (layer.weight, getattr(layer, "_v_weight", None))
     return any(place is not None and place.data_ptr() == weight.data_ptr() for place in places)
+
+
+def prepare(network: nn.Module, precision: Precision) -> None:
+    """Makes a network's large layers ready for weights of their own dtype, which they cast at each use."""
+    if precision.large is None:
+        return
+    for name, layer in network.named_modules():
+        if not LARGE.search(f"{name}.weight") or not isinstance(layer, nn.Linear):
+            continue
+        layer.comfy_cast_weights = True
+        # With dynamic VRAM there is no weight yet.
+        if layer.weight is not None:
+            layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=precision.large), requires_grad=False)

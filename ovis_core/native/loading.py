@@ -10,9 +10,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..checkpoint import DECODER, TEXT, Checkpoint, Kind, Part
+from ..precision import DEFAULT, Precision
 from .clip import build_clip
 from .model import build_model
-from .precision import DEFAULT, Precision
 from .vae import build_vae
 
 

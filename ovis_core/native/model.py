@@ -20,10 +20,10 @@ from torch import Tensor
 from ..checkpoint import TEXT
 from ..config import DecoderConfig
 from ..networks.decoder import PATCH, Decoder
+from ..precision import DEFAULT, LARGE, Precision, as_stored, convert_all
 from ..schedule import shift_for
 from .carried import carried
-from .layers import comfy_layers
-from .precision import DEFAULT, Precision, convert, prepare
+from .layers import comfy_layers, prepare
 
 REFINED = "ovis_u1_refined"  # marks a condition whose tensor and pooled_output come from the refiner
 
@@ -189,10 +189,12 @@ def build_model(
     model_config = ModelConfig(config)
     supported = model_config.supported_inference_dtypes
     load_device = management.get_torch_device()
+    precision = as_stored(precision, weights)
+    small = {name: tensor for name, tensor in weights.items() if not LARGE.search(name)}
     dtype = precision.every or management.unet_dtype(
         model_params=comfy.utils.calculate_parameters(weights),
         supported_dtypes=list(supported),
-        weight_dtype=comfy.utils.weight_dtype(weights),
+        weight_dtype=comfy.utils.weight_dtype(small),
     )
     # On a GPU ComfyUI would compute in the type of float16 weights.
     stand_in = dtype if dtype in supported else torch.bfloat16
@@ -201,7 +203,7 @@ def build_model(
     model_config.optimizations["fp8"] = precision.fast
     model = model_config.get_model(weights)
     prepare(model.diffusion_model, precision)
-    weights = convert(weights, precision)
+    weights = convert_all(weights, precision)
 
     # Where ComfyUI has dynamic VRAM, its own loaders use CoreModelPatcher.
     plain = comfy.model_patcher.ModelPatcher

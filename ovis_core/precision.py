@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # The large matrices, 97 % of the decoder and 82 % of the language model. Everything else keeps its
 # precision: norms, embeddings, biases, the refiner's gates, what reads latents, time and text, and the final layer.
@@ -42,27 +42,23 @@ PRECISIONS = {
 DEFAULT = PRECISIONS["default"]
 
 
-def convert(weights: dict[str, Tensor], precision: Precision) -> dict[str, Tensor]:
-    """A state dict in this precision; what has it already is not copied."""
+def as_stored(precision: Precision, weights: dict[str, Tensor]) -> Precision:
+    """The precision for these weights: large matrices that are stored in 8 bits stay so by default."""
+    if precision == DEFAULT and any(tensor.dtype == torch.float8_e4m3fn for tensor in weights.values()):
+        return PRECISIONS["fp8_e4m3fn"]
+    return precision
+
+
+def convert(name: str, tensor: Tensor, precision: Precision) -> Tensor:
+    """One of a part's tensors, by its name without prefix, in this precision; the same one where it has it already."""
     if precision.every is not None:
-        return {name: tensor.to(precision.every) for name, tensor in weights.items()}
-    if precision.large is None:
-        return weights
+        return tensor.to(precision.every)
+    if precision.large in (None, tensor.dtype) or not LARGE.search(name):
+        return tensor
     largest = torch.finfo(precision.large).max
-    return {
-        name: tensor.clamp(-largest, largest).to(precision.large) if LARGE.search(name) else tensor
-        for name, tensor in weights.items()
-    }
+    return tensor.clamp(-largest, largest).to(precision.large)
 
 
-def prepare(network: nn.Module, precision: Precision) -> None:
-    """Makes a network's large layers ready for weights of their own dtype, which they cast at each use."""
-    if precision.large is None:
-        return
-    for name, layer in network.named_modules():
-        if not LARGE.search(f"{name}.weight") or not isinstance(layer, nn.Linear):
-            continue
-        layer.comfy_cast_weights = True
-        # With dynamic VRAM there is no weight yet.
-        if layer.weight is not None:
-            layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=precision.large), requires_grad=False)
+def convert_all(weights: dict[str, Tensor], precision: Precision) -> dict[str, Tensor]:
+    """`convert` of a state dict."""
+    return {name: convert(name, tensor, precision) for name, tensor in weights.items()}

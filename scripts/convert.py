@@ -1,0 +1,60 @@
+"""Converts a model to one file or to one for each part, in another precision.
+
+    python scripts/convert.py ComfyUI/models/ovis_u1/Ovis-U1-3B ComfyUI/models/checkpoints/ovis-u1.safetensors
+    python scripts/convert.py SOURCE FOLDER --parts --dtype fp8_e4m3fn
+
+Run it with a Python that has torch and safetensors, such as ComfyUI's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from import_core import import_core
+from workspace import bar, guarded, show
+
+import_core()
+checkpoint, conversion, precision = (
+    importlib.import_module(f"ovis_core.{name}") for name in ("checkpoint", "conversion", "precision")
+)
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Convert an Ovis-U1 to one file, or to one for each part.")
+    parser.add_argument("source", type=Path, help="a release folder, or a file that holds all parts")
+    parser.add_argument("out", type=Path, help="the file to write, or with --parts the folder")
+    parser.add_argument("--parts", action="store_true", help="a file for each part")
+    parser.add_argument(
+        "--dtype",
+        choices=[name for name, choice in precision.PRECISIONS.items() if not choice.fast],
+        default="default",
+        help="of the decoder's and the text encoder's weights (default: as they are)",
+    )
+    args = parser.parse_args()
+    write = conversion.write_parts if args.parts else conversion.write_one
+    try:
+        if not args.parts and args.out.suffix != ".safetensors":
+            raise checkpoint.CheckpointError(f"{args.out}: the name of the file to write must end in .safetensors.")
+        opened = checkpoint.open_model(args.source)
+        files = write(opened, args.out, precision.PRECISIONS[args.dtype], report)
+    except checkpoint.CheckpointError as error:
+        show("", last=True)
+        print(error, file=sys.stderr)
+        return 1
+    show("", last=True)
+    for file in files:
+        print(f"{file}  {file.stat().st_size / 1e9:.2f} GB")
+    return 0
+
+
+def report(done: int, total: int) -> None:
+    """Shows how far it is: writing is the first half, reading back the second."""
+    show(f"{bar(done, total)}  {'writing' if 2 * done <= total else 'checking'}")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
