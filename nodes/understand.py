@@ -15,6 +15,8 @@ History = io.Custom("OVIS_U1_HISTORY")
 HISTORY_SLOT = 1
 PROMPT_SLOT = "{prompt}"
 DRAWN = Sampling()
+# A new seed at each run would answer anew even where nothing is drawn. Older pages know only the default, randomize.
+CONTROL = io.ControlAfterGenerate.fixed if hasattr(io, "ControlAfterGenerate") else True
 
 
 class OvisU1Understand(io.ComfyNode):
@@ -123,7 +125,7 @@ class OvisU1Understand(io.ComfyNode):
                     default=DRAWN.seed,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
+                    control_after_generate=CONTROL,
                     optional=True,
                     tooltip="Of the words that are drawn.",
                 ),
