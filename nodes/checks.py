@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from comfy_api.latest import io
+from torch import Tensor
+
 from ..ovis_core.conversation import Conversation
 from ..ovis_core.native.clip import OvisTextModel
 from ..ovis_core.native.model import OvisU1
@@ -37,16 +40,29 @@ def need_one_text(**texts: Any) -> None:
             )
 
 
-def need_pictures(**batches: Any) -> Any:
-    """The images (height, width, channels) of one batch, none where nothing is connected; refuses another shape."""
+def need_pictures(optional: bool = False, **batches: Any) -> Any:
+    """The images (height, width, channels) of one batch; refuses anything else. `optional`: none is no images."""
     ((name, batch),) = batches.items()
-    if batch is None:
+    if batch is None and optional:
         return ()
-    if batch.ndim != 4:
-        raise ValueError(f"{name}: it has {batch.ndim} dimensions and a batch of images has 4; connect an IMAGE.")
+    if not isinstance(batch, Tensor) or batch.ndim != 4:
+        kind = f"it has {batch.ndim} dimensions" if isinstance(batch, Tensor) else f"this is a {type(batch).__name__}"
+        raise ValueError(f"{name}: {kind} and a batch of images is a tensor of 4; connect an IMAGE.")
     if 0 in batch.shape:
         raise ValueError(f"{name}: it is empty; connect at least one image.")
     return batch
+
+
+def need_numbers(node: type[io.ComfyNode], **values: Any) -> None:
+    """Refuses numbers that the node's widgets would not take; over a link anything can come."""
+    for spec in node.define_schema().inputs:
+        if spec.id not in values or not isinstance(spec, io.Int.Input | io.Float.Input):
+            continue
+        value, whole = values[spec.id], isinstance(spec, io.Int.Input)
+        right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not right or not spec.min <= value <= spec.max:
+            kind = "whole number" if whole else "number"
+            raise ValueError(f"{spec.id}: {value!r} is not a {kind} from {spec.min} to {spec.max}; change it.")
 
 
 def need_history(history: Any) -> None:

@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from ..ovis_core.native.tokens import MAX_FRAMES
 from ..ovis_core.native.understanding import judge, understand
 from ..ovis_core.next_token import GREEDY, Sampling
-from .checks import CATEGORY, need_clip, need_history, need_one_text, need_pictures
+from .checks import CATEGORY, need_clip, need_history, need_numbers, need_one_text, need_pictures
 
 History = io.Custom("OVIS_U1_HISTORY")
 HISTORY_SLOT = 1
@@ -164,7 +164,18 @@ class OvisU1Understand(io.ComfyNode):
         need_clip(clip)
         need_one_text(prompt=prompt)
         need_history(history)
-        images, frames = need_pictures(image=image), need_pictures(video=video)
+        need_numbers(
+            cls,
+            max_frames=max_frames,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        images, frames = need_pictures(optional=True, image=image), need_pictures(optional=True, video=video)
         if len(images) and len(frames):
             raise ValueError("video: the model looks at images or at a video, not at both; disconnect image or video.")
         drawn = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed=seed)

@@ -245,3 +245,21 @@ def test_another_clip_is_refused(server: ComfyServer, info: dict[str, Any], phot
 def test_a_prompt_that_nothing_reads_is_refused(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = load("pick_the_best", info).set("OvisU1Sampler", steps=1).set_all("PrimitiveInt", value=64)
     refused(server, graph.set("OvisU1Judge", question="Is it good?"), r"question: it has no \{prompt\}")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "words"),
+    [
+        ("seed", -1, r"seed: -1 is not a whole number from 0 to"),
+        ("top_k", -1, r"top_k: -1 is not a whole number from 0 to 1000"),
+        ("max_frames", 0, r"max_frames: 0 is not a whole number from 1 to 1024"),
+        ("max_new_tokens", 10**9, r"max_new_tokens: 1000000000 is not a whole number from 1 to 32768"),
+    ],
+)
+def test_numbers_over_a_link_are_checked_too(
+    server: ComfyServer, info: dict[str, Any], photo: str, name: str, number: int, words: str
+) -> None:
+    graph = understand(info, photo)
+    # Core's PrimitiveInt has no limits near these.
+    value = graph.add("PrimitiveInt", value=number)
+    refused(server, graph.set("OvisU1Understand", **{name: [value, 0]}), words)
