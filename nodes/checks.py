@@ -35,9 +35,7 @@ def need_one_text(**texts: Any) -> None:
     """Refuses anything but one text."""
     for name, text in texts.items():
         if not isinstance(text, str):
-            raise ValueError(
-                f"{name}: this is a {type(text).__name__}, not one text; give each prompt an Ovis-U1 encode of its own."
-            )
+            raise ValueError(f"{name}: this is a {type(text).__name__}, not one text; connect one STRING.")
 
 
 def need_pictures(optional: bool = False, **batches: Any) -> Any:

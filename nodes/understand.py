@@ -52,7 +52,7 @@ class OvisU1Understand(io.ComfyNode):
                     "max_frames",
                     default=MAX_FRAMES,
                     min=1,
-                    max=1024,
+                    max=160,
                     optional=True,
                     tooltip="A longer video is thinned to as many frames, evenly.",
                 ),
@@ -62,7 +62,10 @@ class OvisU1Understand(io.ComfyNode):
                     min=1,
                     max=32768,
                     optional=True,
-                    tooltip="The answer ends here at the latest. A token is about three quarters of a word.",
+                    tooltip=(
+                        "The answer ends here at the latest. A token is about three quarters of a word. Room is kept "
+                        "for all of them, 0.11 MB each, so leave it near what you need."
+                    ),
                 ),
                 io.Boolean.Input(
                     "thinking",

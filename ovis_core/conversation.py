@@ -41,7 +41,7 @@ class Conversation:
 
 def thoughts_and_answer(ids: Sequence[int]) -> tuple[list[int], list[int]]:
     """What the model wrote, split into the inside of its think block and what follows the block."""
-    words = [i for i in ids if i not in prompts.ENDS]
+    words = without_end(ids)
     if Control.THINK not in words and Control.END_THINK not in words:
         return [], words
     start = words.index(Control.THINK) + 1 if Control.THINK in words else 0
@@ -53,8 +53,13 @@ def thoughts_and_answer(ids: Sequence[int]) -> tuple[list[int], list[int]]:
 
 def closed(tokens: Sequence[Token], ids: Sequence[int], thinking: bool, tokenizer: Tokenizer) -> tuple[Token, ...]:
     """A prompt and what the model wrote as whole turns, its thoughts left out as in the model's own template."""
-    answer = thoughts_and_answer(ids)[1]
-    block = tokenizer.encode(prompts.NO_THOUGHTS) if thinking else []
-    if thinking and not answer:
-        answer = tokenizer.encode([prompts.AFTER_THOUGHTS])
-    return (*tokens, *block, *answer, *tokenizer.encode(prompts.answer_end()))
+    end = tokenizer.encode(prompts.answer_end())
+    if not thinking:
+        return (*tokens, *without_end(ids), *end)
+    answer = thoughts_and_answer(ids)[1] or tokenizer.encode([prompts.AFTER_THOUGHTS])
+    return (*tokens, *tokenizer.encode(prompts.NO_THOUGHTS), *answer, *end)
+
+
+def without_end(ids: Sequence[int]) -> list[int]:
+    """What the model wrote, without its end token."""
+    return [i for i in ids if i not in prompts.ENDS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from .networks.cache import KeyValueCache
 from .networks.language import LanguageModel
 
+_failed: set[torch.device] = set()
 WORTH_IT = 16  # tokens from which on capturing takes less time than it saves
 
 
@@ -26,16 +28,18 @@ class CapturedStep:
         self.token = torch.zeros(1, dtype=torch.int64, device=device)
         # What the rehearsals write into the cache is overwritten by the first real step.
         self.position = torch.full((1,), cache.length, dtype=torch.int64, device=device)
+        # Outside of the graph's own memory, of which nothing is alive between two steps.
+        self.logits = torch.empty(model.config.vocab_size, device=device)
         self.graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
+        stream, current = _stream(device), torch.cuda.current_stream(device)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(2):
-                model.step_at(self.token, self.position, cache)
-        torch.cuda.current_stream(device).wait_stream(stream)
+                self.logits.copy_(model.step_at(self.token, self.position, cache))
+        current.wait_stream(stream)
         # What other threads of the server do meanwhile is no part of the capture and must not break it.
         with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-            self.logits = model.step_at(self.token, self.position, cache)
+            self.logits.copy_(model.step_at(self.token, self.position, cache))
 
     def __call__(self, token: Tensor) -> Tensor:
         """Token id (1,) -> logits (vocabulary,), which the next call overwrites."""
@@ -48,10 +52,21 @@ class CapturedStep:
 
 def capture(model: LanguageModel, cache: KeyValueCache, tokens: int) -> CapturedStep | None:
     """A captured step where there is CUDA, `tokens` make it worth it, and the capture succeeds; otherwise None."""
-    if cache.keys.device.type != "cuda" or tokens < WORTH_IT:
+    device = cache.keys.device
+    if device.type != "cuda" or tokens < WORTH_IT or device in _failed:
         return None
+    current = torch.cuda.current_stream(device)
     try:
         return CapturedStep(model, cache)
     except RuntimeError as error:
+        # A capture that fails leaves torch on its stream, and one that failed once would fail again.
+        torch.cuda.set_stream(current)
+        _failed.add(device)
         logging.warning("Ovis-U1: writes without a CUDA graph, which is slower: %s", error)
         return None
+
+
+@lru_cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures, because torch keeps memory for each stream that ever multiplied."""
+    return torch.cuda.Stream(device)

@@ -113,15 +113,10 @@ class Multimodal(nn.Module):
 
     def check_length(self, tokens: Sequence[Token]) -> int:
         """Positions that `tokens` take; raises ValueError when the language model has fewer."""
-        length, limit = sequence_length(tokens), self.config.language.max_position_embeddings
-        if length <= limit:
-            return length
         pictures = sum(token.tokens for token in tokens if isinstance(token, VisualInput))
-        mend = "use fewer or smaller pictures or frames" if pictures > length - pictures else "shorten the text"
-        raise ValueError(
-            f"prompt: text and pictures take {length} positions, {pictures} of them pictures, and the language model "
-            f"has {limit}; {mend}."
-        )
+        length = sequence_length(tokens)
+        check_positions(length - pictures, pictures, self.config.language.max_position_embeddings)
+        return length
 
     def room(self, tokens: Sequence[Token], wanted: int) -> int:
         """Tokens that can be written after `tokens`, at most `wanted`; raises ValueError when there is no place."""
@@ -133,6 +128,16 @@ class Multimodal(nn.Module):
         """Whether every weight of the language model stays in its place on `like`'s device, in its dtype, until the
         context ends."""
         yield all(weight.device == like.device and weight.dtype == like.dtype for weight in self.llm.parameters())
+
+
+def check_positions(words: int, pictures: int, limit: int) -> None:
+    """Raises ValueError where positions of words and of pictures are more than the language model has."""
+    if words + pictures > limit:
+        mend = "use fewer or smaller pictures or frames" if pictures > words else "shorten the text"
+        raise ValueError(
+            f"prompt: text and pictures take {words + pictures} positions, {pictures} of them pictures, and the "
+            f"language model has {limit}; {mend}."
+        )
 
 
 def sequence_length(tokens: Sequence[Token]) -> int:

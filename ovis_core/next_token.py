@@ -47,15 +47,17 @@ class NextToken:
         self.written = torch.zeros(limit, dtype=torch.int64, device=device)
         self.count = 0
         generator = torch.Generator().manual_seed(sampling.seed)
-        self.draws = torch.rand(limit, dtype=torch.float64, generator=generator).float().to(device)
+        self.draws = torch.rand(limit, generator=generator).to(device)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Logits (vocabulary,) float32 -> a token id (1,)."""
         if self.sampling.temperature < COLD:
             return logits.argmax(keepdim=True)
         likely, tokens = self.candidates(logits)
-        chosen = torch.searchsorted(likely.cumsum(0), self.draws[self.count, None] * likely.sum(), right=True)
-        token = tokens[chosen.clamp(max=len(tokens) - 1)]
+        summed = likely.cumsum(0)
+        chosen = torch.searchsorted(summed, self.draws[self.count, None] * summed[-1], right=True)
+        # Rounding must not lead past the last one that may be drawn.
+        token = tokens[chosen.minimum((likely > 0).sum() - 1)]
         self.written[self.count] = token[0]
         self.count += 1
         return token

@@ -91,6 +91,8 @@ def test_thoughts_are_split_off_and_left_out_of_the_conversation(tokenizer: Toke
     assert thoughts_and_answer(written) == (thoughts, answer)
     assert thoughts_and_answer([Control.THINK, *thoughts]) == (thoughts, [])
     assert thoughts_and_answer([*answer, Control.END_OF_TEXT]) == ([], answer)
+    # Without thinking, what is written stays as it is.
+    assert closed(answer, written, False, tokenizer) == (*answer, *written, *tokenizer.encode(["\n"]))
     start = tokenizer.encode([*prompts.question("?"), *prompts.answer_start(thinking=True)])
     plain = tokenizer.encode([*prompts.question("?"), *prompts.answer_start()])
     spoken = closed(plain, tokenizer.encode(["A cat."]), False, tokenizer)

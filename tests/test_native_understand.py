@@ -156,6 +156,61 @@ def test_thinking(clip: Any, golden: dict[str, Any], monkeypatch: pytest.MonkeyP
     assert second.conversation.tokens == forgotten.conversation.tokens
 
 
+@pytest.mark.parametrize("written", [[100, Control.THINK, 101, 102], [Control.THINK, 100, Control.END_THINK, 101]])
+def test_a_think_block_nobody_asked_for(clip: Any, monkeypatch: pytest.MonkeyPatch, written: list[int]) -> None:
+    from ovis_core import generation
+
+    script = [*written, Control.TURN_END]
+    monkeypatch.setattr(generation.NextToken, "__call__", lambda self, logits: torch.tensor([script.pop(0)]))
+    first = ask(clip, "one")
+    monkeypatch.undo()
+    assert first.reasoning == ""
+    assert first.conversation.computed.length == len(first.conversation.tokens) - 2
+    kept, forgotten = (
+        ask(clip, "and two", before=talk).conversation.tokens
+        for talk in (first.conversation, Conversation(first.conversation.tokens))
+    )
+    assert kept == forgotten
+
+
+def test_what_is_too_long_is_refused_before_it_is_cut_into_patches(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovis_core.native import tokens
+
+    monkeypatch.setattr(tokens, "understanding_input", None)
+    with pytest.raises(ValueError, match=r"of them pictures.*use fewer or smaller pictures or frames"):
+        ask(clip, "?", frames=[torch.zeros(1500, 1500, 3)] * 16)
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 3), (1, 2, 64, 64, 3), (1, 0, 64, 3)])
+def test_core_pictures_of_another_shape(clip: Any, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="image: its shape is"):
+        clip.tokenize("x", image=torch.zeros(shape), thinking=False)
+
+
+def test_weights_that_are_cast_are_not_held(comfyui: Any, clip: Any) -> None:
+    from ovis_core.native import layers
+
+    alive = []
+    borrowed = layers.borrowed
+
+    @contextmanager
+    def spy(layer: Any, like: Tensor) -> Iterator[Tensor]:
+        with borrowed(layer, like) as weight:
+            alive.append(weight)
+            yield weight
+        alive.pop()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "borrowed", spy)
+        with layers.holding(clip.cond_stage_model.llm, torch.zeros(1, dtype=torch.bfloat16)) as whole:
+            assert not whole
+            assert not alive
+        with layers.holding(clip.cond_stage_model.llm, torch.zeros(1)) as whole:
+            assert whole
+            assert len(alive) > 20
+    assert not alive
+
+
 def test_end_tokens_end_and_never_show(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovis_core import generation
 

@@ -252,7 +252,7 @@ def test_a_prompt_that_nothing_reads_is_refused(server: ComfyServer, info: dict[
     [
         ("seed", -1, r"seed: -1 is not a whole number from 0 to"),
         ("top_k", -1, r"top_k: -1 is not a whole number from 0 to 1000"),
-        ("max_frames", 0, r"max_frames: 0 is not a whole number from 1 to 1024"),
+        ("max_frames", 0, r"max_frames: 0 is not a whole number from 1 to 160"),
         ("max_new_tokens", 10**9, r"max_new_tokens: 1000000000 is not a whole number from 1 to 32768"),
     ],
 )

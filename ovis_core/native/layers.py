@@ -41,7 +41,10 @@ def holding(network: nn.Module, like: Tensor) -> Iterator[bool]:
     """
     layers = [layer for layer in network.modules() if isinstance(layer, comfy.ops.CastWeightBiasOp)]
     with ExitStack() as held:
-        yield all(_stays(layer, held.enter_context(borrowed(layer, like))) for layer in layers)
+        whole = all(_stays(layer, held.enter_context(borrowed(layer, like))) for layer in layers)
+        if not whole:
+            held.close()
+        yield whole
 
 
 def _stays(layer: nn.Module, weight: Tensor) -> bool:

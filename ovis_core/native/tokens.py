@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import comfy.text_encoders
+from comfy.model_management import throw_exception_if_processing_interrupted
 from PIL import Image
 from torch import Tensor
 
 from .. import prompts
 from ..config import VisionConfig
 from ..conversation import thoughts_and_answer
-from ..multimodal import Token
+from ..multimodal import Token, check_positions
 from ..pixels import VisualInput, blank_input, condition_input, evenly, to_pil, understanding_input
+from ..sizes import understanding_size
 from ..tokenizer import Tokenizer
 
 SECTION = "ovis_u1"  # key of our tokens in what CLIP.tokenize answers
@@ -31,6 +33,7 @@ class OvisTokenizer:
     def __init__(self, embedding_directory: Any = None, tokenizer_data: dict[str, Any] | None = None) -> None:
         data = tokenizer_data or {}
         self.vision: VisionConfig = data["vision"]
+        self.positions: int = data["positions"]  # of the language model
         self.tokenizer = Tokenizer(data.get("source") or BUNDLED_TOKENIZER)
         self.carried: dict[str, Tensor] = data.get("carried", {})
 
@@ -85,11 +88,30 @@ class OvisTokenizer:
         frames      of one video, likewise; evenly thinned to `max_frames`
         """
         parts = [*prompts.question(text, len(images), bool(len(frames))), *prompts.answer_start(thinking)]
-        return self.place(parts, self._look(images, evenly(frames, max_frames)))
+        frames = evenly(frames, max_frames)
+        self._check_length(parts, images, frames)
+        return self.place(parts, self._look(images, frames))
+
+    def _check_length(self, parts: Sequence[prompts.Part], images: Sequence[Tensor], frames: Sequence[Tensor]) -> None:
+        """Refuses what is too long before any picture is cut into patches, which takes memory and time."""
+        side = self.vision.patch_size * self.vision.hidden_stride
+
+        def positions(picture: Tensor) -> int:
+            height, width = understanding_size(*picture.shape[:2])
+            return height // side * (width // side)
+
+        pictures = sum(positions(image) + 2 for image in images)
+        if len(frames):
+            pictures += positions(frames[0]) * len(frames) + 2
+        words = sum(not isinstance(token, prompts.Picture) for token in self.tokenizer.encode(parts))
+        check_positions(words, pictures, self.positions)
 
     def _look(self, images: Sequence[Tensor], frames: Sequence[Tensor]) -> list[VisualInput]:
         size = (self.vision.patch_size, self.vision.hidden_stride)
-        seen = [understanding_input([to_pil(image)], prompts.Picture.IMAGE, *size) for image in images]
+        seen = []
+        for image in images:
+            throw_exception_if_processing_interrupted()
+            seen.append(understanding_input([to_pil(image)], prompts.Picture.IMAGE, *size))
         if len(frames):
             seen.append(understanding_input([to_pil(frame) for frame in frames], prompts.Picture.VIDEO, *size))
         return seen
@@ -104,6 +126,9 @@ class OvisTokenizer:
         skip_template: bool = False,
         **kwargs: Any,
     ) -> list[Token]:
+        for name, batch in (("image", image), ("video", video)):
+            if batch is not None and (batch.ndim != 4 or 0 in batch.shape):
+                raise ValueError(f"{name}: its shape is {list(batch.shape)}; connect an IMAGE, a batch of images.")
         images, frames = (() if batch is None else batch for batch in (image, video))
         if audio is not None:
             raise ValueError("audio: Ovis-U1 cannot hear; disconnect it.")
@@ -111,7 +136,9 @@ class OvisTokenizer:
             raise ValueError("video: Ovis-U1 looks at images or at a video, not at both; disconnect one of them.")
         if not skip_template:
             return self.question(text, images, frames, thinking=thinking)
-        pictures = self._look(images, evenly(frames, MAX_FRAMES))
+        frames = evenly(frames, MAX_FRAMES)
+        self._check_length([text], images, frames)
+        pictures = self._look(images, frames)
         return self.place([*(picture.kind for picture in pictures), text], pictures)
 
     def blank(self, height: int, width: int) -> VisualInput:

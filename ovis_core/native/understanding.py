@@ -13,7 +13,7 @@ import torch
 from comfy import model_management
 from torch import Tensor
 
-from ..conversation import Computed, Conversation, closed, thoughts_and_answer
+from ..conversation import Computed, Conversation, closed, thoughts_and_answer, without_end
 from ..multimodal import Token, sequence_length
 from ..next_token import Sampling
 from ..tokenizer import Tokenizer
@@ -65,7 +65,8 @@ def understand(
         if known is None or made_by is None or known.made_by != made_by:
             known = Computed(made_by)
         ids, cache = model.write(tokens, room, sampling, known.turns, tokenizer)
-    thoughts, answer = thoughts_and_answer(ids)
+    # Without thinking its block came with the prompt; whatever the model writes then is its answer.
+    thoughts, answer = thoughts_and_answer(ids) if thinking else ([], without_end(ids))
     computed = None
     if keep and made_by is not None:
         # The conversation goes on without the thoughts: what was written after them was computed with them in sight.

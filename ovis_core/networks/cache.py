@@ -109,4 +109,4 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _has_wide_products() -> bool:
-    return "dtype" in torch.ops.aten.bmm.overloads()
+    return torch.version.hip is None and "dtype" in torch.ops.aten.bmm.overloads()
