@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ovis_core.config import OvisConfig
+from ovis_core import layout
+from ovis_core.checkpoint import CARRIED, DECODER, TEXT, VAE
+from ovis_core.config import OvisConfig, dump_sections
 from ovis_core.layout import tensor_shapes
 from ovis_core.release import RELEASE
 
@@ -25,6 +29,7 @@ SMALL = dataclasses.replace(
         num_key_value_heads=4,
     ),
     vision=dataclasses.replace(FULL.vision, vocab_size=8192, hidden_size=512, num_hidden_layers=4),
+    decoder=dataclasses.replace(FULL.decoder, context_in_dim=1024, depth=2, depth_single_blocks=4),
 )
 
 
@@ -45,3 +50,14 @@ def random_weights(
         else:
             weights[name] = s.mul_((3 * shape[0] / s.numel()) ** 0.5)
     return weights
+
+
+def write_file(config: OvisConfig, file: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """A random model as one file, named as ComfyUI names its tensors."""
+    prefixes = {layout.DECODER: DECODER.prefixes[1], layout.VAE: VAE.prefixes[1], "": TEXT.prefixes[1]}
+    named = {}
+    for name, tensor in random_weights(config, ("",), dtype, torch.device("cpu")).items():
+        prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+        named[prefixes[prefix] + name.removeprefix(prefix)] = tensor
+    sections = dump_sections(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+    save_file(named, file, metadata={"format": "pt", CARRIED.rstrip("."): sections.decode()})

@@ -82,13 +82,14 @@ def measure_all(args: argparse.Namespace) -> None:
     from ovis_core.config import read_config
     from ovis_core.layout import LANGUAGE, TABLE, VISION
     from ovis_core.native.clip import build_clip
+    from ovis_core.stored import Stored
 
     config, dtype = SMALL if args.small else FULL, getattr(torch, args.dtype)
     if args.reference:
         config = read_config(json.loads((args.reference / "config.json").read_text(encoding="utf-8")))
     device = model_management.get_torch_device()
     weights = random_weights(config, (LANGUAGE, VISION, TABLE), dtype, torch.device("cpu"))
-    clip = build_clip(config, weights, None)
+    clip = build_clip(config, {name: Stored.of(tensor) for name, tensor in weights.items()}, None)
     model_management.load_models_gpu([clip.patcher], memory_required=4 << 30)
     model = clip.cond_stage_model
     model.set_clip_options({"execution_device": device})

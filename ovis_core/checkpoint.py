@@ -22,6 +22,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 CARRIED = "ovis_u1."  # before the names of what travels with weights: the config, the tokenizer's files
+WEIGHT = ".weight"
+SCALES = (".weight_scale", ".scale_weight")  # of a layer's weight in 8 bits, in newer and older files
 MOST_LEVELS = 16  # of a VAE
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SHOWN = 3  # names in a message about many tensors
@@ -233,7 +235,16 @@ def _check(
             )
     if missing:
         raise CheckpointError(f"{source}: tensor {_some(missing)} missing. Download the model again.")
-    return dataclasses.replace(part, files={name: part.files[name] for name in wanted})
+    layers = [name.removesuffix(WEIGHT) for name in wanted if name.endswith(WEIGHT)]
+    scales = [layer + scale for layer in layers for scale in SCALES if layer + scale in part.files]
+    for name in scales:
+        found = shapes[part.files[name]][part.prefix + name]
+        if found not in ((), (1,)):
+            raise CheckpointError(
+                f"{source}: tensor {part.prefix}{name} has shape {list(found)}; only one scale for a whole matrix is "
+                "known. Make the file with scripts/convert.py."
+            )
+    return dataclasses.replace(part, files={name: part.files[name] for name in (*wanted, *scales)})
 
 
 def _weight_files(folder: Path) -> list[Path]:

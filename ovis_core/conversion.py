@@ -10,8 +10,7 @@ import errno
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +21,12 @@ from torch import Tensor
 from . import tokenizer
 from .checkpoint import CARRIED, DECODER, TEXT, VAE, Checkpoint, Kind, Part
 from .config import dump_sections
-from .precision import Precision, convert
+from .precision import Precision, in_precision
+from .stored import DTYPES, Stored, scale_marks, stored_weights
 from .weights_file import CheckpointError
 
-DTYPES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.uint8: "U8",
-}
+NAMES_OF = {dtype: name for name, dtype in DTYPES.items()}  # of the types, in a file
 NAMES = {DECODER: "diffusion_model", TEXT: "text_encoder", VAE: "vae"}  # of the files, where each part has its own
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One tensor to be written: its name, where it comes from, and what it will be."""
-
-    name: str
-    read: Callable[[], Tensor]
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
 def write_one(
@@ -57,12 +36,10 @@ def write_one(
 
     report  called with bytes done and bytes in all
     """
-    entries = [
-        entry
-        for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae)
-        for entry in _entries(part, part.kind.prefixes[1], precision)
-    ]
-    entries += _tokenizer(checkpoint.tokenizer, TEXT.prefixes[1])
+    entries: dict[str, Stored] = {}
+    for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae):
+        entries |= _entries(part, part.kind.prefixes[1], precision)
+    entries |= _tokenizer(checkpoint.tokenizer, TEXT.prefixes[1])
     _write({file: (entries, _metadata(checkpoint, DECODER, TEXT, VAE))}, report)
     return [file]
 
@@ -73,38 +50,29 @@ def write_parts(
     """Writes a file for each part into `folder`, as core's ModelSave, CLIPSave and VAESave do; answers them."""
     files = {}
     for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae):
-        entries = list(_entries(part, DECODER.prefixes[1] if part.kind == DECODER else "", precision))
+        entries = _entries(part, DECODER.prefixes[1] if part.kind == DECODER else "", precision)
         if part.kind == TEXT:
-            entries += _tokenizer(checkpoint.tokenizer, "")
+            entries |= _tokenizer(checkpoint.tokenizer, "")
         files[folder / f"{NAMES[part.kind]}.safetensors"] = (entries, _metadata(checkpoint, part.kind))
     _write(files, report)
     return list(files)
 
 
-def _entries(part: Part, prefix: str, precision: Precision) -> Iterator[_Entry]:
-    kept = precision if part.kind != VAE else Precision()
-    for name, file in part.files.items():
-
-        def read(name: str = name, file: Path = file) -> Tensor:
-            # Opened for each tensor, so that what the system has mapped of the file goes with it.
-            with safe_open(file, framework="pt") as tensors:
-                return convert(name, tensors.get_tensor(part.prefix + name), kept)
-
-        with safe_open(file, framework="pt") as tensors:
-            piece = tensors.get_slice(part.prefix + name)
-            stored = next((dtype for dtype, called in DTYPES.items() if called == piece.get_dtype()), None)
-            if stored is None:
-                raise CheckpointError(f"{file}: tensor {part.prefix + name} is {piece.get_dtype()}, which no part is.")
-            dtype = convert(name, torch.empty(0, dtype=stored), kept).dtype
-            yield _Entry(prefix + name, read, dtype, tuple(piece.get_shape()))
+def _entries(part: Part, prefix: str, precision: Precision) -> dict[str, Stored]:
+    weights = stored_weights(part)
+    if part.kind != VAE:
+        weights = in_precision(weights, precision)
+        weights |= scale_marks(weights)
+    return {prefix + name: stored for name, stored in weights.items()}
 
 
-def _tokenizer(source: Path | Mapping[str, bytes] | None, prefix: str) -> Iterator[_Entry]:
+def _tokenizer(source: Path | Mapping[str, bytes] | None, prefix: str) -> dict[str, Stored]:
+    entries = {}
     for name in tokenizer.FILES:
         data = source.get(name) if isinstance(source, Mapping) else _bytes(source / name) if source else None
         if data is not None:
-            tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            yield _Entry(f"{prefix}{CARRIED}{name}", lambda tensor=tensor: tensor, torch.uint8, tuple(tensor.shape))
+            entries[f"{prefix}{CARRIED}{name}"] = Stored.of(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    return entries
 
 
 def _bytes(file: Path) -> bytes | None:
@@ -116,12 +84,14 @@ def _metadata(checkpoint: Checkpoint, *kinds: Kind) -> dict[str, str]:
     return {"format": "pt", CARRIED.rstrip("."): dump_sections(**sections).decode()}
 
 
-def _write(files: Mapping[Path, tuple[list[_Entry], dict[str, str]]], report: Callable[[int, int], object]) -> None:
+def _write(
+    files: Mapping[Path, tuple[dict[str, Stored], dict[str, str]]], report: Callable[[int, int], object]
+) -> None:
     for file in files:
         if file.exists():
             raise CheckpointError(f"{file} is there already; delete it, or choose another name.")
     # Each byte is written once and read back once.
-    total = 2 * sum(entry.size for entries, _ in files.values() for entry in entries)
+    total = 2 * sum(stored.nbytes for entries, _ in files.values() for stored in entries.values())
     folder = next(iter(files)).parent
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -151,16 +121,16 @@ def _write(files: Mapping[Path, tuple[list[_Entry], dict[str, str]]], report: Ca
 
 
 def _write_file(
-    file: Path, entries: list[_Entry], metadata: dict[str, str], count: Callable[[int], None]
+    file: Path, entries: Mapping[str, Stored], metadata: dict[str, str], count: Callable[[int], None]
 ) -> dict[str, int]:
     """Writes a safetensors file; name -> checksum."""
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
-    for entry in entries:
-        start, end = end, end + entry.size
-        header[entry.name] = {
-            "dtype": DTYPES[entry.dtype],
-            "shape": list(entry.shape),
+    for name, stored in entries.items():
+        start, end = end, end + stored.nbytes
+        header[name] = {
+            "dtype": NAMES_OF[stored.dtype],
+            "shape": list(stored.shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -168,11 +138,11 @@ def _write_file(
     sums = {}
     with file.open("wb") as sink:
         sink.write(len(text).to_bytes(8, "little") + text)
-        for entry in entries:
-            data = _raw(entry.read())
-            sums[entry.name] = zlib.crc32(data)
+        for name, stored in entries.items():
+            data = _raw(stored.read())
+            sums[name] = zlib.crc32(data)
             sink.write(data)
-            count(entry.size)
+            count(data.nbytes)
     return sums
 
 

@@ -24,13 +24,14 @@ checkpoint, conversion, precision = (
 
 def main() -> int:
     """Command line."""
+    choices = {name: choice for name, choice in precision.PRECISIONS.items() if not choice.fast} | precision.SCALED
     parser = argparse.ArgumentParser(description="Convert an Ovis-U1 to one file, or to one for each part.")
     parser.add_argument("source", type=Path, help="a release folder, or a file that holds all parts")
     parser.add_argument("out", type=Path, help="the file to write, or with --parts the folder")
     parser.add_argument("--parts", action="store_true", help="a file for each part")
     parser.add_argument(
         "--dtype",
-        choices=[name for name, choice in precision.PRECISIONS.items() if not choice.fast],
+        choices=list(choices),
         default="default",
         help="of the decoder's and the text encoder's weights (default: as they are)",
     )
@@ -40,7 +41,7 @@ def main() -> int:
         if not args.parts and args.out.suffix != ".safetensors":
             raise checkpoint.CheckpointError(f"{args.out}: the name of the file to write must end in .safetensors.")
         opened = checkpoint.open_model(args.source)
-        files = write(opened, args.out, precision.PRECISIONS[args.dtype], report)
+        files = write(opened, args.out, choices[args.dtype], report)
     except checkpoint.CheckpointError as error:
         show("", last=True)
         print(error, file=sys.stderr)

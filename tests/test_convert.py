@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import make_checkpoint
 from conftest import ROOT
-from ovis_core.checkpoint import open_model, open_parts
+from ovis_core.checkpoint import CheckpointError, open_model, open_parts
 from ovis_core.precision import LARGE
 
 
@@ -85,6 +85,112 @@ def test_eight_bits_load_as_they_are(release: Path, comfyui: Path, tmp_path: Pat
         )
         assert ours.keys() == theirs.keys()
         assert all(ours[n].dtype == theirs[n].dtype and torch.equal(ours[n].float(), theirs[n].float()) for n in ours)
+
+
+@pytest.fixture(scope="module")
+def scaled(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model in 8 bits with scales."""
+    one = tmp_path_factory.mktemp("scaled") / "one.safetensors"
+    converted(release, one, "--dtype", "fp8_scaled")
+    return one
+
+
+def test_scales_use_the_whole_range(release: Path, scaled: Path) -> None:
+    expected, found = contents(open_model(release)), contents(open_model(scaled))
+    scales = {name for name in found if name.endswith(".weight_scale")}
+    assert scales == {
+        name.removesuffix("weight") + "weight_scale" for name in expected if LARGE.search(name.split("/")[1])
+    }
+    for name in scales:
+        weight = name.removesuffix("_scale")
+        assert found[weight].dtype == torch.float8_e4m3fn
+        assert float(found[weight].float().abs().max()) == 448
+        moved = found[weight].float() * found[name] - expected[weight]
+        assert float(moved.norm() / expected[weight].norm()) < 0.03
+    assert all(torch.equal(found[name], expected[name]) for name in expected if f"{name}_scale" not in scales)
+
+
+def test_small_weights_gain_by_scales() -> None:
+    """Below 2^-6 the steps of float8_e4m3fn no longer shrink with the value."""
+    from ovis_core.precision import PRECISIONS, SCALED, in_precision
+    from ovis_core.stored import Stored
+
+    name = "double_blocks.0.img_mlp.0.weight"
+    normal = torch.randn(256, 1536, generator=torch.Generator().manual_seed(0))
+
+    def moved(precision: Any, deviation: float) -> float:
+        matrix = deviation * normal
+        kept = {n: stored.read().float() for n, stored in in_precision({name: Stored.of(matrix)}, precision).items()}
+        return float((kept[name] * kept.get(f"{name}_scale", 1.0) - matrix).norm() / matrix.norm())
+
+    plain, scaled = PRECISIONS["fp8_e4m3fn"], SCALED["fp8_scaled"]
+    assert moved(plain, 0.1) == pytest.approx(moved(scaled, 0.1), rel=0.1)
+    assert moved(scaled, 0.005) == pytest.approx(moved(scaled, 0.1), rel=0.1)
+    assert moved(plain, 0.005) > 3 * moved(scaled, 0.005)
+
+
+def test_scaled_files_load_as_they_are(scaled: Path, comfyui: Path, tmp_path: Path) -> None:
+    """The results are those of the weights multiplied out; and again after core has saved what was loaded."""
+    import comfy.sd
+
+    from ovis_core.native.conditions import text_to_image
+    from ovis_core.native.loading import load
+    from ovis_core.native.sampling import OvisGuider, sample
+    from ovis_core.native.understanding import understand
+    from ovis_core.next_token import GREEDY
+    from ovis_core.precision import PRECISIONS
+
+    def run(file: Path, name: str = "default") -> tuple[Tensor, str, Any]:
+        model, clip, vae = load(open_model(file), PRECISIONS[name])
+        positive, negative = text_to_image(clip, "a cute cat", "", 64, 64)
+        guider = OvisGuider(model, positive, negative, 5.0)
+        out = sample(guider, {"samples": torch.zeros(1, 4, 8, 8)}, 0, "euler", "ovis_u1", 2, 1.0)["samples"]
+        return out, understand(clip, "Hello", (), (), 8, 4, False, GREEDY).text, (model, clip, vae)
+
+    kept, text, (model, clip, vae) = run(scaled)
+    plain, plain_text, (whole, *_) = run(scaled, "fp32")
+    assert float((kept - plain).norm() / plain.norm()) < 1e-5
+    assert text == plain_text
+    assert model.model_size() < 0.4 * whole.model_size()
+    again = tmp_path / "again.safetensors"
+    comfy.sd.save_checkpoint(str(again), model, clip, vae)
+    assert torch.equal(run(again)[0], kept)
+    with pytest.raises(CheckpointError, match="one scale for a whole matrix"):
+        open_model(with_scales_by_row(scaled, tmp_path / "rows.safetensors"))
+    back = tmp_path / "back.safetensors"
+    converted(scaled, back, "--dtype", "fp32")
+    assert torch.equal(run(back)[0], plain)
+
+
+def with_scales_by_row(file: Path, out: Path) -> Path:
+    from safetensors import safe_open
+
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith(".weight_scale"))
+    tensors[name] = torch.ones(4, 1)
+    with safe_open(file, framework="pt") as opened:
+        save_file(tensors, out, metadata=opened.metadata())
+    return out
+
+
+@torch.no_grad()
+def test_a_patch_on_scaled_weights(scaled: Path, comfyui: Path) -> None:
+    """A LoRA's change arrives, whether the weight is patched where it lies or at each use."""
+    from ovis_core.native.loading import load
+
+    model, _, _ = load(open_model(scaled))
+    key = "diffusion_model.double_blocks.0.img_mlp.0.weight"
+    layer = model.model.diffusion_model.double_blocks[0].img_mlp[0]
+    x = torch.eye(layer.in_features)
+    before = layer(x)
+    patched = model.clone()
+    patched.add_patches({key: ("diff", ((layer.bias - before).T / 4,))}, 1.0)
+    expected = before - (before - layer.bias) / 4
+    for budget in (1 << 40, 1):
+        patched.load(torch.device("cpu"), lowvram_model_memory=budget)
+        assert float((layer(x) - expected).norm() / (before - layer.bias).norm()) < 0.04
+        patched.detach()
+        assert torch.equal(layer(x), before)
 
 
 def test_what_is_refused_leaves_nothing(release: Path, tmp_path: Path) -> None:

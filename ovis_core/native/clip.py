@@ -22,9 +22,11 @@ from ..multimodal import Multimodal, Token, sequence_length
 from ..networks.cache import KeysAndValues, KeyValueCache
 from ..next_token import GREEDY, Sampling
 from ..pixels import VisualInput
-from ..precision import DEFAULT, Precision, as_stored, convert_all
+from ..precision import DEFAULT, Precision, as_stored, in_precision
+from ..stored import Stored, scaled_layers
 from ..tokenizer import Tokenizer
 from .carried import carried
+from .filling import fill, scaled_operations
 from .layers import comfy_layers, holding, prepare
 from .progress import Writing
 from .tokens import SECTION, OvisTokenizer, own_section
@@ -175,14 +177,15 @@ class OvisTextModel(Multimodal):
         )
         return self.write(sequence, room, drawn if do_sample else GREEDY)[0]
 
-    def load_sd(self, sd: dict[str, Tensor]) -> Any:
-        """Loads a state dict with the release's names."""
-        return self.load_state_dict(sd, strict=False, assign=getattr(self, "can_assign_sd", False))
+    def load_sd(self, sd: Mapping[str, Stored]) -> tuple[list[str], list[str]]:
+        """Loads weights with the release's names; answers the missing and the unexpected ones, as ComfyUI asks."""
+        fill(self, sd, assign=getattr(self, "can_assign_sd", False))
+        return [], []
 
 
 def build_clip(
     config: OvisConfig,
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Stored],
     tokenizer: Path | Mapping[str, bytes] | None,
     precision: Precision = DEFAULT,
     disable_dynamic: bool = False,
@@ -194,8 +197,14 @@ def build_clip(
     """
     load_device = model_management.text_encoder_device()
     precision = as_stored(precision, weights)
-    dtype, compute_dtype = choose_dtypes(_stored_dtype(weights), load_device, precision)
-    weights = convert_all(weights, precision)
+    weights = in_precision(weights, precision)
+    stored = weights["llm.model.embed_tokens.weight"].dtype
+    dtype, compute_dtype = choose_dtypes(stored, load_device, precision)
+    options: dict[str, Any] = {"dtype": dtype}
+    parameters = sum(stored.meta.nelement() for stored in weights.values())
+    if scaled_layers(weights):
+        # The language model's activations have outliers that 8 bits don't hold.
+        options["custom_operations"], weights = scaled_operations(weights, dtype, load_device, fast=False)
     target = comfy.supported_models_base.ClipTarget(OvisTokenizer, OvisTextModel)
     target.params = {
         "config": config,
@@ -210,17 +219,21 @@ def build_clip(
             "source": tokenizer,
             "carried": carried(tokenizer, language=config.language, vision=config.vision),
         },
-        "parameters": sum(tensor.numel() for tensor in weights.values()),
-        "model_options": {"dtype": dtype},
+        "parameters": parameters,
+        "model_options": options,
     }
     offered = inspect.signature(comfy.sd.CLIP.__init__).parameters
     if "disable_dynamic" in offered:
         kwargs["disable_dynamic"] = disable_dynamic
     # Newer ComfyUIs take the weights at once, so that they may stay in the file until they are needed.
     if "state_dict" in offered:
-        return comfy.sd.CLIP(target, state_dict=weights, **kwargs)
-    clip = comfy.sd.CLIP(target, **kwargs)
-    clip.load_sd(weights, full_model=True)
+        clip = comfy.sd.CLIP(target, state_dict=[weights], **kwargs)
+    else:
+        clip = comfy.sd.CLIP(target, **kwargs)
+        clip.load_sd(weights)
+    # These layers cast by themselves. Told to, they are taken for offloaded ones once they were loaded whole, and miss
+    # the patches of the next LoRA that does not fit.
+    clip.patcher.force_cast_weights = False
     return clip
 
 
@@ -240,10 +253,6 @@ def choose_dtypes(
     if stored == torch.float32:
         return compute, compute
     return stored, compute
-
-
-def _stored_dtype(weights: dict[str, Tensor]) -> torch.dtype:
-    return weights["llm.model.embed_tokens.weight"].dtype
 
 
 def _stop_if_interrupted(module: nn.Module, inputs: tuple[Any, ...]) -> None:

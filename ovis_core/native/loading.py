@@ -7,10 +7,10 @@ from typing import Any
 import comfy.sd
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
 
 from ..checkpoint import DECODER, TEXT, Checkpoint, Kind, Part
 from ..precision import DEFAULT, Precision
+from ..stored import Stored, stored_name, stored_weights
 from .clip import build_clip
 from .model import build_model
 from .vae import build_vae
@@ -50,14 +50,16 @@ def _clip(checkpoint: Checkpoint, precision: Precision, **options: Any) -> comfy
 
 
 def _vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
-    return build_vae(checkpoint.config.vae, _weights(checkpoint.vae))
+    return build_vae(checkpoint.config.vae, {name: s.read() for name, s in stored_weights(checkpoint.vae).items()})
 
 
-def _weights(part: Part) -> dict[str, Tensor]:
-    """The tensors of a part, without prefix; others in its files are left there."""
-    weights: dict[str, Tensor] = {}
-    for file in sorted(set(part.files.values())):
-        tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
-        names = [name for name, place in part.files.items() if place == file]
-        weights.update({name: tensors[part.prefix + name] for name in names})
+def _weights(part: Part) -> dict[str, Stored]:
+    """The weights of a part, without prefix, where the running ComfyUI looks for them."""
+    weights = stored_weights(part)
+    memory = getattr(comfy, "memory_management", None)
+    if memory is not None and memory.aimdo_enabled:
+        # Dynamic VRAM takes weights from files that it has opened itself.
+        files = {file: comfy.utils.load_torch_file(str(file), safe_load=True) for file in set(part.files.values())}
+        names = {stored_name(name): (part.prefix + name, file) for name, file in part.files.items()}
+        weights = {name: Stored.of(files[names[name][1]][names[name][0]]) for name in weights}
     return weights

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import comfy.conds
 import comfy.latent_formats
@@ -20,10 +21,14 @@ from torch import Tensor
 from ..checkpoint import TEXT
 from ..config import DecoderConfig
 from ..networks.decoder import PATCH, Decoder
-from ..precision import DEFAULT, LARGE, Precision, as_stored, convert_all
+from ..precision import DEFAULT, LARGE, Precision, as_stored, in_precision
 from ..schedule import shift_for
+from ..stored import Stored, scaled_layers
 from .carried import carried
+from .filling import fill, scaled_operations
 from .layers import comfy_layers, prepare
+
+T = TypeVar("T")
 
 REFINED = "ovis_u1_refined"  # marks a condition whose tensor and pooled_output come from the refiner
 
@@ -100,7 +105,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
         """The module, without weights."""
         return OvisU1(self, device=device)
 
-    def process_unet_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    def process_unet_state_dict(self, state_dict: Mapping[str, T]) -> dict[str, T]:
         """Release's names -> module's."""
         return {name.replace(NORM_SCALE, NORM_WEIGHT): value for name, value in state_dict.items()}
 
@@ -177,7 +182,7 @@ class OvisU1(comfy.model_base.BaseModel):
 
 def build_model(
     config: DecoderConfig,
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Stored],
     precision: Precision = DEFAULT,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
@@ -190,9 +195,10 @@ def build_model(
     supported = model_config.supported_inference_dtypes
     load_device = management.get_torch_device()
     precision = as_stored(precision, weights)
-    small = {name: tensor for name, tensor in weights.items() if not LARGE.search(name)}
+    weights = in_precision(weights, precision)
+    small = {name: stored.meta for name, stored in weights.items() if not LARGE.search(name)}
     dtype = precision.every or management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(weights),
+        model_params=sum(stored.meta.nelement() for stored in weights.values()),
         supported_dtypes=list(supported),
         weight_dtype=comfy.utils.weight_dtype(small),
     )
@@ -201,9 +207,10 @@ def build_model(
     cast = management.unet_manual_cast(stand_in, load_device, supported)
     model_config.set_inference_dtype(dtype, cast if stand_in is dtype else cast or stand_in)
     model_config.optimizations["fp8"] = precision.fast
-    model = model_config.get_model(weights)
+    if scaled_layers(weights):
+        model_config.custom_operations, weights = scaled_operations(weights, dtype, load_device, precision.fast)
+    model = model_config.get_model({})
     prepare(model.diffusion_model, precision)
-    weights = convert_all(weights, precision)
 
     # Where ComfyUI has dynamic VRAM, its own loaders use CoreModelPatcher.
     plain = comfy.model_patcher.ModelPatcher
@@ -211,7 +218,7 @@ def build_model(
     patcher = patcher_class(model, load_device=load_device, offload_device=management.unet_offload_device())
     if not management.is_device_cpu(patcher.offload_device):
         model.to(patcher.offload_device)
-    model.load_model_weights(weights, **({"assign": True} if is_dynamic(patcher) else {}))
+    fill(model.diffusion_model, model_config.process_unet_state_dict(weights), assign=is_dynamic(patcher))
     return patcher
 
 

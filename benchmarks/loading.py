@@ -1,0 +1,108 @@
+"""How much memory it takes to load a model, beside the size of its file.
+
+    python benchmarks/loading.py --comfyui PATH
+
+Run it with the Python of that ComfyUI, on Linux. The file is a random one of full size, written for this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"), help="folder of ComfyUI")
+    parser.add_argument("--weight-dtype", default="default", help="as of the loader node")
+    parser.add_argument("--small", action="store_true", help="a shrunken model")
+    parser.add_argument("--json", type=Path, help="also write what was measured to this file")
+    args = parser.parse_args()
+    if not args.comfyui or not (args.comfyui / "main.py").is_file():
+        parser.error("--comfyui: name the folder of a ComfyUI, the one that holds main.py")
+    return args
+
+
+def main() -> None:
+    """Writes a file and loads it, each in a process of its own."""
+    args = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "random.safetensors"
+        alone(write, args.comfyui, args.small, file)
+        peak, kept, seconds = alone(measure, args.comfyui, file, args.weight_dtype)
+        size = file.stat().st_size
+    print("| weight_dtype | file, GB | most memory while loading, GB | of the file | afterwards, GB | seconds |")
+    print("|---|---|---|---|---|---|")
+    numbers = f"{size / 1e9:.2f} | {peak / 1e9:.2f} | {peak / size:.0%} | {kept / 1e9:.2f} | {seconds:.1f}"
+    print(f"| {args.weight_dtype} | {numbers} |")
+    if args.json:
+        args.json.write_text(json.dumps({"file": size, "peak": peak, "kept": kept}), encoding="utf-8")
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's answer, from a process that gives its memory back."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def start_comfyui(comfyui: Path) -> None:
+    """ComfyUI's core in this process, on the CPU."""
+    sys.path[:0] = [str(comfyui), str(ROOT / "scripts"), str(ROOT / "benchmarks")]
+    sys.argv = sys.argv[:1]
+    from import_core import import_core
+
+    import_core()
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+
+
+def write(comfyui: Path, small: bool, file: Path) -> None:
+    """A random model."""
+    start_comfyui(comfyui)
+    from full_size import FULL, SMALL, write_file
+
+    write_file(SMALL if small else FULL, file)
+
+
+def measure(comfyui: Path, file: Path, weight_dtype: str) -> tuple[int, int, float]:
+    """(the most memory while loading, the memory afterwards, seconds), in bytes above what the process had before."""
+    start_comfyui(comfyui)
+    import comfy.model_management  # noqa: F401
+    import torch
+
+    from ovis_core.checkpoint import open_file
+    from ovis_core.native.loading import load
+    from ovis_core.precision import PRECISIONS
+
+    torch.zeros(1 << 20).bfloat16().float()
+    before = memory("VmRSS")
+    REFERENCES.write_text("5", encoding="ascii")  # forgets the peak so far
+    start = time.perf_counter()
+    loaded = load(open_file(file), PRECISIONS[weight_dtype])
+    seconds = time.perf_counter() - start
+    peak, after = memory("VmHWM"), memory("VmRSS")
+    del loaded
+    return peak - before, after - before, seconds
+
+
+def memory(field: str) -> int:
+    """A line of the process's status, in bytes."""
+    line = next(line for line in STATUS.read_text(encoding="ascii").splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

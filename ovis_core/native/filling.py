@@ -1,0 +1,58 @@
+"""Stored weights -> the layers of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.model_management
+import comfy.ops
+import torch
+from torch import nn
+
+from ..stored import SCALE, Stored, scale_marks
+
+OLDER_SCALE = ".scale_weight"
+
+
+def fill(network: nn.Module, weights: Mapping[str, Stored], assign: bool) -> None:
+    """Loads weights by their names in the network; each is read once.
+
+    assign  the layers take the tensors themselves, which stay in their files until they are needed, as dynamic VRAM
+            wants them; otherwise they are copied one by one, so that memory holds no more than the network
+    """
+    if assign:
+        network.load_state_dict({name: stored.read() for name, stored in weights.items()}, strict=False, assign=True)
+        return
+    layers: dict[str, list[str]] = {}
+    for name in weights:
+        layers.setdefault(name.rpartition(".")[0], []).append(name)
+    for layer, names in layers.items():
+        module = network.get_submodule(layer)
+        own = {f"{layer}.{name}".lstrip(".") for name in module._parameters}
+        # A layer that makes its weight of what it is given would keep the file.
+        tensors = {name: weights[name].read() if name in own else weights[name].read().clone() for name in names}
+        errors: list[str] = []
+        module._load_from_state_dict(tensors, f"{layer}." if layer else "", {}, False, [], [], errors)
+        if errors:
+            raise RuntimeError("; ".join(errors))
+
+
+def scaled_operations(
+    weights: Mapping[str, Stored], dtype: torch.dtype, device: torch.device, fast: bool
+) -> tuple[Any, dict[str, Stored]]:
+    """ComfyUI's layers for weights with scales, and the weights by the names that they ask for.
+
+    dtype  of the other weights
+    fast   multiply in 8 bits, on a device that can
+    """
+    multiply = fast and comfy.model_management.supports_fp8_compute(device)
+    older = getattr(comfy.ops, "scaled_fp8_ops", None)
+    if older is None:
+        operations = comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=not multiply)
+        return operations, {**weights, **scale_marks(weights, multiply)}
+    renamed = {
+        f"{name.removesuffix(SCALE)}{OLDER_SCALE}" if name.endswith(SCALE) else name: stored
+        for name, stored in weights.items()
+    }
+    return older(fp8_matrix_mult=multiply, scale_input=False), renamed

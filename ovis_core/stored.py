@@ -1,0 +1,113 @@
+"""Tensors that are still in their files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from .checkpoint import SCALES, WEIGHT, Part
+from .weights_file import CheckpointError
+
+DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "U8": torch.uint8,
+}
+SCALE, MARK = SCALES[0], ".comfy_quant"
+PIECE = 64 * 2**20  # bytes read before what the system has mapped of the files goes back
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor's shape and dtype, and how to read it. What is read stays valid, and must not be written to."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Stored:
+        """One that is in memory."""
+        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+    @property
+    def meta(self) -> Tensor:
+        """The tensor without its data."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+class _Maps:
+    """Memory maps of files, made anew every `PIECE` bytes: what was read of a map counts as the process's memory."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, Any] = {}
+        self._read = 0
+
+    def __call__(self, file: Path, name: str) -> Tensor:
+        if self._read > PIECE:
+            self._open.clear()
+            self._read = 0
+        if file not in self._open:
+            self._open[file] = safe_open(file, framework="pt")
+        tensor = self._open[file].get_tensor(name)
+        self._read += tensor.nbytes
+        return tensor
+
+
+def stored_weights(part: Part) -> dict[str, Stored]:
+    """A part's tensors by their names without prefix.
+
+    A layer whose weight is in 8 bits may have its scale, by which the weight is to be multiplied, as `SCALE`, however
+    the file names it. Raises `CheckpointError` for a dtype that no part has.
+    """
+    found, maps = {}, _Maps()
+    headers = {file: safe_open(file, framework="pt") for file in set(part.files.values())}
+    for name, file in part.files.items():
+        full = part.prefix + name
+        piece = headers[file].get_slice(full)
+        dtype = DTYPES.get(piece.get_dtype())
+        if dtype is None:
+            raise CheckpointError(f"{file}: tensor {full} is {piece.get_dtype()}, which no part of Ovis-U1 is.")
+        read = partial(maps, file, full)
+        found[stored_name(name)] = Stored(tuple(piece.get_shape()), dtype, read)
+    # Older ComfyUIs write a scale of one for layers that have none.
+    without = [layer for layer in scaled_layers(found) if found[layer + WEIGHT].dtype != torch.float8_e4m3fn]
+    for layer in without:
+        del found[layer + SCALE]
+    return found
+
+
+def stored_name(name: str) -> str:
+    """A tensor's name in a file -> the one it goes by here."""
+    layer = next((name.removesuffix(scale) for scale in SCALES if name.endswith(scale)), None)
+    return name if layer is None else layer + SCALE
+
+
+def scaled_layers(weights: Mapping[str, Stored]) -> list[str]:
+    """Names of the layers that have scales."""
+    return [name.removesuffix(SCALE) for name in weights if name.endswith(SCALE)]
+
+
+def scale_marks(weights: Mapping[str, Stored], multiply: bool = False) -> dict[str, Stored]:
+    """Tensors that tell newer ComfyUIs of the layers that have scales.
+
+    multiply  in 8 bits too, on a GPU that can
+    """
+    mark = {"format": "float8_e4m3fn"} | ({} if multiply else {"full_precision_matrix_mult": True})
+    data = torch.frombuffer(bytearray(json.dumps(mark).encode()), dtype=torch.uint8)
+    return {layer + MARK: Stored.of(data) for layer in scaled_layers(weights)}
