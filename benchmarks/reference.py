@@ -42,8 +42,10 @@ class Reference:
         config.name_or_path = str(folder)
         config.llm_config._attn_implementation = "sdpa"
         torch.set_default_dtype(dtype := next(iter(weights.values())).dtype)
-        self.model = module.OvisU1(config)
-        torch.set_default_dtype(torch.float32)
+        try:
+            self.model = module.OvisU1(config)
+        finally:
+            torch.set_default_dtype(torch.float32)
         self.model.visual_generator = None
         missing = self.model.load_state_dict(weights, strict=False).missing_keys
         left = [name for name in missing if "lm_head" not in name]
@@ -91,9 +93,11 @@ def _flash_attn() -> Iterator[None]:
     rotary.apply_rotary_emb = _rotate
     stand_ins = {module.__name__: module for module in (flash, layers, rotary)}
     sys.modules.update(stand_ins)
-    yield
-    for name in stand_ins:
-        del sys.modules[name]
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *lengths: Any) -> Tensor:

@@ -1,4 +1,8 @@
-"""What the nodes ask of their inputs; each refusal is one sentence that names the input and what to do."""
+"""What the nodes ask of their inputs; each refusal is one sentence that names the input and what to do.
+
+A widget holds its own input to its range and a link is held to its type, but a link can bring any number, and nodes of
+other packs anything at all.
+"""
 
 from __future__ import annotations
 
@@ -14,53 +18,106 @@ from ..ovis_core.sizes import LATENT_FACTOR
 
 CATEGORY = "Ovis-U1"
 LATENT_SCALE = 8  # pixels a latent
+LATENT_CHANNELS = 4
+FILES = ("model_name", "diffusion_model_name", "text_encoder_name", "vae_name")  # what is missing here says more
 
 
-def need_model(model: Any) -> None:
-    """Refuses a MODEL that is not Ovis-U1."""
-    if not isinstance(model.model, OvisU1):
+def check(node: type[io.ComfyNode], **inputs: Any) -> None:
+    """Refuses inputs that do not fit what the node's schema says of them."""
+    for spec in node.define_schema().inputs:
+        value = inputs.get(spec.id)
+        if spec.id not in inputs or (value is None and spec.optional):
+            continue
+        for kind, need in NEEDS.items():
+            if isinstance(spec, kind):
+                need(spec, value)
+
+
+def _need_model(spec: Any, model: Any) -> None:
+    inner = getattr(model, "model", model)
+    if not isinstance(inner, OvisU1):
         raise ValueError(
-            f"model: this is {type(model.model).__name__}, not Ovis-U1; connect the MODEL of Ovis-U1 Load Model."
+            f"{spec.id}: this is {type(inner).__name__}, not Ovis-U1; connect the MODEL of Ovis-U1 Load Model."
         )
 
 
-def need_clip(clip: Any) -> None:
-    """Refuses a CLIP that is not Ovis-U1's."""
-    if not isinstance(getattr(clip, "cond_stage_model", None), OvisTextModel):
-        kind = type(getattr(clip, "cond_stage_model", clip)).__name__
-        raise ValueError(f"clip: this is {kind}, not Ovis-U1's; connect the CLIP of Ovis-U1 Load Model.")
+def _need_clip(spec: Any, clip: Any) -> None:
+    inner = getattr(clip, "cond_stage_model", clip)
+    if not isinstance(inner, OvisTextModel):
+        raise ValueError(
+            f"{spec.id}: this is {type(inner).__name__}, not Ovis-U1's; connect the CLIP of Ovis-U1 Load Model."
+        )
 
 
-def need_one_text(**texts: Any) -> None:
-    """Refuses anything but one text."""
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            raise ValueError(f"{name}: this is a {type(text).__name__}, not one text; connect one STRING.")
+def _need_vae(spec: Any, vae: Any) -> None:
+    if not hasattr(vae, "first_stage_model"):
+        raise ValueError(f"{spec.id}: this is a {type(vae).__name__} and no VAE; connect that of Ovis-U1 Load Model.")
+    channels = vae.latent_channels
+    if channels != LATENT_CHANNELS:
+        raise ValueError(
+            f"{spec.id}: its latents have {channels} channels and Ovis-U1's have {LATENT_CHANNELS}; connect the VAE of "
+            "Ovis-U1 Load Model, or one of SDXL's kind."
+        )
 
 
-def need_pictures(optional: bool = False, **batches: Any) -> Any:
-    """The images (height, width, channels) of one batch; refuses anything else. `optional`: none is no images."""
-    ((name, batch),) = batches.items()
-    if batch is None and optional:
-        return ()
+def _need_text(spec: Any, text: Any) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{spec.id}: this is a {type(text).__name__}, not one text; connect one STRING.")
+
+
+def _need_number(spec: Any, value: Any) -> None:
+    whole = isinstance(spec, io.Int.Input)
+    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not right or not spec.min <= value <= spec.max:
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"{spec.id}: {value!r} is not a {kind} from {spec.min} to {spec.max}; change it.")
+
+
+def _need_choice(spec: Any, value: Any) -> None:
+    if spec.id not in FILES and value not in spec.options:
+        shown = ", ".join(map(str, spec.options[:8]))
+        raise ValueError(f"{spec.id}: {value!r} is none of the choices; choose one of {shown}.")
+
+
+def _need_pictures(spec: Any, batch: Any) -> None:
     if not isinstance(batch, Tensor) or batch.ndim != 4:
         kind = f"it has {batch.ndim} dimensions" if isinstance(batch, Tensor) else f"this is a {type(batch).__name__}"
-        raise ValueError(f"{name}: {kind} and a batch of images is a tensor of 4; connect an IMAGE.")
+        raise ValueError(f"{spec.id}: {kind} and a batch of images is a tensor of 4; connect an IMAGE.")
     if 0 in batch.shape:
-        raise ValueError(f"{name}: it is empty; connect at least one image.")
-    return batch
+        raise ValueError(f"{spec.id}: it is empty; connect at least one image.")
 
 
-def need_numbers(node: type[io.ComfyNode], **values: Any) -> None:
-    """Refuses numbers that the node's widgets would not take; over a link anything can come."""
-    for spec in node.define_schema().inputs:
-        if spec.id not in values or not isinstance(spec, io.Int.Input | io.Float.Input):
-            continue
-        value, whole = values[spec.id], isinstance(spec, io.Int.Input)
-        right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not right or not spec.min <= value <= spec.max:
-            kind = "whole number" if whole else "number"
-            raise ValueError(f"{spec.id}: {value!r} is not a {kind} from {spec.min} to {spec.max}; change it.")
+def _need_conditioning(spec: Any, conditioning: Any) -> None:
+    if not isinstance(conditioning, list) or not all(isinstance(entry, list | tuple) for entry in conditioning):
+        raise ValueError(
+            f"{spec.id}: this is a {type(conditioning).__name__} and no conditioning; connect Ovis-U1 Text Encode or "
+            "Ovis-U1 Edit Encode."
+        )
+
+
+def _need_latent(spec: Any, latent: Any) -> None:
+    samples = latent.get("samples") if isinstance(latent, dict) else None
+    if not isinstance(samples, Tensor):
+        raise ValueError(f"{spec.id}: this is no latent; connect Empty Latent Image, VAE Encode or a sampler.")
+    if samples.ndim != 4 or 0 in samples.shape:
+        raise ValueError(
+            f"{spec.id}: its shape is {list(samples.shape)} and an image's has 4 sides, none of them 0; use Empty "
+            "Latent Image or VAE Encode."
+        )
+
+
+NEEDS = {
+    io.Model.Input: _need_model,
+    io.Clip.Input: _need_clip,
+    io.Vae.Input: _need_vae,
+    io.String.Input: _need_text,
+    io.Int.Input: _need_number,
+    io.Float.Input: _need_number,
+    io.Combo.Input: _need_choice,
+    io.Image.Input: _need_pictures,
+    io.Conditioning.Input: _need_conditioning,
+    io.Latent.Input: _need_latent,
+}
 
 
 def need_history(history: Any) -> None:
@@ -72,28 +129,29 @@ def need_history(history: Any) -> None:
 def need_size(**sides: int) -> None:
     """Refuses sides in pixels that the decoder cannot make."""
     for name, side in sides.items():
-        if side < LATENT_FACTOR or side % LATENT_FACTOR:
-            lower = max(side // LATENT_FACTOR * LATENT_FACTOR, LATENT_FACTOR)
+        lower = _allowed(side)
+        if side != lower:
             raise ValueError(
                 f"{name}: {side} pixels is not a multiple of {LATENT_FACTOR}; use {lower} or {lower + LATENT_FACTOR}."
             )
 
 
-def need_latent(latent: dict[str, Any]) -> None:
-    """Refuses latents that are not images, or whose size the decoder cannot make."""
+def need_image_latent(latent: dict[str, Any]) -> None:
+    """Refuses latents that are not this model's, or whose size the decoder cannot make."""
     samples = latent["samples"]
-    if samples.ndim != 4:
+    if samples.shape[1] != LATENT_CHANNELS and samples.count_nonzero() > 0:
         raise ValueError(
-            f"latent: it has {samples.ndim} dimensions and an image's has 4; use Empty Latent Image or VAE Encode."
-        )
-    if samples.shape[1] != 4 and samples.count_nonzero() > 0:
-        raise ValueError(
-            f"latent: it has {samples.shape[1]} channels and Ovis-U1's has 4; encode the image with the VAE of "
-            "Ovis-U1 Load Model."
+            f"latent: it has {samples.shape[1]} channels and Ovis-U1's has {LATENT_CHANNELS}; encode the image with "
+            "the VAE of Ovis-U1 Load Model."
         )
     height, width = (side * LATENT_SCALE for side in samples.shape[-2:])
-    if height % LATENT_FACTOR or width % LATENT_FACTOR:
+    if (height, width) != (_allowed(height), _allowed(width)):
         raise ValueError(
             f"latent: its image is {width} x {height} pixels and each side must be a multiple of {LATENT_FACTOR}; "
-            f"use {width // LATENT_FACTOR * LATENT_FACTOR} x {height // LATENT_FACTOR * LATENT_FACTOR}."
+            f"use {_allowed(width)} x {_allowed(height)}."
         )
+
+
+def _allowed(side: int) -> int:
+    """The next side below that the decoder can make, or its smallest."""
+    return max(side // LATENT_FACTOR * LATENT_FACTOR, LATENT_FACTOR)

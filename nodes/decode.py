@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..ovis_core.native.vae import decode
-from .checks import CATEGORY
+from .checks import CATEGORY, check
 
 
 class OvisU1Decode(io.ComfyNode):
@@ -40,4 +40,5 @@ class OvisU1Decode(io.ComfyNode):
     @classmethod
     def execute(cls, samples: dict[str, Any], vae: Any, restore_size: bool = False) -> io.NodeOutput:
         """Decodes."""
+        check(cls, samples=samples, vae=vae)
         return io.NodeOutput(decode(vae, samples, restore_size))

@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..ovis_core.download import REPOSITORY
 from ..ovis_core.native.fetching import fetch
-from .checks import CATEGORY
+from .checks import CATEGORY, check
 
 
 class OvisU1Download(io.ComfyNode):
@@ -41,5 +41,6 @@ class OvisU1Download(io.ComfyNode):
     @classmethod
     def execute(cls, repository: str, revision: str = "main") -> io.NodeOutput:
         """Downloads."""
+        check(cls, repository=repository, revision=revision)
         folder = str(fetch(repository, revision))
         return io.NodeOutput(folder, ui=ui.PreviewText(f"{folder} is complete."))

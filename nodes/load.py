@@ -10,7 +10,7 @@ from ..ovis_core.checkpoint import open_model, open_parts
 from ..ovis_core.native import folders
 from ..ovis_core.native.loading import load
 from ..ovis_core.precision import PRECISIONS
-from .checks import CATEGORY
+from .checks import CATEGORY, check
 
 WEIGHT_DTYPE = io.Combo.Input(
     "weight_dtype",
@@ -79,6 +79,7 @@ class OvisU1Loader(io.ComfyNode):
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
         """Loads."""
+        check(cls, weight_dtype=weight_dtype)
         problem = folders.missing(model_name)
         if problem:
             raise ValueError(problem)
@@ -114,6 +115,8 @@ class OvisU1LoadParts(io.ComfyNode):
         cls, diffusion_model_name: str, text_encoder_name: str, vae_name: str, weight_dtype: str
     ) -> str:
         """Changes when a file does."""
+        if None in (diffusion_model_name, text_encoder_name, vae_name):
+            return ""  # a name over a link is not known yet
         return folders.fingerprint(*cls._paths(diffusion_model_name, text_encoder_name, vae_name))
 
     @classmethod
@@ -121,6 +124,7 @@ class OvisU1LoadParts(io.ComfyNode):
         cls, diffusion_model_name: str, text_encoder_name: str, vae_name: str, weight_dtype: str
     ) -> io.NodeOutput:
         """Loads."""
+        check(cls, weight_dtype=weight_dtype)
         paths = cls._paths(diffusion_model_name, text_encoder_name, vae_name)
         return io.NodeOutput(*load(open_parts(*paths), PRECISIONS[weight_dtype]))
 

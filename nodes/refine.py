@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..ovis_core.native.model import refine
-from .checks import CATEGORY, need_model
+from .checks import CATEGORY, check
 
 
 class OvisU1Refine(io.ComfyNode):
@@ -40,5 +40,5 @@ class OvisU1Refine(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, conditioning: Any) -> io.NodeOutput:
         """Refines."""
-        need_model(model)
+        check(cls, model=model, conditioning=conditioning)
         return io.NodeOutput(refine(model, conditioning))

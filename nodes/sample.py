@@ -8,7 +8,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..ovis_core.native.sampling import SCHEDULER, OvisGuider, empty_latent, sample, sigmas_for
-from .checks import CATEGORY, need_latent, need_model
+from .checks import CATEGORY, check, need_image_latent
 
 STEPS = {"default": 50, "min": 1, "max": 10000, "tooltip": "Denoising steps. The model's authors use 50."}
 DENOISE = {
@@ -68,9 +68,9 @@ class OvisU1Scheduler(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, latent: dict[str, Any], steps: int, denoise: float) -> io.NodeOutput:
         """Schedules."""
-        need_model(model)
+        check(cls, model=model, latent=latent, steps=steps, denoise=denoise)
         latent = empty_latent(model, latent)
-        need_latent(latent)
+        need_image_latent(latent)
         return io.NodeOutput(sigmas_for(model, latent["samples"], steps, denoise))
 
 
@@ -110,7 +110,8 @@ class OvisU1Guider(io.ComfyNode):
         img_cfg: float = IMG_CFG["default"],
     ) -> io.NodeOutput:
         """Makes the guider."""
-        need_model(model)
+        scales = {"txt_cfg": txt_cfg, "img_cfg": img_cfg}
+        check(cls, model=model, positive=positive, negative=negative, image_only=image_only, **scales)
         return io.NodeOutput(OvisGuider(model, positive, negative, txt_cfg, image_only, img_cfg))
 
 
@@ -182,8 +183,22 @@ class OvisU1Sampler(io.ComfyNode):
         img_cfg: float = IMG_CFG["default"],
     ) -> io.NodeOutput:
         """Samples."""
-        need_model(model)
+        check(
+            cls,
+            model=model,
+            positive=positive,
+            negative=negative,
+            latent=latent,
+            seed=seed,
+            steps=steps,
+            txt_cfg=txt_cfg,
+            sampler_name=sampler_name,
+            scheduler=scheduler,
+            denoise=denoise,
+            image_only=image_only,
+            img_cfg=img_cfg,
+        )
         latent = empty_latent(model, latent)
-        need_latent(latent)
+        need_image_latent(latent)
         guider = OvisGuider(model, positive, negative, txt_cfg, image_only, img_cfg)
         return io.NodeOutput(sample(guider, latent, seed, sampler_name, scheduler, steps, denoise))

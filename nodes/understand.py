@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from ..ovis_core.native.tokens import MAX_FRAMES
 from ..ovis_core.native.understanding import judge, understand
 from ..ovis_core.next_token import GREEDY, Sampling
-from .checks import CATEGORY, need_clip, need_history, need_numbers, need_one_text, need_pictures
+from .checks import CATEGORY, check, need_history
 
 History = io.Custom("OVIS_U1_HISTORY")
 HISTORY_SLOT = 1
@@ -164,11 +164,12 @@ class OvisU1Understand(io.ComfyNode):
         seed: int = DRAWN.seed,
     ) -> io.NodeOutput:
         """Answers."""
-        need_clip(clip)
-        need_one_text(prompt=prompt)
-        need_history(history)
-        need_numbers(
+        check(
             cls,
+            clip=clip,
+            prompt=prompt,
+            image=image,
+            video=video,
             max_frames=max_frames,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -178,7 +179,8 @@ class OvisU1Understand(io.ComfyNode):
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        images, frames = need_pictures(optional=True, image=image), need_pictures(optional=True, video=video)
+        need_history(history)
+        images, frames = (() if batch is None else batch for batch in (image, video))
         if len(images) and len(frames):
             raise ValueError("video: the model looks at images or at a video, not at both; disconnect image or video.")
         drawn = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed=seed)
@@ -244,12 +246,10 @@ class OvisU1Judge(io.ComfyNode):
     @classmethod
     def execute(cls, clip: Any, images: Any, question: str, prompt: str) -> io.NodeOutput:
         """Judges."""
-        need_clip(clip)
-        need_one_text(question=question, prompt=prompt)
+        check(cls, clip=clip, images=images, question=question, prompt=prompt)
         if prompt.strip() and PROMPT_SLOT not in question:
             raise ValueError(f"question: it has no {PROMPT_SLOT}, so the prompt goes unread; add it, or empty prompt.")
-        pictures = need_pictures(images=images)
-        scores = judge(clip, pictures, question.replace(PROMPT_SLOT, prompt))
+        scores = judge(clip, images, question.replace(PROMPT_SLOT, prompt))
         ranked = sorted(range(len(scores)), key=lambda i: -scores[i])
         lines = [f"{place}. image {i + 1}: {scores[i]:.4f}" for place, i in enumerate(ranked, 1)]
         return io.NodeOutput(scores, images[ranked[0], None], "\n".join(lines))

@@ -124,7 +124,7 @@ def open_release(folder: Path) -> Checkpoint:
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {_some(missing)}: the download is not complete. Fetch the missing files into that folder."
+            f"{folder} lacks {some(missing)}: the download is not complete. Fetch the missing files into that folder."
         )
     shapes = {file: read_shapes(file) for file in files}
     found = [_find(kind, shapes, folder) for kind in (DECODER, TEXT, VAE)]
@@ -234,7 +234,7 @@ def _check(
                 "Weights and config do not belong together; download both again."
             )
     if missing:
-        raise CheckpointError(f"{source}: tensor {_some(missing)} missing. Download the model again.")
+        raise CheckpointError(f"{source}: tensor {some(missing)} missing. Download the model again.")
     layers = [name.removesuffix(WEIGHT) for name in wanted if name.endswith(WEIGHT)]
     scales = [layer + scale for layer in layers for scale in SCALES if layer + scale in part.files]
     for name in scales:
@@ -261,7 +261,7 @@ def _weight_files(folder: Path) -> list[Path]:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles and not (folder / SINGLE).is_file():
         raise CheckpointError(
-            f"{folder} holds {_some(pickles)} and no safetensors files. Pickles can run code when they are read, so "
+            f"{folder} holds {some(pickles)} and no safetensors files. Pickles can run code when they are read, so "
             "they are not; download the release's safetensors files."
         )
     return [folder / SINGLE]
@@ -279,6 +279,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """Names for a message, not all of many."""
     shown = ", ".join(names[:SHOWN])
     return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

@@ -16,6 +16,11 @@ KINDS = {
 
 
 # No Ovis-U1 comes near these; without them a broken config could keep a machine busy for ever.
+# What the sizes of pictures are made for.
+PATCH_SIZE, HIDDEN_STRIDE = 14, 2
+LATENT_CHANNELS, LATENT_PATCH = 4, 2
+LAST_ID = 151668  # of the control tokens that the prompts use, </think>
+
 LAYERS = ("num_hidden_layers", "depth", "depth_single_blocks", "layers_per_block")
 MOST_LAYERS = 1024
 LARGEST = 1 << 24
@@ -126,6 +131,9 @@ def read_config(config: dict[str, Any]) -> OvisConfig:
     backbone.expect("interpolate_pe_method", "two_dim")
     backbone.expect("fullatt_block_indexes", None)
     backbone.expect("temporal_patch_size", 1)
+    backbone.expect("patch_size", PATCH_SIZE)
+    backbone.expect("hidden_stride", HIDDEN_STRIDE)
+    backbone.expect("num_channels", 3)
     generator.expect("txt_type", "refiner")
     generator.expect("guidance_embed", False)
     generator.expect("timestep_shift", True)
@@ -151,6 +159,25 @@ def check_together(config: OvisConfig) -> None:
         raise ConfigError(
             f"visual_generator_config.context_in_dim is {decoder.context_in_dim}; it must be twice "
             f"llm_config.hidden_size ({language.hidden_size})."
+        )
+    patch = LATENT_CHANNELS * LATENT_PATCH**2
+    for name, right in (("in_channels", patch), ("out_channels", patch), ("vec_in_dim", decoder.hidden_size)):
+        if getattr(decoder, name) != right:
+            found = getattr(decoder, name)
+            raise ConfigError(f"visual_generator_config.{name} is {found}; only {right} is supported.")
+    if len(decoder.axes_dim) != 3 or any(dim % 2 for dim in decoder.axes_dim):
+        raise ConfigError(f"visual_generator_config.axes_dim {list(decoder.axes_dim)} must be three even numbers.")
+    if language.num_attention_heads % language.num_key_value_heads:
+        raise ConfigError(
+            f"llm_config.num_attention_heads ({language.num_attention_heads}) must be a multiple of "
+            f"num_key_value_heads ({language.num_key_value_heads})."
+        )
+    if language.vocab_size <= LAST_ID:
+        raise ConfigError(f"llm_config.vocab_size is {language.vocab_size}; it must be over {LAST_ID}.")
+    if config.vision.hidden_size % config.vision.num_attention_heads:
+        raise ConfigError(
+            f"visual_tokenizer_config.backbone_config.hidden_size ({config.vision.hidden_size}) must be a multiple of "
+            f"num_attention_heads ({config.vision.num_attention_heads})."
         )
     if sum(decoder.axes_dim) * decoder.num_heads != decoder.hidden_size:
         raise ConfigError(

@@ -6,6 +6,7 @@ been read back.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import tokenizer
@@ -93,10 +94,6 @@ def _write(
     # Each byte is written once and read back once.
     total = 2 * sum(stored.nbytes for entries, _ in files.values() for stored in entries.values())
     folder = next(iter(files)).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if total // 2 > free:
-        raise CheckpointError(f"{folder}: {total / 2e9:.1f} GB are needed and {free / 1e9:.1f} GB free; make room.")
     done = 0
 
     def count(size: int) -> None:
@@ -106,6 +103,10 @@ def _write(
 
     parts = {file: file.with_name(f"{file.name}.part") for file in files}
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if total // 2 > free:
+            raise CheckpointError(f"{folder}: {total / 2e9:.1f} GB are needed and {free / 1e9:.1f} GB free; make room.")
         for file, (entries, metadata) in files.items():
             sums = _write_file(parts[file], entries, metadata, count)
             _read_back(parts[file], sums, count)
@@ -117,7 +118,8 @@ def _write(
         raise CheckpointError(f"{error.filename or folder} cannot be written ({error.strerror or error}).") from error
     finally:
         for part in parts.values():
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def _write_file(
@@ -139,11 +141,18 @@ def _write_file(
     with file.open("wb") as sink:
         sink.write(len(text).to_bytes(8, "little") + text)
         for name, stored in entries.items():
-            data = _raw(stored.read())
+            data = _raw(_read(name, stored))
             sums[name] = zlib.crc32(data)
             sink.write(data)
             count(data.nbytes)
     return sums
+
+
+def _read(name: str, stored: Stored) -> Tensor:
+    try:
+        return stored.read()
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"tensor {name} of the source cannot be read ({error}); see to its file.") from error
 
 
 def _read_back(file: Path, sums: Mapping[str, int], count: Callable[[int], None]) -> None:

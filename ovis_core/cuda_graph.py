@@ -59,9 +59,10 @@ def capture(model: LanguageModel, cache: KeyValueCache, tokens: int) -> Captured
     try:
         return CapturedStep(model, cache)
     except RuntimeError as error:
-        # A capture that fails leaves torch on its stream, and one that failed once would fail again.
+        # A capture that fails leaves torch on its stream.
         torch.cuda.set_stream(current)
-        _failed.add(device)
+        if not isinstance(error, torch.OutOfMemoryError):
+            _failed.add(device)  # it would fail again
         logging.warning("Ovis-U1: writes without a CUDA graph, which is slower: %s", error)
         return None
 

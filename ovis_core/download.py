@@ -38,6 +38,7 @@ WANTED = (
     "LICENSE*",
     "README.md",
 )
+LOCK = ".download.lock"
 INTERVAL = 0.5  # seconds from one report of progress to the next
 
 
@@ -56,27 +57,39 @@ class Progress:
 
 @dataclass(frozen=True)
 class File:
-    """A file of the repository; `sha256` is None for small ones."""
+    """A file of the repository.
+
+    digest  its SHA-256 where the hub keeps it apart (LFS), else its blob's SHA-1 as git computes it
+    """
 
     name: str
     size: int
-    sha256: str | None
+    digest: str
 
 
 def download(
     repository: str, folder: Path, revision: str = "main", report: Callable[[Progress], object] = lambda _: None
 ) -> Path:
-    """Fetches what is missing in `folder`, checks sizes and hashes, and answers the folder.
+    """Fetches what is missing or other in `folder`, checks sizes and hashes of all of it, and answers the folder.
+
+    `report` is called in another thread.
 
     Honours the hub's own settings (HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE). Raises `DownloadError`.
     """
-    import huggingface_hub
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    try:
+        import huggingface_hub
+        from filelock import FileLock, Timeout
+        from huggingface_hub import constants
+        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    except ImportError as error:
+        raise DownloadError(
+            f"huggingface_hub cannot be imported ({_line(error)}); install the pack's requirements.txt with the Python "
+            f"that runs this, {sys.executable}."
+        ) from error
 
     by_hand = (
-        "To do it by hand, put config.json, model.safetensors.index.json and every model-*.safetensors of "
-        f"{repository} into {folder}."
+        "Where the hub is blocked, set HF_ENDPOINT to a mirror of it; or put config.json, "
+        f"model.safetensors.index.json and every model-*.safetensors of {repository} into {folder} by hand."
     )
     try:
         info = huggingface_hub.HfApi().model_info(repository, revision=revision, files_metadata=True)
@@ -84,9 +97,9 @@ def download(
         if not any(file.name.endswith(".safetensors") for file in files):
             raise DownloadError(f"repository: {repository} holds no safetensors files; choose another one.")
         folder.mkdir(parents=True, exist_ok=True)
-        missing = [file for file in files if not _is_there(folder, file)]
-        _need_room(folder, missing)
-        with _reporting(folder, files, report) as doing:
+        with FileLock(folder / LOCK, timeout=0), _reporting(folder, files, report) as doing:
+            missing = [file for file in files if not _is_right(folder, file, doing)]
+            _need_room(folder, missing)
             for file in missing:
                 doing(f"fetching {file.name}")
                 _fetch(huggingface_hub.hf_hub_url(repository, file.name, revision=info.sha), folder, file)
@@ -97,6 +110,8 @@ def download(
             f"repository: {constants.ENDPOINT} has no {repository} at {revision}, or wants a login for it; check the "
             "name, or set HF_TOKEN."
         ) from error
+    except Timeout as error:
+        raise DownloadError(f"another download into {folder} is running; wait for it.") from error
     except HfHubHTTPError as error:
         raise DownloadError(f"{constants.ENDPOINT} answered with an error ({_line(error)}). {by_hand}") from error
     except OSError as error:
@@ -119,7 +134,7 @@ def _wanted(siblings: list[Any]) -> Iterator[File]:
         if Path(name).name == name and any(fnmatch(name, pattern) for pattern in WANTED):
             lfs = sibling.lfs
             sha256 = lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
-            yield File(name, sibling.size or 0, sha256)
+            yield File(name, sibling.size or 0, sha256 or sibling.blob_id or "")
 
 
 def _is_there(folder: Path, file: File) -> bool:
@@ -127,9 +142,26 @@ def _is_there(folder: Path, file: File) -> bool:
     return path.is_file() and path.stat().st_size == file.size
 
 
+def _is_right(folder: Path, file: File, doing: Callable[[str], object]) -> bool:
+    """Whether the file is there, byte for byte: another revision's may have the same size."""
+    if not _is_there(folder, file):
+        return False
+    doing(f"checking {file.name}")
+    return _digest(folder / file.name, file) == file.digest
+
+
+def _digest(path: Path, file: File) -> str:
+    """The hash of what is at `path`, of the kind that `file` has."""
+    digest = hashlib.sha256() if len(file.digest) == 64 else hashlib.sha1(b"blob %d\0" % _size(path))
+    with path.open("rb") as opened:
+        while block := opened.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _part(folder: Path, file: File) -> Path:
-    """Where a file is while it is not whole."""
-    return folder / f"{file.name}.part"
+    """Where a file is while it is not whole; another one for each revision of it."""
+    return folder / f"{file.name}.{file.digest[:8]}.part"
 
 
 def _size(path: Path) -> int:
@@ -164,14 +196,7 @@ def _fetch(url: str, folder: Path, file: File) -> None:
 def _take(folder: Path, file: File) -> None:
     """Checks a whole part and gives it its name."""
     part = _part(folder, file)
-    right = _size(part) == file.size
-    if right and file.sha256:
-        digest = hashlib.sha256()
-        with part.open("rb") as opened:
-            while block := opened.read(1 << 24):
-                digest.update(block)
-        right = digest.hexdigest() == file.sha256
-    if not right:
+    if _size(part) != file.size or _digest(part, file) != file.digest:
         part.unlink(missing_ok=True)
         raise DownloadError(f"{folder / file.name} came damaged and was deleted; run it again to fetch it anew.")
     part.replace(folder / file.name)

@@ -197,6 +197,11 @@ class ComfyServer:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int | None:
+        """The process's id, while there is one."""
+        return self._process.pid if self._process else None
+
     def log_text(self) -> str:
         """What ComfyUI wrote so far, without colours."""
         try:
@@ -238,6 +243,11 @@ class ComfyServer:
                 said = json.loads(error.body)
                 raise PromptRejected(said["error"], said.get("node_errors") or {}) from None
             raise
+
+    def free(self) -> None:
+        """What the page's "Unload Models" and "Free model and node cache" do; the server does it when it is idle."""
+        body = json.dumps({"unload_models": True, "free_memory": True}).encode()
+        self._request("/free", body, {"Content-Type": "application/json"})
 
     def interrupt(self) -> None:
         """Interrupts what runs."""

@@ -92,12 +92,17 @@ def serve(folder: Path) -> Iterator[Mirror]:
         server.shutdown()
 
 
+def blob(data: bytes) -> str:
+    """The name that git gives a file."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
 def describe(folder: Path) -> dict[str, Any]:
     """What the hub says of a repository."""
     siblings = []
     for file in sorted(folder.iterdir()):
         data = file.read_bytes()
-        entry: dict[str, Any] = {"rfilename": file.name, "size": len(data), "blobId": "b" * 40}
+        entry: dict[str, Any] = {"rfilename": file.name, "size": len(data), "blobId": blob(data)}
         if file.suffix == ".safetensors":
             entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
         siblings.append(entry)

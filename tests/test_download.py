@@ -17,6 +17,7 @@ from conftest import ROOT
 from mirror import Mirror, serve
 
 WEIGHTS = "model-00002-of-00002.safetensors"
+NAME = "owner--small"  # the folder; the authors' own has no owner before it
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_a_whole_release(mirror: Mirror, models: Path, config: Any) -> None:
     from ovis_core.checkpoint import open_release
 
     folder = fetch()
-    assert folder == models / "small"
+    assert folder == models / NAME
     assert open_release(folder).config == config
     assert not list(folder.glob("*.py")) + list(folder.glob("*.bin"))
     mirror.asked.clear()
@@ -67,17 +68,17 @@ def test_it_goes_on_where_it_stopped(mirror: Mirror, models: Path) -> None:
     from ovis_core.download import DownloadError
 
     mirror.cut_after = 11 << 20  # the client writes 10 MiB at once
-    with pytest.raises(DownloadError, match=r"cannot be reached|To do it by hand"):
+    with pytest.raises(DownloadError, match=r"cannot be reached.* or put config\.json"):
         fetch()
-    assert not is_complete(models / "small")
-    (part,) = (models / "small").glob("*.safetensors.part")
+    assert not is_complete(models / NAME)
+    (part,) = (models / NAME).glob("*.safetensors.*.part")
     size = part.stat().st_size
     assert size > 0
     mirror.cut_after = None
     mirror.asked.clear()
     assert is_complete(fetch())
     assert f"bytes={size}-" in {(wanted or "").split("-")[0] + "-" for _, _, wanted in mirror.asked}
-    assert not list((models / "small").glob("*.part"))
+    assert not list((models / NAME).glob("*.part"))
 
 
 def test_damage_is_seen(mirror: Mirror, models: Path) -> None:
@@ -87,9 +88,50 @@ def test_damage_is_seen(mirror: Mirror, models: Path) -> None:
     mirror.damage = True
     with pytest.raises(DownloadError, match=r"\.safetensors came damaged and was deleted; run it again"):
         fetch()
-    assert not is_complete(models / "small")
+    assert not is_complete(models / NAME)
     mirror.damage = False
     assert is_complete(fetch())
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+def test_a_file_of_the_same_size_is_not_taken_for_it(mirror: Mirror, models: Path, name: str) -> None:
+    """Bytes that turned on the disk, or another revision's file."""
+    file = fetch() / name
+    right = file.read_bytes()
+    file.write_bytes(right[:-5] + bytes([right[-5] ^ 1]) + right[-4:])
+    mirror.asked.clear()
+    fetch()
+    assert file.read_bytes() == right
+    assert {path.rsplit("/", 1)[1] for _, path, _ in mirror.asked if "resolve" in path} == {name}
+
+
+def test_two_at_once(mirror: Mirror, models: Path) -> None:
+    from filelock import FileLock
+
+    from ovis_core.download import LOCK, DownloadError
+
+    (models / NAME).mkdir(parents=True)
+    with FileLock(models / NAME / LOCK), pytest.raises(DownloadError, match=r"another download into .* is running"):
+        fetch()
+    assert (fetch() / WEIGHTS).is_file()
+
+
+def test_a_page_s_address_is_a_name_too(mirror: Mirror, models: Path) -> None:
+    assert fetch(" https://huggingface.co/owner/small/ ") == models / NAME
+
+
+def test_a_broken_library(mirror: Mirror, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovis_core.download import DownloadError
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "huggingface_hub.py").write_text("raise ImportError('no hub today')")
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    with pytest.raises(DownloadError, match=r"cannot be imported \(no hub today\); install the pack's requirements"):
+        fetch()
+    (broken / "huggingface_hub.py").write_text("import os; os.write(2, b'one\\ntwo\\n'); os._exit(3)")
+    with pytest.raises(DownloadError, match=r"stopped with exit code 3 \(two\); run it again"):
+        fetch()
 
 
 def test_interrupt(mirror: Mirror, models: Path) -> None:
@@ -129,7 +171,7 @@ def test_no_such_repository(mirror: Mirror, models: Path) -> None:
 def test_no_network(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovis_core.download import DownloadError
 
-    by_hand = r"To do it by hand, put config\.json, .* of owner/small into .*small\."
+    by_hand = r"set HF_ENDPOINT to a mirror of it; or put config\.json, .* of owner/small into .*small by hand\."
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match=rf"http://127\.0\.0\.1:9 cannot be reached.*{by_hand}"):
         fetch()
@@ -139,12 +181,16 @@ def test_no_network(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_room(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
     from ovis_core import download
 
+    monkeypatch.setattr(constants, "ENDPOINT", mirror.url)
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(download.DownloadError, match=r"disk of .* has 0\.0 GB left and .* GB are missing; make room"):
-        download._need_room(models.parent, [download.File("a", 10**9, None)])
+        download.download("owner/small", models / "small", "main")
+    assert not list((models / "small").glob("*.safetensors"))
 
 
 def test_the_script(mirror: Mirror, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class OvisTextModel(Multimodal):
         self.compute_dtype = compute_dtype
         self.load_device = load_device
         self.execution_device: torch.device | None = None
-        self._seen: dict[int, Tensor] | None = None
+        self._seen: dict[VisualInput, Tensor] | None = None
         for layer in (*self.llm.blocks, *self.visual_tokenizer.backbone.trunk["blocks"]):
             layer.register_forward_pre_hook(_stop_if_interrupted)
 
@@ -84,9 +84,9 @@ class OvisTextModel(Multimodal):
         """`Multimodal.see`, remembered within `seeing_once`."""
         if self._seen is None:
             return super().see(picture, device, dtype)
-        if id(picture) not in self._seen:
-            self._seen[id(picture)] = super().see(picture, device, dtype)
-        return self._seen[id(picture)]
+        if picture not in self._seen:
+            self._seen[picture] = super().see(picture, device, dtype)
+        return self._seen[picture]
 
     def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None]:
         """Tokens of `OvisTokenizer` -> the condition (B, L, 2 * hidden), float32; there is no pooled output."""

@@ -7,18 +7,21 @@ import queue
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
+from typing import IO
 
 import comfy.utils
 from comfy.model_management import throw_exception_if_processing_interrupted
 
 from .. import download
-from ..download import DownloadError
+from ..download import REPOSITORY, DownloadError
 from .folders import roots
 from .progress import show_text
 
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+PAGE = re.compile(r"^(https?://)?[^/]*(huggingface\.co|hf-mirror\.com|hf\.co)/", re.ASCII)  # what a browser shows
 PATIENCE = 0.2  # seconds from one look for an interrupt to the next
 # As `python FILE ARGUMENTS`, but for its folder on sys.path, where names of ours would hide others'.
 RUN = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -27,21 +30,25 @@ BAR = 1000  # steps of the progress bar
 
 def fetch(repository: str, revision: str = "main") -> Path:
     """Fetches a release into models/ovis_u1/NAME and answers the folder. Raises `DownloadError`."""
-    if not NAME.fullmatch(repository) or repository.endswith(("/.", "/..")):
+    repository = PAGE.sub("", repository.strip()).strip("/")
+    if not NAME.fullmatch(repository):
         raise DownloadError(f"repository: {repository!r} is no name of a repository; it looks like owner/name.")
-    folder = roots()[0] / repository.split("/")[1]
+    owner, name = repository.split("/")
+    folder = roots()[0] / (name if owner == REPOSITORY.split("/")[0] else f"{owner}--{name}")
     command = [sys.executable, "-c", RUN, download.__file__, f"--revision={revision}", "--", repository, str(folder)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
-    )
-    try:
-        return _follow(process)
-    finally:
-        process.kill()
-        process.wait()
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, encoding="utf-8"
+        ) as process,
+    ):
+        try:
+            return _follow(process, said)
+        finally:
+            process.kill()
 
 
-def _follow(process: subprocess.Popen[str]) -> Path:
+def _follow(process: subprocess.Popen[str], errors: IO[str]) -> Path:
     lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
@@ -58,7 +65,10 @@ def _follow(process: subprocess.Popen[str]) -> Path:
         except queue.Empty:
             continue
         if not line:
-            raise DownloadError(f"the download stopped with exit code {process.wait()}; run it again, it goes on.")
+            code = process.wait()
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or ["no word of why"])[-1]
+            raise DownloadError(f"the download stopped with exit code {code} ({last}); run it again, it goes on.")
         said = json.loads(line)
         if "error" in said:
             raise DownloadError(said["error"])

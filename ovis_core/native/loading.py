@@ -8,7 +8,7 @@ import comfy.sd
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
-from ..checkpoint import DECODER, TEXT, Checkpoint, Kind, Part
+from ..checkpoint import DECODER, TEXT, Checkpoint, CheckpointError, Kind, Part
 from ..precision import DEFAULT, Precision
 from ..stored import Stored, stored_name, stored_weights
 from .clip import build_clip
@@ -18,9 +18,9 @@ from .vae import build_vae
 
 def load(checkpoint: Checkpoint, precision: Precision = DEFAULT) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
     """Everything of a model, in the patchers of the running ComfyUI."""
+    vae = _vae(checkpoint)  # its shapes are checked last, and it takes least time
     clip = _clip(checkpoint, precision)
     model = _model(checkpoint, precision)
-    vae = _vae(checkpoint)
     # With these ComfyUI makes fresh copies, for a second GPU or where a node needs weights that stay put.
     for patcher, part in ((model, checkpoint.decoder), (clip.patcher, checkpoint.text), (vae.patcher, checkpoint.vae)):
         patcher.cached_patcher_init = (load_patcher, (checkpoint, part.kind, precision))
@@ -50,7 +50,17 @@ def _clip(checkpoint: Checkpoint, precision: Precision, **options: Any) -> comfy
 
 
 def _vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
-    return build_vae(checkpoint.config.vae, {name: s.read() for name, s in stored_weights(checkpoint.vae).items()})
+    weights = {name: stored.read() for name, stored in stored_weights(checkpoint.vae).items()}
+    try:
+        return build_vae(checkpoint.config.vae, weights)
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        file = next(iter(checkpoint.vae.files.values()))
+        wrong = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
+        raise CheckpointError(
+            f"{file}: this VAE is not of SDXL's kind ({wrong.rstrip('.')}); choose another."
+        ) from error
 
 
 def _weights(part: Part) -> dict[str, Stored]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..checkpoint import TEXT
 from ..config import DecoderConfig
-from ..networks.decoder import PATCH, Decoder
+from ..networks.decoder import PATCH, Decoder, grid_size
 from ..precision import DEFAULT, LARGE, Precision, as_stored, in_precision
 from ..schedule import shift_for
 from ..stored import Stored, scaled_layers
@@ -127,8 +127,7 @@ class OvisU1(comfy.model_base.BaseModel):
     def shift(self, latent: Tensor) -> float:
         """mu of the model's schedule for latents (B, 4, H, W)."""
         config = self.diffusion_model.config
-        tokens = latent.shape[-2] // PATCH * (latent.shape[-1] // PATCH)
-        return shift_for(tokens, config.base_shift, config.max_shift)
+        return shift_for(math.prod(grid_size(latent)), config.base_shift, config.max_shift)
 
     def refine(self, condition: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Condition (B, L, context_in_dim) -> refined tokens (B, L, hidden) and vector (B, hidden) on `device`.
@@ -151,6 +150,12 @@ class OvisU1(comfy.model_base.BaseModel):
             raise ValueError("conditioning: it holds no text; encode a prompt with Ovis-U1 Text Encode.")
         if kwargs.get(REFINED):
             tokens, vector = condition, kwargs["pooled_output"]
+            width = self.diffusion_model.config.hidden_size
+            if tokens.shape[-1] != width:
+                raise ValueError(
+                    f"conditioning: it was refined by another model, which is {tokens.shape[-1]} wide and not {width}; "
+                    "refine it with this MODEL."
+                )
         else:
             tokens, vector = self.refine(condition, kwargs["device"])
         # CONDRegular keeps conditions of different length apart; CONDCrossAttn would repeat the shorter one.

@@ -26,13 +26,13 @@ class Writing:
         self.bar = comfy.utils.ProgressBar(room)
         self.room = room
         self.tokenizer = tokenizer
-        self.asked = self.shown = time.monotonic()
+        self.asked = self.shown = time.perf_counter()
         self.first = 0.0
 
     def __call__(self, ids: Sequence[int]) -> None:
         """After each token, with all so far. Raises ComfyUI's interrupt."""
         throw_exception_if_processing_interrupted()
-        now = time.monotonic()
+        now = time.perf_counter()
         self.first = self.first or now
         if now - self.shown >= INTERVAL:
             self.shown = now
@@ -41,8 +41,9 @@ class Writing:
     def done(self, ids: Sequence[int], read: int) -> None:
         """At the end; read: positions of the prompt that were computed."""
         self._show(ids, self.room)
-        now = time.monotonic()
-        speed = f" at {(len(ids) - 1) / (now - self.first):.1f} tokens/s" if len(ids) > 1 else ""
+        now = time.perf_counter()
+        taken = now - self.first
+        speed = f" at {(len(ids) - 1) / taken:.1f} tokens/s" if len(ids) > 1 and taken > 0 else ""
         logging.info(
             "Ovis-U1: read %d positions, first token after %.2f s, wrote %d tokens%s",
             read,

@@ -76,6 +76,8 @@ class OvisGuider(comfy.samplers.CFGGuider):
             pair, scale = (positive, negative), txt
         elif math.isclose(img, 1.0) and not all_branches:
             pair, scale = (positive, middle), txt
+        elif txt == 0.0 and not all_branches:
+            pair, scale = (middle, negative), img
         else:
             out = comfy.samplers.calc_cond_batch(self.inner_model, [negative, middle, positive], x, timestep, options)
             guided = comfy.samplers.cfg_function(

@@ -54,14 +54,11 @@ class OvisTokenizer:
         `video` of frames, `thinking`, and `skip_template` for the text alone, which the model goes on writing.
         """
         if QUESTION_OPTIONS & kwargs.keys():
-            return {SECTION: [[(token, 1.0) for token in self._core_question(text, **kwargs)]]}
+            return _numbered({SECTION: [[(t, 1.0) for t in self._core_question(text, **kwargs)]]}, return_word_ids)
         if kwargs.get("images") is not None and len(kwargs["images"]):
             raise ValueError("images: this node cannot give Ovis-U1 a picture; use Ovis-U1 Edit Encode.")
         parts = prompts.text_to_image(text) if text.strip() else prompts.unconditional()
-        tokens = self.tokenize_parts(parts, [self.blank(height, width)])
-        if return_word_ids:
-            return {name: [[(*p, i) for i, p in enumerate(pairs)] for pairs in batch] for name, batch in tokens.items()}
-        return tokens
+        return _numbered(self.tokenize_parts(parts, [self.blank(height, width)]), return_word_ids)
 
     def tokenize_parts(
         self, parts: Sequence[prompts.Part], pictures: Sequence[VisualInput]
@@ -161,6 +158,13 @@ class OvisTokenizer:
     def state_dict(self) -> dict[str, Tensor]:
         """What is saved with the weights besides them."""
         return self.carried.copy()
+
+
+def _numbered(tokens: dict[str, list[list[tuple]]], number: bool) -> dict[str, list[list[tuple]]]:
+    """With the place of each token, as ComfyUI's tokenizers add it where it is asked for."""
+    if not number:
+        return tokens
+    return {name: [[(*p, i) for i, p in enumerate(pairs)] for pairs in batch] for name, batch in tokens.items()}
 
 
 def own_section(tokens: dict[str, list[list[tuple]]]) -> list[list[tuple]]:

@@ -9,7 +9,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, some
 from ..config import VaeConfig
 from ..pixels import restore
 from .conditions import SOURCE, EditSource
@@ -37,7 +37,7 @@ def build_vae(config: VaeConfig, weights: dict[str, Tensor]) -> comfy.sd.VAE:
     vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": ddconfig, "embed_dim": config.latent_channels}})
     missing = sorted(set(vae.get_sd()) - names)
     if missing and "encoder.down.0.block.0.conv1.weight" in names:
-        raise CheckpointError(f"VAE: tensor {missing[0]} and {len(missing) - 1} more missing; choose another file.")
+        raise CheckpointError(f"VAE: tensor {some(missing)} missing; choose another file.")
     return vae
 
 

@@ -173,7 +173,7 @@ class DoubleBlock(nn.Module):
 
         txt = torch.addcmul(txt, txt_joint.gate, self.txt_attn.proj(attn[:, :text_length]))
         txt = torch.addcmul(txt, txt_mlp.gate, self.txt_mlp(modulate(self.txt_norm2(txt), txt_mlp)))
-        return img, no_overflow(txt)
+        return img, txt
 
 
 class SingleBlock(nn.Module):
@@ -205,7 +205,7 @@ class SingleBlock(nn.Module):
         attn = patched_attention(self.attention, q, k, v, pe, options)
         del qkv, q, k, v
         out = self.linear2(torch.cat((attn, F.gelu(mlp, approximate="tanh")), dim=-1))
-        return no_overflow(torch.addcmul(x, mod.gate, out))
+        return torch.addcmul(x, mod.gate, out)
 
 
 class FinalLayer(nn.Module):
@@ -306,11 +306,6 @@ def gelu_mlp(hidden: int, mlp_hidden: int, layers: Layers) -> nn.Sequential:
 def modulate(x: Tensor, mod: Modulated) -> Tensor:
     """(1 + scale) * x + shift."""
     return torch.addcmul(mod.shift, x, 1 + mod.scale)
-
-
-def no_overflow(x: Tensor) -> Tensor:
-    """Keeps float16 finite; other dtypes pass."""
-    return x.nan_to_num(nan=0.0, posinf=65504.0, neginf=-65504.0) if x.dtype == torch.float16 else x
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:

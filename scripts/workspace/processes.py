@@ -58,11 +58,11 @@ def spawn(
 
 def end_tree(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
     """Ends what `spawn` started with all that it started: asks, waits, kills."""
-    if process.poll() is not None:
-        return
     if sys.platform == "win32":
-        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
+        if process.poll() is None:
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
     else:
+        # Its children are still there when it ended by itself.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
