@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ovis_core import layout
-from ovis_core.checkpoint import CARRIED, DECODER, TEXT, VAE
-from ovis_core.config import OvisConfig, dump_sections
+from ovis_core.carried import carried
+from ovis_core.checkpoint import DECODER, TEXT, VAE
+from ovis_core.config import OvisConfig
 from ovis_core.layout import tensor_shapes
 from ovis_core.release import RELEASE
 
@@ -59,5 +60,7 @@ def write_file(config: OvisConfig, file: Path, dtype: torch.dtype = torch.bfloat
     for name, tensor in random_weights(config, ("",), dtype, torch.device("cpu")).items():
         prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
         named[prefixes[prefix] + name.removeprefix(prefix)] = tensor
-    sections = dump_sections(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
-    save_file(named, file, metadata={"format": "pt", CARRIED.rstrip("."): sections.decode()})
+    for kind in (DECODER, TEXT):
+        sections = {name: getattr(config, name) for name in kind.sections}
+        named |= {kind.prefixes[1] + name: tensor for name, tensor in carried(**sections).items()}
+    save_file(named, file, metadata={"format": "pt"})

@@ -115,9 +115,10 @@ class OvisU1LoadParts(io.ComfyNode):
         cls, diffusion_model_name: str, text_encoder_name: str, vae_name: str, weight_dtype: str
     ) -> str:
         """Changes when a file does."""
-        if None in (diffusion_model_name, text_encoder_name, vae_name):
+        names = (diffusion_model_name, text_encoder_name, vae_name)
+        if None in names:
             return ""  # a name over a link is not known yet
-        return folders.fingerprint(*cls._paths(diffusion_model_name, text_encoder_name, vae_name))
+        return folders.fingerprint(*cls._paths(*names))
 
     @classmethod
     def execute(
@@ -130,4 +131,7 @@ class OvisU1LoadParts(io.ComfyNode):
 
     @classmethod
     def _paths(cls, *names: str) -> list[Path]:
+        for name, (key, kind, _) in zip(names, PARTS, strict=True):
+            if name not in folders.part_names(kind):
+                raise ValueError(f"{key}: {name!r} was not found in models/{kind}; choose another, or press R.")
         return [folders.part_path(kind, name) for name, (_, kind, _) in zip(names, PARTS, strict=True)]

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import layout, tokenizer
+from . import layout
 from .config import ConfigError, OvisConfig, VaeConfig, check_together, load_sections, read_config
-from .release import RELEASE
+from .release import RELEASE, TOKENIZER_FILES
 from .weights_file import CheckpointError, read_carried, read_shapes
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SHARDS = "model-*-of-*.safetensors"
 
 CARRIED = "ovis_u1."  # before the names of what travels with weights: the config, the tokenizer's files
 WEIGHT = ".weight"
@@ -84,7 +85,8 @@ def is_release(folder: Path) -> bool:
 def why_not(folder: Path) -> str:
     """What keeps a folder from being an Ovis-U1; empty for one that is, and for one that holds no model."""
     if not (folder / CONFIG).exists():
-        return f"{folder} has no {CONFIG}" if any(folder.glob("*.safetensors")) else ""
+        lacks = f"{folder} has no {CONFIG}; put the release's there too."
+        return lacks if any(folder.glob("*.safetensors")) else ""
     try:
         read_config(_read_json(folder / CONFIG))
     except ConfigError as error:
@@ -129,7 +131,7 @@ def open_release(folder: Path) -> Checkpoint:
     shapes = {file: read_shapes(file) for file in files}
     found = [_find(kind, shapes, folder) for kind in (DECODER, TEXT, VAE)]
     parts = [_check(part, config, shapes, folder, f"its {CONFIG}") for part in found]
-    own = all((folder / name).is_file() for name in tokenizer.FILES) or (folder / "tokenizer.json").is_file()
+    own = any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES)
     return Checkpoint(config, *parts, folder if own else None)
 
 
@@ -163,9 +165,17 @@ def open_parts(decoder: Path, text: Path, vae: Path) -> Checkpoint:
     parts = [
         _check(part, config, shapes, file, "its config") for part, file in zip(found, (decoder, text, vae), strict=True)
     ]
-    carried = {name: read_carried(text, f"{parts[1].prefix}{CARRIED}{name}") for name in tokenizer.FILES}
-    whole = all(value is not None for value in carried.values())
-    return Checkpoint(config, *parts, carried if whole else None)
+    prefix = f"{parts[1].prefix}{CARRIED}"
+    return Checkpoint(config, *parts, tokenizer_files(lambda name: read_carried(text, f"{prefix}{name}")))
+
+
+def tokenizer_files(read: Callable[[str], bytes | None]) -> dict[str, bytes] | None:
+    """The first whole set of a tokenizer's files; `read` answers None for a file that is not there."""
+    for names in TOKENIZER_FILES:
+        files = {name: read(name) for name in names}
+        if None not in files.values():
+            return files
+    return None
 
 
 def _find(kind: Kind, shapes: Mapping[Path, Mapping[str, Any]], source: Path) -> Part:
@@ -184,7 +194,7 @@ def _find(kind: Kind, shapes: Mapping[Path, Mapping[str, Any]], source: Path) ->
 def _sections(part: Part, file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     if part.kind == VAE:
         return {"vae": _vae_config({name: shapes[f"{part.prefix}{name}"] for name in part.files}, file)}
-    carried = read_carried(file, f"{part.prefix}{CARRIED}{CONFIG}", CARRIED.rstrip("."))
+    carried = read_carried(file, f"{part.prefix}{CARRIED}{CONFIG}")
     if carried is None:
         return {}
     try:
@@ -264,6 +274,8 @@ def _weight_files(folder: Path) -> list[Path]:
             f"{folder} holds {some(pickles)} and no safetensors files. Pickles can run code when they are read, so "
             "they are not; download the release's safetensors files."
         )
+    if any(folder.glob(SHARDS)) and not (folder / SINGLE).is_file():
+        raise CheckpointError(f"{folder} holds a model in pieces and no {INDEX}; put the release's there too.")
     return [folder / SINGLE]
 
 

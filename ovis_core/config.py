@@ -112,7 +112,9 @@ def read_config(config: dict[str, Any]) -> OvisConfig:
     Raises `ConfigError` naming the entry when one is missing or asks for something that is not built here.
     """
     if config.get("model_type") != "ovis_u1":
-        raise ConfigError(f'model_type is {_shown(config.get("model_type"))}, not "ovis_u1": this is another model.')
+        raise ConfigError(
+            f'model_type is {_shown(config.get("model_type"))}, not "ovis_u1": this is another model; download Ovis-U1.'
+        )
     llm = _Section(config, "llm_config")
     visual = _Section(config, "visual_tokenizer_config")
     backbone = _Section(visual.values, "backbone_config", visual.name)

@@ -19,9 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from . import tokenizer
-from .checkpoint import CARRIED, DECODER, TEXT, VAE, Checkpoint, Kind, Part
-from .config import dump_sections
+from .carried import carried
+from .checkpoint import DECODER, TEXT, VAE, Checkpoint, Part
 from .precision import Precision, in_precision
 from .stored import DTYPES, Stored, scale_marks, stored_weights
 from .weights_file import CheckpointError
@@ -39,9 +38,8 @@ def write_one(
     """
     entries: dict[str, Stored] = {}
     for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae):
-        entries |= _entries(part, part.kind.prefixes[1], precision)
-    entries |= _tokenizer(checkpoint.tokenizer, TEXT.prefixes[1])
-    _write({file: (entries, _metadata(checkpoint, DECODER, TEXT, VAE))}, report)
+        entries |= _entries(checkpoint, part, part.kind.prefixes[1], precision)
+    _write({file: entries}, report)
     return [file]
 
 
@@ -51,48 +49,29 @@ def write_parts(
     """Writes a file for each part into `folder`, as core's ModelSave, CLIPSave and VAESave do; answers them."""
     files = {}
     for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae):
-        entries = _entries(part, DECODER.prefixes[1] if part.kind == DECODER else "", precision)
-        if part.kind == TEXT:
-            entries |= _tokenizer(checkpoint.tokenizer, "")
-        files[folder / f"{NAMES[part.kind]}.safetensors"] = (entries, _metadata(checkpoint, part.kind))
+        prefix = DECODER.prefixes[1] if part.kind == DECODER else ""
+        files[folder / f"{NAMES[part.kind]}.safetensors"] = _entries(checkpoint, part, prefix, precision)
     _write(files, report)
     return list(files)
 
 
-def _entries(part: Part, prefix: str, precision: Precision) -> dict[str, Stored]:
+def _entries(checkpoint: Checkpoint, part: Part, prefix: str, precision: Precision) -> dict[str, Stored]:
     weights = stored_weights(part)
     if part.kind != VAE:
         weights = in_precision(weights, precision)
         weights |= scale_marks(weights)
+        sections = {name: getattr(checkpoint.config, name) for name in part.kind.sections}
+        besides = carried(checkpoint.tokenizer if part.kind == TEXT else None, **sections)
+        weights |= {name: Stored.of(tensor) for name, tensor in besides.items()}
     return {prefix + name: stored for name, stored in weights.items()}
 
 
-def _tokenizer(source: Path | Mapping[str, bytes] | None, prefix: str) -> dict[str, Stored]:
-    entries = {}
-    for name in tokenizer.FILES:
-        data = source.get(name) if isinstance(source, Mapping) else _bytes(source / name) if source else None
-        if data is not None:
-            entries[f"{prefix}{CARRIED}{name}"] = Stored.of(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    return entries
-
-
-def _bytes(file: Path) -> bytes | None:
-    return file.read_bytes() if file.is_file() else None
-
-
-def _metadata(checkpoint: Checkpoint, *kinds: Kind) -> dict[str, str]:
-    sections = {name: getattr(checkpoint.config, name) for kind in kinds for name in kind.sections}
-    return {"format": "pt", CARRIED.rstrip("."): dump_sections(**sections).decode()}
-
-
-def _write(
-    files: Mapping[Path, tuple[dict[str, Stored], dict[str, str]]], report: Callable[[int, int], object]
-) -> None:
+def _write(files: Mapping[Path, dict[str, Stored]], report: Callable[[int, int], object]) -> None:
     for file in files:
         if file.exists():
             raise CheckpointError(f"{file} is there already; delete it, or choose another name.")
     # Each byte is written once and read back once.
-    total = 2 * sum(stored.nbytes for entries, _ in files.values() for stored in entries.values())
+    total = 2 * sum(stored.nbytes for entries in files.values() for stored in entries.values())
     folder = next(iter(files)).parent
     done = 0
 
@@ -107,8 +86,8 @@ def _write(
         free = shutil.disk_usage(folder).free
         if total // 2 > free:
             raise CheckpointError(f"{folder}: {total / 2e9:.1f} GB are needed and {free / 1e9:.1f} GB free; make room.")
-        for file, (entries, metadata) in files.items():
-            sums = _write_file(parts[file], entries, metadata, count)
+        for file, entries in files.items():
+            sums = _write_file(parts[file], entries, count)
             _read_back(parts[file], sums, count)
         for file, part in parts.items():
             part.replace(file)
@@ -122,11 +101,9 @@ def _write(
                 part.unlink(missing_ok=True)
 
 
-def _write_file(
-    file: Path, entries: Mapping[str, Stored], metadata: dict[str, str], count: Callable[[int], None]
-) -> dict[str, int]:
+def _write_file(file: Path, entries: Mapping[str, Stored], count: Callable[[int], None]) -> dict[str, int]:
     """Writes a safetensors file; name -> checksum."""
-    header: dict[str, Any] = {"__metadata__": metadata}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, stored in entries.items():
         start, end = end, end + stored.nbytes

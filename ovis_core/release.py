@@ -1,8 +1,11 @@
-"""The numbers of the published model, AIDC-AI/Ovis-U1-3B, for weights that come without theirs."""
+"""The published model, AIDC-AI/Ovis-U1-3B: its numbers, for weights that come without theirs; its tokenizer."""
 
 from __future__ import annotations
 
 from .config import DecoderConfig, LanguageConfig, OvisConfig, VaeConfig, VisionConfig
+
+# Either set of files is a tokenizer.
+TOKENIZER_FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
 
 RELEASE = OvisConfig(
     language=LanguageConfig(

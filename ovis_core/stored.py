@@ -29,11 +29,15 @@ PIECE = 64 * 2**20  # bytes read before what the system has mapped of the files 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor's shape and dtype, and how to read it. What is read stays valid, and must not be written to."""
+    """A tensor's shape and dtype, how to read it, and for messages where it is.
+
+    What is read stays valid, and must not be written to.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
+    origin: str = ""
 
     @classmethod
     def of(cls, tensor: Tensor) -> Stored:
@@ -84,12 +88,20 @@ def stored_weights(part: Part) -> dict[str, Stored]:
         if dtype is None:
             raise CheckpointError(f"{file}: tensor {full} is {piece.get_dtype()}, which no part of Ovis-U1 is.")
         read = partial(maps, file, full)
-        found[stored_name(name)] = Stored(tuple(piece.get_shape()), dtype, read)
+        found[stored_name(name)] = Stored(tuple(piece.get_shape()), dtype, read, f"{file}: tensor {full}")
     # Older ComfyUIs write a scale of one for layers that have none.
     without = [layer for layer in scaled_layers(found) if found[layer + WEIGHT].dtype != torch.float8_e4m3fn]
     for layer in without:
         del found[layer + SCALE]
     return found
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor of weights holds neither NaN nor infinity; takes as long as reading it."""
+    if tensor.dtype.itemsize == 1:
+        # float8_e4m3fn has no infinity, and NaN in two forms.
+        return tensor.dtype != torch.float8_e4m3fn or not bool(((tensor.view(torch.uint8) & 0x7F) == 0x7F).any())
+    return bool(tensor.sum(dtype=torch.float32).isfinite())
 
 
 def stored_name(name: str) -> str:

@@ -12,7 +12,6 @@ import transformers
 
 from .prompts import Control, Part, Picture
 
-FILES = ("vocab.json", "merges.txt")
 MEND = "Download them again, or delete them to use those that ComfyUI ships."
 
 

@@ -29,13 +29,11 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(f"{file} cannot be read ({error.strerror or error}). See to its permissions.") from error
 
 
-def read_carried(file: Path, name: str, key: str = "") -> bytes | None:
-    """Bytes that travel with the weights: the uint8 tensor `name`, or the entry `key` of the file's metadata."""
+def read_carried(file: Path, name: str) -> bytes | None:
+    """Bytes that travel with the weights as the tensor `name`; None where there is none."""
     with safe_open(file, framework="np") as tensors:
-        if name in tensors.keys():  # noqa: SIM118 (a file handle, not a dict)
-            return tensors.get_tensor(name).tobytes()
-        value = (tensors.metadata() or {}).get(key)
-    return None if value is None else value.encode()
+        # A file handle, not a dict.
+        return tensors.get_tensor(name).tobytes() if name in tensors.keys() else None  # noqa: SIM118
 
 
 def _instead(file: Path) -> str:

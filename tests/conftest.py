@@ -126,6 +126,7 @@ def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     workspace.link_folder(half, models / "ovis" / "part")
     elsewhere = tmp_path_factory.mktemp("extra")
     workspace.link_folder(release, elsewhere / "elsewhere")
+    workspace.link_folder(ROOT / "tests" / "other_pack", base / "custom_nodes" / "other_pack")
     paths = base / "extra_model_paths.yaml"
     paths.write_text(json.dumps({"other": {"ovis_u1": str(elsewhere)}}), encoding="utf-8")
     args = ["--cpu", "--extra-model-paths-config", str(paths)]

@@ -42,9 +42,14 @@ def test_velocity_with_a_reference(decoder: Decoder, tensors: dict[str, Tensor])
     time, references = torch.tensor([0.9]), [tensors["edit/ref_latent_mode"]]
     velocity = decoder(tensors["edit/noise"], time, context, vector, references)
     close(velocity, tensors["backbone/edit/t0.9"])
-    # A second reference takes part, at the next index.
-    both = decoder(tensors["edit/noise"], time, context, vector, references * 2)
-    assert (both - velocity).abs().max() > 1e-3
+    # A second reference takes part, at the next index: which of two comes first makes a difference.
+    other = [references[0].flip(-1)]
+    one, two = (
+        decoder(tensors["edit/noise"], time, context, vector, order)
+        for order in (references + other, other + references)
+    )
+    assert (one - velocity).abs().max() > 1e-3
+    assert (one - two).abs().max() > 1e-4
 
 
 def test_packing_is_undone() -> None:

@@ -231,3 +231,25 @@ def test_prompts_of_different_length_are_no_batch(loaded: tuple[Any, Any, Any]) 
         clip.encode_from_tokens({"ovis_u1": [one, other]})
     with pytest.raises(ValueError, match="not made by this CLIP"):
         clip.cond_stage_model.encode_token_weights({"l": [[(1, 1.0)]]})
+
+
+def test_nothing_is_read_twice(release: Path, comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from collections import Counter
+
+    from ovis_core import stored
+    from ovis_core.checkpoint import open_release
+    from ovis_core.native.loading import load
+
+    read: Counter[tuple[Path, str]] = Counter()
+    reading = stored._Maps.__call__
+
+    def counted(self: Any, file: Path, name: str) -> Tensor:
+        read[file, name] += 1
+        return reading(self, file, name)
+
+    monkeypatch.setattr(stored._Maps, "__call__", counted)
+    monkeypatch.setattr(stored, "PIECE", 1 << 16)
+    checkpoint = open_release(release)
+    load(checkpoint)
+    assert set(read.values()) == {1}
+    assert len(read) == sum(len(part.files) for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae))

@@ -120,3 +120,16 @@ def test_eight_bits_take_little_at_full_size(comfyui: Path) -> None:
 
     assert size(layout.DECODER) == pytest.approx((2.25, 1.16), abs=0.02)
     assert size(layout.LANGUAGE) == pytest.approx((3.44, 2.03), abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_what_is_not_finite_is_seen(dtype: torch.dtype) -> None:
+    from ovis_core.stored import is_finite
+
+    tensor = torch.full((40, 50), 400.0).to(dtype)
+    assert is_finite(tensor)
+    assert is_finite((-tensor.float()).to(dtype))
+    for value in (torch.nan, -torch.nan, *(() if dtype == torch.float8_e4m3fn else (torch.inf,))):
+        broken = tensor.float()
+        broken[17, 3] = value
+        assert not is_finite(broken.to(dtype))

@@ -228,11 +228,3 @@ def test_restore_size_without_a_source_is_refused(server: ComfyServer, info: dic
     graph.set("OvisU1TextEncode", width=64, height=64).set("EmptyLatentImage", width=64, height=64)
     with pytest.raises(PromptFailed, match="samples: they do not say the size of a source image"):
         server.run(graph.prompt)
-
-
-def test_a_batch_of_prompts_is_refused(server: ComfyServer, info: dict[str, Any], source: str) -> None:
-    """Several texts at once are several runs of the node in ComfyUI; one node call takes one."""
-    graph = edit(info, source)
-    graph.set("OvisU1EditEncode", prompt=graph.out("LoadImage"))
-    with pytest.raises(Exception, match="prompt"):
-        server.run(graph.prompt)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from comfy_server import ComfyServer, PromptFailed, PromptRejected
@@ -161,17 +159,3 @@ def test_wrong_files_are_named(server: ComfyServer, info: dict[str, Any], saved:
         with pytest.raises((PromptFailed, PromptRejected), match=words):
             server.run(parts(text_to_image(info), **inputs).prompt)
     assert server.run(parts(text_to_image(info, seed=99)).prompt).error is None
-
-
-def test_metadata_says_it_too(saved: dict[str, Path], config: Any, tmp_path: Path) -> None:
-    """A decoder whose numbers are in the file's metadata."""
-    from ovis_core.checkpoint import open_parts
-    from ovis_core.config import dump_sections
-
-    tensors = {name: tensor for name, tensor in load_file(saved["decoder"]).items() if MARK not in name}
-    file = tmp_path / "decoder.safetensors"
-    save_file(tensors, file, metadata={"ovis_u1": dump_sections(decoder=config.decoder).decode()})
-    assert open_parts(file, saved["text"], saved["vae"]).config == config
-    with safe_open(saved["whole"], framework="pt") as whole:
-        carried = whole.get_tensor(f"model.diffusion_model.{MARK}").numpy().tobytes()
-    assert json.loads(carried)["decoder"]["depth"] == config.decoder.depth

@@ -17,6 +17,7 @@ from comfy.cli_args import args as cli_args
 from torch import Tensor, nn
 
 from .. import generation
+from ..carried import carried
 from ..config import OvisConfig
 from ..multimodal import Multimodal, Token, sequence_length
 from ..networks.cache import KeysAndValues, KeyValueCache
@@ -25,7 +26,6 @@ from ..pixels import VisualInput
 from ..precision import DEFAULT, Precision, as_stored, in_precision
 from ..stored import Stored, scaled_layers
 from ..tokenizer import Tokenizer
-from .carried import carried
 from .filling import fill, scaled_operations
 from .layers import comfy_layers, holding, prepare
 from .progress import Writing

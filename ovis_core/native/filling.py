@@ -8,18 +8,20 @@ from typing import Any
 import comfy.model_management
 import comfy.ops
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..stored import SCALE, Stored, scale_marks
+from ..stored import SCALE, Stored, is_finite, scale_marks
+from ..weights_file import CheckpointError
 
 OLDER_SCALE = ".scale_weight"
 
 
 def fill(network: nn.Module, weights: Mapping[str, Stored], assign: bool) -> None:
-    """Loads weights by their names in the network; each is read once.
+    """Loads weights by their names in the network; each is read once. Raises `CheckpointError` for NaN or infinity.
 
     assign  the layers take the tensors themselves, which stay in their files until they are needed, as dynamic VRAM
-            wants them; otherwise they are copied one by one, so that memory holds no more than the network
+            wants them, and are not looked at; otherwise they are copied one by one, so that memory holds no more
+            than the network
     """
     if assign:
         network.load_state_dict({name: stored.read() for name, stored in weights.items()}, strict=False, assign=True)
@@ -31,11 +33,18 @@ def fill(network: nn.Module, weights: Mapping[str, Stored], assign: bool) -> Non
         module = network.get_submodule(layer)
         own = {f"{layer}.{name}".lstrip(".") for name in module._parameters}
         # A layer that makes its weight of what it is given would keep the file.
-        tensors = {name: weights[name].read() if name in own else weights[name].read().clone() for name in names}
+        tensors = {name: _read(weights[name]) if name in own else _read(weights[name]).clone() for name in names}
         errors: list[str] = []
         module._load_from_state_dict(tensors, f"{layer}." if layer else "", {}, False, [], [], errors)
         if errors:
             raise RuntimeError("; ".join(errors))
+
+
+def _read(stored: Stored) -> Tensor:
+    tensor = stored.read()
+    if not is_finite(tensor):
+        raise CheckpointError(f"{stored.origin} holds NaN or infinity, so the file is damaged; download it again.")
+    return tensor
 
 
 def scaled_operations(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ..checkpoint import is_complete, is_release, is_single_file, why_not
 KIND = "ovis_u1"
 CHECKPOINTS = "checkpoints"  # ComfyUI's folder for files that hold all parts
 ELSEWHERE = "ovis"  # where other packs put the release
+ELSEWHERE_TOO = ("checkpoints", "diffusion_models", "text_encoders")  # where people put it
 
 
 def register() -> None:
@@ -28,9 +30,8 @@ def find_models() -> dict[str, Path]:
     """Name shown in the loader -> release folder, or file that holds all parts."""
     found: dict[str, Path] = {}
     for root in roots():
-        for folder in _subfolders(root):
-            if is_release(folder):
-                found.setdefault(folder.name, folder)
+        for folder in _releases(root):
+            found.setdefault(folder.relative_to(root).as_posix() if folder != root else root.name, folder)
         for file in sorted(root.glob("*.safetensors")):
             if _is_ours(file):
                 found.setdefault(file.name, file)
@@ -80,14 +81,33 @@ def missing(name: str) -> str:
     if name in names:
         return ""
     if names:
-        return f"model_name: {name!r} was not found; choose one of {', '.join(names)}."
+        choice = f"one of {', '.join(names)}" if len(names) > 1 else names[0]
+        return f"model_name: {name!r} was not found; choose {choice}, or press R after adding one."
     refused = [reason for root in roots() for folder in _subfolders(root) if (reason := why_not(folder))]
     if refused:
         return f"model_name: no Ovis-U1 model was found. {refused[0]}"
+    for kind in ELSEWHERE_TOO:
+        for root in map(Path, folder_paths.get_folder_paths(kind)):
+            astray = [folder for folder in _subfolders(root) if is_release(folder)]
+            if astray:
+                return (
+                    f"model_name: {astray[0]} is an Ovis-U1 in another folder; move it into {roots()[0]}, and press R."
+                )
     return (
         f"model_name: no Ovis-U1 model was found; run Ovis-U1 Download, or put the folder of AIDC-AI/Ovis-U1-3B into "
         f"{roots()[0]}, and press R to refresh."
     )
+
+
+def _releases(root: Path) -> Iterator[Path]:
+    """Release folders in `root`, also where files were put beside their folder, or a folder into itself."""
+    if is_release(root):
+        yield root
+    for folder in _subfolders(root):
+        if is_release(folder):
+            yield folder
+        else:
+            yield from (inner for inner in _subfolders(folder) if is_release(inner))
 
 
 def _subfolders(root: Path) -> list[Path]:

@@ -18,13 +18,13 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
+from ..carried import carried
 from ..checkpoint import TEXT
 from ..config import DecoderConfig
 from ..networks.decoder import PATCH, Decoder, grid_size
 from ..precision import DEFAULT, LARGE, Precision, as_stored, in_precision
 from ..schedule import shift_for
 from ..stored import Stored, scaled_layers
-from .carried import carried
 from .filling import fill, scaled_operations
 from .layers import comfy_layers, prepare
 

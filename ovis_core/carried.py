@@ -1,4 +1,4 @@
-"""What ComfyUI saves with the weights besides them: the config, and the tokenizer's own files."""
+"""What is saved with the weights besides them: the config, and the tokenizer's own files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import CARRIED, CONFIG
-from ..config import dump_sections
-from ..tokenizer import FILES
+from .checkpoint import CARRIED, CONFIG, tokenizer_files
+from .config import dump_sections
 
 
 def carried(tokenizer: Path | Mapping[str, bytes] | None = None, **sections: Any) -> dict[str, Tensor]:
@@ -20,8 +19,8 @@ def carried(tokenizer: Path | Mapping[str, bytes] | None = None, **sections: Any
     sections  the config's, as `dump_sections` takes them
     """
     files = {CONFIG: dump_sections(**sections)}
-    if isinstance(tokenizer, Mapping):
-        files |= tokenizer
-    elif tokenizer is not None:
-        files |= {name: (tokenizer / name).read_bytes() for name in FILES if (tokenizer / name).is_file()}
+    if isinstance(tokenizer, Path):
+        folder = tokenizer
+        tokenizer = tokenizer_files(lambda name: (folder / name).read_bytes() if (folder / name).is_file() else None)
+    files |= tokenizer or {}
     return {f"{CARRIED}{name}": torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in files.items()}
