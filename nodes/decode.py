@@ -21,8 +21,8 @@ class OvisU1Decode(io.ComfyNode):
             display_name="Ovis-U1 Decode",
             category=CATEGORY,
             description=(
-                "Decodes latents to images, tile by tile where memory is short. Where an edit has a mask, the source's "
-                "own pixels come out around it."
+                "Decodes latents to images, tile by tile where memory is short. Where an edit has a mask, the source "
+                "comes out around it, as the VAE alone gives it back."
             ),
             inputs=[
                 io.Latent.Input("samples", tooltip="From Ovis-U1 Sampler or any other."),

@@ -232,8 +232,12 @@ class ComfyServer:
         """Queues a prompt in API form; its id."""
         return self._queue(prompt, client_id)["prompt_id"]
 
-    def _queue(self, prompt: Prompt, client_id: str | None) -> dict[str, Any]:
+    def _queue(
+        self, prompt: Prompt, client_id: str | None, workflow: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         body: dict[str, Any] = {"prompt": prompt}
+        if workflow is not None:
+            body["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}
         if client_id:
             body["client_id"] = client_id
         try:
@@ -304,15 +308,17 @@ class ComfyServer:
         on_progress: OnProgress | None = None,
         timeout: float | None = 600.0,
         check: bool = True,
+        workflow: Mapping[str, Any] | None = None,
     ) -> Result:
         """Runs a prompt to its end.
 
         on_progress  called with the value and the maximum at each step that a node counts
         timeout      seconds until it is interrupted and given up; None for none
         check        whether an error or an interruption is raised: PromptFailed, PromptInterrupted
+        workflow     the page's form of it, which saved images carry
         """
         begun = time.monotonic()
-        result = asyncio.run(self._run(prompt, on_progress, timeout))
+        result = asyncio.run(self._run(prompt, on_progress, timeout, workflow))
         entry = self.history(result.prompt_id)
         result.outputs = entry.get("outputs", {})
         result.seconds = time.monotonic() - begun
@@ -324,7 +330,13 @@ class ComfyServer:
             raise PromptInterrupted(*named, "interrupted")
         return result
 
-    async def _run(self, prompt: Prompt, on_progress: OnProgress | None, timeout: float | None) -> Result:
+    async def _run(
+        self,
+        prompt: Prompt,
+        on_progress: OnProgress | None,
+        timeout: float | None,
+        workflow: Mapping[str, Any] | None,
+    ) -> Result:
         deadline = None if timeout is None else time.monotonic() + timeout
         client = uuid.uuid4().hex
         # No limit to a message: a preview can be of any size.
@@ -333,7 +345,7 @@ class ComfyServer:
             aiohttp.ClientSession() as session,
             session.ws_connect(f"{self.url}/ws", **socket_options) as messages,
         ):
-            said = self._queue(prompt, client)
+            said = self._queue(prompt, client, workflow)
             result = Result(said["prompt_id"], node_errors=said.get("node_errors") or {})
             seen: dict[str, tuple[int, int]] = {}
             while True:

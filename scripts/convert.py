@@ -1,9 +1,9 @@
 """Converts a model to one file or to one for each part, in another precision.
 
-    python scripts/convert.py ComfyUI/models/ovis_u1/Ovis-U1-3B ComfyUI/models/checkpoints/ovis-u1.safetensors
-    python scripts/convert.py SOURCE FOLDER --parts --dtype fp8_e4m3fn
+    python scripts/convert.py models/ovis_u1/Ovis-U1-3B models/checkpoints/ovis-u1.safetensors
+    python scripts/convert.py SOURCE FOLDER --parts --dtype fp8_scaled
 
-Run it with a Python that has torch and safetensors, such as ComfyUI's.
+Run it with ComfyUI's Python.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from pathlib import Path
 from import_core import import_core
 from workspace import bar, guarded, show
 
-import_core()
-checkpoint, conversion, precision = (
-    importlib.import_module(f"ovis_core.{name}") for name in ("checkpoint", "conversion", "precision")
-)
-
 
 def main() -> int:
     """Command line."""
+    import_core()
+    checkpoint, conversion, precision = (
+        importlib.import_module(f"ovis_core.{name}") for name in ("checkpoint", "conversion", "precision")
+    )
     choices = {name: choice for name, choice in precision.PRECISIONS.items() if not choice.fast} | precision.SCALED
     parser = argparse.ArgumentParser(description="Convert an Ovis-U1 to one file, or to one for each part.")
     parser.add_argument("source", type=Path, help="a release folder, or a file that holds all parts")
@@ -49,6 +48,10 @@ def main() -> int:
     show("", last=True)
     for file in files:
         print(f"{file}  {file.stat().st_size / 1e9:.2f} GB")
+    if args.parts:
+        print(
+            "Ovis-U1 Load Parts finds them in ComfyUI's models/diffusion_models, models/text_encoders and models/vae."
+        )
     return 0
 
 

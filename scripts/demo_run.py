@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import platform
@@ -21,7 +20,6 @@ from make_checkpoint import write_release
 from workflow_api import to_api
 from workspace import ComfyUI, Ticker, UserError
 
-REPOSITORY = "AIDC-AI/Ovis-U1-3B"
 MODELS = Path("models") / "ovis_u1"
 TINY = "tiny-random"
 TINY_SIZE = 256
@@ -46,7 +44,7 @@ def main() -> int:
     begun = time.monotonic()
     comfyui = workspace.describe_comfyui(args.comfyui, args.where)
     print(f"ComfyUI {comfyui.version}: {comfyui.where}")
-    base = workspace.make_base(workspace.home() / "base", workspace.ROOT)
+    base = workspace.make_base(workspace.home() / "base", workspace.ROOT, comfyui.path)
     name = link_model(base, args.model) if args.model else make_tiny(base)
     device, device_args = find_device()
     if args.model and device == "cpu":
@@ -56,14 +54,14 @@ def main() -> int:
     try:
         with Ticker("starting ComfyUI"):
             server.start()
-        prompt = make_prompt(server, name, args)
-        result = run(server, prompt)
+        workflow = make_workflow(name, args)
+        result = run(server, workflow)
         image = save_image(server, result)
         report(comfyui, name, device, result, image, time.monotonic() - begun)
         if args.model is None:
             next_steps()
         if args.serve:
-            serve(server, image)
+            serve(server, image, name, tiny=args.model is None)
     finally:
         server.stop()
     return 0
@@ -121,36 +119,36 @@ def _windows_hint() -> str:
     return " On Windows install the pack in your own ComfyUI instead, whose PyTorch knows your GPU."
 
 
-def make_prompt(server: ComfyServer, name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The workflow in API form, with this model and what the command line asks for."""
+def make_workflow(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The workflow as the page has it, with this model and what the command line asks for."""
+    file = workspace.ROOT / "workflows" / "text_to_image.json"
+    workflow = json.loads(file.read_text(encoding="utf-8"))
+
+    def put(node_type: str, place: int, value: Any) -> None:
+        for node in workflow["nodes"]:
+            if node["type"] == node_type:
+                node["widgets_values"][place] = value
+
+    put("OvisU1Loader", 0, name)
+    if args.model is None:
+        put("PrimitiveInt", 0, TINY_SIZE)  # width and height
+        put("OvisU1Sampler", 2, TINY_STEPS)
+    if args.prompt is not None:
+        put("OvisU1TextEncode", 0, args.prompt)
+    if args.seed is not None:
+        put("OvisU1Sampler", 0, args.seed)
+    return workflow
+
+
+def run(server: ComfyServer, workflow: dict[str, Any]) -> Result:
+    """Runs the workflow with a progress bar; the image carries it, as it does from the page."""
     info = server.object_info()
     if "OvisU1Loader" not in info:
         raise UserError(f"ComfyUI did not load the pack; its log {server.log} says why")
-    file = workspace.ROOT / "workflows" / "text_to_image.json"
     try:
-        prompt = to_api(json.loads(file.read_text(encoding="utf-8")), info)
+        prompt = to_api(workflow, info)
     except ValueError as error:
-        raise UserError(f"{file.name} does not run here: {error}") from error
-    _set(prompt, "OvisU1Loader", model_name=name)
-    if args.model is None:
-        _set(prompt, "OvisU1TextEncode", width=TINY_SIZE, height=TINY_SIZE)
-        _set(prompt, "EmptyLatentImage", width=TINY_SIZE, height=TINY_SIZE)
-        _set(prompt, "OvisU1Sampler", steps=TINY_STEPS)
-    if args.prompt is not None:
-        _set(prompt, "OvisU1TextEncode", prompt=args.prompt)
-    if args.seed is not None:
-        _set(prompt, "OvisU1Sampler", seed=args.seed)
-    return prompt
-
-
-def _set(prompt: dict[str, Any], class_type: str, /, **inputs: Any) -> None:
-    for node in prompt.values():
-        if node["class_type"] == class_type:
-            node["inputs"].update(inputs)
-
-
-def run(server: ComfyServer, prompt: dict[str, Any]) -> Result:
-    """Runs the prompt with a progress bar."""
+        raise UserError(f"the workflow does not run here: {error}") from error
     begun = time.monotonic()
     workspace.show("running the workflow ...")
 
@@ -159,7 +157,7 @@ def run(server: ComfyServer, prompt: dict[str, Any]) -> Result:
         workspace.show(f"{workspace.bar(value, maximum)}  step {value} of {maximum}, {seconds:.0f} s")
 
     try:
-        result = server.run(prompt, on_progress=on_progress, timeout=None)
+        result = server.run(prompt, on_progress=on_progress, timeout=None, workflow=workflow)
     except BaseException:
         workspace.show("running the workflow: not finished", last=True)
         raise
@@ -199,21 +197,23 @@ def report(comfyui: ComfyUI, name: str, device: str, result: Result, image: Path
 
 def next_steps() -> None:
     """Says how to come from the random model to the real one."""
+    script = workspace.ROOT / "scripts"
+    folder = workspace.home() / "Ovis-U1-3B"
     print()
     print("The small model's weights are random, so its image is noise: it shows that the nodes run.")
-    print("For real images:")
+    print("For real images (7 GB):")
     print()
-    print(f"    hf download {REPOSITORY} --local-dir ComfyUI/models/ovis_u1/Ovis-U1-3B")
-    print("    python scripts/demo.py --model ComfyUI/models/ovis_u1/Ovis-U1-3B --serve")
-    if importlib.util.find_spec("huggingface_hub"):
-        print()
-        print(f"    (hf is at {Path(sys.executable).with_name('hf')} if you have none)")
+    print(f"    {sys.executable} {script / 'download.py'} {folder}")
+    print(f"    python {script / 'demo.py'} --model {folder} --serve")
 
 
-def serve(server: ComfyServer, image: Path) -> None:
+def serve(server: ComfyServer, image: Path, name: str, tiny: bool) -> None:
     """Waits while the user works with ComfyUI's page."""
     print()
-    print(f"ComfyUI is at {server.url}; drop {image.name} or a file from workflows/ onto its page.")
+    print(f"ComfyUI is at {server.url}; drop {image.name} onto its page, or a file from workflows/")
+    print(f"and choose {name} in Ovis-U1 Load Model", end=".\n" if not tiny else ", ")
+    if tiny:
+        print(f"and {TINY_SIZE} for width and height.")
     print("Ctrl+C stops it.", flush=True)
     try:
         while server.alive():

@@ -10,10 +10,11 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "ovis_core"
+PLAIN = ("config", "layout")  # need nothing but Python
 
 
 def import_core() -> ModuleType:
-    """`ovis_core`, with its plain Python modules `config` and `layout` loaded.
+    """`ovis_core`, with its modules `PLAIN` loaded.
 
     The checkout's root must stay off `sys.path`: its `nodes` would hide ComfyUI's module of that name.
     """
@@ -27,6 +28,6 @@ def import_core() -> ModuleType:
         core = importlib.util.module_from_spec(spec)
         sys.modules["ovis_core"] = core
         spec.loader.exec_module(core)
-    for name in ("config", "layout"):
+    for name in PLAIN:
         importlib.import_module(f"ovis_core.{name}")
     return core

@@ -117,7 +117,7 @@ def loaded(comfyui: Path, release: Path) -> tuple[Any, Any, Any]:
 @pytest.fixture(scope="session")
 def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A running ComfyUI with the pack and the small model, in the folders where users keep models."""
-    base = workspace.make_base(tmp_path_factory.mktemp("comfyui"), ROOT)
+    base = workspace.make_base(tmp_path_factory.mktemp("comfyui"), ROOT, comfyui_path())
     models = base / "models"
     workspace.link_folder(release, models / "ovis_u1" / "tiny")
     half = Path(shutil.copytree(release, models / "ovis_u1" / "half"))

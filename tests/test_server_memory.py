@@ -25,7 +25,7 @@ def own_server(raw_config: dict[str, Any], tmp_path_factory: pytest.TempPathFact
     """A server for these tests alone, with a model that is large beside what else moves."""
     if not Path("/proc/self/status").exists():
         pytest.skip("only Linux tells a process's memory this way")
-    base = workspace.make_base(tmp_path_factory.mktemp("memory"), ROOT)
+    base = workspace.make_base(tmp_path_factory.mktemp("memory"), ROOT, comfyui_path())
     make_checkpoint.write_release(base / "models" / "ovis_u1" / "tiny", raw_config)
     with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
         running.upload(ROOT / "docs" / PICTURE)

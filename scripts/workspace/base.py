@@ -10,8 +10,8 @@ from pathlib import Path
 from .cache import remove
 
 
-def make_base(folder: Path, pack: Path) -> Path:
-    """A base directory for ComfyUI with the pack linked into it, which keeps a user's ComfyUI untouched."""
+def make_base(folder: Path, pack: Path, comfyui: Path) -> Path:
+    """A base directory with the pack linked into it and the pictures that `comfyui` brings, which is left untouched."""
     for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     try:
@@ -19,6 +19,9 @@ def make_base(folder: Path, pack: Path) -> Path:
     except OSError:
         ignore = shutil.ignore_patterns(".git", "__pycache__", "output")
         shutil.copytree(pack, folder / "custom_nodes" / "ovis-u1", ignore=ignore)
+    for picture in (comfyui / "input").glob("example*.png"):
+        if not (folder / "input" / picture.name).exists():
+            shutil.copy(picture, folder / "input")
     return folder
 
 

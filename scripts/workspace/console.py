@@ -80,6 +80,13 @@ def guarded(main: Callable[[], int]) -> int:
     except UserError as error:
         _trace_if_asked()
         print(f"error: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        _trace_if_asked()
+        print(
+            f"error: {sys.executable} has no {error.name}; run this with the Python of your ComfyUI, with the pack's "
+            "requirements.txt installed in it",
+            file=sys.stderr,
+        )
     except Exception as error:
         _trace_if_asked()
         text = " ".join(str(error).split()) or "no message"
