@@ -34,7 +34,7 @@ REFINED = "ovis_u1_refined"  # marks a condition whose tensor and pooled_output 
 
 # ComfyUI counts a pass's memory as latent pixels * bytes of the dtype * factor * 0.01 MiB. At hidden size 1536 the live
 # tensors of a pass come to 0.75 of that; the rest is for the allocator.
-MEMORY_FACTOR = 0.9
+MEMORY_FACTOR = 0.86
 
 # The release's names of the QK norms' scales, and ComfyUI's layers' name.
 NORM_SCALE, NORM_WEIGHT = "_norm.scale", "_norm.weight"
