@@ -1,9 +1,10 @@
 """Ovis-U1 as native ComfyUI nodes."""
 
 from .nodes import OvisU1Extension
-from .ovis_core.native import folders
+from .ovis_core.native import folders, lora_keys
 
 folders.register()
+lora_keys.register()
 
 
 async def comfy_entrypoint() -> OvisU1Extension:

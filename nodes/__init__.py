@@ -6,6 +6,7 @@ from .decode import OvisU1Decode
 from .download import OvisU1Download
 from .encode import OvisU1EditEncode, OvisU1TextEncode
 from .load import OvisU1Loader, OvisU1LoadParts
+from .merge import OvisU1ModelMerge
 from .refine import OvisU1Refine
 from .sample import OvisU1Guider, OvisU1Sampler, OvisU1Scheduler
 from .understand import OvisU1Judge, OvisU1Understand
@@ -29,4 +30,5 @@ class OvisU1Extension(ComfyExtension):
             OvisU1Understand,
             OvisU1Judge,
             OvisU1Download,
+            OvisU1ModelMerge,
         ]

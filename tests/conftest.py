@@ -15,6 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+# Threads that spin while they wait slow down many times over where two processes share a few cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 sys.path.insert(0, str(ROOT / "scripts"))

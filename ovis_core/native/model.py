@@ -64,7 +64,10 @@ class NativeDecoder(Decoder):
         transformer_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """`Decoder.forward`, through the wrappers that core nodes (caches, compile) put around it."""
+        """`Decoder.forward`, through the wrappers that core nodes (caches, compile) put around it.
+
+        Without `y`, `context` is a condition that is not refined yet, (B, L, context_in_dim).
+        """
         options = {} if transformer_options is None else transformer_options
         return WrapperExecutor.new_class_executor(
             self._forward, self, get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
@@ -75,12 +78,14 @@ class NativeDecoder(Decoder):
         x: Tensor,
         timestep: Tensor,
         context: Tensor,
-        y: Tensor,
+        y: Tensor | None,
         ref_latents: list[Tensor] | None,
         control: dict[str, Any] | None,
         transformer_options: dict[str, Any],
         **kwargs: Any,
     ) -> Tensor:
+        if y is None:
+            context, y = self.refine(context)
         if control is not None:
             raise ValueError("conditioning: no ControlNet exists for Ovis-U1; disconnect it.")
         return super().forward(x, timestep, context, y, ref_latents or (), transformer_options)
@@ -134,16 +139,19 @@ class OvisU1(comfy.model_base.BaseModel):
 
         The module's weights must have been loaded by ComfyUI. Raises ValueError for another model's condition.
         """
+        return self.diffusion_model.refine(self._for_refiner(condition, device))
+
+    def _for_refiner(self, condition: Tensor, device: torch.device) -> Tensor:
         width = self.diffusion_model.config.context_in_dim
         if condition.ndim != 3 or condition.shape[-1] != width:
             raise ValueError(
                 f"conditioning: its tensor is {condition.shape[-1]} wide and this Ovis-U1 takes {width}; "
                 "encode the prompt with the CLIP of Ovis-U1 Load Model."
             )
-        return self.diffusion_model.refine(condition.to(device, self.manual_cast_dtype or self.get_dtype()))
+        return condition.to(device, self.manual_cast_dtype or self.get_dtype())
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """Runs once per condition and sampling run: the place for the refiner."""
+        """Runs once per condition and sampling run: the place for the refiner, unless weights change meanwhile."""
         out = super().extra_conds(**kwargs)
         condition = kwargs.get("cross_attn")
         if condition is None:
@@ -156,11 +164,15 @@ class OvisU1(comfy.model_base.BaseModel):
                     f"conditioning: it was refined by another model, which is {tokens.shape[-1]} wide and not {width}; "
                     "refine it with this MODEL."
                 )
+        elif torch.is_grad_enabled() or kwargs.get("hooks") is not None:
+            # The refiner's weights change from pass to pass, in training or by hooks, so each pass refines anew.
+            tokens, vector = self._for_refiner(condition, kwargs["device"]).clone(), None
         else:
             tokens, vector = self.refine(condition, kwargs["device"])
         # CONDRegular keeps conditions of different length apart; CONDCrossAttn would repeat the shorter one.
         out["c_crossattn"] = comfy.conds.CONDRegular(tokens)
-        out["y"] = comfy.conds.CONDRegular(vector)
+        if vector is not None:
+            out["y"] = comfy.conds.CONDRegular(vector)
 
         references = kwargs.get("reference_latents")
         if references:

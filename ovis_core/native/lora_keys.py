@@ -1,0 +1,68 @@
+"""Names by which LoRA files call Ovis-U1's layers, besides those that ComfyUI knows of every model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import comfy.lora
+
+from ..layout import DECODER
+from .clip import OvisTextModel
+from .model import OvisU1
+
+WEIGHT = ".weight"
+Keys = Callable[..., dict[str, Any]]
+
+
+def register() -> None:
+    """Adds the names where ComfyUI makes its tables of them, which offers no other place to."""
+    comfy.lora.model_lora_keys_unet = _with(comfy.lora.model_lora_keys_unet, OvisU1, "diffusion_model.", decoder_names)
+    comfy.lora.model_lora_keys_clip = _with(comfy.lora.model_lora_keys_clip, OvisTextModel, "", text_names)
+
+
+def decoder_names(layer: str) -> Iterator[str]:
+    """Of a layer of the decoder, such as double_blocks.0.img_attn.qkv.
+
+    What diffusers and PEFT write, and OneTrainer and SimpleTuner for models of this kind.
+    """
+    yield f"transformer.{layer}"
+    yield f"base_model.model.{layer}"
+    yield f"{DECODER}{layer}"
+    yield f"base_model.model.{DECODER}{layer}"
+    yield f"lora_transformer_{_flat(layer)}"
+    yield f"lycoris_{_flat(layer)}"
+
+
+def text_names(layer: str) -> Iterator[str]:
+    """Of a layer of the text encoder, such as llm.model.layers.0.self_attn.q_proj; kohya's too."""
+    yield layer
+    yield f"base_model.model.{layer}"
+    for called in {layer, layer.removeprefix("llm.")}:
+        yield f"text_encoder.{called}"
+        yield f"lora_te_{_flat(called)}"
+        yield f"lora_te1_{_flat(called)}"
+
+
+def _flat(layer: str) -> str:
+    return layer.replace(".", "_")
+
+
+def _with(keys: Keys, kind: type, prefix: str, names: Callable[[str], Iterator[str]]) -> Keys:
+    if getattr(keys, "__wrapped_for__", None) == kind.__qualname__:
+        return keys  # the pack was loaded twice
+
+    @wraps(keys)
+    def more(model: Any, key_map: dict[str, Any] = {}) -> dict[str, Any]:  # noqa: B006 (as ComfyUI declares it)
+        found = keys(model, key_map)
+        if isinstance(model, kind):
+            for key in model.state_dict():
+                if key.startswith(prefix) and key.endswith(WEIGHT):
+                    layer = key.removeprefix(prefix).removesuffix(WEIGHT)
+                    for name in names(layer):
+                        found.setdefault(name, key)
+        return found
+
+    more.__wrapped_for__ = kind.__qualname__  # type: ignore[attr-defined]
+    return more

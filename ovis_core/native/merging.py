@@ -1,0 +1,38 @@
+"""Two decoders mixed block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from comfy.model_patcher import ModelPatcher
+
+from ..config import DecoderConfig
+
+PREFIX = "diffusion_model."
+
+
+def blocks(config: DecoderConfig) -> Iterator[str]:
+    """Beginnings of the names of the decoder's weights, in the order in which a pass meets them."""
+    yield from ("txt_in.", "vector_in.", "time_in.", "img_in.")
+    yield from (f"double_blocks.{i}." for i in range(config.depth))
+    yield from (f"single_blocks.{i}." for i in range(config.depth_single_blocks))
+    yield "final_layer."
+
+
+def merge(first: ModelPatcher, second: ModelPatcher, ratios: Mapping[str, float]) -> ModelPatcher:
+    """MODEL that is `first` in the share `ratios[block]` of each of `blocks`, and `second` in the rest.
+
+    Raises ValueError where the two are of different shape.
+    """
+    shapes = [
+        {name: weight.shape for name, weight in patcher.model.diffusion_model.named_parameters()}
+        for patcher in (first, second)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ValueError("model2: its layers are not those of model1; only Ovis-U1 of one size can be merged.")
+    mixed = first.clone()
+    for name, patches in second.get_key_patches(PREFIX).items():
+        block = next((block for block in ratios if name.startswith(f"{PREFIX}{block}")), None)
+        if block is not None:
+            mixed.add_patches({name: patches}, 1.0 - ratios[block], ratios[block])
+    return mixed

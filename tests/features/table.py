@@ -1,0 +1,192 @@
+"""The table: rows, and what they need to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from comfy_server import ComfyServer, Result
+from graphs import Graph, saved_latent
+
+WIDTH, HEIGHT, STEPS = 96, 64, 3
+PROMPT, OTHER = "a red fox in the snow", "a blue boat on a lake"
+
+
+@dataclass
+class Row:
+    """One feature of ComfyUI and how it is checked."""
+
+    area: str
+    feature: str
+    what: str
+    run: Callable[[Lab], object]
+
+    @property
+    def name(self) -> str:
+        """For pytest."""
+        return f"{self.area}: {self.feature}"
+
+
+ROWS: list[Row] = []
+
+
+def row(area: str, feature: str, what: str) -> Callable[[Callable[[Lab], object]], Callable[[Lab], object]]:
+    """Registers a function as a row; `what` says what it checks."""
+
+    def register(run: Callable[[Lab], object]) -> Callable[[Lab], object]:
+        ROWS.append(Row(area, feature, what, run))
+        return run
+
+    return register
+
+
+class Unavailable(Exception):
+    """This ComfyUI has no such node."""
+
+
+@dataclass
+class Lab:
+    """A running server and the plain results that features are held against."""
+
+    server: ComfyServer
+    info: dict[str, Any]
+    release: Path
+    cache: dict[str, Any] = field(default_factory=dict)
+
+    def bench(self, **latent: Any) -> Bench:
+        """A graph with the model, a prompt and an empty latent."""
+        return Bench(self, **latent)
+
+    def noise(self) -> Tensor:
+        """What the bench's seed begins with, which a sampler over no steps hands on."""
+        if "noise" not in self.cache:
+            bench = self.bench()
+            links = {"noise": bench.node("RandomNoise", noise_seed=7), "latent_image": bench.latent}
+            sigmas = bench.node("SplitSigmas", 0, sigmas=bench.sigmas(), step=1)
+            self.cache["noise"] = bench.sampled(
+                bench.node(
+                    "AddNoise",
+                    model=bench.model,
+                    sigmas=sigmas,
+                    **{"noise": links["noise"], "latent_image": links["latent_image"]},
+                )
+            )
+        return self.cache["noise"]
+
+    def plain(self) -> Tensor:
+        """The latent of the bench as it is."""
+        if "plain" not in self.cache:
+            self.cache["plain"] = self.bench().sampled()
+        return self.cache["plain"]
+
+
+class Bench(Graph):
+    """A graph that is built node by node, all links by name."""
+
+    def __init__(self, lab: Lab, width: int = WIDTH, height: int = HEIGHT, batch_size: int = 1) -> None:
+        super().__init__({"0": {"class_type": "OvisU1Loader", "inputs": {"model_name": "tiny"}}})
+        self.prompt["0"]["inputs"]["weight_dtype"] = "default"
+        self.lab = lab
+        self.model, self.clip, self.vae = (["0", slot] for slot in range(3))
+        self.positive, self.negative = self.encode(PROMPT, width, height)
+        size = {"width": width, "height": height, "batch_size": batch_size}
+        self.latent = self.node("EmptyLatentImage", **size)
+
+    def node(self, class_type: str, slot: int = 0, **inputs: Any) -> list[Any]:
+        """Adds a node, with its defaults for what is not given; a link from one of its outputs."""
+        if class_type not in self.lab.info:
+            raise Unavailable(class_type)
+        spec = self.lab.info[class_type]["input"]
+        for name, entry in spec.get("required", {}).items():
+            options = entry[1] if len(entry) > 1 else {}
+            if name not in inputs and "default" in options:
+                inputs[name] = options["default"]
+            elif name not in inputs and isinstance(entry[0], list) and entry[0]:
+                inputs[name] = entry[0][0]
+            elif name not in inputs and entry[0] == "COMBO":
+                inputs[name] = options["options"][0]
+        return [self.add(class_type, **inputs), slot]
+
+    def options(self, class_type: str, name: str) -> list[str]:
+        """The choices of one of a node's inputs."""
+        spec = self.lab.info[class_type]["input"]
+        entry = {**spec.get("required", {}), **spec.get("optional", {})}[name]
+        return entry[1]["options"] if entry[0] == "COMBO" else entry[0]
+
+    def encode(self, prompt: str, width: int = WIDTH, height: int = HEIGHT) -> tuple[list[Any], list[Any]]:
+        """Positive and negative conditioning."""
+        node, _ = self.node("OvisU1TextEncode", clip=self.clip, prompt=prompt, width=width, height=height)
+        return [node, 0], [node, 1]
+
+    def refined(self, conditioning: list[Any]) -> list[Any]:
+        """Conditioning after the refiner."""
+        return self.node("OvisU1Refine", model=self.model, conditioning=conditioning)
+
+    def ksampler(self, **inputs: Any) -> list[Any]:
+        """Core's KSampler on the bench's links."""
+        given = {"seed": 7, "steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+        links = {"model": self.model, "positive": self.positive, "negative": self.negative}
+        return self.node("KSampler", **{**given, **links, "latent_image": self.latent, **inputs})
+
+    def custom(self, guider: list[Any], sigmas: list[Any] | None = None, **inputs: Any) -> list[Any]:
+        """SamplerCustomAdvanced with a guider, as the KSampler of this bench."""
+        links = {
+            "noise": self.node("RandomNoise", noise_seed=7),
+            "guider": guider,
+            "sampler": self.node("KSamplerSelect", sampler_name="euler"),
+            "sigmas": sigmas or self.sigmas(),
+            "latent_image": self.latent,
+        }
+        return self.node("SamplerCustomAdvanced", **{**links, **inputs})
+
+    def sigmas(self) -> list[Any]:
+        """As the KSampler's."""
+        return self.node("BasicScheduler", model=self.model, scheduler="simple", steps=STEPS, denoise=1.0)
+
+    def sampled(self, *links: list[Any]) -> Any:
+        """Runs; the latents of these links, of the KSampler where none is given."""
+        found = self.run(*(links or (self.ksampler(),)))
+        return found[0] if len(links) < 2 else found
+
+    def run(self, *links: list[Any]) -> list[Tensor]:
+        """Runs; the latents of these links."""
+        saves = [self.save_latent(link, "features") for link in links]
+        result = self.execute()
+        return [saved_latent(self.lab.server, result, save) for save in saves]
+
+    def execute(self) -> Result:
+        """Runs."""
+        result = self.lab.server.run(self.prompt)
+        assert not result.node_errors, result.node_errors
+        return result
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """How far two latents are from each other, relative to the second."""
+    assert a.shape == b.shape
+    assert a.isfinite().all()
+    assert b.isfinite().all()
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def same(a: Tensor, b: Tensor, limit: float = 2e-5) -> None:
+    """The same to rounding."""
+    assert apart(a, b) <= limit, apart(a, b)
+
+
+def other(a: Tensor, b: Tensor, least: float = 1e-3) -> None:
+    """Different by more than rounding, and finite."""
+    assert apart(a, b) >= least, apart(a, b)
+
+
+def markdown(done: dict[str, str]) -> Iterator[str]:
+    """The table, with the outcome of each row by its name."""
+    yield "| area | feature | what is seen | outcome |"
+    yield "|---|---|---|---|"
+    for entry in ROWS:
+        if entry.name in done:
+            yield f"| {entry.area} | {entry.feature} | {entry.what} | {done[entry.name]} |"
