@@ -248,6 +248,14 @@ class ComfyServer:
                 raise PromptRejected(said["error"], said.get("node_errors") or {}) from None
             raise
 
+    def delete(self, prompt_ids: Sequence[str]) -> None:
+        """Takes prompts out of the queue."""
+        self._request("/queue", json.dumps({"delete": list(prompt_ids)}).encode(), {"Content-Type": "application/json"})
+
+    def waiting(self) -> int:
+        """How many prompts run or wait."""
+        return self._json("/prompt")["exec_info"]["queue_remaining"]
+
     def free(self) -> None:
         """What the page's "Unload Models" and "Free model and node cache" do; the server does it when it is idle."""
         body = json.dumps({"unload_models": True, "free_memory": True}).encode()
@@ -371,7 +379,7 @@ class ComfyServer:
                         for step in _steps(event, result.prompt_id, seen):
                             on_progress(*step)
                 elif message.type == aiohttp.WSMsgType.BINARY:
-                    result.events.extend(_shown_text(message.data))
+                    result.events.extend(_shown(message.data))
                 if deadline is not None and time.monotonic() > deadline:
                     self.interrupt()
                     raise ServerError(f"the prompt did not end within {timeout:.0f} s and was interrupted")
@@ -403,13 +411,21 @@ def _take(event: Event, result: Result) -> bool:
     return False
 
 
-def _shown_text(data: bytes) -> list[Event]:
-    """The text that a node shows while it runs: type 3, length of the node's id, id, text."""
-    kind, length = struct.unpack_from(">II", data)
+def _shown(data: bytes) -> list[Event]:
+    """What a node shows while it runs.
+
+    A preview is of type 1 (format, image) or 4 (length of the metadata, metadata, image), a text of type 3 (length of
+    the node's id, id, text).
+    """
+    kind, number = struct.unpack_from(">II", data)
+    rest = data[8:]
+    if kind == 1:
+        return [{"type": "preview", "data": {"image": rest}}]
+    if kind == 4:
+        return [{"type": "preview", "data": {**json.loads(rest[:number]), "image": rest[number:]}}]
     if kind != 3:
         return []
-    node, text = data[8 : 8 + length], data[8 + length :]
-    return [{"type": "progress_text", "data": {"node": node.decode(), "text": text.decode()}}]
+    return [{"type": "progress_text", "data": {"node": rest[:number].decode(), "text": rest[number:].decode()}}]
 
 
 def _steps(event: Event, prompt_id: str, seen: dict[str, tuple[int, int]]) -> list[tuple[int, int]]:

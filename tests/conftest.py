@@ -31,6 +31,7 @@ CORE = import_core()
 import make_checkpoint  # noqa: E402
 import workspace  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
+from features import training  # noqa: E402
 
 
 def comfyui_path() -> Path:
@@ -130,6 +131,7 @@ def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     elsewhere = tmp_path_factory.mktemp("extra")
     workspace.link_folder(release, elsewhere / "elsewhere")
     workspace.link_folder(ROOT / "tests" / "other_pack", base / "custom_nodes" / "other_pack")
+    training.write_dataset(base / "input")
     paths = base / "extra_model_paths.yaml"
     paths.write_text(json.dumps({"other": {"ovis_u1": str(elsewhere)}}), encoding="utf-8")
     args = ["--cpu", "--extra-model-paths-config", str(paths)]

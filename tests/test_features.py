@@ -35,7 +35,7 @@ def done(pytestconfig: pytest.Config) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def lab(server: ComfyServer, info: dict[str, Any], release: Path) -> Lab:
+def lab(comfyui: Path, server: ComfyServer, info: dict[str, Any], release: Path) -> Lab:
     return Lab(server, info, release)
 
 

@@ -13,6 +13,7 @@ from comfy_server import ComfyServer, PromptFailed, PromptRejected
 from graphs import WORKFLOWS, Graph, load, saved_image, saved_latent, text_to_image
 
 NODES = {
+    "OvisU1ModelMerge",
     "OvisU1Decode",
     "OvisU1Download",
     "OvisU1EditEncode",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import Tensor
 
 from comfy_server import ComfyServer, Result
@@ -60,6 +62,13 @@ class Lab:
     def bench(self, **latent: Any) -> Bench:
         """A graph with the model, a prompt and an empty latent."""
         return Bench(self, **latent)
+
+    def noise_picture(self, width: int, height: int) -> str:
+        """A picture of noise in the server's input folder, for LoadImage."""
+        name = f"noise_{width}x{height}.png"
+        values = torch.randint(0, 256, (height, width, 3), generator=torch.manual_seed(0), dtype=torch.uint8)
+        Image.fromarray(values.numpy()).save(self.server.base / "input" / name)
+        return name
 
     def noise(self) -> Tensor:
         """What the bench's seed begins with, which a sampler over no steps hands on."""

@@ -1,0 +1,99 @@
+"""Caches, compilation, attention and previews: what ComfyUI offers by nodes and flags."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from comfy_server import ComfyServer
+
+from .table import HEIGHT, WIDTH, Lab, other, row, same
+
+AREA = "speed"
+SIDE = 512  # the longer one of a preview, as ComfyUI sends it
+
+
+def cache_node(node: str, off: dict[str, float], on: dict[str, float]) -> None:
+    def run(lab: Lab) -> None:
+        bench = lab.bench()
+        patched = [bench.node(node, model=bench.model, verbose=False, **settings) for settings in (off, on)]
+        plain, same_steps, fewer = bench.run(*(bench.ksampler(model=m, steps=8) for m in (bench.model, *patched)))
+        same(same_steps, plain)
+        other(fewer, plain, 1e-4)
+
+    row(AREA, node, "at threshold 0 nothing changes; at a high one steps are skipped")(run)
+
+
+RANGE = {"start_percent": 0.0, "end_percent": 1.0}
+cache_node("EasyCache", {"reuse_threshold": 0.0, **RANGE}, {"reuse_threshold": 3.0, **RANGE})
+cache_node("LazyCache", {"reuse_threshold": 0.0, **RANGE}, {"reuse_threshold": 3.0, **RANGE})
+
+
+@row(AREA, "TorchCompileModel", "the compiled model gives the same image to rounding")
+def compiled(lab: Lab) -> None:
+    bench = lab.bench()
+    model = bench.node("TorchCompileModel", model=bench.model, backend="inductor")
+    same(bench.sampled(bench.ksampler(model=model)), lab.plain())
+
+
+@contextmanager
+def started(lab: Lab, *flags: str) -> Iterator[Lab]:
+    """Another server with these flags, on the same folders."""
+    with ComfyServer(lab.server.comfyui, lab.server.base, ["--cpu", *flags]) as server:
+        yield Lab(server, server.object_info(), lab.release)
+
+
+def flag(name: str, limit: float = 1e-4) -> None:
+    def run(lab: Lab) -> None:
+        with started(lab, name) as own:
+            same(own.bench().sampled(), lab.plain(), limit)
+
+    row(AREA, name, "the same image to rounding")(run)
+
+
+for _flag in (
+    "--fast",
+    "--use-pytorch-cross-attention",
+    "--use-split-cross-attention",
+    "--use-quad-cross-attention",
+):
+    flag(_flag)
+
+
+def preview(lab: Lab, method: str) -> None:
+    with started(lab, "--preview-method", method) as own:
+        bench = own.bench()
+        bench.save_latent(bench.ksampler(steps=4), "features")
+        images = [event["data"]["image"] for event in bench.execute().events if event["type"] == "preview"]
+        assert "could not find models/vae_approx" not in own.server.log_text()
+    assert len(images) >= 3
+    sizes = {Image.open(io.BytesIO(image)).size for image in images}
+    assert sizes == {(SIDE, int(SIDE * HEIGHT / WIDTH))}
+    assert len({bytes(image) for image in images}) > 1
+    lab.cache[f"preview {method}"] = images[-1]
+
+
+row("previews", "latent2rgb", "a preview at each step, of the image's shape")(lambda lab: preview(lab, "latent2rgb"))
+
+
+@row("previews", "TAESD", "the same through a (random) TAESD, and another picture")
+def taesd(lab: Lab) -> None:
+    file = lab.server.base / "models" / "vae_approx" / "taesdxl_decoder.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(random_taesd(), file)
+    preview(lab, "taesd")
+    if "preview latent2rgb" in lab.cache:
+        assert lab.cache["preview taesd"] != lab.cache["preview latent2rgb"]
+
+
+def random_taesd() -> dict[str, torch.Tensor]:
+    """Weights of the small decoder that ComfyUI previews with."""
+    from comfy.taesd.taesd import Decoder
+
+    torch.manual_seed(0)
+    return {name: tensor.contiguous() for name, tensor in Decoder(4).state_dict().items()}
