@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from torch import Tensor
 
 # Threads that spin while they wait slow down many times over where two processes share a few cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# What torch compiles for one environment does not go with another's headers.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"inductor_{Path(sys.prefix).name}"))
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"

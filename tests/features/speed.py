@@ -96,4 +96,10 @@ def random_taesd() -> dict[str, torch.Tensor]:
     from comfy.taesd.taesd import Decoder
 
     torch.manual_seed(0)
-    return {name: tensor.contiguous() for name, tensor in Decoder(4).state_dict().items()}
+    decoder = Decoder(4)
+    for weight in decoder.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=(0.6 / weight[0].numel()) ** 0.5)
+        else:
+            torch.nn.init.zeros_(weight)
+    return {name: tensor.contiguous() for name, tensor in decoder.state_dict().items()}
