@@ -20,14 +20,16 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, d
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
     for node in nodes:
-        widgets = []
+        widgets: list[str | None] = []
+        inputs = {}
         for name, spec in _inputs(object_info[node["type"]]):
             if _is_widget(spec):
                 widgets.append(name)
-                if len(spec) > 1 and spec[1].get("control_after_generate"):
+                inputs |= _default(name, spec)
+                if _has_control(name, spec):
                     widgets.append(None)
-        # A workflow that is older than its node has fewer values; the server has defaults for the rest.
-        inputs = {name: value for name, value in zip(widgets, node.get("widgets_values", []), strict=False) if name}
+        # A workflow that is older than its node has fewer values, and the page takes the defaults for the rest.
+        inputs |= {name: value for name, value in zip(widgets, node.get("widgets_values", []), strict=False) if name}
         for slot in node.get("inputs", []):
             if slot.get("link") is not None:
                 inputs[slot["name"]] = sources[slot["link"]]
@@ -37,6 +39,20 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, d
 
 def _inputs(info: dict[str, Any]) -> list[tuple[str, list[Any]]]:
     return [pair for kind in ("required", "optional") for pair in info["input"].get(kind, {}).items()]
+
+
+def _default(name: str, spec: list[Any]) -> dict[str, Any]:
+    options = spec[1] if len(spec) > 1 else {}
+    if "default" in options:
+        return {name: options["default"]}
+    choices = spec[0] if isinstance(spec[0], list) else options.get("options")
+    return {name: choices[0]} if choices else {}
+
+
+def _has_control(name: str, spec: list[Any]) -> bool:
+    """Whether the page puts a widget after this one that says what becomes of a seed."""
+    said = spec[1].get("control_after_generate") if len(spec) > 1 else None
+    return bool(said) if said is not None else spec[0] == "INT" and name in ("seed", "noise_seed")
 
 
 def _is_widget(spec: list[Any]) -> bool:

@@ -71,6 +71,12 @@ class Graph:
         return self.add("SaveLatent", samples=link, filename_prefix=f"tests/{name}")
 
 
+def workflows(object_info: dict[str, Any]) -> list[str]:
+    """Names of the workflows that this ComfyUI can run: its training node once had an output more."""
+    trains = object_info.get("TrainLoraNode", {}).get("output", [None])[0] == "LORA_MODEL"
+    return sorted(file.stem for file in WORKFLOWS.glob("*.json") if trains or file.stem != "train_lora")
+
+
 def load(name: str, object_info: dict[str, Any]) -> Graph:
     """A workflow on the small model."""
     workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))

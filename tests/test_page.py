@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from comfy_server import ComfyServer
-from graphs import WORKFLOWS, Graph
+from graphs import WORKFLOWS, Graph, workflows
 from pictures import picture
 from workflow_api import to_api
 
@@ -68,6 +68,8 @@ def drop(page: Any, workflow: dict[str, Any], name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in WORKFLOWS.glob("*.json")))
 def test_a_workflow_opens_and_runs(page: Any, info: dict[str, Any], name: str) -> None:
+    if name not in workflows(info):
+        pytest.skip("this ComfyUI's Train LoRA has other outputs")
     workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
     drop(page, workflow, name)
     # The page draws a node whose type it does not know as a plain LGraphNode.
@@ -95,6 +97,9 @@ def test_a_workflow_opens_and_runs(page: Any, info: dict[str, Any], name: str) -
             set("OvisU1Loader", {model_name: "tiny"});
             set("OvisU1Sampler", {steps: 2});
             set("PrimitiveInt", {value: 128});
+            set("TrainLoraNode", {steps: 3});
+            set("OvisU1TextEncode", {width: 128, height: 128});
+            set("EmptyLatentImage", {width: 128, height: 128});
             set("OvisU1Understand", {max_new_tokens: 8});
             window.app.graph.setDirtyCanvas(true, true);
             window.app.queuePrompt(0, 1);

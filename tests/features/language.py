@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .table import Bench, Lab, row, same
+from .training import FOLDER
 
 AREA = "language"
 
@@ -64,7 +65,7 @@ def regex(lab: Lab) -> None:
 @row(AREA, "lists", "each picture of a list is a question of its own")
 def lists(lab: Lab) -> None:
     bench = lab.bench()
-    folder = bench.node("LoadImageTextDataSetFromFolder", folder="captioned")
+    folder = bench.node("LoadImageTextDataSetFromFolder", folder=FOLDER)
     answer = understand(bench, image=folder, prompt=[folder[0], 1])
     node = bench.add("PreviewAny", source=answer)
     result = bench.execute()
