@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..ovis_core.native.vae import decode
 from .checks import CATEGORY, check
+from .schema import found_by
 
 
 class OvisU1Decode(io.ComfyNode):
@@ -18,6 +19,7 @@ class OvisU1Decode(io.ComfyNode):
         """What the page shows."""
         return io.Schema(
             node_id="OvisU1Decode",
+            **found_by("vae decode"),
             display_name="Ovis-U1 Decode",
             category=CATEGORY,
             description=(

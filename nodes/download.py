@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 from ..ovis_core.download import REPOSITORY
 from ..ovis_core.native.fetching import fetch
 from .checks import CATEGORY, check
+from .schema import found_by
 
 
 class OvisU1Download(io.ComfyNode):
@@ -17,6 +18,7 @@ class OvisU1Download(io.ComfyNode):
         """What the page shows."""
         return io.Schema(
             node_id="OvisU1Download",
+            **found_by("download model", "fetch weights"),
             display_name="Ovis-U1 Download",
             category=CATEGORY,
             description=(

@@ -11,6 +11,7 @@ import nodes
 from ..ovis_core.native import conditions
 from ..ovis_core.sizes import DEFAULT_BOUNDS, LATENT_FACTOR
 from .checks import CATEGORY, check, need_size
+from .schema import found_by
 
 
 class OvisU1TextEncode(io.ComfyNode):
@@ -22,6 +23,7 @@ class OvisU1TextEncode(io.ComfyNode):
         side = {"default": 1024, "min": LATENT_FACTOR, "max": nodes.MAX_RESOLUTION, "step": LATENT_FACTOR}
         return io.Schema(
             node_id="OvisU1TextEncode",
+            **found_by("text to image", "prompt", "clip text encode"),
             display_name="Ovis-U1 Text Encode",
             category=CATEGORY,
             description=(
@@ -70,6 +72,7 @@ class OvisU1EditEncode(io.ComfyNode):
         """What the page shows."""
         return io.Schema(
             node_id="OvisU1EditEncode",
+            **found_by("edit image", "image editing", "instruction"),
             display_name="Ovis-U1 Edit Encode",
             category=CATEGORY,
             description=(

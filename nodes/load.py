@@ -11,6 +11,7 @@ from ..ovis_core.native import folders
 from ..ovis_core.native.loading import load
 from ..ovis_core.precision import PRECISIONS
 from .checks import CATEGORY, check
+from .schema import found_by
 
 WEIGHT_DTYPE = io.Combo.Input(
     "weight_dtype",
@@ -43,6 +44,7 @@ class OvisU1Loader(io.ComfyNode):
         """What the page shows."""
         return io.Schema(
             node_id="OvisU1Loader",
+            **found_by("load model", "checkpoint loader"),
             display_name="Ovis-U1 Load Model",
             category=CATEGORY,
             description=(
@@ -94,6 +96,7 @@ class OvisU1LoadParts(io.ComfyNode):
         """What the page shows."""
         return io.Schema(
             node_id="OvisU1LoadParts",
+            **found_by("load model", "diffusion model, text encoder, vae"),
             display_name="Ovis-U1 Load Parts",
             category=CATEGORY,
             description=(

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..ovis_core.native.merging import blocks, merge
 from ..ovis_core.release import RELEASE
 from .checks import CATEGORY, check
+from .schema import found_by
 
 RATIO = {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}
 
@@ -21,6 +22,7 @@ class OvisU1ModelMerge(io.ComfyNode):
         """What the page shows."""
         return io.Schema(
             node_id="OvisU1ModelMerge",
+            **found_by("model merge", "block merge"),
             display_name="Ovis-U1 Model Merge",
             category=CATEGORY,
             description=(

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..ovis_core.native.model import refine
 from .checks import CATEGORY, check
+from .schema import found_by
 
 
 class OvisU1Refine(io.ComfyNode):
@@ -18,6 +19,7 @@ class OvisU1Refine(io.ComfyNode):
         """What the page shows."""
         return io.Schema(
             node_id="OvisU1Refine",
+            **found_by("token refiner", "conditioning"),
             display_name="Ovis-U1 Refine Conditioning",
             category=CATEGORY,
             description=(

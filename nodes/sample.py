@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..ovis_core.native.sampling import SCHEDULER, OvisGuider, empty_latent, sample, sigmas_for
 from .checks import CATEGORY, check, need_image_latent
+from .schema import found_by
 
 STEPS = {"default": 50, "min": 1, "max": 10000, "tooltip": "Denoising steps. The model's authors use 50."}
 DENOISE = {
@@ -49,6 +50,7 @@ class OvisU1Scheduler(io.ComfyNode):
         """What the page shows."""
         return io.Schema(
             node_id="OvisU1Scheduler",
+            **found_by("sigmas", "schedule"),
             display_name="Ovis-U1 Scheduler",
             category=CATEGORY,
             description="The model's own schedule: even times, shifted toward noise the more pixels the image has.",
@@ -82,6 +84,7 @@ class OvisU1Guider(io.ComfyNode):
         """What the page shows."""
         return io.Schema(
             node_id="OvisU1Guider",
+            **found_by("guidance", "cfg"),
             display_name="Ovis-U1 Guider",
             category=CATEGORY,
             description=(
@@ -123,6 +126,7 @@ class OvisU1Sampler(io.ComfyNode):
         """What the page shows."""
         return io.Schema(
             node_id="OvisU1Sampler",
+            **found_by("ksampler", "text to image", "edit image"),
             display_name="Ovis-U1 Sampler",
             category=CATEGORY,
             description=(

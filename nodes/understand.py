@@ -10,6 +10,7 @@ from ..ovis_core.native.tokens import MAX_FRAMES
 from ..ovis_core.native.understanding import judge, understand
 from ..ovis_core.next_token import GREEDY, Sampling
 from .checks import CATEGORY, check, need_history
+from .schema import ADVANCED, found_by
 
 History = io.Custom("OVIS_U1_HISTORY")
 HISTORY_SLOT = 1
@@ -27,6 +28,7 @@ class OvisU1Understand(io.ComfyNode):
         """What the page shows."""
         return io.Schema(
             node_id="OvisU1Understand",
+            **found_by("describe image", "image caption", "vqa", "chat", "vlm", "video"),
             display_name="Ovis-U1 Understand",
             category=CATEGORY,
             description=(
@@ -81,6 +83,7 @@ class OvisU1Understand(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "temperature",
+                    **ADVANCED,
                     default=DRAWN.temperature,
                     min=0.0,
                     max=2.0,
@@ -90,6 +93,7 @@ class OvisU1Understand(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "top_p",
+                    **ADVANCED,
                     default=DRAWN.top_p,
                     min=0.0,
                     max=1.0,
@@ -99,6 +103,7 @@ class OvisU1Understand(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "top_k",
+                    **ADVANCED,
                     default=DRAWN.top_k,
                     min=0,
                     max=1000,
@@ -107,6 +112,7 @@ class OvisU1Understand(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "min_p",
+                    **ADVANCED,
                     default=DRAWN.min_p,
                     min=0.0,
                     max=1.0,
@@ -116,6 +122,7 @@ class OvisU1Understand(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "repetition_penalty",
+                    **ADVANCED,
                     default=DRAWN.repetition_penalty,
                     min=0.1,
                     max=5.0,
@@ -212,6 +219,7 @@ class OvisU1Judge(io.ComfyNode):
         """What the page shows."""
         return io.Schema(
             node_id="OvisU1Judge",
+            **found_by("score image", "rank images", "best of"),
             display_name="Ovis-U1 Judge",
             category=CATEGORY,
             description=(
@@ -247,6 +255,10 @@ class OvisU1Judge(io.ComfyNode):
     def execute(cls, clip: Any, images: Any, question: str, prompt: str) -> io.NodeOutput:
         """Judges."""
         check(cls, clip=clip, images=images, question=question, prompt=prompt)
+        if not prompt.strip() and PROMPT_SLOT in question:
+            raise ValueError(
+                f"prompt: it is empty and the question has {PROMPT_SLOT}; write it, or change the question."
+            )
         if prompt.strip() and PROMPT_SLOT not in question:
             raise ValueError(f"question: it has no {PROMPT_SLOT}, so the prompt goes unread; add it, or empty prompt.")
         scores = judge(clip, images, question.replace(PROMPT_SLOT, prompt))

@@ -40,6 +40,7 @@ CHECKS = [
     ("OvisU1Understand", "history", "a word", r"history: this is no conversation; connect the history of another"),
     ("OvisU1Understand", "video", "one image", r"video: it has 3 dimensions"),
     ("OvisU1Understand", "top_k", "a million", r"top_k: 1000000 is not a whole number from 0 to 1000"),
+    ("OvisU1Judge", "prompt", "no words", r"prompt: it is empty and the question has \{prompt\}"),
     ("OvisU1Judge", "images", "no images", r"images: it is empty"),
     ("OvisU1Judge", "question", "zero", r"question: this is a int, not one text"),
 ]
@@ -111,4 +112,14 @@ def test_names_of_parts_over_links(server: ComfyServer, info: dict[str, Any]) ->
     parts = graph.add("OvisU1LoadParts", weight_dtype="default", **dict.fromkeys(names, word))
     graph.set("OvisU1Sampler", model=[parts, 0])
     with pytest.raises(PromptFailed, match=r"diffusion_model_name: 'a word' was not found in models/diffusion_models"):
+        server.run(graph.prompt)
+
+
+def test_image_only_and_negative_swapped(server: ComfyServer, graphs: dict[str, Graph]) -> None:
+    graph = graphs["OvisU1EditEncode"].copy()
+    sampler = graph.prompt[graph.find("OvisU1Sampler")]["inputs"]
+    graph.set("OvisU1Sampler", image_only=sampler["negative"], negative=sampler["image_only"])
+    with pytest.raises(
+        PromptFailed, match=r"image_only: it holds no reference image; connect image_only of Ovis-U1 Edit"
+    ):
         server.run(graph.prompt)

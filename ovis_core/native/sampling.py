@@ -48,6 +48,10 @@ class OvisGuider(comfy.samplers.CFGGuider):
         self.img_cfg = img_cfg
         conds = {"positive": positive, "negative": negative}
         if image_only is not None:
+            if not any(values.get("reference_latents") for _, values in image_only):
+                raise ValueError(
+                    "image_only: it holds no reference image; connect image_only of Ovis-U1 Edit Encode, not negative."
+                )
             # Marked as core's DualCFGGuider marks it.
             conds["middle"] = node_helpers.conditioning_set_values(image_only, {"prompt_type": "negative"})
         self.inner_set_conds(conds)

@@ -20,6 +20,7 @@ VALUES: dict[str, Any] = {
     "minus one": -1,
     "a million": 1_000_000,
     "a word": "a word",
+    "no words": "",
     "two words": ["a", "word"],
     "nothing": None,
     "another model": SimpleNamespace(model=torch.nn.Linear(1, 1)),
