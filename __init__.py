@@ -3,6 +3,8 @@
 from .nodes import OvisU1Extension
 from .ovis_core.native import folders, lora_keys
 
+WEB_DIRECTORY = "web"  # help pages of the nodes
+
 folders.register()
 lora_keys.register()
 
@@ -12,4 +14,4 @@ async def comfy_entrypoint() -> OvisU1Extension:
     return OvisU1Extension()
 
 
-__all__ = ["comfy_entrypoint"]
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
