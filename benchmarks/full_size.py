@@ -55,12 +55,12 @@ def random_weights(
 
 def write_file(config: OvisConfig, file: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """A random model as one file, named as ComfyUI names its tensors."""
-    prefixes = {layout.DECODER: DECODER.prefixes[1], layout.VAE: VAE.prefixes[1], "": TEXT.prefixes[1]}
+    prefixes = {layout.DECODER: DECODER.comfy_prefix, layout.VAE: VAE.comfy_prefix, "": TEXT.comfy_prefix}
     named = {}
     for name, tensor in random_weights(config, ("",), dtype, torch.device("cpu")).items():
         prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
         named[prefixes[prefix] + name.removeprefix(prefix)] = tensor
     for kind in (DECODER, TEXT):
         sections = {name: getattr(config, name) for name in kind.sections}
-        named |= {kind.prefixes[1] + name: tensor for name, tensor in carried(**sections).items()}
+        named |= {kind.comfy_prefix + name: tensor for name, tensor in carried(**sections).items()}
     save_file(named, file, metadata={"format": "pt"})

@@ -35,7 +35,7 @@ class Kind:
     """One of the parts that ComfyUI handles by itself.
 
     title     in messages
-    prefixes  under which its tensors are found: the release's, ComfyUI's, and those of files that hold it alone
+    prefixes  under which its tensors are found: the release's, ComfyUI's, and where it differs that of files of its own
     probe     a tensor that tells it, without prefix
     sections  of the config, that it needs
     """
@@ -44,6 +44,11 @@ class Kind:
     prefixes: tuple[str, ...]
     probe: str
     sections: tuple[str, ...]
+
+    @property
+    def comfy_prefix(self) -> str:
+        """ComfyUI's own."""
+        return self.prefixes[1]
 
 
 DECODER = Kind("diffusion model", (layout.DECODER, "model.diffusion_model.", ""), "txt_in.cls_token", ("decoder",))
@@ -110,7 +115,7 @@ def is_single_file(file: Path) -> bool:
         names = read_shapes(file)
     except CheckpointError:
         return False
-    return all(f"{kind.prefixes[1]}{kind.probe}" in names for kind in (DECODER, TEXT, VAE))
+    return all(f"{kind.comfy_prefix}{kind.probe}" in names for kind in (DECODER, TEXT, VAE))
 
 
 def open_release(folder: Path) -> Checkpoint:

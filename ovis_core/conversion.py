@@ -38,7 +38,7 @@ def write_one(
     """
     entries: dict[str, Stored] = {}
     for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae):
-        entries |= _entries(checkpoint, part, part.kind.prefixes[1], precision)
+        entries |= _entries(checkpoint, part, part.kind.comfy_prefix, precision)
     _write({file: entries}, report)
     return [file]
 
@@ -49,7 +49,7 @@ def write_parts(
     """Writes a file for each part into `folder`, as core's ModelSave, CLIPSave and VAESave do; answers them."""
     files = {}
     for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae):
-        prefix = DECODER.prefixes[1] if part.kind == DECODER else ""
+        prefix = DECODER.comfy_prefix if part.kind == DECODER else ""
         files[folder / f"{NAMES[part.kind]}.safetensors"] = _entries(checkpoint, part, prefix, precision)
     _write(files, report)
     return list(files)

@@ -83,6 +83,7 @@ def test_refined_conditions_sample_the_same(
     assert torch.equal(sample(model, *refined, noise, 2), sample(model, *conditions, noise, 2))
 
 
+@torch.inference_mode()  # as ComfyUI runs nodes
 def test_the_refiner_runs_once_per_condition(
     loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]
 ) -> None:

@@ -116,6 +116,7 @@ def test_final_latent_and_image(loaded: tuple[Any, ...], edited: tuple[Any, ...]
     close(image, tensors["edit/image"], 1e-4)
 
 
+@torch.inference_mode()  # as ComfyUI runs nodes
 @pytest.mark.parametrize(
     ("txt_cfg", "img_cfg", "branches"), [(6.0, 1.5, 3), (6.0, 1.0, 2), (3.0, 3.0, 2), (1.0, 1.0, 1), (1.0, 3.0, 3)]
 )

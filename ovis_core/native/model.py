@@ -102,7 +102,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__({"image_model": "ovis_u1", **dataclasses.asdict(config)})
         self.decoder = config
-        self.text_encoder_key_prefix = [TEXT.prefixes[1]]
+        self.text_encoder_key_prefix = [TEXT.comfy_prefix]
         self.sampling_settings = {"shift": config.max_shift}
         self.memory_usage_factor = MEMORY_FACTOR * config.hidden_size / 1536
 
