@@ -14,16 +14,16 @@ from conftest import ROOT
 
 LANGUAGES = ("en", "zh", "zh-TW", "ja", "ko", "fr", "es", "ru", "de")
 OURS = "OvisU1"
-IDENTIFIERS = re.compile(r"\b(restore_size|txt_cfg|img_cfg|image_only|weight_dtype|HF_ENDPOINT|models/\w+|\{prompt\})")
+IDENTIFIERS = re.compile(r"\b(restore_size|txt_cfg|img_cfg|image_only|weight_dtype|HF_ENDPOINT|models/\w+|\{prompt\})", re.ASCII)
 
 
 def strings(info: dict[str, Any]) -> dict[str, Any]:
-    """The nodes' own, in the form of a locale."""
+    """The nodes' own, in the form of a locale, whose keys have no dots."""
     found = {}
     for name, node in info.items():
         if name.startswith(OURS):
             inputs = {
-                key: {"name": key, "tooltip": spec[1]["tooltip"]}
+                key.replace(".", "_"): {"name": key, "tooltip": spec[1]["tooltip"]}
                 for kind in ("required", "optional")
                 for key, spec in node["input"].get(kind, {}).items()
             }
@@ -43,7 +43,15 @@ def leaves(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
 
 
 def locale(language: str) -> dict[tuple[str, ...], str]:
-    return leaves(json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8")))
+    raw = (ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8")
+    return {place: plain(text) for place, text in leaves(json.loads(raw)).items()}
+
+
+def plain(text: str) -> str:
+    """As the page shows it: it fills in what stands in braces, and reads | and @ as its own signs."""
+    shown = text.replace("{'{'}", "\0").replace("{'}'}", "\1")
+    assert not set(shown) & set("{}|@"), text
+    return shown.replace("\0", "{").replace("\1", "}")
 
 
 def test_english_is_what_the_nodes_say(info: dict[str, Any]) -> None:
