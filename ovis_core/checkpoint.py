@@ -142,7 +142,11 @@ def open_release(folder: Path) -> Checkpoint:
 
 def open_model(path: Path) -> Checkpoint:
     """`open_release` of a folder, `open_file` of a file."""
-    return open_release(path) if path.is_dir() else open_file(path)
+    try:
+        folder = path.is_dir()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}). See to its permissions.") from error
+    return open_release(path) if folder else open_file(path)
 
 
 def open_file(file: Path) -> Checkpoint:

@@ -14,7 +14,9 @@ from conftest import ROOT
 
 LANGUAGES = ("en", "zh", "zh-TW", "ja", "ko", "fr", "es", "ru", "de")
 OURS = "OvisU1"
-IDENTIFIERS = re.compile(r"\b(restore_size|txt_cfg|img_cfg|image_only|weight_dtype|HF_ENDPOINT|models/\w+|\{prompt\})", re.ASCII)
+IDENTIFIERS = re.compile(
+    r"\b(restore_size|txt_cfg|img_cfg|image_only|weight_dtype|HF_ENDPOINT|models/\w+|\{prompt\})", re.ASCII
+)
 
 
 def strings(info: dict[str, Any]) -> dict[str, Any]:

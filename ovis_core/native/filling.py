@@ -10,7 +10,7 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
-from ..stored import SCALE, Stored, is_finite, scale_marks
+from ..stored import MARK, SCALE, Stored, is_finite, scale_marks, scaled_layers
 from ..weights_file import CheckpointError
 
 OLDER_SCALE = ".scale_weight"
@@ -25,7 +25,16 @@ def fill(network: nn.Module, weights: Mapping[str, Stored], assign: bool) -> Non
     """
     if assign:
         network.load_state_dict({name: stored.read() for name, stored in weights.items()}, strict=False, assign=True)
-        return
+    else:
+        _copy(network, weights)
+    # Newer ComfyUIs list these in a layer's state dict, where hooks and merges look for them in the layer itself.
+    for layer in scaled_layers(weights):
+        for name in (SCALE, MARK):
+            if layer + name in weights:
+                setattr(network.get_submodule(layer), name[1:], weights[layer + name].read().clone())
+
+
+def _copy(network: nn.Module, weights: Mapping[str, Stored]) -> None:
     layers: dict[str, list[str]] = {}
     for name in weights:
         layers.setdefault(name.rpartition(".")[0], []).append(name)
@@ -45,6 +54,11 @@ def _read(stored: Stored) -> Tensor:
     if not is_finite(tensor):
         raise CheckpointError(f"{stored.origin} holds NaN or infinity, so the file is damaged; download it again.")
     return tensor
+
+
+def scales_are_fixed(network: nn.Module) -> bool:
+    """Whether a network has layers with scales whose weights this ComfyUI does not change in place."""
+    return any(hasattr(layer, MARK[1:]) for layer in network.modules())
 
 
 def scaled_operations(

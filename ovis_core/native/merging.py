@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from comfy.model_patcher import ModelPatcher
 
 from ..config import DecoderConfig
+from .filling import OLDER_SCALE
 
 PREFIX = "diffusion_model."
 
@@ -25,7 +26,11 @@ def merge(first: ModelPatcher, second: ModelPatcher, ratios: Mapping[str, float]
     Raises ValueError where the two are of different shape.
     """
     shapes = [
-        {name: weight.shape for name, weight in patcher.model.diffusion_model.named_parameters()}
+        {
+            name: weight.shape
+            for name, weight in patcher.model.diffusion_model.named_parameters()
+            if not name.endswith(OLDER_SCALE)
+        }
         for patcher in (first, second)
     ]
     if shapes[0] != shapes[1]:

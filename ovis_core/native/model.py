@@ -15,6 +15,7 @@ import comfy.model_patcher
 import comfy.supported_models_base
 import comfy.utils
 import torch
+from comfy.hooks import EnumHookType
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from ..networks.decoder import PATCH, Decoder, grid_size
 from ..precision import DEFAULT, LARGE, Precision, as_stored, in_precision
 from ..schedule import shift_for
 from ..stored import Stored, scaled_layers
-from .filling import fill, scaled_operations
+from .filling import fill, scaled_operations, scales_are_fixed
 from .layers import comfy_layers, prepare
 
 T = TypeVar("T")
@@ -174,6 +175,13 @@ class OvisU1(comfy.model_base.BaseModel):
         if vector is not None:
             out["y"] = comfy.conds.CONDRegular(vector)
 
+        hooks = kwargs.get("hooks")
+        if hooks is not None and scales_are_fixed(self.diffusion_model) and hooks.get_type(EnumHookType.Weight):
+            raise ValueError(
+                "conditioning: ComfyUI cannot change weights that have scales by hooks; load the model with "
+                "weight_dtype bf16, or take Load LoRA instead of the hook."
+            )
+
         references = kwargs.get("reference_latents")
         if references:
             channels = {latent.shape[1] for latent in references} - {self.latent_format.latent_channels}
@@ -247,12 +255,13 @@ def is_dynamic(patcher: comfy.model_patcher.ModelPatcher) -> bool:
 def refine(patcher: comfy.model_patcher.ModelPatcher, conditioning: list[list[Any]]) -> list[list[Any]]:
     """CONDITIONING with every entry refined: tensor (B, L, hidden), `pooled_output` (B, hidden).
 
-    Entries that are refined already stay as they are.
+    Entries that are refined already stay as they are, and so do those with hooks, which the refiner is to follow: they
+    are refined in sampling.
     """
     model: OvisU1 = patcher.model
     out, loaded = [], False
     for tensor, values in conditioning:
-        if not values.get(REFINED):
+        if not values.get(REFINED) and values.get("hooks") is None:
             if not loaded:
                 comfy.model_management.load_models_gpu([patcher])
                 loaded = True

@@ -5,9 +5,15 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from comfy_server import PromptFailed
+from ovis_core.checkpoint import open_release
+from ovis_core.conversion import write_one
+from ovis_core.precision import SCALED
 
 from . import lora_files
 from .lora_files import KINDS, STYLES
@@ -108,6 +114,65 @@ def hook(lab: Lab) -> None:
     same(hooked, loaded)
     other(hooked, lab.plain())
     same(again, lab.plain(), 0.0)
+
+
+@row(AREA, "CreateHookLora, then OvisU1Refine", "a condition with hooks is refined in sampling, with them")
+def hook_and_refine(lab: Lab) -> None:
+    bench = lab.bench()
+    name = lora(lab, "LoRA")
+    hooks = bench.node("CreateHookLora", lora_name=name, strength_model=1.0, strength_clip=0.0)
+    positive, negative = (
+        bench.refined(
+            bench.node("ConditioningSetProperties", cond_NEW=c, strength=1.0, set_cond_area="default", hooks=hooks)
+        )
+        for c in (bench.positive, bench.negative)
+    )
+    hooked, loaded = bench.run(bench.ksampler(positive=positive, negative=negative), with_lora(bench, name, 1.0, 0.0))
+    same(hooked, loaded)
+
+
+@row(AREA, "fp8 with scales", "a LoRA and merges on it, both ways, are near those in full; a hook works or is refused")
+def scaled(lab: Lab) -> None:
+    import comfy.ops
+
+    file = lab.server.base / "models" / "ovis_u1" / "scaled.safetensors"
+    if not file.exists():
+        write_one(open_release(lab.release), file, SCALED["fp8_scaled"])
+    bench = lab.bench()
+    plain = bench.model
+    bench.prompt["9000"] = {
+        "class_type": "OvisU1Loader",
+        "inputs": {"model_name": file.name, "weight_dtype": "default"},
+    }
+    eight = ["9000", 0]
+    loaded = bench.node("LoraLoaderModelOnly", model=eight, lora_name=lora(lab, "LoRA"), strength_model=1.0)
+    ratios = [n for n, e in lab.info["OvisU1ModelMerge"]["input"]["required"].items() if e[0] == "FLOAT"]
+    half = dict.fromkeys(ratios, 0.5)
+    merges = [
+        bench.node("ModelMergeSimple", model1=plain, model2=eight, ratio=0.5),
+        bench.node("OvisU1ModelMerge", model1=plain, model2=eight, **half),
+        bench.node("OvisU1ModelMerge", model1=eight, model2=plain, **half),
+    ]
+    patched, plainly, *merged_ones = bench.run(
+        bench.ksampler(model=loaded),
+        with_lora(bench, lora(lab, "LoRA"), 1.0, 0.0),
+        *(bench.ksampler(model=m) for m in merges),
+    )
+    assert apart(patched, plainly) < 0.15
+    for latent in merged_ones:
+        assert apart(latent, lab.plain()) < 0.15
+    same(merged_ones[0], merged_ones[1])
+
+    hooked = lab.bench()
+    hooked.prompt["0"]["inputs"]["model_name"] = file.name
+    hooks = hooked.node("CreateHookLora", lora_name=lora(lab, "LoRA"), strength_model=1.0, strength_clip=0.0)
+    given = {"cond_NEW": hooked.positive, "strength": 1.0, "set_cond_area": "default", "hooks": hooks}
+    sampled = hooked.ksampler(positive=hooked.node("ConditioningSetProperties", **given), cfg=1.0)
+    if hasattr(comfy.ops, "scaled_fp8_ops"):
+        assert hooked.sampled(sampled).isfinite().all()
+    else:
+        with pytest.raises(PromptFailed, match=r"cannot change weights that have scales by hooks; load the model with"):
+            hooked.sampled(sampled)
 
 
 @row(AREA, "CreateHookLora with keyframes", "strength 0 from the start is none; switched on halfway it is neither")
