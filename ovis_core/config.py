@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .prompts import Control
+
 # Types of the dataclasses' fields, in the words of a message.
 KINDS = {
     "int": "positive whole number",
@@ -19,7 +21,6 @@ KINDS = {
 # What the sizes of pictures are made for.
 PATCH_SIZE, HIDDEN_STRIDE = 14, 2
 LATENT_CHANNELS, LATENT_PATCH = 4, 2
-LAST_ID = 151668  # of the control tokens that the prompts use, </think>
 
 LAYERS = ("num_hidden_layers", "depth", "depth_single_blocks", "layers_per_block")
 MOST_LAYERS = 1024
@@ -174,8 +175,8 @@ def check_together(config: OvisConfig) -> None:
             f"llm_config.num_attention_heads ({language.num_attention_heads}) must be a multiple of "
             f"num_key_value_heads ({language.num_key_value_heads})."
         )
-    if language.vocab_size <= LAST_ID:
-        raise ConfigError(f"llm_config.vocab_size is {language.vocab_size}; it must be over {LAST_ID}.")
+    if language.vocab_size <= max(Control):
+        raise ConfigError(f"llm_config.vocab_size is {language.vocab_size}; it must be over {int(max(Control))}.")
     if config.vision.hidden_size % config.vision.num_attention_heads:
         raise ConfigError(
             f"visual_tokenizer_config.backbone_config.hidden_size ({config.vision.hidden_size}) must be a multiple of "

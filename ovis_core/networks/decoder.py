@@ -15,12 +15,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import DecoderConfig
+from ..config import LATENT_PATCH, DecoderConfig
 from .attention import Attention, rotary_table
 from .layers import Layers
 from .refiner import Refiner
 
-PATCH = 2
+PATCH = LATENT_PATCH
 TIME_WIDTH = 256
 TEXT_INDEX, IMAGE_INDEX, REFERENCE_INDEX = 0, 0, 1
 

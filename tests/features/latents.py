@@ -17,11 +17,6 @@ def empty(lab: Lab) -> None:
     assert latent.isfinite().all()
 
 
-def started(bench: Bench) -> list[object]:
-    """The plain result as a new start."""
-    return bench.ksampler()
-
-
 @row(AREA, "img2img at denoise 0.5", "between the image that it starts from and a new one")
 def image_to_image(lab: Lab) -> None:
     bench = lab.bench()
@@ -119,6 +114,5 @@ def tiles(lab: Lab) -> None:
     one, two, three, four = bench.run(whole, tiled, again, once)
     assert one.shape == two.shape == three.shape
     # A random VAE's norms see each tile alone, so its tiles differ more than a trained one's.
-    print("TILES", apart(two, one), apart(three, four))
     assert apart(two, one) < 0.2
     assert apart(three, four) < 0.2
