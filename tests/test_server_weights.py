@@ -159,3 +159,22 @@ def test_wrong_files_are_named(server: ComfyServer, info: dict[str, Any], saved:
         with pytest.raises((PromptFailed, PromptRejected), match=words):
             server.run(parts(text_to_image(info), **inputs).prompt)
     assert server.run(parts(text_to_image(info, seed=99)).prompt).error is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("shape", r"vae\.safetensors: this VAE is not of SDXL's kind \(size mismatch"), ("NaN", r"holds NaN or infinity")],
+)
+def test_a_vae_that_cannot_be_used(
+    saved: dict[str, Path], comfyui: Path, tmp_path: Path, fault: str, words: str
+) -> None:
+    from ovis_core.checkpoint import CheckpointError, open_parts
+    from ovis_core.native.loading import load
+
+    name, file = "decoder.conv_out.weight", tmp_path / "vae.safetensors"
+    tensors = load_file(saved["vae"])
+    tensors[name] = tensors[name][:2].contiguous() if fault == "shape" else tensors[name] * torch.nan
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load(open_parts(saved["decoder"], saved["text"], file))
+    assert len(str(caught.value).splitlines()) == 1

@@ -17,7 +17,9 @@ OLDER_SCALE = ".scale_weight"
 
 
 def fill(network: nn.Module, weights: Mapping[str, Stored], assign: bool) -> None:
-    """Loads weights by their names in the network; each is read once. Raises `CheckpointError` for NaN or infinity.
+    """Loads weights by their names in the network; each is read once, scales aside.
+
+    Raises `CheckpointError` for NaN or infinity.
 
     assign  the layers take the tensors themselves, which stay in their files until they are needed, as dynamic VRAM
             wants them, and are not looked at; otherwise they are copied one by one, so that memory holds no more
@@ -42,14 +44,17 @@ def _copy(network: nn.Module, weights: Mapping[str, Stored]) -> None:
         module = network.get_submodule(layer)
         own = {f"{layer}.{name}".lstrip(".") for name in module._parameters}
         # A layer that makes its weight of what it is given would keep the file.
-        tensors = {name: _read(weights[name]) if name in own else _read(weights[name]).clone() for name in names}
+        tensors = {
+            name: read_finite(weights[name]) if name in own else read_finite(weights[name]).clone() for name in names
+        }
         errors: list[str] = []
         module._load_from_state_dict(tensors, f"{layer}." if layer else "", {}, False, [], [], errors)
         if errors:
             raise RuntimeError("; ".join(errors))
 
 
-def _read(stored: Stored) -> Tensor:
+def read_finite(stored: Stored) -> Tensor:
+    """A stored tensor. Raises `CheckpointError` where it holds NaN or infinity."""
     tensor = stored.read()
     if not is_finite(tensor):
         raise CheckpointError(f"{stored.origin} holds NaN or infinity, so the file is damaged; download it again.")

@@ -8,11 +8,11 @@ from typing import Any
 
 import comfy.lora
 
+from ..checkpoint import WEIGHT
 from ..layout import DECODER
 from .clip import OvisTextModel
 from .model import OvisU1
 
-WEIGHT = ".weight"
 Keys = Callable[..., dict[str, Any]]
 
 
@@ -50,9 +50,6 @@ def _flat(layer: str) -> str:
 
 
 def _with(keys: Keys, kind: type, prefix: str, names: Callable[[str], Iterator[str]]) -> Keys:
-    if getattr(keys, "__wrapped_for__", None) == kind.__qualname__:
-        return keys  # the pack was loaded twice
-
     @wraps(keys)
     def more(model: Any, key_map: dict[str, Any] = {}) -> dict[str, Any]:  # noqa: B006 (as ComfyUI declares it)
         found = keys(model, key_map)
@@ -64,5 +61,4 @@ def _with(keys: Keys, kind: type, prefix: str, names: Callable[[str], Iterator[s
                         found.setdefault(name, key)
         return found
 
-    more.__wrapped_for__ = kind.__qualname__  # type: ignore[attr-defined]
     return more
