@@ -7,37 +7,24 @@ Run it with the Python of that ComfyUI, on Linux. The file is a random one of fu
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from starting import parse, parser, start_comfyui
+
 STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"), help="folder of ComfyUI")
-    parser.add_argument("--weight-dtype", default="default", help="as of the loader node")
-    parser.add_argument("--small", action="store_true", help="a shrunken model")
-    parser.add_argument("--json", type=Path, help="also write what was measured to this file")
-    args = parser.parse_args()
-    if not args.comfyui or not (args.comfyui / "main.py").is_file():
-        parser.error("--comfyui: name the folder of a ComfyUI, the one that holds main.py")
-    return args
 
 
 def main() -> None:
     """Writes a file and loads it, each in a process of its own."""
-    args = parse()
+    line = parser(__doc__.split("\n")[0])
+    line.add_argument("--weight-dtype", default="default", help="as of the loader node")
+    args = parse(line)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "random.safetensors"
         alone(write, args.comfyui, args.small, file)
@@ -57,13 +44,9 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.apply(function, arguments)
 
 
-def start_comfyui(comfyui: Path) -> None:
+def on_the_cpu(comfyui: Path) -> None:
     """ComfyUI's core in this process, on the CPU."""
-    sys.path[:0] = [str(comfyui), str(ROOT / "scripts"), str(ROOT / "benchmarks")]
-    sys.argv = sys.argv[:1]
-    from import_core import import_core
-
-    import_core()
+    start_comfyui(comfyui)
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True
@@ -71,7 +54,7 @@ def start_comfyui(comfyui: Path) -> None:
 
 def write(comfyui: Path, small: bool, file: Path) -> None:
     """A random model."""
-    start_comfyui(comfyui)
+    on_the_cpu(comfyui)
     from full_size import FULL, SMALL, write_file
 
     write_file(SMALL if small else FULL, file)
@@ -79,7 +62,7 @@ def write(comfyui: Path, small: bool, file: Path) -> None:
 
 def measure(comfyui: Path, file: Path, weight_dtype: str) -> tuple[int, int, float]:
     """(the most memory while loading, the memory afterwards, seconds), in bytes above what the process had before."""
-    start_comfyui(comfyui)
+    on_the_cpu(comfyui)
     import comfy.model_management  # noqa: F401
     import torch
 

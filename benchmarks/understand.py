@@ -10,16 +10,15 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from starting import parse, parser, start_comfyui
+
 SIZE = 768  # pixels a side of each image; 784 after the model's own resize
 QUESTION = "Describe each image."
 
@@ -40,31 +39,22 @@ class Row:
     tokens: list[int]
 
 
-def parse() -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"), help="folder of ComfyUI")
-    parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--tokens", type=int, default=128, help="tokens to write")
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--small", action="store_true", help="a shrunken model")
-    parser.add_argument("--reference", type=Path, help="a release's folder: its own code is run too, on these weights")
-    parser.add_argument("--json", type=Path, help="also write what was measured to this file")
-    args = parser.parse_args()
-    if not args.comfyui or not (args.comfyui / "main.py").is_file():
-        parser.error("--comfyui: name the folder of a ComfyUI, the one that holds main.py")
-    return args
+    line = parser(__doc__.split("\n")[0])
+    line.add_argument("--images", type=int, nargs="+", default=[1, 2, 4])
+    line.add_argument("--tokens", type=int, default=128, help="tokens to write")
+    line.add_argument("--repeat", type=int, default=3)
+    line.add_argument("--cpu", action="store_true")
+    line.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    line.add_argument("--reference", type=Path, help="a release's folder: its own code is run too, on these weights")
+    return parse(line)
 
 
 def main() -> None:
     """Starts ComfyUI's core on the device that was asked for."""
-    args = parse()
-    sys.path[:0] = [str(args.comfyui), str(ROOT / "scripts")]
-    from import_core import import_core
-
-    import_core()
+    args = arguments()
+    start_comfyui(args.comfyui)
     import comfy.cli_args
     import torch
 

@@ -1,0 +1,35 @@
+"""What every benchmark begins with: the folder of a ComfyUI, and its core in this process."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A command line with what all benchmarks take; to be read with `parse`."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"), help="folder of ComfyUI")
+    found.add_argument("--small", action="store_true", help="a shrunken model")
+    found.add_argument("--json", type=Path, help="also write what was measured to this file")
+    return found
+
+
+def parse(line: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with a ComfyUI that is one."""
+    args = line.parse_args()
+    if not args.comfyui or not (args.comfyui / "main.py").is_file():
+        line.error("--comfyui: name the folder of a ComfyUI, the one that holds main.py")
+    return args
+
+
+def start_comfyui(comfyui: Path) -> None:
+    """Makes ComfyUI's core and `ovis_core` importable; ComfyUI reads no arguments of ours."""
+    sys.path[:0] = [str(comfyui), str(ROOT / "scripts"), str(ROOT / "benchmarks")]
+    from import_core import import_core
+
+    import_core()
