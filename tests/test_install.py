@@ -1,0 +1,206 @@
+"""The pack as the registry delivers it, installed beside others in folders of any name."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from pathspec import GitIgnoreSpec
+
+import workspace
+from comfy_server import ComfyServer
+from conftest import ROOT, comfyui_path
+from graphs import load, saved_image, text_to_image
+from ovis_core.dependencies import PACKAGES
+from test_structure import roots
+from workspace.environment import pack_requirements
+
+FOLDER = "Ovis U1 (über) v2.0"
+NODES = {file.stem for file in (ROOT / "web" / "docs").glob("*.md")}
+# What the packs that wrap the authors' script call their nodes.
+TAKEN = {"OvisU1ModelLoader", "OvisU1TextToImage", "OvisU1ImageToText", "OvisU1ImageEdit", "LoadOvisU1Model"}
+WRAPPER = f"""
+import sys, types
+sys.modules["ovis_core"] = types.ModuleType("ovis_core")  # somebody else's module of our core's name
+class Node:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("OVIS_MODEL",), "run", "Ovis-U1"
+    INPUT_TYPES = classmethod(lambda cls: {{"required": {{}}}})
+    def run(self): return (None,)
+NODE_CLASS_MAPPINGS = dict.fromkeys({sorted(TAKEN)!r}, Node)
+"""
+
+
+def archive(folder: Path) -> Path:
+    """What `comfy node pack` puts into the registry's archive, in a folder."""
+    ignored = [line for name in (".gitignore", ".comfyignore") for line in (ROOT / name).read_text().splitlines()]
+    spec = GitIgnoreSpec.from_lines([*ignored, ".git/", ".git"])
+    for name in spec.match_tree_files(ROOT, negate=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def tree(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {file: (file.stat().st_size, file.stat().st_mtime_ns) for file in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return archive(tmp_path_factory.mktemp("archive") / FOLDER)
+
+
+def make_base(folder: Path, pack: Path | None, release: Path) -> Path:
+    """A base directory whose own name is odd too, with a pack that wraps the authors' script."""
+    base = folder / "ComfyUI (neu) #1"
+    other = base / "custom_nodes" / "ComfyUI-Ovis-U1"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text(WRAPPER, encoding="utf-8")
+    workspace.link_folder(release, base / "models" / "ovis_u1" / "tiny")
+    if pack is not None:
+        shutil.copytree(pack, base / "custom_nodes" / FOLDER)
+    return base
+
+
+@pytest.fixture(scope="module")
+def installed(pack: Path, release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    base = make_base(tmp_path_factory.mktemp("installed"), pack, release)
+    with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
+        yield running
+
+
+def test_it_loads_at_once_and_takes_little_memory(
+    installed: ComfyServer, release: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    taken = re.search(rf"([\d.]+) seconds: .*{re.escape(FOLDER)}", installed.log_text())
+    assert taken is not None
+    assert float(taken[1]) <= 0.5
+    bare = make_base(tmp_path_factory.mktemp("bare"), None, release)
+    with ComfyServer(comfyui_path(), bare, ["--cpu"]) as without:
+        least = psutil.Process(without.pid).memory_info().rss
+    assert psutil.Process(installed.pid).memory_info().rss - least < 50 * 2**20
+
+
+def test_it_says_one_line(installed: ComfyServer) -> None:
+    said = [line for line in installed.log_text().splitlines() if "Ovis-U1:" in line]
+    assert said == [f"Ovis-U1: ready; models belong in {installed.base / 'models' / 'ovis_u1'}"]
+
+
+def test_its_nodes_stand_beside_the_other_pack_s(installed: ComfyServer) -> None:
+    info = installed.object_info()
+    assert info.keys() >= TAKEN
+    assert {name for name, node in info.items() if FOLDER in node["python_module"]} == NODES
+    assert not NODES & TAKEN
+
+
+def test_it_runs_and_writes_nothing_into_its_folder(installed: ComfyServer, pack: Path) -> None:
+    folder = installed.base / "custom_nodes" / FOLDER
+    before = tree(folder)
+    assert len(before) == len(tree(pack))
+    info = installed.object_info()
+    graph = text_to_image(info, steps=2)
+    assert saved_image(installed, installed.run(graph.prompt), graph).size == (128, 96)
+    graph = load("chat", info).set_all("OvisU1Understand", max_new_tokens=4)
+    (installed.base / "input").mkdir(exist_ok=True)
+    installed.upload(ROOT / "docs" / "edit.png")
+    installed.run(graph.set("LoadImage", image="edit.png").prompt)
+    assert tree(folder) == before
+
+
+def test_the_archive_holds_what_users_need_and_no_more(pack: Path) -> None:
+    have = {path.relative_to(pack).as_posix() for path in pack.rglob("*") if path.is_file()}
+    assert {path.split("/")[0] for path in have} == {
+        *("__init__.py", "nodes", "ovis_core", "web", "locales", "workflows", "docs", "scripts", "tests"),
+        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "requirements.txt"),
+    }
+    assert {path for path in have if path.startswith("tests/")} == {
+        "tests/golden/README.md",
+        "tests/golden/config.json",
+    }
+    assert sum((pack / path).stat().st_size for path in have) < 5 * 2**20
+
+
+@pytest.mark.parametrize("command", ["make_checkpoint.py", "convert.py", "download.py"])
+def test_the_archive_s_scripts_start(pack: Path, command: str) -> None:
+    line = [sys.executable, str(pack / "scripts" / command), "--help"]
+    ran = subprocess.run(line, capture_output=True, text=True, check=False, env={"PYTHONDONTWRITEBYTECODE": "1"})
+    assert ran.returncode == 0, ran.stderr
+    assert "usage" in ran.stdout
+
+
+def test_a_dependency_that_is_too_old_is_named(
+    pack: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python reads an older version's metadata, of which the first on its path counts."""
+    metadata = tmp_path / "older" / "transformers-4.50.3.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.50.3\n", encoding="utf-8")
+    # The environment's own packages come after it, and a `.pth` file would come before them all the same.
+    monkeypatch.setenv("PYTHONPATH", str(metadata.parents[1]))
+    with ComfyServer(comfyui_path(), make_base(tmp_path, pack, release), ["--cpu"]) as running:
+        info = running.object_info()
+        log = running.log_text()
+    assert info.keys() >= TAKEN
+    assert not NODES & info.keys()
+    (said,) = [line for line in log.splitlines() if "Ovis-U1 needs" in line]
+    assert said.endswith(
+        f'Ovis-U1 needs transformers>=4.51.0; install with: "{sys.executable}" -m pip install "transformers>=4.51.0"'
+    )
+    assert "Traceback" not in log
+
+
+def test_a_dependency_that_is_missing_is_named() -> None:
+    """In a Python without any packages, which ComfyUI could not run in."""
+    script = "import sys; sys.path.insert(0, sys.argv[1])\nimport dependencies\ndependencies.check_dependencies()\n"
+    line = [sys.executable, "-I", "-S", "-c", script, str(ROOT / "ovis_core")]
+    ran = subprocess.run(line, capture_output=True, text=True, check=False)
+    said = ran.stderr.splitlines()[-1]
+    for wanted in PACKAGES.values():
+        assert wanted in said
+    assert f'"{sys.executable}" -m pip install einops filelock' in said
+
+
+def test_what_is_imported_is_what_is_checked() -> None:
+    files = [*ROOT.glob("nodes/*.py"), *ROOT.glob("ovis_core/**/*.py")]
+    found = set().union(*map(roots, files)) - set(sys.stdlib_module_names)
+    own = {"ovis_core", "nodes"}
+    comfyui = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "node_helpers", "server", "comfy_execution"}
+    assert found - own - comfyui == PACKAGES.keys()
+
+
+def test_requirements_say_the_same_everywhere() -> None:
+    asked = pack_requirements(tests=False)
+    assert (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() == asked
+    assert set(asked) <= set(PACKAGES.values())
+    assert not any(mark in line for line in asked for mark in ("<", "=="))
+
+
+def test_nothing_is_imported_that_comfyui_has_not_imported() -> None:
+    """In a process of its own, up to where the nodes stand ready."""
+    script = f"""
+import asyncio, importlib.util, sys
+sys.path.insert(0, {str(comfyui_path())!r})
+import comfy.cli_args
+comfy.cli_args.args.cpu = True
+import utils.extra_config, nodes, server, comfy_api.latest, comfy_extras.nodes_custom_sampler
+before = set(sys.modules)
+root = {str(ROOT)!r}
+spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", submodule_search_locations=[root])
+pack = sys.modules["pack"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pack)
+async def load():
+    return await (await pack.comfy_entrypoint()).get_node_list()
+print(len([node.GET_SCHEMA() for node in asyncio.run(load())]), *set(sys.modules) - before)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=comfyui_path()
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    count, *new = ran.stdout.splitlines()[-1].split()
+    assert int(count) == len(NODES)
+    assert {name.split(".")[0] for name in new} - set(sys.stdlib_module_names) == {"pack"}
