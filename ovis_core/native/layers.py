@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import comfy.ldm.flux.math as flux
 import comfy.ops
+import comfy.quant_ops
 import torch
-from comfy.ldm.flux.math import attention
+from comfy.cli_args import args
+from comfy.ldm.modules.attention import attention_pytorch, attention_sub_quad
 from torch import Tensor, nn
 
+from ..networks.attention import apply_rotary
 from ..networks.layers import Layers
 from ..precision import LARGE, Precision
 
@@ -18,6 +22,29 @@ from ..precision import LARGE, Precision
 def comfy_layers(operations: Any, dtype: torch.dtype | None, device: Any) -> Layers:
     """`Layers` of one of ComfyUI's `operations`."""
     return Layers(operations, attention, borrowed, dtype, device)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pe: Tensor | None,
+    mask: Tensor | None = None,
+    transformer_options: dict[str, Any] | None = None,
+) -> Tensor:
+    """`networks.attention.Attention` by what ComfyUI attends with, which flags, packs and nodes may choose.
+
+    On a CPU it is torch's unless a flag asks for another: ComfyUI's own default there is several times slower.
+    """
+    if pe is not None:
+        if q.is_cuda and hasattr(comfy.quant_ops, "ck"):
+            q, k = flux.apply_rope(q, k, pe)  # in one kernel
+        else:
+            q, k = apply_rotary(q, pe), apply_rotary(k, pe)
+    chosen = flux.optimized_attention
+    if q.device.type == "cpu" and chosen is attention_sub_quad and not args.use_quad_cross_attention:
+        chosen = attention_pytorch
+    return chosen(q, k, v, q.shape[1], mask=mask, skip_reshape=True, transformer_options=transformer_options or {})
 
 
 @contextmanager

@@ -44,9 +44,10 @@ def rotary_table(positions: Tensor, axes_dim: tuple[int, ...], theta: float) -> 
 
 
 def apply_rotary(x: Tensor, pe: Tensor) -> Tensor:
-    """Rotates the interleaved pairs of x (B, heads, L, D) in float32."""
-    pairs = x.float().unflatten(-1, (-1, 1, 2))
-    return (pe[..., 0] * pairs[..., 0] + pe[..., 1] * pairs[..., 1]).flatten(-2).type_as(x)
+    """Rotates the interleaved pairs of x (B, heads, L, D) in float32, of which x itself is not copied."""
+    pairs = x.unflatten(-1, (-1, 1, 2))
+    rotated = pe[..., 0] * pairs[..., 0]
+    return rotated.addcmul_(pe[..., 1], pairs[..., 1]).flatten(-2).type_as(x)
 
 
 def torch_attention(

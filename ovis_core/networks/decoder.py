@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +19,12 @@ from torch.nn import functional as F
 from ..config import LATENT_PATCH, DecoderConfig
 from .attention import Attention, rotary_table
 from .layers import Layers
+from .positions import IMAGE_INDEX, REFERENCE_INDEX, RotaryTables, positions
 from .refiner import Refiner
 
 PATCH = LATENT_PATCH
 TIME_WIDTH = 256
-TEXT_INDEX, IMAGE_INDEX, REFERENCE_INDEX = 0, 0, 1
+NORM_EPS = 1e-6
 
 
 class Decoder(nn.Module):
@@ -43,6 +45,7 @@ class Decoder(nn.Module):
         self.double_blocks = nn.ModuleList(DoubleBlock(config, layers) for _ in range(config.depth))
         self.single_blocks = nn.ModuleList(SingleBlock(config, layers) for _ in range(config.depth_single_blocks))
         self.final_layer = FinalLayer(hidden, config.out_channels, layers)
+        self.rotary_tables = RotaryTables(config.axes_dim, config.theta)
 
     def refine(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Runs the refiner, which knows no time: once per condition.
@@ -76,50 +79,38 @@ class Decoder(nn.Module):
         replace = options.get("patches_replace", {}).get("dit", {})
 
         height, width = x.shape[-2:]
-        tokens = [pack(x)]
-        positions = [grid_positions(*grid_size(x), IMAGE_INDEX, x.device)]
-        for index, ref in enumerate(ref_latents):
-            tokens.append(pack(ref))
-            positions.append(grid_positions(*grid_size(ref), REFERENCE_INDEX + index, x.device))
-        image_length = tokens[0].shape[1]
-
-        img = self.img_in(torch.cat(tokens, dim=1))
+        image_length = math.prod(grid_size(x))
+        references = ((REFERENCE_INDEX + i, *grid_size(latent)) for i, latent in enumerate(ref_latents))
+        grids = ((IMAGE_INDEX, *grid_size(x)), *references)
+        img = self.img_in(torch.cat([pack(latent) for latent in (x, *ref_latents)], dim=1))
         txt = context
-        img_ids = torch.cat(positions)
-        txt_ids = torch.full((txt.shape[1], 3), float(TEXT_INDEX), device=x.device)
-        vec = self.time_in(time_embedding(timestep, TIME_WIDTH).to(img.dtype)) + y
+        # Every modulation begins with this SiLU.
+        vec = F.silu(self.time_in(time_embedding(timestep, TIME_WIDTH).to(img.dtype)) + y)
 
-        for patch in patches.get("post_input", ()):
-            # Core's patches see ids with a batch dimension.
-            out = patch(
-                {
-                    "img": img,
-                    "txt": txt,
-                    "img_ids": img_ids[None].expand(img.shape[0], -1, -1),
-                    "txt_ids": txt_ids[None].expand(img.shape[0], -1, -1),
-                    "transformer_options": options,
-                }
-            )
-            img, txt, img_ids, txt_ids = out["img"], out["txt"], out["img_ids"][0], out["txt_ids"][0]
-
-        pe = rotary_table(torch.cat((txt_ids, img_ids)), self.config.axes_dim, self.config.theta)
+        if patches.get("post_input"):
+            ids = positions(txt.shape[1], grids, x.device)
+            img, txt, ids = patched_input(patches["post_input"], img, txt, ids, options)
+            pe = rotary_table(ids, self.config.axes_dim, self.config.theta)
+        else:
+            pe = self.rotary_tables(txt.shape[1], grids, x.device)
 
         options |= {"total_blocks": len(self.double_blocks), "block_type": "double"}
         for i, block in enumerate(self.double_blocks):
             options["block_index"] = i
             args = {"img": img, "txt": txt, "vec": vec, "pe": pe, "transformer_options": options}
-            out = run_block(block.run, args, replace.get(("double_block", i)))
+            out = run_block(partial(run_double, block), args, replace.get(("double_block", i)))
             img, txt = out["img"], out["txt"]
 
-        x = torch.cat((txt, img), dim=1)
+        x, text_length = torch.cat((txt, img), dim=1), txt.shape[1]
+        del img, txt, args, out
         options |= {"total_blocks": len(self.single_blocks), "block_type": "single"}
-        options["img_slice"] = [txt.shape[1], x.shape[1]]
+        options["img_slice"] = [text_length, x.shape[1]]
         for i, block in enumerate(self.single_blocks):
             options["block_index"] = i
             args = {"img": x, "vec": vec, "pe": pe, "transformer_options": options}
-            x = run_block(block.run, args, replace.get(("single_block", i)))["img"]
+            x = run_block(partial(run_single, block), args, replace.get(("single_block", i)))["img"]
 
-        x = self.final_layer(x[:, txt.shape[1] : txt.shape[1] + image_length], vec)
+        x = self.final_layer(x[:, text_length : text_length + image_length], vec)
         return unpack(x, height, width)
 
 
@@ -132,47 +123,38 @@ class DoubleBlock(nn.Module):
         mlp_hidden = int(hidden * config.mlp_ratio)
         self.attention = layers.attention
         self.img_mod = Modulation(hidden, 3, layers)
-        self.img_norm1 = plain_norm(hidden, layers)
         self.img_attn = AttentionWeights(config, layers)
         self.img_self_attn = AttentionWeights(config, layers)
-        self.img_norm2 = plain_norm(hidden, layers)
         self.img_mlp = gelu_mlp(hidden, mlp_hidden, layers)
         self.txt_mod = Modulation(hidden, 2, layers)
-        self.txt_norm1 = plain_norm(hidden, layers)
         self.txt_attn = AttentionWeights(config, layers)
-        self.txt_norm2 = plain_norm(hidden, layers)
         self.txt_mlp = gelu_mlp(hidden, mlp_hidden, layers)
-
-    def run(self, args: dict[str, Any]) -> dict[str, Any]:
-        """`forward` in the form of ComfyUI's block patches."""
-        img, txt = self(args["img"], args["txt"], args["vec"], args["pe"], args["transformer_options"])
-        return {"img": img, "txt": txt}
 
     def forward(
         self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, options: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """img (B, N, hidden), references included, and txt (B, L, hidden) -> the same."""
+        """img (B, N, hidden), references included, and txt (B, L, hidden) -> the same; vec (B, hidden)."""
         joint, mlp, own = self.img_mod(vec)
         txt_joint, txt_mlp = self.txt_mod(vec)
         text_length = txt.shape[1]
 
-        img_normed = self.img_norm1(img)
-        q, k, v = self.img_self_attn.project(modulate(img_normed, own))
+        q, k, v = self.img_self_attn.project(modulated_norm(img, own.shift, own.scale))
         own_out = self.img_self_attn.proj(self.attention(q, k, v, pe[:, :, text_length:], transformer_options=options))
+        del q, k, v
 
-        img_qkv = self.img_attn.project(modulate(img_normed, joint))
-        txt_qkv = self.txt_attn.project(modulate(self.txt_norm1(txt), txt_joint))
+        img_qkv = self.img_attn.project(modulated_norm(img, joint.shift, joint.scale))
+        txt_qkv = self.txt_attn.project(modulated_norm(txt, txt_joint.shift, txt_joint.scale))
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_qkv, img_qkv, strict=True))
-        del img_normed, img_qkv, txt_qkv
+        del img_qkv, txt_qkv
         attn = patched_attention(self.attention, q, k, v, pe, options | {"img_slice": [text_length, q.shape[2]]})
         del q, k, v
 
         img = torch.addcmul(img, joint.gate, self.img_attn.proj(attn[:, text_length:]))
         img = torch.addcmul(img, own.gate, own_out)
-        img = torch.addcmul(img, mlp.gate, self.img_mlp(modulate(self.img_norm2(img), mlp)))
-
         txt = torch.addcmul(txt, txt_joint.gate, self.txt_attn.proj(attn[:, :text_length]))
-        txt = torch.addcmul(txt, txt_mlp.gate, self.txt_mlp(modulate(self.txt_norm2(txt), txt_mlp)))
+        del attn, own_out
+        img = torch.addcmul(img, mlp.gate, self.img_mlp(modulated_norm(img, mlp.shift, mlp.scale)))
+        txt = torch.addcmul(txt, txt_mlp.gate, self.txt_mlp(modulated_norm(txt, txt_mlp.shift, txt_mlp.scale)))
         return img, txt
 
 
@@ -189,23 +171,25 @@ class SingleBlock(nn.Module):
         self.linear1 = layers.linear(hidden, 3 * hidden + mlp_hidden)
         self.linear2 = layers.linear(hidden + mlp_hidden, hidden)
         self.norm = QKNorm(hidden // config.num_heads, layers)
-        self.pre_norm = plain_norm(hidden, layers)
         self.modulation = Modulation(hidden, 1, layers)
-
-    def run(self, args: dict[str, Any]) -> dict[str, Any]:
-        """`forward` in the form of ComfyUI's block patches."""
-        return {"img": self(args["img"], args["vec"], args["pe"], args["transformer_options"])}
 
     def forward(self, x: Tensor, vec: Tensor, pe: Tensor, options: dict[str, Any]) -> Tensor:
         """x (B, L + N, hidden): text, image, references -> the same."""
         (mod,) = self.modulation(vec)
-        qkv, mlp = self.linear1(modulate(self.pre_norm(x), mod)).split(self.split, dim=-1)
+        qkv_mlp = self.linear1(modulated_norm(x, mod.shift, mod.scale))
+        qkv, mlp = qkv_mlp.split(self.split, dim=-1)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.norm(q, k)
         attn = patched_attention(self.attention, q, k, v, pe, options)
         del qkv, q, k, v
-        out = self.linear2(torch.cat((attn, F.gelu(mlp, approximate="tanh")), dim=-1))
-        return torch.addcmul(x, mod.gate, out)
+        if keeps_inputs():
+            joined = torch.cat((attn, gelu(mlp)), dim=-1).flatten(0, 1)
+        else:
+            # v is not needed any more: with attention's output in its place the two stand side by side already.
+            gelu(mlp)
+            joined = qkv_mlp[..., -(attn.shape[-1] + mlp.shape[-1]) :].flatten(0, 1)
+            joined[:, : attn.shape[-1]] = attn.flatten(0, 1)
+        return torch.addcmul(x, mod.gate, self.linear2(joined).unflatten(0, x.shape[:2]))
 
 
 class FinalLayer(nn.Module):
@@ -213,14 +197,13 @@ class FinalLayer(nn.Module):
 
     def __init__(self, hidden: int, out_channels: int, layers: Layers) -> None:
         super().__init__()
-        self.norm_final = plain_norm(hidden, layers)
         self.linear = layers.linear(hidden, out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), layers.linear(hidden, 2 * hidden))
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         """x (B, N, hidden), vec (B, hidden) -> (B, N, out_channels)."""
-        shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)
-        return self.linear(torch.addcmul(shift, self.norm_final(x), 1 + scale))
+        shift, scale = self.adaLN_modulation[1](vec)[:, None].chunk(2, dim=-1)
+        return self.linear(modulated_norm(x, shift, scale))
 
 
 class AttentionWeights(nn.Module):
@@ -272,7 +255,7 @@ class Modulation(nn.Module):
 
     def forward(self, vec: Tensor) -> list[Modulated]:
         """vec (B, hidden) -> one `Modulated` a branch, in the order of the weights."""
-        chunks = self.lin(F.silu(vec))[:, None].chunk(3 * self.branches, dim=-1)
+        chunks = self.lin(vec)[:, None].chunk(3 * self.branches, dim=-1)
         return [Modulated(*chunks[i : i + 3]) for i in range(0, len(chunks), 3)]
 
 
@@ -289,23 +272,35 @@ class Embedder(nn.Module):
         return self.out_layer(F.silu(self.in_layer(x)))
 
 
-def plain_norm(hidden: int, layers: Layers) -> nn.Module:
-    """LayerNorm without weights; the modulation follows it."""
-    return layers.layer_norm(hidden, 1e-6, affine=False)
+class Gelu(nn.Module):
+    """`gelu` between a network's layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return gelu(x)
 
 
 def gelu_mlp(hidden: int, mlp_hidden: int, layers: Layers) -> nn.Sequential:
     """Linear, GELU (tanh), Linear."""
-    return nn.Sequential(
-        layers.linear(hidden, mlp_hidden),
-        nn.GELU(approximate="tanh"),
-        layers.linear(mlp_hidden, hidden),
-    )
+    return nn.Sequential(layers.linear(hidden, mlp_hidden), Gelu(), layers.linear(mlp_hidden, hidden))
 
 
-def modulate(x: Tensor, mod: Modulated) -> Tensor:
-    """(1 + scale) * x + shift."""
-    return torch.addcmul(mod.shift, x, 1 + mod.scale)
+def gelu(x: Tensor) -> Tensor:
+    """GELU (tanh), in the place of x where that may be overwritten."""
+    return F.gelu(x, approximate="tanh") if keeps_inputs() else torch.ops.aten.gelu_(x, approximate="tanh")
+
+
+def keeps_inputs() -> bool:
+    """Whether what was computed must stay as it is: for training's way back, or for a compiler that fuses anyway."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(1 + scale) * LayerNorm(x) + shift: x (B, L, hidden); shift and scale (B, 1, hidden)."""
+    if x.shape[0] == 1:
+        # As a norm's own weight and bias, which takes one kernel and one rounding.
+        return F.layer_norm(x, x.shape[-1:], 1 + scale.flatten(), shift.flatten(), NORM_EPS)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
@@ -319,16 +314,6 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
 def grid_size(x: Tensor) -> tuple[int, int]:
     """Rows and columns of packed tokens for latents (B, C, H, W); an odd side is padded up."""
     return -(-x.shape[-2] // PATCH), -(-x.shape[-1] // PATCH)
-
-
-def grid_positions(rows: int, columns: int, index: int, device: torch.device) -> Tensor:
-    """(rows * columns, 3) float32: (index, row, column)."""
-    row, column = torch.meshgrid(
-        torch.arange(rows, dtype=torch.float32, device=device),
-        torch.arange(columns, dtype=torch.float32, device=device),
-        indexing="ij",
-    )
-    return torch.stack((torch.full_like(row, index), row, column), dim=-1).flatten(0, 1)
 
 
 def pack(x: Tensor) -> Tensor:
@@ -360,6 +345,34 @@ def patched_attention(
     for patch in patches.get("attn1_output_patch", ()):
         x = patch(x, options)
     return x
+
+
+def patched_input(
+    patches: Sequence[Callable[[dict[str, Any]], dict[str, Any]]],
+    img: Tensor,
+    txt: Tensor,
+    ids: Tensor,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Image tokens, text tokens and `positions` after ComfyUI's `post_input` patches."""
+    for patch in patches:
+        # Core's patches see ids with a batch dimension, the text's apart.
+        txt_ids, img_ids = ids[None].expand(img.shape[0], -1, -1).split((txt.shape[1], img.shape[1]), dim=1)
+        args = {"img": img, "txt": txt, "img_ids": img_ids, "txt_ids": txt_ids, "transformer_options": options}
+        out = patch(args)
+        img, txt, ids = out["img"], out["txt"], torch.cat((out["txt_ids"][0], out["img_ids"][0]))
+    return img, txt, ids
+
+
+def run_double(block: nn.Module, args: dict[str, Any]) -> dict[str, Any]:
+    """A double block in the form of ComfyUI's block patches."""
+    img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], args["transformer_options"])
+    return {"img": img, "txt": txt}
+
+
+def run_single(block: nn.Module, args: dict[str, Any]) -> dict[str, Any]:
+    """A single block in the form of ComfyUI's block patches."""
+    return {"img": block(args["img"], args["vec"], args["pe"], args["transformer_options"])}
 
 
 def run_block(
