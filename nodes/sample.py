@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..ovis_core.native.sampling import SCHEDULER, OvisGuider, empty_latent, sample, sigmas_for
 from .checks import CATEGORY, check, need_image_latent
-from .schema import found_by
+from .schema import ADVANCED, found_by
 
 STEPS = {"default": 50, "min": 1, "max": 10000, "tooltip": "Denoising steps. The model's authors use 50."}
 DENOISE = {
@@ -37,6 +37,7 @@ IMG_CFG = {
     "round": 0.01,
     "tooltip": "How strongly to keep to the source image. Used only with image_only connected; the authors use 1.5.",
 }
+SHARE = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
 IMAGE_ONLY_TIP = (
     "For edits: the condition with the source image and no text. Connected, it turns on the second guidance scale."
 )
@@ -98,6 +99,28 @@ class OvisU1Guider(io.ComfyNode):
                 io.Float.Input("txt_cfg", **TXT_CFG),
                 io.Conditioning.Input("image_only", optional=True, tooltip=IMAGE_ONLY_TIP),
                 io.Float.Input("img_cfg", optional=True, **IMG_CFG),
+                io.Float.Input(
+                    "cfg_start",
+                    **ADVANCED,
+                    **SHARE,
+                    default=0.0,
+                    optional=True,
+                    tooltip=(
+                        "Guide from this share of the run on. Before it a step takes one pass of the decoder, by the "
+                        "prompt alone, instead of two, or three for edits."
+                    ),
+                ),
+                io.Float.Input(
+                    "cfg_end",
+                    **ADVANCED,
+                    **SHARE,
+                    default=1.0,
+                    optional=True,
+                    tooltip=(
+                        "Guide up to this share of the run. After it a step takes one pass of the decoder: 0.8 saves a "
+                        "tenth of the passes of text to image."
+                    ),
+                ),
             ],
             outputs=[io.Guider.Output("guider", display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )
@@ -111,11 +134,15 @@ class OvisU1Guider(io.ComfyNode):
         txt_cfg: float,
         image_only: Any = None,
         img_cfg: float = IMG_CFG["default"],
+        cfg_start: float = 0.0,
+        cfg_end: float = 1.0,
     ) -> io.NodeOutput:
         """Makes the guider."""
-        scales = {"txt_cfg": txt_cfg, "img_cfg": img_cfg}
+        scales = {"txt_cfg": txt_cfg, "img_cfg": img_cfg, "cfg_start": cfg_start, "cfg_end": cfg_end}
         check(cls, model=model, positive=positive, negative=negative, image_only=image_only, **scales)
-        return io.NodeOutput(OvisGuider(model, positive, negative, txt_cfg, image_only, img_cfg))
+        if cfg_start >= cfg_end:
+            raise ValueError(f"cfg_start: {cfg_start} is not before cfg_end {cfg_end}; lower it, or raise cfg_end.")
+        return io.NodeOutput(OvisGuider(model, positive, negative, image_only=image_only, **scales))
 
 
 class OvisU1Sampler(io.ComfyNode):

@@ -59,11 +59,11 @@ def sample(guider: Any, noise: Tensor, steps: int) -> Tensor:
     return guider.model_patcher.model.process_latent_in(latent)
 
 
-def guider(model: Any, edited: tuple[Any, ...], txt_cfg: float, img_cfg: float) -> Any:
+def guider(model: Any, edited: tuple[Any, ...], txt_cfg: float, img_cfg: float, *interval: float) -> Any:
     from ovis_core.native.sampling import OvisGuider
 
     positive, image_only, negative, _ = edited
-    return OvisGuider(model, positive, negative, txt_cfg, image_only, img_cfg)
+    return OvisGuider(model, positive, negative, txt_cfg, image_only, img_cfg, *interval)
 
 
 def test_conditions(loaded: tuple[Any, ...], edited: tuple[Any, ...], tensors: dict[str, Tensor]) -> None:
@@ -141,6 +141,35 @@ def test_branches_that_cancel_are_not_run(
         full = sample(guider(whole, edited, txt_cfg, img_cfg), noise, 3)
     assert calls["decoder"] == 9
     close(lean, full, 1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("start", "end", "guided"), [(0.0, 1.0, 10), (0.0, 0.5, 5), (0.2, 0.8, 6), (0.3, 1.0, 7), (0.0, 0.01, 1)]
+)
+def test_guidance_in_a_part_of_the_run(
+    loaded: tuple[Any, ...], edited: tuple[Any, ...], tensors: dict[str, Tensor], start: float, end: float, guided: int
+) -> None:
+    import comfy.samplers
+
+    from ovis_core.native.sampling import sigmas_for
+
+    model, steps, noise = loaded[0], 10, tensors["edit/noise"]
+    with counted(*loaded) as calls:
+        out = sample(guider(model, edited, 6.0, 1.5, start, end), noise, steps)
+    assert calls["decoder"] == 3 * guided + (steps - guided)
+
+    # The same as three runs one after the other, of which the middle one alone is guided.
+    first = round(start * steps)
+    latent = torch.zeros_like(noise)
+    sigmas = sigmas_for(model, latent, steps, 1.0)
+    bounds = (0, first, first + guided, steps)
+    for i, scales in enumerate([(1.0, 1.0), (6.0, 1.5), (1.0, 1.0)]):
+        if bounds[i] < bounds[i + 1]:
+            part, euler = sigmas[bounds[i] : bounds[i + 1] + 1], comfy.samplers.sampler_object("euler")
+            latent = guider(model, edited, *scales).sample(noise, latent, euler, part)
+            noise = torch.zeros_like(noise)
+    close(out, model.model.process_latent_in(latent), 1e-4)
 
 
 def test_dual_cfg_guider_is_the_same(

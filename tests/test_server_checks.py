@@ -98,6 +98,8 @@ def test_a_scheduler_and_a_guider_check_too(server: ComfyServer, info: dict[str,
         (sigmas, "model", other, r"model: this is Linear"),
         (guider, "txt_cfg", number, r"txt_cfg: -1 is not a number from 0\.0"),
         (guider, "negative", number, r"negative: this is a int and no conditioning"),
+        (guider, "cfg_end", number, r"cfg_end: -1 is not a number from 0\.0 to 1\.0"),
+        (guider, "cfg_start", 1.0, r"cfg_start: 1\.0 is not before cfg_end 1\.0; lower it, or raise cfg_end"),
     ):
         wrong = graph.copy().set_node(node, **{name: value})
         with pytest.raises(PromptFailed, match=words):

@@ -15,7 +15,8 @@ from conftest import ROOT
 LANGUAGES = ("en", "zh", "zh-TW", "ja", "ko", "fr", "es", "ru", "de")
 OURS = "OvisU1"
 IDENTIFIERS = re.compile(
-    r"\b(restore_size|txt_cfg|img_cfg|image_only|weight_dtype|HF_ENDPOINT|models/\w+|\{prompt\})", re.ASCII
+    r"\b(restore_size|cfg_start|cfg_end|txt_cfg|img_cfg|image_only|weight_dtype|HF_ENDPOINT|models/\w+|\{prompt\})",
+    re.ASCII,
 )
 
 

@@ -19,6 +19,7 @@ from ..schedule import shifted_times
 
 SCHEDULER = "ovis_u1"
 MODEL_SAMPLING = "model_sampling"
+EPSILON = 1e-5  # of a sigma, for schedules that come to the same one by other roundings
 RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # what an empty LATENT says of its scale
 
 
@@ -31,6 +32,8 @@ class OvisGuider(comfy.samplers.CFGGuider):
 
     v = uncond + img_cfg (image_only - uncond) + txt_cfg (cond - image_only)
 
+    Guides from the share `cfg_start` of the run to the share `cfg_end`, 0 to 1; otherwise v = cond, in one pass.
+
     Sets the shift for the latent's size, unless the model carries a `model_sampling` patch already.
     """
 
@@ -42,10 +45,13 @@ class OvisGuider(comfy.samplers.CFGGuider):
         txt_cfg: float,
         image_only: list[list[Any]] | None = None,
         img_cfg: float = 1.0,
+        cfg_start: float = 0.0,
+        cfg_end: float = 1.0,
     ) -> None:
         super().__init__(patcher)
         self.set_cfg(txt_cfg)
         self.img_cfg = img_cfg
+        self.interval = (cfg_start, cfg_end)
         conds = {"positive": positive, "negative": negative}
         if image_only is not None:
             if not any(values.get("reference_latents") for _, values in image_only):
@@ -70,6 +76,11 @@ class OvisGuider(comfy.samplers.CFGGuider):
     ) -> Tensor:
         """The guided x0 of one step. Branches whose weight is zero are not run."""
         options = model_options or {}
+        if not self._guides_at(timestep):
+            cond, uncond = self.conds["positive"], self.conds["negative"]
+            return comfy.samplers.sampling_function(
+                self.inner_model, x, timestep, uncond, cond, 1.0, model_options=options, seed=seed
+            )
         if "middle" not in self.conds:
             return super().predict_noise(x, timestep, model_options=options, seed=seed)
 
@@ -92,6 +103,12 @@ class OvisGuider(comfy.samplers.CFGGuider):
         return comfy.samplers.sampling_function(
             self.inner_model, x, timestep, uncond, cond, scale, model_options=options, seed=seed
         )
+
+    def _guides_at(self, timestep: Tensor) -> bool:
+        if self.interval == (0.0, 1.0):
+            return True
+        first, last = (self.inner_model.model_sampling.percent_to_sigma(share) for share in self.interval)
+        return last + EPSILON < timestep[0].item() <= first + EPSILON
 
 
 def with_shift(patcher: comfy.model_patcher.ModelPatcher, latent: Tensor) -> comfy.model_patcher.ModelPatcher:
