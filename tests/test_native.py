@@ -103,6 +103,23 @@ def test_the_refiner_runs_once_per_condition(
     assert calls.count(1) == 10
 
 
+@torch.inference_mode()
+def test_branches_of_equal_length_run_as_one_batch(loaded: tuple[Any, Any, Any], tensors: dict[str, Tensor]) -> None:
+    from ovis_core.native.conditions import text_to_image
+
+    model, noise = loaded[0], tensors["t2i/noise"]
+    conditions = text_to_image(loaded[1], "a cute cat", "a cute dog", **SIZE)
+    assert conditions[0][0][0].shape == conditions[1][0][0].shape
+    sizes: list[int] = []
+    layer = model.model.diffusion_model.final_layer
+    hook = layer.register_forward_hook(lambda _module, _inputs, out: sizes.append(out.shape[0]))
+    try:
+        sample(model, *conditions, noise, steps=3)
+    finally:
+        hook.remove()
+    assert sizes == [2, 2, 2]
+
+
 def test_weights_are_cast_and_offloaded_by_comfyui(loaded: tuple[Any, Any, Any]) -> None:
     """Every weight sits in a layer of ComfyUI's, but for two small ones that follow their input."""
     model, clip, _ = loaded

@@ -138,12 +138,12 @@ class DoubleBlock(nn.Module):
         txt_joint, txt_mlp = self.txt_mod(vec)
         text_length = txt.shape[1]
 
-        q, k, v = self.img_self_attn.project(modulated_norm(img, own.shift, own.scale))
+        q, k, v = self.img_self_attn.project(modulated_norm(img, own.shift, own.factor))
         own_out = self.img_self_attn.proj(self.attention(q, k, v, pe[:, :, text_length:], transformer_options=options))
         del q, k, v
 
-        img_qkv = self.img_attn.project(modulated_norm(img, joint.shift, joint.scale))
-        txt_qkv = self.txt_attn.project(modulated_norm(txt, txt_joint.shift, txt_joint.scale))
+        img_qkv = self.img_attn.project(modulated_norm(img, joint.shift, joint.factor))
+        txt_qkv = self.txt_attn.project(modulated_norm(txt, txt_joint.shift, txt_joint.factor))
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_qkv, img_qkv, strict=True))
         del img_qkv, txt_qkv
         attn = patched_attention(self.attention, q, k, v, pe, options | {"img_slice": [text_length, q.shape[2]]})
@@ -153,8 +153,8 @@ class DoubleBlock(nn.Module):
         img = torch.addcmul(img, own.gate, own_out)
         txt = torch.addcmul(txt, txt_joint.gate, self.txt_attn.proj(attn[:, :text_length]))
         del attn, own_out
-        img = torch.addcmul(img, mlp.gate, self.img_mlp(modulated_norm(img, mlp.shift, mlp.scale)))
-        txt = torch.addcmul(txt, txt_mlp.gate, self.txt_mlp(modulated_norm(txt, txt_mlp.shift, txt_mlp.scale)))
+        img = torch.addcmul(img, mlp.gate, self.img_mlp(modulated_norm(img, mlp.shift, mlp.factor)))
+        txt = torch.addcmul(txt, txt_mlp.gate, self.txt_mlp(modulated_norm(txt, txt_mlp.shift, txt_mlp.factor)))
         return img, txt
 
 
@@ -176,7 +176,7 @@ class SingleBlock(nn.Module):
     def forward(self, x: Tensor, vec: Tensor, pe: Tensor, options: dict[str, Any]) -> Tensor:
         """x (B, L + N, hidden): text, image, references -> the same."""
         (mod,) = self.modulation(vec)
-        qkv_mlp = self.linear1(modulated_norm(x, mod.shift, mod.scale))
+        qkv_mlp = self.linear1(modulated_norm(x, mod.shift, mod.factor))
         qkv, mlp = qkv_mlp.split(self.split, dim=-1)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.norm(q, k)
@@ -203,7 +203,7 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         """x (B, N, hidden), vec (B, hidden) -> (B, N, out_channels)."""
         shift, scale = self.adaLN_modulation[1](vec)[:, None].chunk(2, dim=-1)
-        return self.linear(modulated_norm(x, shift, scale))
+        return self.linear(modulated_norm(x, shift, 1 + scale))
 
 
 class AttentionWeights(nn.Module):
@@ -238,10 +238,10 @@ class QKNorm(nn.Module):
 
 
 class Modulated(NamedTuple):
-    """Shift, scale and gate of one branch, each (B, 1, hidden)."""
+    """Shift, factor (1 + scale) and gate of one branch, each (B, 1, hidden)."""
 
     shift: Tensor
-    scale: Tensor
+    factor: Tensor
     gate: Tensor
 
 
@@ -255,8 +255,9 @@ class Modulation(nn.Module):
 
     def forward(self, vec: Tensor) -> list[Modulated]:
         """vec (B, hidden) -> one `Modulated` a branch, in the order of the weights."""
-        chunks = self.lin(vec)[:, None].chunk(3 * self.branches, dim=-1)
-        return [Modulated(*chunks[i : i + 3]) for i in range(0, len(chunks), 3)]
+        out = self.lin(vec)[:, None]
+        plain, plus_one = (x.chunk(3 * self.branches, dim=-1) for x in (out, 1 + out))
+        return [Modulated(plain[i], plus_one[i + 1], plain[i + 2]) for i in range(0, len(plain), 3)]
 
 
 class Embedder(nn.Module):
@@ -295,12 +296,12 @@ def keeps_inputs() -> bool:
     return torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """(1 + scale) * LayerNorm(x) + shift: x (B, L, hidden); shift and scale (B, 1, hidden)."""
+def modulated_norm(x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
+    """factor * LayerNorm(x) + shift: x (B, L, hidden); shift and factor (B, 1, hidden)."""
     if x.shape[0] == 1:
         # As a norm's own weight and bias, which takes one kernel and one rounding.
-        return F.layer_norm(x, x.shape[-1:], 1 + scale.flatten(), shift.flatten(), NORM_EPS)
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
+        return F.layer_norm(x, x.shape[-1:], factor.flatten(), shift.flatten(), NORM_EPS)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), factor)
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
