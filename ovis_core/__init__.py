@@ -6,5 +6,6 @@ Imports run one way:
 the rest   plain torch: `networks` and `multimodal` compute; `generation`, `next_token`, `conversation` and
            `cuda_graph` write text; `stored`, `precision`, `carried` and `conversion` handle weights; `pixels` and
            `tokenizer` prepare what goes in
-`config`, `layout`, `release`, `checkpoint`, `weights_file`, `prompts`, `sizes`, `schedule`, `download`   plain Python
+`config`, `layout`, `release`, `checkpoint`, `weights_file`, `prompts`, `sizes`, `schedule`, `download`, `dependencies`
+           plain Python
 """

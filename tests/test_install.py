@@ -21,6 +21,7 @@ from ovis_core.dependencies import PACKAGES
 from test_structure import roots
 from workspace.environment import pack_requirements
 
+HOOKS = ".pre-commit-config.yaml"
 FOLDER = "Ovis U1 (über) v2.0"
 NODES = {file.stem for file in (ROOT / "web" / "docs").glob("*.md")}
 # What the packs that wrap the authors' script call their nodes.
@@ -178,6 +179,8 @@ def test_requirements_say_the_same_everywhere() -> None:
     assert (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() == asked
     assert set(asked) <= set(PACKAGES.values())
     assert not any(mark in line for line in asked for mark in ("<", "=="))
+    ruffs = [re.findall(r"ruff==([\d.]+)", (ROOT / name).read_text()) for name in ("pyproject.toml", HOOKS)]
+    assert len({version for found in ruffs for version in found}) == 1
 
 
 def test_nothing_is_imported_that_comfyui_has_not_imported() -> None:

@@ -15,7 +15,7 @@ COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_path
 HEAVY = {"torch", "transformers", "numpy", "PIL", "safetensors", "einops", "diffusers"}
 # Of ovis_core, what needs nothing but Python; safetensors' headers are read without torch.
 PLAIN = {"config", "layout", "prompts", "release", "sizes", "schedule", "download", "checkpoint"}
-PLAIN |= {"weights_file", "__init__"}
+PLAIN |= {"weights_file", "dependencies", "__init__"}
 
 
 def imported(file: Path) -> set[str]:
