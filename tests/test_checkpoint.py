@@ -107,7 +107,7 @@ def test_a_folder_in_place_of_a_file(folder: Path) -> None:
 
 
 def test_spaces_and_letters_of_all_kinds(folder: Path) -> None:
-    renamed = folder.rename(folder.with_name("Ovis U1 é 雪 (копия)"))
+    renamed = folder.rename(folder.with_name("Ovis U1 é \u96ea (\u043a\u043e\u043f\u0438\u044f)"))
     assert open_release(renamed).text.files
 
 

@@ -44,7 +44,7 @@ def case(request: pytest.FixtureRequest, tokenizer: Tokenizer, golden: dict[str,
         "single": (prompts.question("What is it?", images=1), [first]),
         "multi": (prompts.question("Describe each image.", images=2), [first, second]),
         "video": (prompts.question("Describe the video.", video=True), [frames]),
-        "text_only": (prompts.question("Write a haiku about 雪 and émigrés 🐈."), []),
+        "text_only": (prompts.question("Write a haiku about \u96ea and émigrés \U0001f408."), []),
     }
     parts, pictures = made[request.param]
     tokens = prompt(tokenizer, [*parts, *prompts.answer_start()], pictures)
@@ -101,7 +101,9 @@ def test_thoughts_are_split_off_and_left_out_of_the_conversation(tokenizer: Toke
 
 
 def test_200_tokens_equal_a_full_recomputation(text_model: Multimodal, tokenizer: Tokenizer) -> None:
-    tokens = tokenizer.encode([*prompts.question("Write a haiku about 雪 and émigrés 🐈."), *prompts.answer_start()])
+    tokens = tokenizer.encode(
+        [*prompts.question("Write a haiku about \u96ea and émigrés \U0001f408."), *prompts.answer_start()]
+    )
     written = write(text_model, tokens, 200)
     assert len(set(written)) > 20  # a loop of one word would prove little
     again: list[int] = []

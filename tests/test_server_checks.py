@@ -10,7 +10,7 @@ from comfy_server import ComfyServer, PromptFailed
 from graphs import Graph, load, text_to_image
 
 CHECKS = [
-    ("OvisU1TextEncode", "clip", "another clip", r"clip: this is Linear, not Ovis-U1's; connect the CLIP of"),
+    ("OvisU1TextEncode", "clip", "another clip", r"clip: this is Identity, not Ovis-U1's; connect the CLIP of"),
     ("OvisU1TextEncode", "clip", "a word", r"clip: this is str, not Ovis-U1's"),
     ("OvisU1TextEncode", "prompt", "two words", r"prompt: this is a list, not one text; connect one STRING"),
     ("OvisU1TextEncode", "width", "zero", r"width: 0 is not a whole number from 16 to"),
@@ -22,7 +22,7 @@ CHECKS = [
     ("OvisU1EditEncode", "image", "nothing", r"image: this is a NoneType and a batch of images"),
     ("OvisU1EditEncode", "megapixels", "minus one", r"megapixels: -1 is not a number from 0\.0 to 16\.0"),
     ("OvisU1EditEncode", "prompt", "two words", r"prompt: this is a list, not one text"),
-    ("OvisU1Sampler", "model", "another model", r"model: this is Linear, not Ovis-U1; connect the MODEL of"),
+    ("OvisU1Sampler", "model", "another model", r"model: this is Identity, not Ovis-U1; connect the MODEL of"),
     ("OvisU1Sampler", "steps", "zero", r"steps: 0 is not a whole number from 1 to 10000"),
     ("OvisU1Sampler", "denoise", "minus one", r"denoise: -1 is not a number from 0\.0 to 1\.0"),
     ("OvisU1Sampler", "sampler_name", "a word", r"sampler_name: 'a word' is none of the choices; choose one of euler"),
@@ -36,7 +36,7 @@ CHECKS = [
     ("OvisU1Decode", "vae", "another vae", r"vae: its latents have 16 channels"),
     ("OvisU1Loader", "weight_dtype", "a word", r"weight_dtype: 'a word' is none of the choices; choose one of default"),
     ("OvisU1Loader", "model_name", "a word", r"model_name: 'a word' was not found; choose one of"),
-    ("OvisU1Understand", "clip", "another clip", r"clip: this is Linear, not Ovis-U1's"),
+    ("OvisU1Understand", "clip", "another clip", r"clip: this is Identity, not Ovis-U1's"),
     ("OvisU1Understand", "history", "a word", r"history: this is no conversation; connect the history of another"),
     ("OvisU1Understand", "video", "one image", r"video: it has 3 dimensions"),
     ("OvisU1Understand", "top_k", "a million", r"top_k: 1000000 is not a whole number from 0 to 1000"),
@@ -95,7 +95,7 @@ def test_a_scheduler_and_a_guider_check_too(server: ComfyServer, info: dict[str,
     assert server.run(graph.prompt).outputs
     for node, name, value, words in (
         (sigmas, "steps", number, r"steps: -1 is not a whole number"),
-        (sigmas, "model", other, r"model: this is Linear"),
+        (sigmas, "model", other, r"model: this is Identity"),
         (guider, "txt_cfg", number, r"txt_cfg: -1 is not a number from 0\.0"),
         (guider, "negative", number, r"negative: this is a int and no conditioning"),
         (guider, "cfg_end", number, r"cfg_end: -1 is not a number from 0\.0 to 1\.0"),

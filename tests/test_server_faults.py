@@ -106,7 +106,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.fixture
 def broken(server: ComfyServer, release: Path) -> Iterator[Path]:
     """A model of one's own in the server's folder."""
-    folder = Path(shutil.copytree(release, server.base / "models" / "ovis_u1" / "broken é 雪"))
+    folder = Path(shutil.copytree(release, server.base / "models" / "ovis_u1" / "broken é \u96ea"))
     server.object_info()
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

@@ -144,7 +144,16 @@ def read_without_pictures(info: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize(
-    "question", ["", " ", "ما هذا؟", "これは何ですか。", "🐈‍⬛ or 🐕?", "<image> <|im_end|> {prompt}", "a\r\n\tb\0c"]
+    "question",
+    [
+        "",
+        " ",
+        "\u0645\u0627 \u0647\u0630\u0627\u061f",
+        "\u3053\u308c\u306f\u4f55\u3067\u3059\u304b\u3002",
+        "\U0001f408\u200d\u2b1b or \U0001f415?",
+        "<image> <|im_end|> {prompt}",
+        "a\r\n\tb\0c",
+    ],
 )
 def test_questions_of_all_kinds(server: ComfyServer, info: dict[str, Any], photo: str, question: str) -> None:
     graph = understand(info, photo, prompt=question, max_new_tokens=4)
@@ -155,7 +164,7 @@ def test_words_alone(server: ComfyServer, info: dict[str, Any], golden: dict[str
     graph = load("understand", info)
     node = graph.prompt[graph.find("OvisU1Understand")]["inputs"]
     del node["image"]
-    graph.set("OvisU1Understand", prompt="Write a haiku about 雪 and émigrés 🐈.", max_new_tokens=24)
+    graph.set("OvisU1Understand", prompt="Write a haiku about \u96ea and émigrés \U0001f408.", max_new_tokens=24)
     assert text(server.run(graph.remove("LoadImage").prompt), graph) == golden["generate"]["text_only"]["text"]
 
 

@@ -60,6 +60,12 @@ def test_the_core_knows_no_nodes(file: Path) -> None:
     assert "nodes" not in roots(file)
 
 
+def test_sources_can_be_read_on_windows() -> None:
+    """Tools there open them as cp1252."""
+    for file in files(".", "nodes", "ovis_core", "ovis_core/networks", "ovis_core/native", "scripts", "tests"):
+        file.read_text(encoding="utf-8").encode("cp1252")
+
+
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=lambda command: command[0])
 def test_ruff(command: list[str]) -> None:
     ran = subprocess.run(
