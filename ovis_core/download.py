@@ -72,7 +72,7 @@ def download(
 ) -> Path:
     """Fetches what is missing or other in `folder`, checks sizes and hashes of all of it, and answers the folder.
 
-    `report` is called in another thread.
+    `report` is called in another thread, or in this one, never in both at once.
 
     Honours the hub's own settings (HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE). Raises `DownloadError`.
     """
@@ -206,12 +206,16 @@ def _take(folder: Path, file: File) -> None:
 def _reporting(
     folder: Path, files: list[File], report: Callable[[Progress], object]
 ) -> Iterator[Callable[[str], None]]:
-    """Reports by the sizes on the disk, which are right whatever way the hub's client takes; yields what to say."""
-    total, doing, ended = sum(file.size for file in files), [""], threading.Event()
+    """Reports by the sizes on the disk, which are right whatever way the hub's client takes; yields what to say.
+
+    Two threads report, never both at once.
+    """
+    total, doing, ended, one = sum(file.size for file in files), [""], threading.Event(), threading.Lock()
 
     def tell() -> None:
-        done = sum(file.size if _is_there(folder, file) else _size(_part(folder, file)) for file in files)
-        report(Progress(done, total, doing[0]))
+        with one:
+            done = sum(file.size if _is_there(folder, file) else _size(_part(folder, file)) for file in files)
+            report(Progress(done, total, doing[0]))
 
     def keep_telling() -> None:
         while not ended.wait(INTERVAL):

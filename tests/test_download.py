@@ -63,6 +63,26 @@ def test_a_whole_release(mirror: Mirror, models: Path, config: Any) -> None:
     assert not [path for _, path, _ in mirror.asked if "resolve" in path]
 
 
+def test_reports_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or two of them would share a line."""
+    from ovis_core import download
+
+    monkeypatch.setattr(download, "INTERVAL", 0.0)
+    one, met = threading.Lock(), []
+
+    def report(progress: Any) -> None:
+        if not one.acquire(blocking=False):
+            met.append(progress)
+            return
+        time.sleep(0.002)
+        one.release()
+
+    with download._reporting(tmp_path, [], report) as say:
+        for _ in range(50):
+            say("checking")
+    assert met == []
+
+
 def test_it_goes_on_where_it_stopped(mirror: Mirror, models: Path) -> None:
     from ovis_core.checkpoint import is_complete
     from ovis_core.download import DownloadError
