@@ -1,12 +1,15 @@
-"""The page in a real browser: workflows open, run and show their image."""
+"""The page in a real browser: what a person finds, opens, runs and reads there."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -31,52 +34,206 @@ ARGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-WAIT = 60_000  # ms
+WAIT = 90_000  # ms
+PACK = "ovis-u1"  # the pack's folder in the server's base directory
+CANVAS = "#graph-canvas"
+FOUND = ".p-autocomplete-option, [data-testid=result-item]"
+TITLE = 30  # pixels of a node's title, above its position
+READABLE = 0.6  # below this zoom the canvas draws no text
+NAMES = sorted(file.stem for file in WORKFLOWS.glob("*.json"))
+SMALL = {
+    "OvisU1Loader": {"model_name": "tiny"},
+    "OvisU1Sampler": {"steps": 2},
+    "PrimitiveInt": {"value": 128},
+    "TrainLoraNode": {"steps": 3},
+    "OvisU1TextEncode": {"width": 128, "height": 128},
+    "EmptyLatentImage": {"width": 128, "height": 128},
+    "OvisU1Understand": {"max_new_tokens": 8},
+}
+ROLES = {
+    "#323": {"OvisU1Loader", "LoraModelLoader"},
+    "#232": {"OvisU1TextEncode", "OvisU1EditEncode", "OvisU1Understand", "OvisU1Judge", "PrimitiveStringMultiline"},
+    "#322": {"OvisU1Sampler", "TrainLoraNode"},
+    "#233": {"OvisU1Decode", "SaveImage", "PreviewImage", "PreviewAny", "SaveLoRA", "LossGraphNode"},
+    "#432": {"MarkdownNote"},
+}
 
 
 @pytest.fixture(scope="module")
-def page(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    browser = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
+def browser() -> Iterator[Any]:
+    path = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
         pytest.skip("no Chromium was found; install one or name it in BROWSER_PATH")
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=ARGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def ready(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> ComfyServer:
+    """The server with a picture to load, and past its first start."""
     example = tmp_path_factory.mktemp("page") / "example.png"
     picture(512, 512).save(example)
     server.upload(example)
     # A first start would open the template browser over the canvas.
     settings = json.dumps({"Comfy.TutorialCompleted": True}).encode()
     urllib.request.urlopen(urllib.request.Request(f"{server.url}/settings", settings, method="POST")).close()
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=ARGS)
-        page = chromium.new_page(viewport={"width": 1900, "height": 950})
-        page.goto(server.url)
-        page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=WAIT)
-        yield page
-        chromium.close()
+    return server
 
 
-def drop(page: Any, workflow: dict[str, Any], name: str) -> None:
-    """Opens a workflow the way a file that is dropped on the canvas opens."""
+@pytest.fixture
+def page(browser: Any, ready: ComfyServer) -> Iterator[Any]:
+    """A page with an empty graph."""
+    page = browser.new_page(viewport={"width": 1900, "height": 950})
+    page.set_default_timeout(WAIT)
+    page.goto(ready.url)
+    page.wait_for_function("window.app?.graph && window.app.extensionManager?.command")
+    # The default graph comes a moment later.
+    page.wait_for_function("window.app.graph._nodes.length > 0")
+    page.evaluate("window.app.graph.clear()")
+    yield page
+    page.close()
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def set_widgets(page: Any, values: dict[str, dict[str, Any]]) -> None:
+    """Class of nodes -> values of their widgets."""
     page.evaluate(
-        "([text, name]) => window.app.handleFile(new File([text], name, {type: 'application/json'}))",
-        [json.dumps(workflow), f"{name}.json"],
+        """(all) => { for (const [type, values] of Object.entries(all))
+            window.app.graph._nodes.filter((n) => n.type === type).forEach((n) =>
+                n.widgets.forEach((w) => { if (w.name in values) w.value = values[w.name]; })); }""",
+        values,
     )
-    count = len(workflow["nodes"])
-    page.wait_for_function(f"window.app.graph._nodes.length === {count}", timeout=WAIT)
-    page.wait_for_timeout(1000)
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in WORKFLOWS.glob("*.json")))
-def test_a_workflow_opens_and_runs(page: Any, info: dict[str, Any], name: str) -> None:
+def run(page: Any) -> None:
+    page.evaluate("() => { window.app.graph.setDirtyCanvas(true, true); window.app.queuePrompt(0, 1); }")
+
+
+def drop(page: Any, data: bytes, name: str, kind: str) -> None:
+    """Lets a file fall on the canvas."""
+    transfer = page.evaluate_handle(
+        """([data, name, type]) => {
+            const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], name, {type}));
+            return transfer;
+        }""",
+        [base64.b64encode(data).decode(), name, kind],
+    )
+    page.dispatch_event(CANVAS, "drop", {"dataTransfer": transfer, "clientX": 900, "clientY": 500})
+
+
+def open_dropped(page: Any, name: str) -> dict[str, Any]:
+    workflow = read(name)
+    drop(page, json.dumps(workflow).encode(), f"{name}.json", "application/json")
+    wait_for_nodes(page, len(workflow["nodes"]))
+    return workflow
+
+
+def wait_for_nodes(page: Any, count: int) -> None:
+    page.wait_for_function(f"window.app.graph._nodes.length === {count}")
+    page.wait_for_timeout(500)  # nodes take their sizes when they are drawn
+
+
+def browse_templates(page: Any) -> Any:
+    """Opens the pack's page of the template browser; the dialog."""
+    page.evaluate("() => { window.app.extensionManager.command.execute('Comfy.BrowseTemplates'); }")
+    entry = page.get_by_text(PACK, exact=True).first
+    entry.scroll_into_view_if_needed()
+    entry.click()
+    return page.get_by_role("dialog")
+
+
+def select(page: Any, kind: str) -> None:
+    page.evaluate("(type) => window.app.canvas.selectNode(window.app.graph._nodes.find((n) => n.type === type))", kind)
+
+
+def boxes(nodes: list[dict[str, Any]]) -> list[tuple[Any, float, float, float, float]]:
+    """(what, left, top, right, bottom) of nodes, titles included."""
+    found = []
+    for node in nodes:
+        (x, y), (width, height) = node["pos"], node["size"]
+        found.append((f"{node['id']} {node['type']}", x, y - TITLE, x + width, y + height))
+    return found
+
+
+def overlaps(nodes: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
+    return [
+        (a[0], b[0])
+        for a, b in combinations(boxes(nodes), 2)
+        if a[1] < b[3] and b[1] < a[3] and a[2] < b[4] and b[2] < a[4]
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_is_laid_out(name: str) -> None:
+    workflow = read(name)
+    assert overlaps(workflow["nodes"]) == []
+    for what, left, top, right, bottom in boxes([n for n in workflow["nodes"] if n["type"] != "MarkdownNote"]):
+        inside = [
+            x <= left and y <= top and right <= x + width and bottom <= y + height
+            for x, y, width, height in (group["bounding"] for group in workflow["groups"])
+        ]
+        assert inside.count(True) == 1, what
+    for node in workflow["nodes"]:
+        role = next((color for color, types in ROLES.items() if node["type"] in types), "#223")
+        assert node["color"] == role, node["type"]
+    # Links lead to the right, or straight down within a column.
+    places = {node["id"]: node for node in workflow["nodes"]}
+    for _, source, _, target, *_ in workflow["links"]:
+        assert places[source]["pos"][0] <= places[target]["pos"][0], (source, target)
+    assert workflow["extra"]["ds"]["scale"] >= READABLE
+
+
+def test_nodes_are_found_by_search(page: Any, info: dict[str, Any]) -> None:
+    for words, names in {
+        "ovis": {node["display_name"] for name, node in info.items() if name.startswith("OvisU1")},
+        "text encode": {"Ovis-U1 Text Encode"},
+        **({"caption": {"Ovis-U1 Understand"}} if "search_aliases" in info["OvisU1Understand"] else {}),
+    }.items():
+        page.mouse.dblclick(1000, 500)
+        page.keyboard.type(words)
+        for name in names:
+            page.locator(FOUND).filter(has_text=name).first.wait_for(state="attached")
+        page.screenshot(path=SHOTS / f"search_{words.replace(' ', '_')}.png")
+        if words != "ovis":
+            page.locator(FOUND).filter(has_text=next(iter(names))).first.click()
+            wait_for_nodes(page, 1)
+            assert page.evaluate("window.app.graph._nodes[0].title") in names
+            page.evaluate("window.app.graph.clear()")
+        page.keyboard.press("Escape")
+
+
+def test_templates_have_their_pictures(page: Any) -> None:
+    dialog = browse_templates(page)
+    for name in NAMES:
+        card = dialog.locator(f"img[alt='{name}']").first
+        card.scroll_into_view_if_needed()
+        page.wait_for_function("(name) => document.querySelector(`img[alt='${name}']`).naturalWidth > 0", arg=name)
+    page.screenshot(path=SHOTS / "templates.png")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_opens_from_the_templates_and_runs(page: Any, info: dict[str, Any], name: str) -> None:
     if name not in workflows(info):
         pytest.skip("this ComfyUI's Train LoRA has other outputs")
-    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-    drop(page, workflow, name)
+    workflow = read(name)
+    browse_templates(page).locator(f"img[alt='{name}']").first.click()
+    wait_for_nodes(page, len(workflow["nodes"]))
     # The page draws a node whose type it does not know as a plain LGraphNode.
     unknown = page.evaluate(
         "window.app.graph._nodes.filter((n) => !(n.type in window.LiteGraph.registered_node_types)).map((n) => n.type)"
     )
     assert unknown == []
+    page.screenshot(path=SHOTS / f"{name}_opened.png")
+    assert page.evaluate("window.app.canvas.ds.scale") >= READABLE
+    assert overlaps(page.evaluate(NODES)) == []
     prompt = page.evaluate("(async () => (await window.app.graphToPrompt()).output)()")
     for node in prompt.values():
         if node["class_type"] == "PreviewAny":
@@ -87,30 +244,91 @@ def test_a_workflow_opens_and_runs(page: Any, info: dict[str, Any], name: str) -
     }
 
     # A node takes up its images when it is drawn, so all of them must be in sight.
-    width, height = (max(node["pos"][i] + node["size"][i] for node in workflow["nodes"]) for i in (0, 1))
-    scale = min(1700 / width, 900 / (height + 150))
-    page.evaluate("(scale) => Object.assign(window.app.canvas.ds, {scale, offset: [150, 150]})", scale)
-    page.evaluate(
-        """() => {
-            const set = (type, values) => window.app.graph._nodes.filter((n) => n.type === type).forEach((n) =>
-                n.widgets.forEach((w) => { if (w.name in values) w.value = values[w.name]; }));
-            set("OvisU1Loader", {model_name: "tiny"});
-            set("OvisU1Sampler", {steps: 2});
-            set("PrimitiveInt", {value: 128});
-            set("TrainLoraNode", {steps: 3});
-            set("OvisU1TextEncode", {width: 128, height: 128});
-            set("EmptyLatentImage", {width: 128, height: 128});
-            set("OvisU1Understand", {max_new_tokens: 8});
-            window.app.graph.setDirtyCanvas(true, true);
-            window.app.queuePrompt(0, 1);
-        }"""
-    )
+    set_widgets(page, SMALL)
+    run(page)
     page.wait_for_function(
         """() => window.app.graph._nodes.every((n) =>
             (n.type !== "SaveImage" || n.imgs?.length > 0) &&
-            (n.type !== "PreviewAny" || n.widgets.some((w) => typeof w.value === "string" && w.value !== "")))""",
-        timeout=WAIT,
+            (n.type !== "PreviewAny" || n.widgets.some((w) => typeof w.value === "string" && w.value !== "")))"""
     )
     page.wait_for_timeout(500)
     page.screenshot(path=SHOTS / f"{name}.png")
     assert Graph(ours).find_all("SaveImage") + Graph(ours).find_all("PreviewAny")
+    assert overlaps(page.evaluate(NODES)) == []
+
+
+NODES = "window.app.graph._nodes.map((n) => ({id: n.id, type: n.type, pos: [...n.pos], size: [...n.size]}))"
+
+
+def test_a_saved_picture_brings_its_graph_back(page: Any, ready: ComfyServer) -> None:
+    workflow = open_dropped(page, "text_to_image")
+    set_widgets(page, SMALL | {"OvisU1TextEncode": {"prompt": "a heron in the reeds"}})
+    run(page)
+    page.wait_for_function("window.app.graph._nodes.find((n) => n.type === 'SaveImage').imgs?.length > 0")
+    shown = page.evaluate("window.app.graph._nodes.find((n) => n.type === 'SaveImage').imgs[0].src")
+    asked = urllib.parse.parse_qs(urllib.parse.urlparse(shown).query)
+    entry = {"filename": asked["filename"][0], "subfolder": asked["subfolder"][0], "type": "output"}
+    page.evaluate("window.app.graph.clear()")
+    drop(page, ready.image(entry), "saved.png", "image/png")
+    wait_for_nodes(page, len(workflow["nodes"]))
+    types = page.evaluate("window.app.graph._nodes.map((n) => n.type)")
+    assert sorted(types) == sorted(node["type"] for node in workflow["nodes"])
+    prompt = (
+        "window.app.graph._nodes.find((n) => n.type === 'OvisU1TextEncode').widgets.find((w) => w.name === 'prompt')"
+    )
+    assert page.evaluate(f"{prompt}.value") == "a heron in the reeds"
+
+
+def test_a_wrong_value_shows_its_message(page: Any) -> None:
+    open_dropped(page, "text_to_image")
+    set_widgets(page, SMALL | {"PrimitiveInt": {"value": 1000}})
+    run(page)
+    sentence = page.get_by_text("width: 1000 pixels is not a multiple of 16; use 992 or 1008.")
+    details = page.get_by_role("button", name="View details")
+    sentence.or_(details).first.wait_for()
+    # The node itself is marked, too.
+    page.wait_for_function(
+        "window.app.graph._nodes.filter((n) => n.has_errors || n.strokeStyles?.nodeError).length > 0"
+    )
+    if details.count():
+        details.first.click()
+    sentence.first.wait_for()
+    page.screenshot(path=SHOTS / "error.png")
+
+
+def test_the_help_panel_shows_our_page(page: Any) -> None:
+    open_dropped(page, "text_to_image")
+    select(page, "OvisU1Sampler")
+    page.get_by_test_id("info-button").first.click()
+    page.get_by_role("heading", name="Typical mistakes").wait_for(state="attached")
+    page.screenshot(path=SHOTS / "help.png")
+    (right,) = {
+        page.evaluate("(h) => h.scrollWidth <= h.clientWidth", panel.element_handle())
+        for panel in [page.get_by_role("heading", name="Typical mistakes").locator("xpath=..")]
+    }
+    assert right, "the help page is wider than its panel"
+
+
+def test_text_shows_while_it_is_written_and_chats_show_their_turns(page: Any) -> None:
+    open_dropped(page, "chat")
+    set_widgets(page, SMALL | {"OvisU1Understand": {"max_new_tokens": 300}})
+    run(page)
+    text = "window.app.graph._nodes.filter((n) => n.type === '{}').map((n) => n.widgets.map((w) => w.value).at(-1))"
+    written = text.format("OvisU1Understand")
+    lengths = set()
+    first = page.wait_for_function(f"typeof {written}[0] === 'string' && {written}[0]")
+    lengths.add(len(first.json_value()))
+    answers = (
+        "window.app.graph._nodes.filter((n) => n.type === 'PreviewAny').map((n) =>"
+        " n.widgets.map((w) => w.value).find((v) => typeof v === 'string' && v !== ''))"
+    )
+    while not all(page.evaluate(answers)):
+        lengths.add(len(page.evaluate(f"{written}[0]")))
+        page.wait_for_timeout(100)
+    assert len(lengths) > 2, "the text came all at once"
+    shown = page.evaluate(answers)
+    assert len(shown) == 2
+    page.screenshot(path=SHOTS / "chat_written.png")
+    # What is shown can be marked and copied.
+    area = page.locator("textarea:read-only, .comfy-text-preview, textarea[readonly]").first
+    area.wait_for(state="attached")
