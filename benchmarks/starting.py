@@ -27,9 +27,18 @@ def parse(line: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-def start_comfyui(comfyui: Path) -> None:
-    """Makes ComfyUI's core and `ovis_core` importable; ComfyUI reads no arguments of ours."""
+def start_comfyui(comfyui: Path, **flags: bool) -> None:
+    """Makes ComfyUI's core and `ovis_core` importable; ComfyUI reads no arguments of ours but `flags`, of its own."""
     sys.path[:0] = [str(comfyui), str(ROOT / "scripts"), str(ROOT / "benchmarks")]
     from import_core import import_core
 
     import_core()
+    import comfy.cli_args
+
+    for name, value in flags.items():
+        setattr(comfy.cli_args.args, name, value)
+
+
+def qwen25(comfyui: Path) -> Path:
+    """The tokenizer files that every ComfyUI has."""
+    return comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer"
