@@ -55,8 +55,14 @@ class _Operations(TorchDispatchMode):
         self.inside_fused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "prim":
+            return func(*args, **(kwargs or {}))
+        with self:  # in inference mode some operations come here whole
+            out = func.decompose(*args, **(kwargs or {}))
+        if out is not NotImplemented:
+            return out
         out = func(*args, **(kwargs or {}))
-        if not self.inside_fused and func.namespace != "prim" and func._schema.name not in ALLOCATIONS:
+        if not self.inside_fused and func._schema.name not in ALLOCATIONS:
             flops = flop_registry.get(func.overloadpacket)
             amount = flops(*args, **(kwargs or {}), out_val=out) if flops else 0
             self.add((args, kwargs), out, amount, in_place=func._schema.is_mutable)

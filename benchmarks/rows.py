@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from torch import Tensor
 from measuring import Row
 from ovis_core.config import OvisConfig
 from ovis_core.layout import LANGUAGE
-from ovis_core.native.sampling import OvisGuider
 from sides import CFG, EDIT_CFG, IMAGE_CFG, PROMPT, VAE_SCALE, Ours, Picture, noise_image
 from understand import Transformers, answering, now
 
@@ -78,17 +76,17 @@ class Bench:
         ours, model = self.ours, self.ours.model
         makers: dict[str, Callable[[Picture], Any]] = {
             "ours": ours.image,
-            "compiled": partial(ours.image, model=self._compiled()),
+            "compiled": partial(ours.image, model=self.compiled()),
             "EasyCache": partial(ours.image, model=EasyCacheNode.execute(model, **CACHE)[0]),
             "LazyCache": partial(ours.image, model=LazyCacheNode.execute(model, **CACHE)[0]),
+            "interval": partial(ours.image, **INTERVAL),
         }
-        if "cfg_end" in inspect.signature(OvisGuider.__init__).parameters:
-            makers["interval"] = partial(ours.image, **INTERVAL)
         if self.fp8:
             makers["fp8"] = self.fp8.image
         return {side: maker for side, maker in makers.items() if self.wants(side)}
 
-    def _compiled(self) -> Any:
+    def compiled(self) -> Any:
+        """MODEL through ComfyUI's TorchCompileModel."""
         return TorchCompileModel.execute(self.ours.model, "inductor")[0]
 
     def picture(self, picture: Picture) -> Any:
@@ -162,9 +160,9 @@ def rows(bench: Bench, args: argparse.Namespace, copy: float) -> Iterator[Row]:
         growth = {"steps": float(args.steps), "batch": 1.0} if (width, height) == smallest else {}
         growth["pixels"] = float(width * height)
         yield Row(f"text to image, {width}x{height}", made(one, makers), growth)
-        four = Picture(width, height, batch=4, steps=args.steps)
-        growth = {"batch": 4.0} if (width, height) == smallest else {}
-        yield Row(f"text to image, {width}x{height}, batch 4", made(four, plain), growth)
+        many = Picture(width, height, batch=args.batch, steps=args.steps)
+        growth = {"batch": float(many.batch)} if (width, height) == smallest else {}
+        yield Row(f"text to image, {width}x{height}, batch {many.batch}", made(many, plain), growth)
     twice = Picture(*smallest, steps=2 * args.steps)
     yield Row(f"text to image, {_by(smallest)}, {twice.steps} steps", made(twice, plain), {"steps": float(twice.steps)})
     side = args.edit_side
@@ -207,7 +205,7 @@ def _pass(bench: Bench, picture: Picture) -> Row:
     run = bench.ours.decoder_pass(x, T, condition)
     sides: dict[str, Callable[[], Any]] = {"ours": run}
     if bench.wants("compiled"):
-        sides["compiled"] = partial(run, bench._compiled())
+        sides["compiled"] = partial(run, bench.compiled())
     if bench.fp8:
         bench.fp8.load()
         sides["fp8"] = bench.fp8.decoder_pass(x, T, condition)

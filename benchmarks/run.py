@@ -13,21 +13,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import json
 import re
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from starting import parse, parser, qwen25, start_comfyui
 
-SIZES = {"gpu": ["512x512", "1024x1024", "1536x1024"], "cpu": ["128x128", "256x256", "384x256"]}
+SIZES = {"gpu": ["512x512", "1024x1024", "1536x1024"], "cpu": ["128x128", "256x192"]}
 EDIT_SIDE = {"gpu": 992, "cpu": 256}
 STEPS = {"gpu": 50, "cpu": 4}
-TOKENS = {"gpu": 128, "cpu": 16}
+TOKENS = {"gpu": 128, "cpu": 8}
+BATCH = {"gpu": 4, "cpu": 2}
 
 
 def arguments() -> argparse.Namespace:
@@ -42,6 +41,7 @@ def arguments() -> argparse.Namespace:
     line.add_argument("--edit-side", type=int, help="of the square image that is edited, in pixels")
     line.add_argument("--steps", type=int)
     line.add_argument("--tokens", type=int, help="tokens to write about images")
+    line.add_argument("--batch", type=int, help="of the rows with several images at once")
     line.add_argument("--repeat", type=int, default=3, help="turns of each side; their median counts")
     line.add_argument("--sides", nargs="+", help="only these: ours compiled EasyCache LazyCache interval fp8 authors")
     line.add_argument("--rows", nargs="+", metavar="WORD", help="only rows with one of these words in their names")
@@ -55,6 +55,7 @@ def arguments() -> argparse.Namespace:
     args.edit_side = args.edit_side or EDIT_SIDE[args.device]
     args.steps = args.steps or STEPS[args.device]
     args.tokens = args.tokens or TOKENS[args.device]
+    args.batch = args.batch or BATCH[args.device]
     args.small = args.small or (args.device == "cpu" and not args.full)
     args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
     return args
@@ -129,10 +130,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     measured = [Measured("load onto the device", side, [seconds]) for side, seconds in bench.loading.items()]
     for row in rows(bench, args, copy):
         if not args.rows or any(word in row.name for word in args.rows):
-            start = time.perf_counter()
-            measured += meter.measure(row)
-            print(f"{row.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-            gc.collect()
+            found = meter.measure(row)
+            measured += found
+            sides = ", ".join(f"{one.side} {one.median / found[0].median:.2f}" for one in found)
+            print(f"{row.name}: {sides}", file=sys.stderr, flush=True)
     print(time_table(measured, seconds=on_gpu), "\n")
     print(memory_table(measured), "\n")
     print(growth_table(measured))
@@ -143,6 +144,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "product": product,
         "copy": copy,
         "errors": errors,
+        "weights": {side: sum(weight.nbytes for weight in bench.weights(side)) for side in bench.loading},
         "rows": [dataclasses.asdict(row) for row in measured],
     }
 

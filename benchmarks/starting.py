@@ -9,6 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Threads that spin while they wait slow down many times over where other work shares the cores. Torch reads it once.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A command line with what all benchmarks take; to be read with `parse`."""
