@@ -34,18 +34,18 @@ def count_passes(code: Path | None) -> Iterator[tuple[str, str, Counts]]:
             condition = torch.empty(1, TEXT, FULL.decoder.context_in_dim, dtype=half)
             references = [x] if has_reference else None
             context, y = ours.refine(condition)
-            yield name, "ours", _counted(lambda: ours(x, t, context, y, references))
+            yield name, "ours", _counted(ours, x, t, context, y, references)
             if authors:
                 from reference import velocity
 
                 reference = x if has_reference else None
-                yield name, "authors", _counted(lambda: velocity(authors, x, 0.5, condition, reference))
-        yield "refiner, once a condition and not each pass", "ours", _counted(lambda: ours.refine(condition))
+                yield name, "authors", _counted(velocity, authors, x, 0.5, condition, reference)
+        yield "refiner, once a condition and not each pass", "ours", _counted(ours.refine, condition)
 
 
-def _counted(run: Callable[[], Any]) -> Counts:
+def _counted(run: Callable[..., Any], *args: Any) -> Counts:
     with counting() as counts:
-        run()
+        run(*args)
     return counts
 
 
@@ -63,8 +63,8 @@ def _authors_decoder(code: Path, dtype: torch.dtype) -> Any:
 def compiled_graphs(folder: Path, tokenizer: Path) -> Iterator[tuple[str, dict[str, int]]]:
     """What torch.compile makes of sampling runs, through the wrapper of ComfyUI's TorchCompileModel.
 
-    The whole decoder, then block by block: for each run (graphs so far, graph breaks so far, in all). On a small model
-    and with torch.compile's part that traces alone.
+    The whole decoder, then block by block, as packs compile it: after each run (its name, graphs and graph breaks so
+    far). On a small model, and with the part of torch.compile that traces alone.
     """
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from torch._dynamo.utils import counters

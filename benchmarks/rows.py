@@ -19,7 +19,7 @@ from torch import Tensor
 from measuring import Row
 from ovis_core.config import OvisConfig
 from ovis_core.layout import LANGUAGE
-from sides import CFG, EDIT_CFG, IMAGE_CFG, PROMPT, VAE_SCALE, Ours, Picture, noise_image
+from sides import CFG, EDIT_CFG, IMAGE_CFG, PROMPT, Ours, Picture, noise_image
 from understand import Transformers, answering, now
 
 CACHE = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}  # the nodes' defaults
@@ -33,7 +33,7 @@ class Bench:
 
     release    folder that `full_size.write_release` made
     reference  None, or a release's folder with the authors' code
-    wanted     names of sides; None is all of them
+    wanted     names of sides
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Bench:
         dtype: torch.dtype,
         device: torch.device,
         reference: Path | None,
-        wanted: list[str] | None,
+        wanted: list[str],
     ) -> None:
         self.dtype, self.device, self.wanted = dtype, device, wanted
         self.loading: dict[str, float] = {}
@@ -62,7 +62,7 @@ class Bench:
 
     def wants(self, side: str) -> bool:
         """Whether a side was asked for."""
-        return self.wanted is None or side in self.wanted
+        return side in self.wanted
 
     def _loaded(self, side: str, make: Callable[[], Any]) -> Any:
         gc.collect()
@@ -102,6 +102,8 @@ class Bench:
         for name, model in (("authors", self.authors), ("generate", self.generate)):
             if model is not None:
                 model.model.to(self.device if side in (None, name) else "cpu")
+        if side != "authors":
+            (self.fp8 if side == "fp8" and self.fp8 else self.ours).load()
 
     def weights(self, side: str) -> list[Tensor]:
         """Of a side, wherever they are."""

@@ -23,7 +23,6 @@ from ovis_core.precision import PRECISIONS
 
 PROMPT = "A cat in a red hat on a windowsill, rain behind the glass, oil on canvas."
 CFG, EDIT_CFG, IMAGE_CFG = 5.0, 6.0, 1.5
-VAE_SCALE = 0.13025
 
 
 @dataclass(frozen=True)

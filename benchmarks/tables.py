@@ -39,7 +39,9 @@ def memory_table(measured: list[Measured]) -> str:
     def line(row: dict[str, Measured], sides: list[str]) -> list[str]:
         base = _base(row).peak
         return [
-            f"{row[side].peak / 1e9:.2f} ({row[side].peak / base:.2f})" if side in row and row[side].peak and base else ""
+            f"{row[side].peak / 1e9:.2f} ({row[side].peak / base:.2f})"
+            if side in row and row[side].peak and base
+            else ""
             for side in sides
         ]
 
