@@ -42,15 +42,13 @@ SMALL = dataclasses.replace(
         num_key_value_heads=4,
     ),
     vision=dataclasses.replace(FULL.vision, vocab_size=8192, hidden_size=512, num_hidden_layers=4),
-    decoder=dataclasses.replace(
-        FULL.decoder,
-        context_in_dim=1024,
-        vec_in_dim=512,
-        hidden_size=512,
-        num_heads=4,
-        depth=2,
-        depth_single_blocks=4,
-    ),
+    decoder=dataclasses.replace(FULL.decoder, context_in_dim=1024, depth=2, depth_single_blocks=4),
+)
+
+# Where whole pictures are made on a CPU.
+NARROW = dataclasses.replace(
+    SMALL,
+    decoder=dataclasses.replace(SMALL.decoder, vec_in_dim=512, hidden_size=512, num_heads=4),
     vae=dataclasses.replace(FULL.vae, block_out_channels=(32, 64, 128, 128)),
 )
 

@@ -14,7 +14,6 @@ from comfy import model_management
 from counting import LiveBytes, counting
 from understand import now
 
-
 BORROWER = "generate"  # its pictures go through our model, so its own memory is not to be told apart
 
 

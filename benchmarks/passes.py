@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from counting import Counts, counting
-from full_size import FULL, SMALL
+from full_size import FULL, NARROW
 
 TEXT = 330  # tokens of a prompt about a blank picture of 1024 x 1024
 # (name, latent size, whether a reference image takes part)
@@ -72,7 +72,7 @@ def compiled_graphs(folder: Path, tokenizer: Path) -> Iterator[tuple[str, dict[s
     from full_size import write_release
     from sides import Ours, Picture
 
-    small = replace(SMALL, decoder=replace(SMALL.decoder, depth=1, depth_single_blocks=1))
+    small = replace(NARROW, decoder=replace(NARROW.decoder, depth=1, depth_single_blocks=1))
     write_release(small, folder, torch.float32, tokenizer)
     ours = Ours(folder)
     runs = {

@@ -25,7 +25,7 @@ from starting import parse, parser, qwen25, start_comfyui
 SIZES = {"gpu": ["512x512", "1024x1024", "1536x1024"], "cpu": ["128x128", "256x192"]}
 EDIT_SIDE = {"gpu": 992, "cpu": 256}
 STEPS = {"gpu": 50, "cpu": 4}
-TOKENS = {"gpu": 128, "cpu": 8}
+TOKENS = {"gpu": 128, "cpu": 32}
 SIDES = ("ours", "compiled", "EasyCache", "LazyCache", "interval", "fp8", "generate", "authors")
 BATCH = {"gpu": 4, "cpu": 2}
 
@@ -104,14 +104,14 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torch
     from comfy import model_management
 
-    from full_size import FULL, SMALL, write_release
+    from full_size import FULL, NARROW, write_release
     from measuring import Measured, Meter, device_rates
     from rows import Bench, rows
     from tables import growth_table, memory_table, time_table
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
     device, dtype = model_management.get_torch_device(), getattr(torch, args.dtype)
-    config = SMALL if args.small else FULL
+    config = NARROW if args.small else FULL
     write_release(config, folder, dtype, qwen25(args.comfyui), args.reference)
     bench = Bench(config, folder, dtype, device, args.reference, args.sides)
     on_gpu = device.type == "cuda"
@@ -135,8 +135,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if not args.rows or any(word in row.name for word in args.rows):
             found = meter.measure(row)
             measured += found
-            sides = ", ".join(f"{one.side} {one.median / found[0].median:.2f}" for one in found)
-            print(f"{row.name}: {sides}", file=sys.stderr, flush=True)
+            print(time_table(found, seconds=on_gpu).splitlines()[-1], file=sys.stderr, flush=True)
     print(time_table(measured, seconds=on_gpu), "\n")
     print(memory_table(measured), "\n")
     print(growth_table(measured))
