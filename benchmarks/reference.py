@@ -116,7 +116,9 @@ class Reference:
             grid_thws=inputs["grid_thws"],
             left_padding=True,
         )[1]
-        return time_generate(lambda new: self.model.generate(ids, **inputs, **greedy(new)), seen, room, embeds)
+        return time_generate(
+            lambda new, clock: self.model.generate(ids, streamer=clock, **inputs, **greedy(new)), seen, room, embeds
+        )
 
     def _inputs(self, text: str, images: list[Image.Image], **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
         _, ids, pixels, grids = self.model.preprocess_inputs(text, images, **options)
