@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,6 +21,15 @@ from ovis_core.release import RELEASE
 
 FULL = RELEASE
 
+TOKENIZER = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+)
+
 # For machines without a GPU. The vocabulary stays, because the tokenizer's does.
 SMALL = dataclasses.replace(
     FULL,
@@ -31,6 +43,13 @@ SMALL = dataclasses.replace(
     ),
     vision=dataclasses.replace(FULL.vision, vocab_size=8192, hidden_size=512, num_hidden_layers=4),
     decoder=dataclasses.replace(FULL.decoder, context_in_dim=1024, depth=2, depth_single_blocks=4),
+)
+
+# Where whole pictures are made on a CPU.
+NARROW = dataclasses.replace(
+    SMALL,
+    decoder=dataclasses.replace(SMALL.decoder, vec_in_dim=512, hidden_size=512, num_heads=4),
+    vae=dataclasses.replace(FULL.vae, block_out_channels=(32, 64, 128, 128)),
 )
 
 
@@ -64,3 +83,44 @@ def write_file(config: OvisConfig, file: Path, dtype: torch.dtype = torch.bfloat
         sections = {name: getattr(config, name) for name in kind.sections}
         named |= {kind.comfy_prefix + name: tensor for name, tensor in carried(**sections).items()}
     save_file(named, file, metadata={"format": "pt"})
+
+
+def write_release(
+    config: OvisConfig, folder: Path, dtype: torch.dtype, tokenizer: Path, reference: Path | None = None
+) -> Path:
+    """A random model as a release's folder, for us and for the authors' code alike; answers its file of weights.
+
+    tokenizer  folder with Qwen2.5's files
+    reference  a release's folder: its config stays, but for the numbers of ours, and so does its tokenizer
+    """
+    for source, names in ((tokenizer, ("vocab.json", "merges.txt")), (reference, TOKENIZER)):
+        for name in names:
+            if source and (source / name).is_file():
+                shutil.copy(source / name, folder / name)
+    text = (reference / "config.json").read_text(encoding="utf-8") if reference else "{}"
+    raw = _merged(json.loads(text), _sections(config, str(dtype).removeprefix("torch.")))
+    (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    file = folder / "model.safetensors"
+    save_file(random_weights(config, ("",), dtype, torch.device("cpu")), file, metadata={"format": "pt"})
+    return file
+
+
+def _sections(config: OvisConfig, dtype: str) -> dict[str, Any]:
+    """The numbers as a release's `config.json` nests them; the authors' code reads a dtype in each section."""
+    parts = {name: {"torch_dtype": dtype, **values} for name, values in dataclasses.asdict(config).items()}
+    backbone = parts["vision"]
+    return {
+        "model_type": "ovis_u1",
+        "torch_dtype": dtype,
+        "hidden_size": config.language.hidden_size,
+        "llm_attn_implementation": "sdpa",  # their default would be the slow one, or flash-attn
+        "llm_config": parts["language"],
+        "visual_tokenizer_config": {"vocab_size": backbone.pop("vocab_size"), "backbone_config": backbone},
+        "visual_generator_config": {**parts["decoder"], "vae_config": parts["vae"]},
+    }
+
+
+def _merged(raw: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`raw` with the entries of `own` in their places."""
+    nested = {key: _merged(raw.get(key, {}), value) for key, value in own.items() if isinstance(value, dict)}
+    return {**raw, **own, **nested}

@@ -44,17 +44,9 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.apply(function, arguments)
 
 
-def on_the_cpu(comfyui: Path) -> None:
-    """ComfyUI's core in this process, on the CPU."""
-    start_comfyui(comfyui)
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
-
-
 def write(comfyui: Path, small: bool, file: Path) -> None:
     """A random model."""
-    on_the_cpu(comfyui)
+    start_comfyui(comfyui, cpu=True)
     from full_size import FULL, SMALL, write_file
 
     write_file(SMALL if small else FULL, file)
@@ -62,7 +54,7 @@ def write(comfyui: Path, small: bool, file: Path) -> None:
 
 def measure(comfyui: Path, file: Path, weight_dtype: str) -> tuple[int, int, float]:
     """(the most memory while loading, the memory afterwards, seconds), in bytes above what the process had before."""
-    on_the_cpu(comfyui)
+    start_comfyui(comfyui, cpu=True)
     import comfy.model_management  # noqa: F401
     import torch
 

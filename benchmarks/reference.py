@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import sys
 import types
 from collections.abc import Iterator
@@ -19,56 +18,95 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovis_core import prompts
 from understand import QUESTION, greedy, now, time_generate
 
 PACKAGE = "ovis_u1_reference"
 
 
+def authors(code: Path, name: str) -> Any:
+    """A module of the authors' code by its name."""
+    if not transformers.__version__.startswith("4.51."):
+        raise SystemExit(f"--reference: the authors' code wants transformers 4.51, not {transformers.__version__}.")
+    package = sys.modules.setdefault(PACKAGE, types.ModuleType(PACKAGE))
+    package.__path__ = [str(code)]
+    with _flash_attn():
+        return importlib.import_module(f"{PACKAGE}.{name}")
+
+
 class Reference:
-    """The authors' model as far as understanding needs it."""
+    """The authors' model on `device`.
 
-    def __init__(self, folder: Path, weights: dict[str, Tensor], device: torch.device) -> None:
-        if not transformers.__version__.startswith("4.51."):
-            raise SystemExit(f"--reference: the authors' code wants transformers 4.51, not {transformers.__version__}.")
-        package = types.ModuleType(PACKAGE)
-        package.__path__ = [str(folder)]
-        sys.modules[PACKAGE] = package
-        with _flash_attn():
-            module = importlib.import_module(f"{PACKAGE}.modeling_ovis_u1")
-        config = module.OvisU1Config(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        config.name_or_path = str(folder)
-        config.llm_config._attn_implementation = "sdpa"
-        torch.set_default_dtype(dtype := next(iter(weights.values())).dtype)
-        try:
-            self.model = module.OvisU1(config)
-        finally:
-            torch.set_default_dtype(torch.float32)
-        self.model.visual_generator = None
-        missing = self.model.load_state_dict(weights, strict=False).missing_keys
-        left = [name for name in missing if "lm_head" not in name]
-        if left:
-            raise SystemExit(f"--reference: no weights for {left[:3]}")
-        self.model.llm.tie_weights()
-        self.model.to(device, dtype).eval().requires_grad_(False)
-        # `.to` rounded the rotary frequencies, which from_pretrained leaves alone.
-        rotary = self.model.llm.model.rotary_emb
-        rotary.inv_freq = rotary.original_inv_freq = rotary.rope_init_fn(rotary.config, device)[0]
+    code     a release's folder with their code
+    release  a folder with weights, which their code reads
+    """
+
+    def __init__(self, code: Path, release: Path, dtype: torch.dtype, device: torch.device) -> None:
+        module = authors(code, "modeling_ovis_u1")
+        self.model = module.OvisU1.from_pretrained(release, torch_dtype=dtype).to(device)
+        self.model.eval().requires_grad_(False)
         self.device, self.dtype = device, dtype
+        # Their noise is always bfloat16, which weights of another dtype do not take.
+        yak = authors(code, "modeling_yak")
+        noise = yak.get_noise
+        yak.get_noise = lambda *sizes, **named: noise(*sizes, **{**named, "dtype": dtype})
 
-    def answer(self, images: list[Any], room: int) -> tuple[int, float, float, list[int]]:
+    def condition(self, text: str, image: Image.Image) -> Tensor:
+        """(1, L, context_in_dim) for a prompt about an image, which is given at the target's size."""
+        tokenizer = self.model.visual_tokenizer
+        least = tokenizer.image_processor.min_pixels
+        height, width = tokenizer.smart_resize(image.height, image.width, max_pixels=least)
+        ids, inputs = self._inputs(f"<image>\n{text}", [image.resize((width, height))], generation_preface=None)
+        return self.model.generate_condition(ids, **inputs)["txt"]
+
+    def conditions(self, prompt: str, width: int, height: int) -> tuple[Tensor, Tensor]:
+        """With the prompt and without, for an image from text."""
+        blank = Image.new("RGB", (width, height), (255, 255, 255))
+        return self.condition(prompts.DESCRIBE + prompt, blank), self.condition(prompts.UNCONDITIONAL, blank)
+
+    def text_to_image(self, prompt: str, width: int, height: int, batch: int, steps: int, cfg: float) -> Any:
+        """Pixels (batch, height, width, 3), 0 to 255."""
+        cond, uncond = (x.expand(batch, -1, -1) for x in self.conditions(prompt, width, height))
+        return self._images({"txt": cond}, {"txt": uncond}, None, width, height, steps, txt_cfg=cfg)
+
+    def edit(self, prompt: str, image: Image.Image, steps: int, txt_cfg: float, img_cfg: float) -> Any:
+        """As `text_to_image`, for an image at the edit's size."""
+        generator, size = self.model.visual_generator, image.size
+        pixels = generator.process_image_aspectratio(image, size)[1][None].to(self.device)
+        cond = {"txt": self.condition(prompt, image), "vae_pixel_values": pixels}
+        image_only = {"txt": self.condition(prompts.UNCONDITIONAL, image)}
+        uncond = {"txt": self.condition(prompts.UNCONDITIONAL, Image.new("RGB", size, (255, 255, 255)))}
+        return self._images(cond, uncond, image_only, *size, steps, txt_cfg=txt_cfg, img_cfg=img_cfg)
+
+    def _images(
+        self, cond: Any, uncond: Any, image_only: Any, width: int, height: int, steps: int, **scales: float
+    ) -> Any:
+        return self.model.visual_generator.generate_image(
+            cond, height, width, steps, 0, no_both_cond=uncond, no_txt_cond=image_only, output_type="np", **scales
+        )
+
+    def velocity(self, x: Tensor, t: float, condition: Tensor, reference: Tensor | None = None) -> Tensor:
+        """One pass of the decoder, refiner included; latents (B, 4, H, W) in model space."""
+        return velocity(self.model.visual_generator.backbone, x, t, condition, reference)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), -1 to 1, of latents as a VAE makes them."""
+        return self.model.visual_generator.vae.decode(latent.to(self.device, self.dtype)).sample.float().cpu()
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """The mode of the posterior for pixels (B, 3, H, W), -1 to 1."""
+        vae = self.model.visual_generator.vae
+        return vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mode().float().cpu()
+
+    def answer(self, images: list[Image.Image], room: int) -> tuple[int, float, float, list[int]]:
         """As `understand.ours`."""
         start = now()
         marks = "".join(f"Image {i + 1}: <image>\n" for i in range(len(images))) if len(images) > 1 else "<image>\n"
-        _, ids, pixels, grids = self.model.preprocess_inputs(marks + QUESTION, images)
-        inputs = {
-            "pixel_values": pixels.to(self.device, self.dtype),
-            "grid_thws": grids.to(self.device),
-            "attention_mask": torch.ones_like(ids)[None].to(self.device),
-        }
-        ids = ids[None].to(self.device)
+        ids, inputs = self._inputs(marks + QUESTION, images)
         seen = now() - start
         embeds = self.model.merge_multimodal(
             text_input_ids=ids,
@@ -78,7 +116,47 @@ class Reference:
             grid_thws=inputs["grid_thws"],
             left_padding=True,
         )[1]
-        return time_generate(lambda new: self.model.generate(ids, **inputs, **greedy(new)), seen, room, embeds)
+        return time_generate(
+            lambda new, clock: self.model.generate(ids, streamer=clock, **inputs, **greedy(new)), seen, room, embeds
+        )
+
+    def _inputs(self, text: str, images: list[Image.Image], **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        _, ids, pixels, grids = self.model.preprocess_inputs(text, images, **options)
+        inputs = {
+            "pixel_values": pixels.to(self.device, self.dtype),
+            "grid_thws": grids.to(self.device),
+            "attention_mask": torch.ones_like(ids)[None].to(self.device),
+        }
+        return ids[None].to(self.device), inputs
+
+
+def velocity(decoder: Any, x: Tensor, t: float, condition: Tensor, reference: Tensor | None = None) -> Tensor:
+    """One pass of the authors' decoder, as `Reference.velocity`."""
+    batch, _, height, width = x.shape
+    image, text = _packed(x), condition.expand(batch, -1, -1)
+    named: dict[str, Any] = {}
+    if reference is not None:
+        named = {"cond_img": _packed(reference), "cond_img_ids": _ids(reference, 1.0)}
+    out = decoder(
+        img=image,
+        img_ids=_ids(x, 0.0),
+        txt=text,
+        txt_ids=torch.zeros(batch, text.shape[1], 3, device=x.device),
+        timesteps=torch.full((batch,), t, dtype=x.dtype, device=x.device),
+        **named,
+    )
+    return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)
+
+
+def _packed(x: Tensor) -> Tensor:
+    return F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+
+
+def _ids(x: Tensor, index: float) -> Tensor:
+    """(B, tokens, 3): index, row, column."""
+    axes = [torch.tensor([index]), torch.arange(x.shape[-2] // 2), torch.arange(x.shape[-1] // 2)]
+    grid = torch.cartesian_prod(*(axis.float() for axis in axes))
+    return grid.expand(len(x), -1, -1).to(x.device)
 
 
 @contextmanager

@@ -9,6 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Threads that spin while they wait slow down many times over where other work shares the cores. Torch reads it once.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A command line with what all benchmarks take; to be read with `parse`."""
@@ -27,9 +30,18 @@ def parse(line: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-def start_comfyui(comfyui: Path) -> None:
-    """Makes ComfyUI's core and `ovis_core` importable; ComfyUI reads no arguments of ours."""
+def start_comfyui(comfyui: Path, **flags: bool) -> None:
+    """Makes ComfyUI's core and `ovis_core` importable; ComfyUI reads no arguments of ours but `flags`, of its own."""
     sys.path[:0] = [str(comfyui), str(ROOT / "scripts"), str(ROOT / "benchmarks")]
     from import_core import import_core
 
     import_core()
+    import comfy.cli_args
+
+    for name, value in flags.items():
+        setattr(comfy.cli_args.args, name, value)
+
+
+def qwen25(comfyui: Path) -> Path:
+    """The tokenizer files that every ComfyUI has."""
+    return comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer"

@@ -11,13 +11,14 @@ import argparse
 import gc
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from starting import parse, parser, start_comfyui
+from starting import parse, parser, qwen25, start_comfyui
 
 SIZE = 768  # pixels a side of each image; 784 after the model's own resize
 QUESTION = "Describe each image."
@@ -54,45 +55,42 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Starts ComfyUI's core on the device that was asked for."""
     args = arguments()
-    start_comfyui(args.comfyui)
-    import comfy.cli_args
     import torch
 
-    comfy.cli_args.args.cpu = args.cpu or not torch.cuda.is_available()
-    with torch.inference_mode():
-        measure_all(args)
+    start_comfyui(args.comfyui, cpu=args.cpu or not torch.cuda.is_available())
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        measure_all(args, Path(folder))
 
 
-def measure_all(args: argparse.Namespace) -> None:
+def measure_all(args: argparse.Namespace, folder: Path) -> None:
     """Measures and prints."""
     import torch
     from comfy import model_management
 
-    from full_size import FULL, SMALL, random_weights
-    from ovis_core.config import read_config
+    from full_size import FULL, SMALL, random_weights, write_release
     from ovis_core.layout import LANGUAGE, TABLE, VISION
     from ovis_core.native.clip import build_clip
     from ovis_core.stored import Stored
 
     config, dtype = SMALL if args.small else FULL, getattr(torch, args.dtype)
-    if args.reference:
-        config = read_config(json.loads((args.reference / "config.json").read_text(encoding="utf-8")))
     device = model_management.get_torch_device()
-    weights = random_weights(config, (LANGUAGE, VISION, TABLE), dtype, torch.device("cpu"))
+    parts, authors = (LANGUAGE, VISION, TABLE), None
+    if args.reference:
+        from safetensors.torch import load_file
+
+        from reference import Reference
+
+        file = write_release(config, folder, dtype, qwen25(args.comfyui), args.reference)
+        weights = {name: value for name, value in load_file(file).items() if name.startswith(parts)}
+        authors = Reference(args.reference, folder, dtype, device)
+    else:
+        weights = random_weights(config, parts, dtype, torch.device("cpu"))
     clip = build_clip(config, {name: Stored.of(tensor) for name, tensor in weights.items()}, None)
     model_management.load_models_gpu([clip.patcher], memory_required=4 << 30)
     model = clip.cond_stage_model
     model.set_clip_options({"execution_device": device})
     theirs = Transformers(config.language, weights, device)
-    sides: dict[str, Callable[[int], tuple[int, float, float, list[int]]]] = {
-        "ours": lambda images: ours(model, question(clip, images), args.tokens),
-        "generate": lambda images: theirs.answer(model, question(clip, images), args.tokens),
-    }
-    if args.reference:
-        from reference import Reference
-
-        authors = Reference(args.reference, weights, device)
-        sides["authors"] = lambda images: authors.answer(photos(images), args.tokens)
+    sides = answering(clip, theirs, authors, args.tokens)
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     read = sum(value.nbytes for key, value in weights.items() if key.startswith(LANGUAGE))
@@ -114,6 +112,23 @@ def measure_all(args: argparse.Namespace) -> None:
         rows += measured
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in rows]), encoding="utf-8")
+
+
+def answering(clip: Any, theirs: Transformers | None, authors: Any, tokens: int) -> dict[str, Callable[[int], Any]]:
+    """What each side does with a number of images.
+
+    theirs   None: no such side
+    authors  None, or a `reference.Reference`
+    """
+    model = clip.cond_stage_model
+    sides: dict[str, Callable[[int], tuple[int, float, float, list[int]]]] = {
+        "ours": lambda images: ours(model, question(clip, images), tokens)
+    }
+    if theirs:
+        sides["generate"] = lambda images: theirs.answer(model, question(clip, images), tokens)
+    if authors:
+        sides["authors"] = lambda images: authors.answer(photos(images), tokens)
+    return sides
 
 
 def measure(sides: dict[str, Callable[[int], Any]], images: int, repeat: int) -> list[Row]:
@@ -191,7 +206,12 @@ class Transformers:
         start = now()
         embeds = model.embed(tokens, model.run_device, model.writing_dtype)[None]
         seen = now() - start
-        return time_generate(lambda new: self.model.generate(inputs_embeds=embeds, **greedy(new)), seen, room, embeds)
+        return time_generate(
+            lambda new, clock: self.model.generate(inputs_embeds=embeds, streamer=clock, **greedy(new)),
+            seen,
+            room,
+            embeds,
+        )
 
 
 def greedy(new: int) -> dict[str, Any]:
@@ -199,16 +219,28 @@ def greedy(new: int) -> dict[str, Any]:
     return {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
 
+class Clock:
+    """A streamer for `generate`, which it tells of the prompt and then of each token."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        """Notes the time."""
+        self.times.append(now())
+
+    def end(self) -> None:
+        """Nothing more is to come."""
+
+
 def time_generate(
-    generate: Callable[[int], Any], seen: float, room: int, embeds: Any
+    generate: Callable[..., Any], seen: float, room: int, embeds: Any
 ) -> tuple[int, float, float, list[int]]:
-    """As `ours`, from a run of one token and a run of all of them."""
-    start = now()
-    generate(1)
-    first = now() - start
-    start = now()
-    ids = generate(room)[0].tolist()
-    return embeds.shape[1], seen + first, (room - 1) / (now() - start - first), ids
+    """As `ours`; `generate` takes how many tokens to write, and a streamer."""
+    clock, start = Clock(), now()
+    ids = generate(room, clock)[0].tolist()
+    _, first, *_, last = clock.times
+    return embeds.shape[1], seen + first - start, (room - 1) / (last - first), ids
 
 
 def now() -> float:

@@ -6,7 +6,6 @@ keeps no attention matrix, which is where ComfyUI uses this form of the estimate
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from counting import LiveBytes
 from full_size import FULL
 from ovis_core.multimodal import Multimodal, sequence_length
 from ovis_core.networks.attention import apply_rotary
 from ovis_core.networks.decoder import Decoder
 from ovis_core.networks.layers import Layers
 from ovis_core.pixels import VisualInput
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, from now on."""
-
-    def __init__(self, known: list[Tensor]) -> None:
-        super().__init__()
-        self.alive = {tensor.untyped_storage()._cdata for tensor in known}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.alive:
-                    self.alive.add(storage._cdata)
-                    self.now += storage.nbytes()
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-        return out
-
-    def _freed(self, key: int, size: int) -> None:
-        self.alive.discard(key)
-        self.now -= size
 
 
 def lean_attention(

@@ -1,0 +1,155 @@
+"""How fast everything is: beside the authors' code, beside what the device could do, and with each speed feature on.
+
+    python benchmarks/run.py --comfyui PATH [--reference FOLDER] [--small] [--json FILE]
+    python benchmarks/run.py --comfyui PATH --count [--reference FOLDER]
+
+Run it with the Python of that ComfyUI. Weights are random and nothing is downloaded. Sides take turns within one run,
+so their ratios hold where other work disturbs the clock; seconds are printed for GPUs only. `--reference` names a
+folder of the release: its own code runs too, on the same weights, and must give the same result first. `--count`
+measures nothing: it counts kernels and bytes of a pass at full size, and what torch.compile makes of the decoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from starting import parse, parser, qwen25, start_comfyui
+
+SIZES = {"gpu": ["512x512", "1024x1024", "1536x1024"], "cpu": ["128x128", "256x192"]}
+EDIT_SIDE = {"gpu": 992, "cpu": 256}
+STEPS = {"gpu": 50, "cpu": 4}
+TOKENS = {"gpu": 128, "cpu": 32}
+SIDES = ("ours", "compiled", "EasyCache", "LazyCache", "interval", "fp8", "generate", "authors")
+BATCH = {"gpu": 4, "cpu": 2}
+
+
+def arguments() -> argparse.Namespace:
+    """The command line, with what depends on the device filled in."""
+    import torch
+
+    line = parser(__doc__.split("\n")[0])
+    line.add_argument("--device", choices=("gpu", "cpu"), default="gpu" if torch.cuda.is_available() else "cpu")
+    line.add_argument("--full", action="store_true", help="the full size on a CPU too")
+    line.add_argument("--reference", type=Path, help="a release's folder: its own code is run too, on these weights")
+    line.add_argument("--sizes", nargs="+", metavar="WIDTHxHEIGHT", help="of images from text")
+    line.add_argument("--edit-side", type=int, help="of the square image that is edited, in pixels")
+    line.add_argument("--steps", type=int)
+    line.add_argument("--tokens", type=int, help="tokens to write about images")
+    line.add_argument("--batch", type=int, help="of the rows with several images at once")
+    line.add_argument("--repeat", type=int, default=3, help="turns of each side; their median counts")
+    line.add_argument("--sides", nargs="+", choices=SIDES, metavar="SIDE", help=f"only these of: {' '.join(SIDES)}")
+    line.add_argument("--rows", nargs="+", metavar="WORD", help="only rows with one of these words in their names")
+    line.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the weights")
+    line.add_argument("--count", action="store_true", help="count kernels, bytes and graphs, and measure nothing")
+    args = parse(line)
+    args.sizes = args.sizes or SIZES[args.device]
+    if not all(re.fullmatch(r"\d+x\d+", size) for size in args.sizes):
+        line.error("--sizes: write each as WIDTHxHEIGHT, 1024x768 for example")
+    args.sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
+    args.edit_side = args.edit_side or EDIT_SIDE[args.device]
+    args.steps = args.steps or STEPS[args.device]
+    args.tokens = args.tokens or TOKENS[args.device]
+    # Compiling takes a CPU longer than all the rest.
+    args.sides = args.sides or [side for side in SIDES if args.device == "gpu" or side != "compiled"]
+    args.batch = args.batch or BATCH[args.device]
+    args.small = args.small or (args.device == "cpu" and not args.full)
+    args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
+    return args
+
+
+def main() -> None:
+    """Measures or counts, and prints."""
+    args = arguments()
+    import torch
+
+    if args.count:
+        # As on a GPU, where ComfyUI takes this attention by itself.
+        start_comfyui(args.comfyui, cpu=True, use_pytorch_cross_attention=True)
+    else:
+        start_comfyui(args.comfyui, cpu=args.device == "cpu")
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        found = count(args, Path(folder)) if args.count else measure(args, Path(folder))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def count(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Kernels and bytes of a pass, and graphs of torch.compile."""
+    from passes import compiled_graphs, count_passes
+    from tables import markdown
+
+    passes = [(name, side, *dataclasses.astuple(counts)) for name, side, counts in count_passes(args.reference)]
+    shown = [(*row[:3], f"{row[3] / 1e9:.1f}", f"{row[4] / 1e12:.2f}") for row in passes]
+    print(markdown(shown, "full size, bfloat16", "side", "kernels", "GB read and written", "TFLOP"), flush=True)
+    graphs = list(compiled_graphs(folder, qwen25(args.comfyui)))
+    print()
+    print(markdown([(name, *found.values()) for name, found in graphs], "torch.compile of", "graphs", "graph breaks"))
+    return {
+        "passes": [dict(zip(("pass", "side", "kernels", "bytes", "flops"), row, strict=True)) for row in passes],
+        "graphs": dict(graphs),
+    }
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Every row, one after the other."""
+    import comfy.utils
+    import comfyui_version
+    import torch
+    from comfy import model_management
+
+    from full_size import FULL, NARROW, write_release
+    from measuring import Measured, Meter, device_rates
+    from rows import Bench, rows
+    from tables import growth_table, memory_table, time_table
+
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    device, dtype = model_management.get_torch_device(), getattr(torch, args.dtype)
+    config = NARROW if args.small else FULL
+    write_release(config, folder, dtype, qwen25(args.comfyui), args.reference)
+    bench = Bench(config, folder, dtype, device, args.reference, args.sides)
+    on_gpu = device.type == "cuda"
+    product, copy = device_rates(device, dtype)
+    name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
+    head = (
+        f"{name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}, {args.dtype}, "
+        f"{'shrunken' if args.small else 'full size'}, {args.steps} steps"
+    )
+    print(head)
+    if on_gpu:
+        print(f"matrix product {product / 1e12:.0f} TFLOP/s, copy {copy / 1e9:.0f} GB/s")
+    errors = bench.errors()
+    for what, error in errors.items():
+        print(f"{what}: ours off the authors' by {error:.1e}")
+    print(flush=True)
+
+    meter = Meter(bench, device, args.repeat, product)
+    measured = [Measured("load onto the device", side, [seconds]) for side, seconds in bench.loading.items()]
+    for row in rows(bench, args, copy):
+        if not args.rows or any(word in row.name for word in args.rows):
+            found = meter.measure(row)
+            measured += found
+            print(time_table(found, seconds=on_gpu).splitlines()[-1], file=sys.stderr, flush=True)
+    print(time_table(measured, seconds=on_gpu), "\n")
+    print(memory_table(measured), "\n")
+    print(growth_table(measured))
+    return {
+        "head": head,
+        "device": name,
+        "small": args.small,
+        "product": product,
+        "copy": copy,
+        "errors": errors,
+        "weights": {side: sum(weight.nbytes for weight in bench.weights(side)) for side in bench.loading},
+        "rows": [dataclasses.asdict(row) for row in measured],
+    }
+
+
+if __name__ == "__main__":
+    main()

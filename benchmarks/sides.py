@@ -1,0 +1,101 @@
+"""Our side of the benchmarks: what a workflow does, through the same functions as the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from PIL import Image
+from torch import Tensor
+
+from ovis_core.checkpoint import open_release
+from ovis_core.native import conditions
+from ovis_core.native.loading import load
+from ovis_core.native.sampling import SCHEDULER, OvisGuider, sample
+from ovis_core.pixels import to_tensor
+from ovis_core.precision import PRECISIONS
+
+PROMPT = "A cat in a red hat on a windowsill, rain behind the glass, oil on canvas."
+CFG, EDIT_CFG, IMAGE_CFG = 5.0, 6.0, 1.5
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to be made.
+
+    edit  from an image of this size and not from text alone
+    """
+
+    width: int
+    height: int
+    batch: int = 1
+    steps: int = 50
+    edit: bool = False
+
+
+class Ours:
+    """MODEL, CLIP and VAE of a release's folder, loaded onto the device."""
+
+    def __init__(self, release: Path, weight_dtype: str = "default") -> None:
+        self.model, self.clip, self.vae = load(open_release(release), PRECISIONS[weight_dtype])
+        self.load()
+
+    def load(self) -> None:
+        """Brings all three to the device."""
+        comfy.model_management.load_models_gpu([self.model, self.clip.patcher, self.vae.patcher])
+
+    def parameters(self) -> list[Tensor]:
+        """All weights."""
+        return [p for patcher in (self.model, self.clip.patcher, self.vae.patcher) for p in patcher.model.parameters()]
+
+    def image(self, picture: Picture, model: ModelPatcher | None = None, **guidance: float) -> Tensor:
+        """From prompt to pixels (batch, height, width, 3)."""
+        return self.vae.decode(self.latent(picture, model, **guidance)["samples"])
+
+    def latent(self, picture: Picture, model: ModelPatcher | None = None, **guidance: float) -> dict[str, Any]:
+        """LATENT of a sampling run, conditions included; `guidance` is for `OvisGuider`."""
+        model = model or self.model
+        if picture.edit:
+            images = to_tensor(noise_image(picture))[None]
+            positive, image_only, negative, latent = conditions.edit(self.clip, self.vae, images, PROMPT)
+            guider = OvisGuider(model, positive, negative, EDIT_CFG, image_only, IMAGE_CFG, **guidance)
+        else:
+            guider = OvisGuider(model, *self.conditions(picture), CFG, **guidance)
+            latent = {"samples": torch.zeros(picture.batch, 4, picture.height // 8, picture.width // 8)}
+        return sample(guider, latent, 0, "euler", SCHEDULER, picture.steps, 1.0)
+
+    def conditions(self, picture: Picture) -> tuple[Any, Any]:
+        """With the prompt and without, for an image from text."""
+        return conditions.text_to_image(self.clip, PROMPT, "", picture.width, picture.height)
+
+    def decoder_pass(self, x: Tensor, t: float, condition: Tensor) -> Callable[..., Tensor]:
+        """One pass for latents (B, 4, H, W) in model space: a function of a MODEL and a reference's latents.
+
+        The condition is refined beforehand, as it is once in a sampling run. It answers the velocity.
+        """
+        context, y = self.model.model.refine(condition, x.device)
+
+        def run(model: ModelPatcher | None = None, reference: Tensor | None = None) -> Tensor:
+            model = model or self.model
+            # Sampling hands a MODEL's wrappers, torch.compile's among them, to each pass.
+            options = {**model.model_options["transformer_options"], "wrappers": model.wrappers}
+            named = {} if reference is None else {"ref_latents": [reference]}
+            time = torch.full((len(x),), t, device=x.device)
+            image = model.model.apply_model(
+                x, time, c_crossattn=context, y=y, transformer_options=options, **named
+            )  # x0 = x - t v
+            return (x - image) / t
+
+        return run
+
+
+def noise_image(picture: Picture) -> Image.Image:
+    """An image of noise."""
+    pixels = torch.randint(0, 256, (picture.height, picture.width, 3), generator=torch.Generator().manual_seed(0))
+    return Image.fromarray(pixels.to(torch.uint8).numpy())

@@ -1,0 +1,84 @@
+"""What was measured, as tables in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from measuring import Measured
+
+BASES = ("authors", "generate", "ours")  # a row's ratios are to the first of these that it has
+
+
+def markdown(rows: Sequence[Sequence[Any]], *head: str) -> str:
+    """Rows under a head."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def time_table(measured: list[Measured], seconds: bool) -> str:
+    """Medians by row and side, each with its ratio to the row's base; `seconds`: with the times themselves."""
+
+    def cell(value: float, base: float) -> str:
+        ratio = f"{value / base:.2f}"
+        return f"{_short(value)} ({ratio})" if seconds else ratio
+
+    def line(row: dict[str, Measured], sides: list[str]) -> list[str]:
+        base = _base(row).median
+        floors = [one.floor for one in row.values() if one.floor]
+        cells = [cell(row[side].median, base) if side in row else "" for side in sides]
+        return [*cells, cell(floors[0], base) if floors else ""]
+
+    unit = "seconds (of " if seconds else "time (of "
+    return _table(measured, f"{unit}the authors', else of generate's, else of ours)", line, "floor of ours")
+
+
+def memory_table(measured: list[Measured]) -> str:
+    """Peak memory by row and side, weights included."""
+
+    def line(row: dict[str, Measured], sides: list[str]) -> list[str]:
+        base = _base(row).peak
+        return [
+            f"{row[side].peak / 1e9:.2f} ({row[side].peak / base:.2f})"
+            if side in row and row[side].peak and base
+            else ""
+            for side in sides
+        ]
+
+    return _table([one for one in measured if one.peak], "peak memory, GB", line)
+
+
+def growth_table(measured: list[Measured]) -> str:
+    """How time grows along each series, against its first row."""
+    series = {name for one in measured for name in one.growth}
+    rows = []
+    for name in sorted(series):
+        sides = list(dict.fromkeys(one.side for one in measured if name in one.growth))
+        for side in sides:
+            part = sorted((one for one in measured if one.side == side and name in one.growth), key=_amount(name))
+            grown = [f"{one.growth[name]:g}: {one.median / part[0].median:.2f}" for one in part]
+            if len(part) > 1:
+                rows.append((name, side, ", ".join(grown)))
+    return markdown(rows, "growth with", "side", "amount: time of the first amount's")
+
+
+def _amount(series: str) -> Callable[[Measured], float]:
+    return lambda one: one.growth[series]
+
+
+def _table(
+    measured: list[Measured], title: str, line: Callable[[dict[str, Measured], list[str]], list[str]], *more: str
+) -> str:
+    sides = list(dict.fromkeys(one.side for one in measured))
+    rows: dict[str, dict[str, Measured]] = {}
+    for one in measured:
+        rows.setdefault(one.name, {})[one.side] = one
+    return markdown([(name, *line(row, sides)) for name, row in rows.items()], title, *sides, *more)
+
+
+def _base(row: dict[str, Measured]) -> Measured:
+    return next((row[side] for side in BASES if side in row), next(iter(row.values())))
+
+
+def _short(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f} ms" if seconds < 0.1 else f"{seconds:.2f} s"
