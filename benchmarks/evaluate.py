@@ -104,7 +104,9 @@ def made_of(benchmark: Benchmark, args: argparse.Namespace) -> dict[str, Any]:
     """All that the results depend on; how many workers there are is not among it."""
     own = {"steps": args.steps, "txt_cfg": args.txt_cfg, "img_cfg": args.img_cfg, "max_new_tokens": args.max_new_tokens}
     own = {name: value for name, value in {**own, **args.size}.items() if value is not None}
-    settings = {task: {name: own.get(name, value) for name, value in SETTINGS[task].items()} for task in benchmark.tasks}
+    settings = {
+        task: {name: own.get(name, value) for name, value in SETTINGS[task].items()} for task in benchmark.tasks
+    }
     unused = own.keys() - {name for task in settings.values() for name in task}
     if unused:
         raise UserError(f"--{sorted(unused)[0].replace('_', '-')}: {args.name} has no such setting; leave it out")
@@ -136,7 +138,9 @@ def make(benchmark: Benchmark, args: argparse.Namespace, folder: RunFolder, tota
     begun: dict[str, float] = {}
     failures = 0
     wanted = set(todo)
-    bar = tqdm(total=total, initial=total - len(todo), desc=args.name, unit="record", mininterval=1.0, dynamic_ncols=True)
+    bar = tqdm(
+        total=total, initial=total - len(todo), desc=args.name, unit="record", mininterval=1.0, dynamic_ncols=True
+    )
     with bar, contextlib.closing(tasks(benchmark, args, folder, wanted, begun, bar)) as waiting:
         for record, made in workers.run(waiting):
             folder.keep(record, made, seeds(record, args.seed))
@@ -188,7 +192,9 @@ def setup(args: argparse.Namespace, run: dict[str, Any]) -> Setup:
 
 def finish(benchmark: Benchmark, args: argparse.Namespace, folder: RunFolder, measured: dict[str, Any]) -> int:
     """Checks, scores, and says what is there; the exit code."""
-    results = {record.id: folder.results[record.id] for record in records(benchmark, args) if record.id in folder.results}
+    results = {
+        record.id: folder.results[record.id] for record in records(benchmark, args) if record.id in folder.results
+    }
     failed = {name: result["error"] for name, result in results.items() if "error" in result}
     summary = {"records": len(results), "failed": len(failed), **measured}
     wrong = scores.layout(folder.path, records(benchmark, args), results)

@@ -66,7 +66,9 @@ def _jsonl_rows(data: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _parquet_rows(data: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     files = sorted(data.rglob("*.parquet")) if data.is_dir() else [data]
     if not files or not all(file.suffix == ".parquet" and file.is_file() for file in files):
-        raise UserError(f"--data: {data} holds no .parquet files; name the folder of stepfun-ai/GEdit-Bench, or a JSONL")
+        raise UserError(
+            f"--data: {data} holds no .parquet files; name the folder of stepfun-ai/GEdit-Bench, or a JSONL"
+        )
     try:
         from pyarrow.parquet import ParquetFile
     except ModuleNotFoundError as error:

@@ -38,7 +38,9 @@ class RunFolder:
             self._lock = FileLock(self.path / LOCK, timeout=0)
             self._lock.acquire()
         except Timeout as error:
-            raise UserError(f"--out: another run is writing to {self.path}; wait for it, or name another folder") from error
+            raise UserError(
+                f"--out: another run is writing to {self.path}; wait for it, or name another folder"
+            ) from error
         except OSError as error:
             raise UserError(f"--out: {self.path} cannot be written to ({error.strerror or error})") from error
         try:
@@ -59,7 +61,9 @@ class RunFolder:
         if file.is_file():
             differs = difference(json.loads(file.read_text(encoding="utf-8")), self.run)
             if differs:
-                raise UserError(f"--out: {self.path} holds a run made with other settings ({differs}); name another folder")
+                raise UserError(
+                    f"--out: {self.path} holds a run made with other settings ({differs}); name another folder"
+                )
         else:
             if any(path.name != LOCK for path in self.path.iterdir()):
                 raise UserError(f"--out: {self.path} is not empty and holds no run; name another folder")

@@ -51,7 +51,8 @@ BENCHMARKS = {
         "In Benchmark/Basic of a checkout of PKU-YuanGroup/ImgEdit, with a key for GPT-4o:\n"
         "  python basic_bench.py --result_img_folder {out}/images --edit_json basic_edit.json "
         "--origin_img_root IMAGES --prompts_json prompts.json\n"
-        "  python step1_get_avgscore.py --result_json {out}/images/result.json --average_score_json {out}/average.json\n"
+        "  python step1_get_avgscore.py --result_json {out}/images/result.json "
+        "--average_score_json {out}/average.json\n"
         "  python step2_typescore.py --average_score_json {out}/average.json --basic_edit basic_edit.json "
         "--typescore_json {out}/types.json",
     ),

@@ -67,11 +67,18 @@ class RayActors:
         """As `Workers.run`."""
         idle, self._actors = self._actors, []
         busy: dict[Any, tuple[Any, Record]] = {}
-        for record, work in tasks:
+        waiting = iter(tasks)
+        while True:
             while not idle:
                 yield self._next(busy, idle)
+            # Taken only now, so that no more than what is worked on is in memory.
+            task = next(waiting, None)
+            if task is None:
+                break
+            record, work = task
             actor = idle.pop()
             busy[actor.run.remote(work)] = actor, record
+            del actor
         # A worker without work is let go, so that one whose machine was lost finds its place.
         idle.clear()
         while busy:
@@ -102,7 +109,9 @@ def _import_ray() -> Any:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise UserError("--workers: more than one needs Ray; install it with ComfyUI's Python: pip install ray") from error
+        raise UserError(
+            "--workers: more than one needs Ray; install it with ComfyUI's Python: pip install ray"
+        ) from error
     return ray
 
 

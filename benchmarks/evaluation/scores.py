@@ -30,7 +30,9 @@ def answers(records: Iterable[Record], results: Mapping[str, Mapping[str, Any]])
         if record.id not in results or keys in (None, ""):
             continue
         said = str(results[record.id].get("answer", ""))
-        fits = bool(said) and any(plain(said) == plain(str(key)) for key in (keys if isinstance(keys, list) else [keys]))
+        fits = bool(said) and any(
+            plain(said) == plain(str(key)) for key in (keys if isinstance(keys, list) else [keys])
+        )
         question = _question(record.id)
         right[question] = right.get(question, True) and fits
         category.setdefault(question, str(record.row.get(CATEGORY) or ""))
@@ -54,7 +56,9 @@ def _question(index: str) -> str:
 
 def predictions(file: Path, records: Iterable[Record], results: Mapping[str, Mapping[str, Any]]) -> None:
     """The rows of the data without images, and what was answered, as VLMEvalKit keeps predictions (TSV)."""
-    rows = [{**record.row, "prediction": results[record.id].get("answer", "")} for record in records if record.id in results]
+    rows = [
+        {**record.row, "prediction": results[record.id].get("answer", "")} for record in records if record.id in results
+    ]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     with file.open("w", encoding="utf-8", newline="") as sink:
         writer = csv.DictWriter(sink, columns, delimiter="\t", quoting=csv.QUOTE_ALL, restval="")

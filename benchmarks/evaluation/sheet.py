@@ -28,7 +28,7 @@ body { margin: 0; padding: 2rem; background: var(--page); color: var(--text); fo
 h1 { margin: 0; font-size: 1.5rem }
 header p { margin: .3rem 0 1.5rem; color: var(--soft) }
 nav { margin: 1.5rem 0; display: flex; flex-wrap: wrap; gap: .4rem }
-nav a, nav b { padding: .15rem .6rem; border-radius: .4rem; background: var(--card); color: inherit; text-decoration: none }
+nav > * { padding: .15rem .6rem; border-radius: .4rem; background: var(--card); color: inherit; text-decoration: none }
 nav b { background: var(--text); color: var(--page) }
 main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); align-items: start }
 article { background: var(--card); border-radius: .7rem; overflow: hidden; box-shadow: 0 1px 3px #0002 }

@@ -109,7 +109,8 @@ class Worker:
 
     def _give(self, work: Work) -> list[str]:
         """Puts pictures among ComfyUI's inputs; their names."""
-        files = work.images if len(work.images) < 2 else _one_size(work.images)
+        pictures = [_opened(data) for data in work.images]
+        files = work.images if len(pictures) < 2 else _one_size(pictures)
         for i, data in enumerate(files):
             (self._base / "input" / f"source_{i}").write_bytes(data)
         return [f"source_{i}" for i in range(len(files))]
@@ -173,7 +174,7 @@ def _start(setup: Setup, base: Path) -> tuple[Any, Any]:
 
 
 def _letters(loader: type) -> type:
-    """A node class: the probability of each choice as the answer's first word. It calls the pack that ComfyUI loaded."""
+    """A node class: the probability of each choice as the answer's first word, from the pack that ComfyUI loaded."""
     pack = loader.__module__.removesuffix(".nodes.load")
     choose = importlib.import_module(f"{pack}.ovis_core.native.understanding").choose
 
@@ -205,14 +206,23 @@ def _refusal(error: dict[str, Any], node_errors: dict[str, Any]) -> str:
     return "; ".join(" ".join(said.split()) for said in words)
 
 
-def _one_size(files: Sequence[bytes]) -> list[bytes]:
+def _opened(data: bytes) -> Image.Image:
+    """A picture. Raises UserError where it is not whole: ComfyUI would take it, and paint grey what is missing."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"its image is damaged: {error}") from error
+    return image
+
+
+def _one_size(pictures: Sequence[Image.Image]) -> list[bytes]:
     """Pictures on white of one size, as one batch must have it."""
-    pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
     size = tuple(max(picture.size[side] for picture in pictures) for side in (0, 1))
     made = []
     for picture in pictures:
         canvas = Image.new("RGB", size, "white")
-        canvas.paste(picture, tuple((size[side] - picture.size[side]) // 2 for side in (0, 1)))
+        canvas.paste(picture.convert("RGB"), tuple((size[side] - picture.size[side]) // 2 for side in (0, 1)))
         made.append(_png(canvas))
     return made
 
