@@ -34,6 +34,7 @@ from evaluation.record import SETTINGS, Made, Record, Work, seeds, work_of
 from evaluation.settings import data_hash, versions, weights_hash
 from evaluation.sheet import write_sheet
 from evaluation.worker import Setup
+from import_core import import_core
 from workspace import Ticker, UserError
 
 FAILED = 3  # the exit code where some records failed
@@ -74,13 +75,25 @@ def main() -> int:
     args.comfyui, args.model, args.out = (path.expanduser().resolve() for path in (args.comfyui, args.model, args.out))
     if not args.data.exists():
         raise UserError(f"--data: {args.data} is not there")
-    if not args.model.exists():
-        raise UserError(f"--model: {args.model} is not there; name the folder of a release, or one file with all parts")
+    check_model(args.model)
     total = count(benchmark, args)
     with Ticker("reading the weights for their hash"):
         run = made_of(benchmark, args)
     with RunFolder(args.out, run) as folder:
         return finish(benchmark, args, folder, make(benchmark, args, folder, total))
+
+
+def check_model(model: Path) -> None:
+    """Raises UserError where it is no whole Ovis-U1; only headers are read."""
+    import_core()
+    from ovis_core.checkpoint import CheckpointError, open_model
+
+    if not model.exists():
+        raise UserError(f"--model: {model} is not there; name the folder of a release, or one file with all parts")
+    try:
+        open_model(model)
+    except CheckpointError as error:
+        raise UserError(f"--model: {error}") from error
 
 
 def records(benchmark: Benchmark, args: argparse.Namespace) -> Iterator[Record]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from .worker import Setup, Worker
 
 TRIES = 3  # workers that a record may take down with it
 LOCAL_STORE = 1 << 29  # bytes that Ray keeps for what is on its way, on this machine alone
+CHOICE = re.compile(r"ray(:(?P<joined>[1-9]\d*))?|(?P<local>[1-9]\d*)")
 Task = tuple[Record, Work]
 
 
@@ -133,7 +135,12 @@ def _connect(ray: Any, count: int | None, join: bool) -> None:
 
 @dataclass(frozen=True)
 class Choice:
-    """What --workers says."""
+    """What --workers says.
+
+    count  None: as many as there are GPUs
+    ray    Ray runs them; without it there is one, in this process
+    join   a running cluster, where there is one
+    """
 
     count: int | None
     ray: bool
@@ -142,11 +149,13 @@ class Choice:
 
 def choice(text: str) -> Choice:
     """`1`, `4`, `ray`, `ray:4`. Raises ValueError."""
-    name, _, number = text.rpartition(":") if ":" in text or text.isdecimal() else (text, "", "")
-    count = int(number) if number else None
-    if name not in ("", "ray") or count == 0 or (name == "" and count is None):
+    found = CHOICE.fullmatch(text)
+    if not found:
         raise ValueError(f"{text!r} is neither a number, nor ray, nor ray:NUMBER")
-    return Choice(count, name == "ray" or (count or 1) > 1, name == "ray")
+    number = found["joined"] or found["local"]
+    count = int(number) if number else None
+    join = found["local"] is None
+    return Choice(count, join or count != 1, join)
 
 
 def start(setup: Setup, chosen: Choice) -> Workers:
