@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,13 @@ def arguments() -> argparse.Namespace:
     line.add_argument("--out", type=Path, required=True, help="folder for the run")
     line.add_argument("--model", type=Path, required=True, help="folder of the release, or one file with all parts")
     line.add_argument("--weight-dtype", default="default", help="as in Ovis-U1 Load Model")
-    line.add_argument("--limit", type=int, help="only the first records")
+    line.add_argument("--limit", type=told(positive), help="only the first records")
     line.add_argument("--seed", type=int, default=0, help="each record's own seeds follow from it")
-    line.add_argument("--workers", type=schedule.choice, default="1", help="1, a number, ray, or ray:NUMBER")
+    line.add_argument("--workers", type=told(schedule.choice), default="1", help="1, a number, ray, or ray:NUMBER")
     line.add_argument("--retry-failed", action="store_true", help="try the records again that failed before")
     line.add_argument("--cpu", action="store_true")
     own = line.add_argument_group("settings other than the report's")
-    own.add_argument("--size", type=size, default={}, help="of images, such as 1024x768")
+    own.add_argument("--size", type=told(size), default={}, help="of images, such as 1024x768")
     own.add_argument("--steps", type=int)
     own.add_argument("--txt-cfg", type=float)
     own.add_argument("--img-cfg", type=float)
@@ -68,11 +68,31 @@ def arguments() -> argparse.Namespace:
     return parse(line)
 
 
+def told(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """For an argument's type: what `read` says of a wrong one is what the user is told."""
+
+    def argument(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return argument
+
+
+def positive(text: str) -> int:
+    """A whole number from 1. Raises ValueError."""
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
 def main() -> int:
     """Reads the data, makes what is not there yet, checks and scores."""
     args = arguments()
     benchmark = BENCHMARKS[args.name]
-    args.comfyui, args.model, args.out = (path.expanduser().resolve() for path in (args.comfyui, args.model, args.out))
+    for name in ("comfyui", "model", "data", "out"):
+        setattr(args, name, getattr(args, name).expanduser().resolve())
     if not args.data.exists():
         raise UserError(f"--data: {args.data} is not there")
     check_model(args.model)

@@ -76,6 +76,9 @@ class Worker:
         if PACK not in nodes.NODE_CLASS_MAPPINGS:
             raise UserError("ComfyUI did not load the pack; start ComfyUI itself to see why")
         loader = nodes.NODE_CLASS_MAPPINGS[PACK]
+        for spec in loader.define_schema().inputs:
+            if spec.id == "weight_dtype" and self._model[spec.id] not in spec.options:
+                raise UserError(f"--weight-dtype: {self._model[spec.id]!r} is none of {', '.join(spec.options)}")
         said = loader.validate_inputs(self._model["model_name"])
         if said is not True:
             raise UserError(f"--model: {said}")
