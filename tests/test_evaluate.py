@@ -201,10 +201,12 @@ def test_a_run_that_was_killed_goes_on(alone: Callable[[str], Path], command: An
     out = tmp_path / "jobs"
     process = start(command("jobs", out))
     wait_for_lines(out, 3, process)
+    psutil.Process(process.pid).suspend()
     # Nobody else may write there meanwhile.
     assert "another run is writing" in run(command("jobs", out), 1).stderr
     process.kill()
     process.wait()
+    assert len(lines(out)) < len(lines(alone("jobs"))), "it had come to its end"
     before = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*.png")}
     kept = {name for line in lines(out) for name in line.get("files", ())}
     # As where the power went: a line half written.
