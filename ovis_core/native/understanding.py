@@ -81,16 +81,29 @@ def understand(
 
 def judge(clip: comfy.sd.CLIP, images: Sequence[Tensor], question: str) -> list[float]:
     """For each image (height, width, channels) the probability of "yes" against "no" as the answer's first word."""
-    model, tokenizer = clip.cond_stage_model, clip.tokenizer.tokenizer
-    words = torch.tensor([tokenizer.encode([word])[0] for word in (*YES, *NO)])
     asked = [clip.tokenizer.question(question, [image]) for image in images]
+    return [yes for yes, _ in _first_words(clip, asked, (YES, NO))]
+
+
+def choose(clip: comfy.sd.CLIP, images: Sequence[Tensor], question: str, choices: Sequence[str]) -> list[float]:
+    """The probability of each choice as the first word of the answer about all images; together they make 1."""
+    asked = clip.tokenizer.question(question, images)
+    return _first_words(clip, [asked], [(choice,) for choice in choices])[0]
+
+
+def _first_words(
+    clip: comfy.sd.CLIP, asked: Sequence[list[Token]], choices: Sequence[Sequence[str]]
+) -> list[list[float]]:
+    """For each question the probability of each choice, which may be spelled in several ways."""
+    model, tokenizer = clip.cond_stage_model, clip.tokenizer.tokenizer
+    words = torch.tensor([tokenizer.encode([word])[0] for choice in choices for word in choice])
     progress = comfy.utils.ProgressBar(len(asked))
     scores = []
     with _loaded(clip, max(model.memory_for(tokens, 1) for tokens in asked)):
         for tokens in asked:
             _, logits = model.read(tokens, 1, model.run_device, model.writing_dtype)
-            likely = logits[words.to(logits.device)].softmax(0)
-            scores.append(float(likely[: len(YES)].sum()))
+            likely = logits[words.to(logits.device)].softmax(0).split([len(choice) for choice in choices])
+            scores.append([float(part.sum()) for part in likely])
             progress.update(1)
     return scores
 

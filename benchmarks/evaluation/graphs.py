@@ -1,0 +1,94 @@
+"""A record's work -> the graph that ComfyUI runs, in API form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from .record import Work
+
+Graph = dict[str, dict[str, Any]]
+SAVE, ANSWER, LETTERS = "save", "answer", "OvisU1EvaluateLetters"
+MODEL, CLIP, VAE = (["model", slot] for slot in range(3))
+
+
+def graph(work: Work, model: dict[str, str], images: Sequence[str], seed: int) -> Graph:
+    """The graph for one seed.
+
+    model   inputs of Ovis-U1 Load Model
+    images  names among ComfyUI's inputs
+    """
+    made = {"model": _node("OvisU1Loader", **model)}
+    pictures: list[Any] = []
+    for i, name in enumerate(images):
+        made[f"source {i}"] = _node("LoadImage", image=name)
+        link: list[Any] = [f"source {i}", 0]
+        if i:
+            made[f"batch {i}"] = _node("ImageBatch", image1=pictures, image2=link)
+            link = [f"batch {i}", 0]
+        pictures = link
+    return made | TASKS[work.task](work, pictures, seed)
+
+
+def _image(work: Work, _: list[Any], seed: int) -> Graph:
+    words, size, sampling = _split(work, ("negative_prompt",), ("width", "height"))
+    return {
+        "words": _node("OvisU1TextEncode", clip=CLIP, prompt=work.prompt, **words, **size),
+        "empty": _node("EmptyLatentImage", **size, batch_size=1),
+        "latent": _node(
+            "OvisU1Sampler",
+            model=MODEL,
+            positive=["words", 0],
+            negative=["words", 1],
+            latent=["empty", 0],
+            seed=seed,
+            denoise=1.0,
+            **sampling,
+        ),
+        "decoded": _node("OvisU1Decode", samples=["latent", 0], vae=VAE, restore_size=False),
+        SAVE: _node("SaveImage", images=["decoded", 0], filename_prefix="made"),
+    }
+
+
+def _edit(work: Work, pictures: list[Any], seed: int) -> Graph:
+    words, _, sampling = _split(work, ("negative_prompt", "megapixels"), ())
+    return {
+        "words": _node("OvisU1EditEncode", clip=CLIP, vae=VAE, image=pictures, prompt=work.prompt, **words),
+        "latent": _node(
+            "OvisU1Sampler",
+            model=MODEL,
+            positive=["words", 0],
+            image_only=["words", 1],
+            negative=["words", 2],
+            latent=["words", 3],
+            seed=seed,
+            denoise=1.0,
+            **sampling,
+        ),
+        "decoded": _node("OvisU1Decode", samples=["latent", 0], vae=VAE, restore_size=True),
+        SAVE: _node("SaveImage", images=["decoded", 0], filename_prefix="made"),
+    }
+
+
+def _question(work: Work, pictures: list[Any], seed: int) -> Graph:
+    about = {"clip": CLIP, "prompt": work.prompt, "image": pictures}
+    return {ANSWER: _node("OvisU1Understand", **about, sampling=False, seed=seed, **work.settings)}
+
+
+def _choice(work: Work, pictures: list[Any], _: int) -> Graph:
+    about = {"clip": CLIP, "prompt": work.prompt, "image": pictures}
+    return {ANSWER: _node(LETTERS, **about, choices=json.dumps(work.choices))}
+
+
+def _split(work: Work, *groups: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The settings of two nodes, and the rest."""
+    first, second = ({key: work.settings[key] for key in group} for group in groups)
+    return first, second, {key: value for key, value in work.settings.items() if key not in {*first, *second}}
+
+
+def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+TASKS = {"image": _image, "edit": _edit, "question": _question, "choice": _choice}
