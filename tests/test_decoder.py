@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,11 +31,52 @@ def test_refiner(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
     close(decoder.refine(tensors["cond/t2i"])[1], tensors["refiner/t2i/vector"])
 
 
+# Where gradients are kept, nothing is overwritten; in sampling what nobody needs any more is.
+@pytest.fixture(params=[torch.enable_grad, torch.no_grad, torch.inference_mode], ids=["grad", "no_grad", "inference"])
+def mode(request: pytest.FixtureRequest) -> Iterator[None]:
+    with request.param():
+        yield
+
+
 @pytest.mark.parametrize("time", ["1.0", "0.73", "0.05"])
-def test_velocity(decoder: Decoder, tensors: dict[str, Tensor], time: str) -> None:
+def test_velocity(decoder: Decoder, tensors: dict[str, Tensor], mode: None, time: str) -> None:
     context, vector = decoder.refine(tensors["cond/t2i"])
     velocity = decoder(tensors["t2i/noise"], torch.tensor([float(time)]), context, vector)
     close(velocity, tensors[f"backbone/t2i/t{time}"])
+
+
+def test_each_of_a_batch_has_its_own_time(decoder: Decoder, tensors: dict[str, Tensor], mode: None) -> None:
+    context, vector = decoder.refine(tensors["cond/t2i"].expand(2, -1, -1))
+    velocity = decoder(tensors["t2i/noise"].expand(2, -1, -1, -1), torch.tensor([0.73, 0.05]), context, vector)
+    close(velocity, torch.cat((tensors["backbone/t2i/t0.73"], tensors["backbone/t2i/t0.05"])))
+
+
+@torch.inference_mode()
+def test_inputs_and_what_patches_see_stay_as_they_are(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
+    context, vector = decoder.refine(tensors["cond/t2i"])
+    given = [tensors["t2i/noise"], torch.tensor([0.73]), context, vector]
+    before, seen = [value.clone() for value in given], []
+
+    def patch(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+        seen.extend((value, value.clone()) for value in (q, k, v))
+        return {"q": q, "k": k, "v": v}
+
+    velocity = decoder(*given, transformer_options={"patches": {"attn1_patch": [patch]}})
+    close(velocity, tensors["backbone/t2i/t0.73"])
+    assert all(map(torch.equal, given, before))
+    assert len(seen) == 3 * (len(decoder.double_blocks) + len(decoder.single_blocks))
+    assert all(torch.equal(value, then) for value, then in seen)
+
+
+def test_rotary_tables_serve_training_after_sampling(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
+    context, vector = decoder.refine(tensors["cond/t2i"])
+    time = torch.tensor([0.73])
+    decoder.rotary_tables.clear()
+    with torch.inference_mode():
+        decoder(tensors["t2i/noise"], time, context, vector)
+    learned = context.clone().requires_grad_()
+    decoder(tensors["t2i/noise"], time, learned, vector).square().sum().backward()
+    assert learned.grad.abs().max() > 0
 
 
 def test_velocity_with_a_reference(decoder: Decoder, tensors: dict[str, Tensor]) -> None:

@@ -182,10 +182,10 @@ class SingleBlock(nn.Module):
         q, k = self.norm(q, k)
         attn = patched_attention(self.attention, q, k, v, pe, options)
         del qkv, q, k, v
-        if keeps_inputs():
+        if keeps_inputs() or options.get("patches", {}).get("attn1_patch"):
             joined = torch.cat((attn, gelu(mlp)), dim=-1).flatten(0, 1)
         else:
-            # v is not needed any more: with attention's output in its place the two stand side by side already.
+            # Nobody needs v any more: with attention's output in its place the two stand side by side already.
             gelu(mlp)
             joined = qkv_mlp[..., -(attn.shape[-1] + mlp.shape[-1]) :].flatten(0, 1)
             joined[:, : attn.shape[-1]] = attn.flatten(0, 1)
