@@ -58,13 +58,13 @@ def arguments() -> argparse.Namespace:
     line.add_argument("--seed", type=int, default=0, help="each record's own seeds follow from it")
     line.add_argument("--workers", type=told(schedule.choice), default="1", help="1, a number, ray, or ray:NUMBER")
     line.add_argument("--retry-failed", action="store_true", help="try the records again that failed before")
-    line.add_argument("--cpu", action="store_true")
+    line.add_argument("--cpu", action="store_true", help="on the CPU, also where there is a GPU")
     own = line.add_argument_group("settings other than the report's")
     own.add_argument("--size", type=told(size), default={}, help="of images, such as 1024x768")
-    own.add_argument("--steps", type=int)
-    own.add_argument("--txt-cfg", type=float)
-    own.add_argument("--img-cfg", type=float)
-    own.add_argument("--max-new-tokens", type=int)
+    own.add_argument("--steps", type=int, help="instead of 50")
+    own.add_argument("--txt-cfg", type=float, help="instead of 5, and of 6 for edits")
+    own.add_argument("--img-cfg", type=float, help="of edits, instead of 1.5")
+    own.add_argument("--max-new-tokens", type=int, help="of answers in words, instead of 512")
     return parse(line)
 
 
@@ -91,11 +91,12 @@ def main() -> int:
     """Reads the data, makes what is not there yet, checks and scores."""
     args = arguments()
     benchmark = BENCHMARKS[args.name]
-    for name in ("comfyui", "model", "data", "out"):
-        setattr(args, name, getattr(args, name).expanduser().resolve())
+    for name in ("comfyui", "model", "data", "out", "json"):
+        if getattr(args, name) is not None:
+            setattr(args, name, getattr(args, name).expanduser().resolve())
     if not args.data.exists():
         raise UserError(f"--data: {args.data} is not there")
-    check_model(args.model)
+    check_model(args.model, args.weight_dtype)
     total = count(benchmark, args)
     with Ticker("reading the weights for their hash"):
         run = made_of(benchmark, args)
@@ -103,10 +104,11 @@ def main() -> int:
         return finish(benchmark, args, folder, make(benchmark, args, folder, total))
 
 
-def check_model(model: Path) -> None:
-    """Raises UserError where it is no whole Ovis-U1; only headers are read."""
+def check_model(model: Path, weight_dtype: str) -> None:
+    """Raises UserError where it is no whole Ovis-U1, or cannot be loaded that way; only headers are read."""
     import_core()
     from ovis_core.checkpoint import CheckpointError, open_model
+    from ovis_core.precision import PRECISIONS
 
     if not model.exists():
         raise UserError(f"--model: {model} is not there; name the folder of a release, or one file with all parts")
@@ -114,6 +116,8 @@ def check_model(model: Path) -> None:
         open_model(model)
     except CheckpointError as error:
         raise UserError(f"--model: {error}") from error
+    if weight_dtype not in PRECISIONS:
+        raise UserError(f"--weight-dtype: {weight_dtype!r} is none of {', '.join(PRECISIONS)}")
 
 
 def records(benchmark: Benchmark, args: argparse.Namespace) -> Iterator[Record]:
@@ -237,7 +241,7 @@ def finish(benchmark: Benchmark, args: argparse.Namespace, folder: RunFolder, me
     folder.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     if args.json:
         args.json.write_text(json.dumps(summary), encoding="utf-8")
-    told = f"{len(results) - len(failed)} of {len(results)} records"
+    told = f"{len(results) - len(failed)} of {len(results)} records; {described(folder.run, args.model)}"
     sheet = write_sheet(folder.path, f"Ovis-U1, {args.name}", told, records(benchmark, args), results)
     say(folder, summary, sheet, [*(f"{name}: {error}" for name, error in failed.items()), *wrong])
     if benchmark.score:
@@ -246,13 +250,21 @@ def finish(benchmark: Benchmark, args: argparse.Namespace, folder: RunFolder, me
     return FAILED if failed or wrong else 0
 
 
+def described(run: dict[str, Any], model: Path) -> str:
+    """What a run is made of, in a line."""
+    settings = [
+        f"{task}: {', '.join(f'{k} {v}' for k, v in own.items() if v)}" for task, own in run["settings"].items()
+    ]
+    return "; ".join([f"{model.name}, weight_dtype {run['weight_dtype']}, seed {run['seed']}", *filter(None, settings)])
+
+
 def say(folder: RunFolder, summary: dict[str, Any], sheet: Path, problems: Iterable[str]) -> None:
     """The end of a run, on the console."""
     print(f"{summary['records'] - summary['failed']} of {summary['records']} records are in {folder.path}")
     if "made_now" in summary:
         print(
-            f"{summary['made_now']} of them now by {summary['workers']} workers, {summary['records_a_second']:.2f} a "
-            f"second; scheduling took {summary['scheduling_ms']:.0f} ms a record"
+            f"{summary['made_now']} of them now, {summary['records_a_second']:.2f} a second (workers: "
+            f"{summary['workers']}); scheduling took {summary['scheduling_ms']:.0f} ms a record"
         )
     if "right" in summary:
         print(f"right: {summary['right']:.1%} of {summary['questions']} questions")

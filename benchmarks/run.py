@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
 import sys
 import tempfile
@@ -67,6 +68,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measures or counts, and prints."""
     args = arguments()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # ComfyUI's bars would run through the tables
     import torch
 
     if args.count:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from pathlib import Path
+
+if importlib.util.find_spec("torch") is None:
+    sys.exit(f"error: {sys.executable} has no torch; run this with the Python of your ComfyUI")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,7 +20,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def parser(description: str) -> argparse.ArgumentParser:
     """A command line with what all benchmarks take; to be read with `parse`."""
     found = argparse.ArgumentParser(description=description)
-    found.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"), help="folder of ComfyUI")
+    found.add_argument(
+        "--comfyui",
+        type=Path,
+        default=os.environ.get("COMFYUI_PATH"),
+        help="folder of ComfyUI; COMFYUI_PATH names one too",
+    )
     found.add_argument("--small", action="store_true", help="a shrunken model")
     found.add_argument("--json", type=Path, help="also write what was measured to this file")
     return found

@@ -34,11 +34,16 @@ class Tokenizer:
             self._read(source, source)
 
     def _read(self, folder: str | Path, called: str | Path) -> None:
+        # It warns of tokenizers of another model's kind by looking for their configs, which are not here.
+        told = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
         qwen2 = getattr(transformers, "Qwen2TokenizerFast", None) or transformers.Qwen2Tokenizer
         try:
             files = qwen2.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
         except Exception as error:  # of many kinds, for files of many kinds
             raise ValueError(f"{called}: its tokenizer files cannot be read ({error}). {MEND}") from error
+        finally:
+            transformers.logging.set_verbosity(told)
         self._bpe = tokenizers.Tokenizer(files.model)
         if self._bpe.get_vocab_size() < Control.END_OF_TEXT:
             raise ValueError(

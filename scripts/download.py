@@ -28,10 +28,8 @@ def main() -> int:
     pack = Path(os.path.abspath(__file__)).parent.parent  # noqa: PTH100 (resolve would follow the link)
     own = pack.parent.parent / FOLDER if pack.parent.name == "custom_nodes" else None
     parser = argparse.ArgumentParser(description="Fetch the release of Ovis-U1, or what is missing of it.")
-    default = f"(default: {own})" if own else f"the {FOLDER} of a ComfyUI"
-    parser.add_argument(
-        "folder", type=Path, nargs="?" if own else None, default=own, help=f"where to put it, {default}"
-    )
+    default = f" (default: {own})" if own else f", such as {FOLDER} of a ComfyUI"
+    parser.add_argument("folder", type=Path, nargs="?" if own else None, default=own, help=f"where to put it{default}")
     parser.add_argument("--repository", default=core.REPOSITORY)
     parser.add_argument("--revision", default="main")
     args = parser.parse_args()

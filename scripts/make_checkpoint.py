@@ -13,8 +13,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
+try:
+    import numpy as np
+    from safetensors.numpy import save_file
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {sys.executable} has no {error.name}; run this with the Python of your ComfyUI")
 
 from import_core import import_core
 
@@ -62,6 +65,8 @@ def write_release(folder: Path, config: Mapping, seed_salt: int = 0, dtype: str 
             _save_bf16(part, folder / file)
         else:
             save_file(part, folder / file, metadata={"format": "pt"})
+        # safetensors lets only its writer read.
+        (folder / file).chmod(0o644)
         index |= dict.fromkeys(part, file)
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     text = json.dumps({"metadata": {}, "weight_map": index}, indent=1)
@@ -96,8 +101,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("F32", "BF16"), default="F32")
     parser.add_argument("--shards", type=int, default=2)
     args = parser.parse_args(argv)
+    if not args.config.is_file():
+        parser.error(f"config: there is no file {args.config}; run this in the pack's folder, or name one")
     config = json.loads(args.config.read_text(encoding="utf-8"))
-    write_release(args.folder, config, dtype=args.dtype, shards=args.shards)
+    folder = write_release(args.folder, config, dtype=args.dtype, shards=args.shards)
+    print(f"{folder.resolve()} is written; press R in ComfyUI and choose it in Ovis-U1 Load Model.")
     return 0
 
 

@@ -58,18 +58,23 @@ class RunFolder:
 
     def _begin(self) -> None:
         file = self.path / RUN
-        if file.is_file():
+        # A run that has come to nothing yet may begin anew, as another one.
+        if file.is_file() and self._has_results():
             differs = difference(json.loads(file.read_text(encoding="utf-8")), self.run)
             if differs:
                 raise UserError(
-                    f"--out: {self.path} holds a run made with other settings ({differs}); name another folder"
+                    f"--out: {self.path} holds a run that is made otherwise ({differs}); name another folder"
                 )
         else:
-            if any(path.name != LOCK for path in self.path.iterdir()):
+            if not file.is_file() and any(path.name != LOCK for path in self.path.iterdir()):
                 raise UserError(f"--out: {self.path} is not empty and holds no run; name another folder")
             self.write(RUN, json.dumps(self.run, indent=2).encode())
         self._log = (self.path / RESULTS).open("ab+")
         self._read_log()
+
+    def _has_results(self) -> bool:
+        log = self.path / RESULTS
+        return log.is_file() and log.stat().st_size > 0
 
     def _read_log(self) -> None:
         """Takes in the lines so far; what was cut off in the middle of a line is cut off whole."""

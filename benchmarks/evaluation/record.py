@@ -140,7 +140,7 @@ def _drawn(text: str) -> int:
 def need_file(path: Path, what: str) -> Path:
     """The path, where it is a file."""
     if not path.is_file():
-        raise UserError(f"--data: {path} is not there; name {what}")
+        raise UserError(f"--data: {path} {'is a folder' if path.is_dir() else 'is not there'}; name {what}")
     return path
 
 

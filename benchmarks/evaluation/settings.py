@@ -12,6 +12,7 @@ from typing import Any
 import workspace
 
 CHUNK = 1 << 24
+HASH = "_sha256"
 WEIGHTS = (".safetensors", ".json", ".txt")  # what of a release is read
 
 
@@ -57,6 +58,8 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     old, new = (dict(_flat(json.loads(json.dumps(run)))) for run in (before, now))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
+            if name.endswith(HASH):
+                return f"its {name.removesuffix(HASH)} are not what they were"
             return f"{name} is {new.get(name)!r} and was {old.get(name)!r}"
     return ""
 

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import io
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -56,6 +57,7 @@ class Worker:
         _need_same(setup)
         self._folder = tempfile.TemporaryDirectory(prefix="ovis-u1-evaluate-", ignore_cleanup_errors=True)
         self._base = workspace.make_base(Path(self._folder.name), workspace.ROOT, setup.comfyui)
+        os.chdir(self._base)  # where newer ComfyUIs leave a log
         models = self._base / "models" / "ovis_u1"
         if setup.model.is_dir():
             workspace.link_folder(setup.model, models / setup.model.name)
