@@ -252,10 +252,10 @@ def finish(benchmark: Benchmark, args: argparse.Namespace, folder: RunFolder, me
 
 def described(run: dict[str, Any], model: Path) -> str:
     """What a run is made of, in a line."""
-    settings = [
-        f"{task}: {', '.join(f'{k} {v}' for k, v in own.items() if v)}" for task, own in run["settings"].items()
-    ]
-    return "; ".join([f"{model.name}, weight_dtype {run['weight_dtype']}, seed {run['seed']}", *filter(None, settings)])
+    parts = [f"{model.name}, weight_dtype {run['weight_dtype']}, seed {run['seed']}"]
+    for task, settings in run["settings"].items():
+        parts.append(f"{task}: {', '.join(f'{name} {value}' for name, value in settings.items() if value)}")
+    return "; ".join(parts)
 
 
 def say(folder: RunFolder, summary: dict[str, Any], sheet: Path, problems: Iterable[str]) -> None:

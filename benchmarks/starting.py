@@ -24,7 +24,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--comfyui",
         type=Path,
         default=os.environ.get("COMFYUI_PATH"),
-        help="folder of ComfyUI; COMFYUI_PATH names one too",
+        help="its folder, or COMFYUI_PATH names it",
     )
     found.add_argument("--small", action="store_true", help="a shrunken model")
     found.add_argument("--json", type=Path, help="also write what was measured to this file")

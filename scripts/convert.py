@@ -58,8 +58,8 @@ def main() -> int:
         print(f"{file}  {file.stat().st_size / 1e9:.2f} GB")
     if args.parts:
         print(
-            "Now move them into ComfyUI's models/diffusion_models, models/text_encoders and models/vae, where Ovis-U1 Load "
-            "Parts finds them."
+            "Now move them into ComfyUI's models/diffusion_models, models/text_encoders and models/vae, where Ovis-U1 "
+            "Load Parts finds them."
         )
     return 0
 

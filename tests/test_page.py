@@ -51,18 +51,21 @@ SMALL = {
     "OvisU1Understand": {"max_new_tokens": 8},
 }
 NODES = "window.app.graph._nodes.map((n) => ({id: n.id, type: n.type, pos: [...n.pos], size: [...n.size]}))"
-# Scrolls the templates on until the one of this name has come.
+# Scrolls over the templates, of which the page keeps those in sight; whether the one of this name has come.
 SCROLLED = """(name) => {
-    const found = document.querySelector(`[role=dialog] img[alt='${name}']`);
-    if (!found) [...document.querySelectorAll("[role=dialog] img")].at(-1)?.scrollIntoView();
-    return found !== null;
+    const images = [...document.querySelectorAll("[role=dialog] img")];
+    const found = images.some((image) => image.alt === name);
+    window.turn = (window.turn ?? 0) + 1;
+    if (!found) images[window.turn % images.length]?.scrollIntoView();
+    return found;
 }"""
 # Those of these names whose picture is there; scrolls on where there are none.
 LOADED = """(names) => {
     const images = [...document.querySelectorAll("[role=dialog] img")];
-    const found = images.filter((i) => i.naturalWidth > 0 && names.includes(i.alt)).map((i) => i.alt);
-    if (!found.length) (images.find((i) => names.includes(i.alt)) ?? images.at(-1))?.scrollIntoView();
-    return found.length ? found : null;
+    const found = images.filter((image) => image.naturalWidth > 0 && names.includes(image.alt));
+    window.turn = (window.turn ?? 0) + 1;
+    if (!found.length) images[window.turn % images.length]?.scrollIntoView();
+    return found.length ? found.map((image) => image.alt) : null;
 }"""
 ROLES = {
     "#323": {"OvisU1Loader", "LoraModelLoader"},
