@@ -173,22 +173,27 @@ def make(benchmark: Benchmark, args: argparse.Namespace, folder: RunFolder, tota
     overhead: list[float] = []
     began = time.monotonic()
     begun: dict[str, float] = {}
-    failures = 0
     wanted = set(todo)
+    failures = 0
     bar = tqdm(
         total=total, initial=total - len(todo), desc=args.name, unit="record", mininterval=1.0, dynamic_ncols=True
     )
-    with bar, contextlib.closing(tasks(benchmark, args, folder, wanted, begun, bar)) as waiting:
+
+    def keep(record: Record, made: Made) -> None:
+        nonlocal failures
+        folder.keep(record, made, seeds(record, args.seed))
+        bar.update()
+        failures = failures + 1 if made.error else 0
+        if failures == MOST_IN_A_ROW:
+            raise UserError(
+                f"{failures} records in a row failed, the last: {made.error}; see to it, then start again with "
+                "--retry-failed"
+            )
+
+    with bar, contextlib.closing(tasks(benchmark, args, folder, wanted, begun, keep)) as waiting:
         for record, made in workers.run(waiting):
-            folder.keep(record, made, seeds(record, args.seed))
+            keep(record, made)
             overhead.append(time.monotonic() - begun.pop(record.id) - made.seconds)
-            bar.update()
-            failures = failures + 1 if made.error else 0
-            if failures == MOST_IN_A_ROW:
-                raise UserError(
-                    f"{failures} records in a row failed, the last: {made.error}; see to it, then start again with "
-                    "--retry-failed"
-                )
     wall = time.monotonic() - began
     return {
         "workers": workers.count,
@@ -205,7 +210,7 @@ def tasks(
     folder: RunFolder,
     wanted: set[str],
     begun: dict[str, float],
-    bar: Any,
+    keep: Callable[[Record, Made], None],
 ) -> Iterator[tuple[Record, Work]]:
     """The work of each record that is wanted, with its pictures read when a worker is there to take it."""
     for record in records(benchmark, args):
@@ -215,8 +220,7 @@ def tasks(
         try:
             work = work_of(record, folder.run["settings"], args.seed)
         except OSError as error:
-            folder.keep(record, Made(error=f"its image cannot be read: {error}"), ())
-            bar.update()
+            keep(record, Made(error=f"its image cannot be read: {error}"))
             continue
         yield record, work
 

@@ -23,6 +23,7 @@ STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def main() -> None:
     """Writes a file and loads it, each in a process of its own."""
     line = parser(__doc__.split("\n")[0])
+    line.add_argument("--small", action="store_true", help="a shrunken model")
     line.add_argument("--weight-dtype", default="default", help="as of the loader node")
     args = parse(line)
     with tempfile.TemporaryDirectory() as folder:

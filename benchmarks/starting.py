@@ -26,7 +26,6 @@ def parser(description: str) -> argparse.ArgumentParser:
         default=os.environ.get("COMFYUI_PATH"),
         help="its folder, or COMFYUI_PATH names it",
     )
-    found.add_argument("--small", action="store_true", help="a shrunken model")
     found.add_argument("--json", type=Path, help="also write what was measured to this file")
     return found
 

@@ -43,6 +43,7 @@ class Row:
 def arguments() -> argparse.Namespace:
     """The command line."""
     line = parser(__doc__.split("\n")[0])
+    line.add_argument("--small", action="store_true", help="a shrunken model")
     line.add_argument("--images", type=int, nargs="+", default=[1, 2, 4])
     line.add_argument("--tokens", type=int, default=128, help="tokens to write")
     line.add_argument("--repeat", type=int, default=3)

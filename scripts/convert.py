@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from console import bar, guarded, show
 from import_core import import_core
-from workspace import bar, guarded, show
 
 
 def main() -> int:

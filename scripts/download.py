@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from console import bar, guarded, show
 from import_core import import_core
-from workspace import bar, guarded, show
 
 FOLDER = Path("models") / "ovis_u1" / "Ovis-U1-3B"
 

@@ -153,7 +153,7 @@ def test_two_workers_make_the_same(alone: Callable[[str], Path], command: Any, t
 
 def is_worker(process: psutil.Process) -> bool:
     try:
-        return process.name().startswith("ray::Worker") or process.cmdline()[:1] == ["ray::Worker"]
+        return any(name.startswith("ray::RemoteWor") for name in (process.name(), *process.cmdline()[:1]))
     except psutil.Error:
         return False
 
@@ -181,7 +181,7 @@ def test_answers_are_kept_as_vlmevalkit_keeps_them(alone: Callable[[str], Path])
     assert [row["index"] for row in rows] == ["7", "1000007", "8"]
     assert {"index", "question", "answer", "prediction"} <= rows[0].keys()
     assert "image" not in rows[0]
-    assert [row["prediction"] in "AB" for row in rows[:2]] == [True, True]
+    assert {row["prediction"] for row in rows[:2]} <= {"A", "B"}
     assert rows[2]["prediction"]
     chances = said(out)["7"]["chances"]
     assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
@@ -216,14 +216,9 @@ def test_a_run_that_was_killed_goes_on(alone: Callable[[str], Path], command: An
     same(out, alone("jobs"))
     assert all(path.stat().st_mtime_ns == t for path, t in before.items() if path.relative_to(out).as_posix() in kept)
     # Nothing is left to do, and a run of other settings does not get in.
-    assert time_of(lambda: run(command("jobs", out), FAILED)) < TIMEOUT
+    run(command("jobs", out), FAILED)
+    assert "made_now" not in json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert "seed is 1 and was 0" in run(command("jobs", out, "--seed", "1"), 1).stderr
-
-
-def time_of(call: Callable[[], object]) -> float:
-    begun = time.monotonic()
-    call()
-    return time.monotonic() - begun
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
@@ -242,3 +237,13 @@ def test_scheduling_takes_little(alone: Callable[[str], Path]) -> None:
     summary = json.loads((alone("jobs") / "summary.json").read_text(encoding="utf-8"))
     assert summary["records_a_second"] > 0
     assert summary["scheduling_ms"] < 20
+
+
+def test_many_failures_in_a_row_end_it(command: Any, tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs.jsonl"
+    line = {"task": "question", "prompt": "What is this?", "image": "nowhere.png"}
+    jobs.write_text(f"{json.dumps(line)}\n" * 30, encoding="utf-8")
+    asked = command("jobs", tmp_path / "out")
+    asked[asked.index("--data") + 1] = str(jobs)
+    assert "25 records in a row failed, the last: its image cannot be read" in run(asked, 1).stderr
+    assert len(lines(tmp_path / "out")) == 25

@@ -188,9 +188,12 @@ def test_a_folder_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "out", RUN):
-        pass
     other = {"benchmark": "jobs", "settings": {"image": {"steps": 20}}}
+    # One that has come to nothing yet may begin anew.
+    with RunFolder(tmp_path / "out", other):
+        pass
+    with RunFolder(tmp_path / "out", RUN) as folder:
+        folder.keep(Record("a", "question", ""), Made(text="yes"), ())
     with pytest.raises(UserError, match=r"settings.image.steps is 20 and was 50"), RunFolder(tmp_path / "out", other):
         pass
     (tmp_path / "photos").mkdir()

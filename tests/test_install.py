@@ -117,7 +117,7 @@ def test_the_archive_holds_what_users_need_and_no_more(pack: Path) -> None:
     have = {path.relative_to(pack).as_posix() for path in pack.rglob("*") if path.is_file()}
     assert {path.split("/")[0] for path in have} == {
         *("__init__.py", "nodes", "ovis_core", "web", "locales", "workflows", "docs", "scripts", "tests"),
-        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "requirements.txt"),
+        *("README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "requirements.txt"),
     }
     assert {path for path in have if path.startswith("tests/")} == {
         "tests/golden/README.md",

@@ -62,7 +62,8 @@ def test_the_core_knows_no_nodes(file: Path) -> None:
 
 def test_sources_can_be_read_on_windows() -> None:
     """Tools there open them as cp1252."""
-    for file in files(".", "nodes", "ovis_core", "ovis_core/networks", "ovis_core/native", "scripts", "tests"):
+    folders = ("nodes", "ovis_core", "scripts", "benchmarks", "tests")
+    for file in [ROOT / "__init__.py", *(file for folder in folders for file in (ROOT / folder).rglob("*.py"))]:
         file.read_text(encoding="utf-8").encode("cp1252")
 
 

@@ -20,12 +20,12 @@ class Benchmark:
     records  its data's path -> its records, in order
     tasks    what it asks for; their settings belong to the run
     data     patterns of the files that hold its records, where --data is a folder
-    score    commands that score its results, with {out}, {data} and {width}; empty where there is none
+    score    commands that score its results, with {out} and {width}; empty where there is none
     """
 
     records: Callable[[Path], Iterator[Record]]
     tasks: tuple[str, ...]
-    data: tuple[str, ...] = ("*",)
+    data: tuple[str, ...] = ()
     score: str = ""
 
 

@@ -12,7 +12,7 @@ import workspace
 from workspace import UserError
 
 from .record import Made, Record, Work
-from .worker import Setup, Worker
+from .worker import RemoteWorker, Setup, Worker
 
 TRIES = 3  # workers that a record may take down with it
 LOCAL_STORE = 1 << 29  # bytes that Ray keeps for what is on its way, on this machine alone
@@ -61,7 +61,7 @@ class RayActors:
         if self.count > room:
             what = "CPUs" if setup.cpu else "GPUs"
             raise UserError(f"--workers: {self.count} need as many {what} and this cluster has {room:.0f}")
-        remote = ray.remote(max_restarts=-1, max_task_retries=TRIES - 1, **needs)(Worker)
+        remote = ray.remote(max_restarts=-1, max_task_retries=TRIES - 1, **needs)(RemoteWorker)
         self._actors = [remote.remote(setup) for _ in range(self.count)]
         self._wait(lambda: ray.get([actor.ready.remote() for actor in self._actors]))
 
@@ -98,8 +98,6 @@ class RayActors:
     def _wait(self, get: Callable[[], Any]) -> Any:
         try:
             return get()
-        except self._ray.exceptions.ActorUnavailableError:
-            raise
         except self._ray.exceptions.ActorDiedError as error:
             cause = getattr(error, "cause", None) or error
             raise UserError(f"a worker does not start: {str(cause).strip().splitlines()[-1]}") from error

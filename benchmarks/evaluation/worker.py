@@ -27,7 +27,7 @@ from .record import Made, Work
 from .settings import versions, weights_hash
 
 POLL = 0.002  # seconds between looks at ComfyUI's history
-PACK = "OvisU1Loader"
+LOADER = "OvisU1Loader"
 COLUMNS = 2  # of a sheet
 ERRORS = {"execution_error", "execution_interrupted"}
 
@@ -53,8 +53,7 @@ class Worker:
     """One ComfyUI that holds one model; a process can have one."""
 
     def __init__(self, setup: Setup) -> None:
-        """Raises UserError where it does not start, or is not what the other machines are."""
-        _need_same(setup)
+        """Raises UserError where it does not start."""
         self._folder = tempfile.TemporaryDirectory(prefix="ovis-u1-evaluate-", ignore_cleanup_errors=True)
         self._base = workspace.make_base(Path(self._folder.name), workspace.ROOT, setup.comfyui)
         os.chdir(self._base)  # where newer ComfyUIs leave a log
@@ -75,9 +74,9 @@ class Worker:
         """Raises UserError where ComfyUI has no pack or finds no model."""
         import nodes
 
-        if PACK not in nodes.NODE_CLASS_MAPPINGS:
+        if LOADER not in nodes.NODE_CLASS_MAPPINGS:
             raise UserError("ComfyUI did not load the pack; start ComfyUI itself to see why")
-        loader = nodes.NODE_CLASS_MAPPINGS[PACK]
+        loader = nodes.NODE_CLASS_MAPPINGS[LOADER]
         for spec in loader.define_schema().inputs:
             if spec.id == "weight_dtype" and self._model[spec.id] not in spec.options:
                 raise UserError(f"--weight-dtype: {self._model[spec.id]!r} is none of {', '.join(spec.options)}")
@@ -147,6 +146,15 @@ class Worker:
         return entry["outputs"], (messages[-1][1]["timestamp"] - messages[0][1]["timestamp"]) / 1e3
 
 
+class RemoteWorker(Worker):
+    """A worker of a machine that may have other versions or weights than the one where the run began."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Raises UserError where it has, too."""
+        _need_same(setup)
+        super().__init__(setup)
+
+
 def _need_same(setup: Setup) -> None:
     for name, version in versions(setup.comfyui).items():
         if version != setup.versions[name]:
@@ -169,9 +177,10 @@ def _start(setup: Setup, base: Path) -> tuple[Any, Any]:
     # ComfyUI's folders must come first: it has modules named nodes, server and utils.
     sys.path.insert(0, str(setup.comfyui))
     ours, sys.argv = sys.argv, ["main.py", *options]
-    main = importlib.import_module("main")
-    loop, server, _ = main.start_comfyui()
-    sys.argv = ours
+    try:
+        loop, server, _ = importlib.import_module("main").start_comfyui()
+    finally:
+        sys.argv = ours
     import comfy.utils
 
     comfy.utils.PROGRESS_BAR_ENABLED = False  # a bar for each image would run through that of all

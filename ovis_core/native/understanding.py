@@ -86,7 +86,17 @@ def judge(clip: comfy.sd.CLIP, images: Sequence[Tensor], question: str) -> list[
 
 
 def choose(clip: comfy.sd.CLIP, images: Sequence[Tensor], question: str, choices: Sequence[str]) -> list[float]:
-    """The probability of each choice as the first word of the answer about all images; together they make 1."""
+    """The probability of each choice as the first word of the answer about all images; together they make 1.
+
+    Raises ValueError where two choices begin with the same token, by which they are told apart.
+    """
+    first: dict[int, str] = {}
+    for choice in choices:
+        other = first.setdefault(clip.tokenizer.tokenizer.encode([choice])[0], choice)
+        if other != choice:
+            raise ValueError(
+                f"choices: {other!r} and {choice!r} begin alike; give words that differ from the first on."
+            )
     asked = clip.tokenizer.question(question, images)
     return _first_words(clip, [asked], [(choice,) for choice in choices])[0]
 

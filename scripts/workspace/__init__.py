@@ -1,9 +1,10 @@
 """A place to run the pack in: a ComfyUI, an environment of its own and a base directory. Standard library only."""
 
+from console import Ticker, UserError, bar, guarded, show
+
 from .base import link_folder, make_base
 from .cache import home, remove
 from .comfyui import ComfyUI, describe_comfyui, find_comfyui
-from .console import Ticker, UserError, bar, guarded, show
 from .environment import ROOT, check_python, prepare_env
 from .processes import end_tree, hand_over, spawn, tail
 

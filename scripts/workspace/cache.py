@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from .console import Ticker, UserError
+from console import Ticker, UserError
 
 
 def home() -> Path:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from console import Ticker, UserError
+
 from .cache import home, set_up_lock, temporary_folder
-from .console import Ticker, UserError
 from .environment import make_venv, pip
 from .processes import end_tree, spawn
 

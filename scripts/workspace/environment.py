@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from console import Ticker, UserError
+
 from .cache import home, remove, set_up_lock
-from .console import Ticker, UserError
 from .processes import logged
 
 ROOT = Path(__file__).resolve().parents[2]
