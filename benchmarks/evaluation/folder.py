@@ -58,16 +58,13 @@ class RunFolder:
 
     def _begin(self) -> None:
         file = self.path / RUN
-        # A run that has come to nothing yet may begin anew, as another one.
-        if file.is_file() and self._has_results():
-            differs = difference(json.loads(file.read_text(encoding="utf-8")), self.run)
-            if differs:
-                raise UserError(
-                    f"--out: {self.path} holds a run that is made otherwise ({differs}); name another folder"
-                )
-        else:
-            if not file.is_file() and any(path.name != LOCK for path in self.path.iterdir()):
-                raise UserError(f"--out: {self.path} is not empty and holds no run; name another folder")
+        new = not file.is_file()
+        if new and any(path.name != LOCK for path in self.path.iterdir()):
+            raise UserError(f"--out: {self.path} is not empty and holds no run; name another folder")
+        differs = "" if new else difference(json.loads(file.read_text(encoding="utf-8")), self.run)
+        if differs and self._has_results():
+            raise UserError(f"--out: {self.path} holds a run that is made otherwise ({differs}); name another folder")
+        if new or differs:  # one that has come to nothing yet may begin as another
             self.write(RUN, json.dumps(self.run, indent=2).encode())
         self._log = (self.path / RESULTS).open("ab+")
         self._read_log()
