@@ -128,10 +128,15 @@ def records(benchmark: Benchmark, args: argparse.Namespace) -> Iterator[Record]:
 def count(benchmark: Benchmark, args: argparse.Namespace) -> int:
     """How many records there are. Raises UserError for what is wrong with them, before anything is made."""
     known: set[str] = set()
+    files: dict[str, str] = {}  # a file's name, as systems that ignore case know it -> its record
     for record in records(benchmark, args):
         if record.id in known:
             raise UserError(f"--data: {args.data} has two records {record.id!r}; give each an id of its own")
         known.add(record.id)
+        for name in (*record.files, *record.beside):
+            other = files.setdefault(name.casefold(), record.id)
+            if other != record.id:
+                raise UserError(f"--data: records {other!r} and {record.id!r} would both write {name}; rename one")
     if not known:
         raise UserError(f"--data: {args.data} holds no records for {args.name}")
     return len(known)
@@ -219,7 +224,7 @@ def tasks(
         begun[record.id] = time.monotonic()
         try:
             work = work_of(record, folder.run["settings"], args.seed)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             keep(record, Made(error=f"its image cannot be read: {error}"))
             continue
         yield record, work

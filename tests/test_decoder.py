@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conftest import close
 from ovis_core import layout
-from ovis_core.networks.decoder import Decoder, pack, unpack
+from ovis_core.networks.decoder import Decoder, modulated_norm, pack, unpack
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,28 @@ def test_inputs_and_what_patches_see_stay_as_they_are(decoder: Decoder, tensors:
     assert all(map(torch.equal, given, before))
     assert len(seen) == 3 * (len(decoder.double_blocks) + len(decoder.single_blocks))
     assert all(torch.equal(value, then) for value, then in seen)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("batch", [1, 2])
+def test_patches_may_change_positions(decoder: Decoder, tensors: dict[str, Tensor], batch: int) -> None:
+    context, vector = decoder.refine(tensors["cond/t2i"].expand(batch, -1, -1))
+    given = [tensors["t2i/noise"].expand(batch, -1, -1, -1), torch.full((batch,), 0.73), context, vector]
+    before = decoder(*given)
+
+    def turn(q: Tensor, k: Tensor, v: Tensor, pe: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+        return {"pe": pe.mul_(0.9)}
+
+    changed = decoder(*given, transformer_options={"patches": {"attn1_patch": [turn]}})
+    assert (changed - before).abs().max() > 1e-3
+    assert torch.equal(decoder(*given), before)
+
+
+def test_a_norm_takes_what_a_patch_made_wider() -> None:
+    x, shift, factor = torch.randn(1, 5, 8).double(), torch.randn(1, 1, 8), torch.randn(1, 1, 8)
+    expected = modulated_norm(x.float(), shift, factor)
+    close(modulated_norm(x, shift, factor), expected.double(), 1e-6)
+    close(modulated_norm(x.expand(2, -1, -1), shift, factor), expected.double().expand(2, -1, -1), 1e-6)
 
 
 def test_rotary_tables_serve_training_after_sampling(decoder: Decoder, tensors: dict[str, Tensor]) -> None:

@@ -112,7 +112,7 @@ def _thumbnail(source: Source) -> str:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             small = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return ""
     small.thumbnail((THUMB, THUMB))
     file = io.BytesIO()

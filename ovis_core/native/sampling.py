@@ -32,7 +32,8 @@ class OvisGuider(comfy.samplers.CFGGuider):
 
     v = uncond + img_cfg (image_only - uncond) + txt_cfg (cond - image_only)
 
-    Guides from the share `cfg_start` of the run to the share `cfg_end`, 0 to 1; otherwise v = cond, in one pass.
+    Guides from the share `cfg_start` of the model's schedule to the share `cfg_end`, 0 to 1, as ComfyUI counts them;
+    otherwise v = cond, in one pass.
 
     Sets the shift for the latent's size, unless the model carries a `model_sampling` patch already.
     """
@@ -108,6 +109,8 @@ class OvisGuider(comfy.samplers.CFGGuider):
         if self.interval == (0.0, 1.0):
             return True
         first, last = (self.inner_model.model_sampling.percent_to_sigma(share) for share in self.interval)
+        if self.interval[0] == 0.0:
+            first = math.inf  # samplers that add noise start above the schedule
         return last + EPSILON < timestep[0].item() <= first + EPSILON
 
 

@@ -93,6 +93,8 @@ class Decoder(nn.Module):
             pe = rotary_table(ids, self.config.axes_dim, self.config.theta)
         else:
             pe = self.rotary_tables(txt.shape[1], grids, x.device)
+            if patches or replace:
+                pe = pe.clone()  # theirs to change
 
         options |= {"total_blocks": len(self.double_blocks), "block_type": "double"}
         for i, block in enumerate(self.double_blocks):
@@ -298,7 +300,7 @@ def keeps_inputs() -> bool:
 
 def modulated_norm(x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
     """factor * LayerNorm(x) + shift: x (B, L, hidden); shift and factor (B, 1, hidden)."""
-    if x.shape[0] == 1:
+    if x.shape[0] == factor.shape[0] == 1 and x.dtype == factor.dtype:
         # As a norm's own weight and bias, which takes one kernel and one rounding.
         return F.layer_norm(x, x.shape[-1:], factor.flatten(), shift.flatten(), NORM_EPS)
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), factor)
