@@ -112,6 +112,8 @@ def jobs(folder: Path) -> Path:
     rows: list[dict[str, Any]] = [{"prompt": f"thing {i}", "size": "80x64"} for i in range(8)]
     rows += [
         {"id": "three", "task": "image", "prompt": "a row", "seed": 5, "samples": 3, "size": "64x64"},
+        {"id": "twice", "prompt": "the same", "seed": 1, "size": "64x64"},
+        {"id": "again", "prompt": "the same", "seed": 1, "size": "64x64"},
         {"id": "edited", "task": "edit", "image": "good.png", "prompt": "Make it red.", "img_cfg": 2.0},
         {"id": "asked", "task": "question", "image": ["good.png", "wide.png"], "prompt": "What?", "max_new_tokens": 4},
         {"id": "chosen", "task": "choice", "image": "good.png", "prompt": "Is it red?", "choices": ["Yes", "No"]},

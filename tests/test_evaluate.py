@@ -44,7 +44,8 @@ MADE = {
     ],
     "vqa": [],
     "jobs": [
-        f"images/{name}.png" for name in (*(f"{i:05d}" for i in range(8)), "three_00", "three_01", "three_02", "edited")
+        f"images/{name}.png"
+        for name in (*(f"{i:05d}" for i in range(8)), "three_00", "three_01", "three_02", "twice", "again", "edited")
     ],
 }
 

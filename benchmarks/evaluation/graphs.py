@@ -13,11 +13,12 @@ SAVE, ANSWER, LETTERS = "save", "answer", "OvisU1EvaluateLetters"
 MODEL, CLIP, VAE = (["model", slot] for slot in range(3))
 
 
-def graph(work: Work, model: dict[str, str], images: Sequence[str], seed: int) -> Graph:
+def graph(work: Work, model: dict[str, str], images: Sequence[str], seed: int, name: str) -> Graph:
     """The graph for one seed.
 
     model   inputs of Ovis-U1 Load Model
     images  names among ComfyUI's inputs
+    name    what files of its outputs begin with
     """
     made = {"model": _node("OvisU1Loader", **model)}
     pictures: list[Any] = []
@@ -28,7 +29,10 @@ def graph(work: Work, model: dict[str, str], images: Sequence[str], seed: int) -
             made[f"batch {i}"] = _node("ImageBatch", image1=pictures, image2=link)
             link = [f"batch {i}", 0]
         pictures = link
-    return made | TASKS[work.task](work, pictures, seed)
+    made |= TASKS[work.task](work, pictures, seed)
+    if "decoded" in made:
+        made[SAVE] = _node("SaveImage", images=["decoded", 0], filename_prefix=name)
+    return made
 
 
 def _image(work: Work, _: list[Any], seed: int) -> Graph:
@@ -47,7 +51,6 @@ def _image(work: Work, _: list[Any], seed: int) -> Graph:
             **sampling,
         ),
         "decoded": _node("OvisU1Decode", samples=["latent", 0], vae=VAE, restore_size=False),
-        SAVE: _node("SaveImage", images=["decoded", 0], filename_prefix="made"),
     }
 
 
@@ -67,7 +70,6 @@ def _edit(work: Work, pictures: list[Any], seed: int) -> Graph:
             **sampling,
         ),
         "decoded": _node("OvisU1Decode", samples=["latent", 0], vae=VAE, restore_size=True),
-        SAVE: _node("SaveImage", images=["decoded", 0], filename_prefix="made"),
     }
 
 

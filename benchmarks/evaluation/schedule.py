@@ -52,7 +52,7 @@ class RayActors:
     def __init__(self, setup: Setup, count: int | None, join: bool) -> None:
         """count: None: as many as the cluster has GPUs. join: a running cluster, where there is one."""
         ray = _import_ray()
-        _connect(ray, count, join)
+        _connect(ray, count, join, _threads() if setup.cpu else {})
         self._ray = ray
         gpus = int(ray.cluster_resources().get("GPU", 0))
         self.count = count or max(gpus, 1)
@@ -115,11 +115,18 @@ def _import_ray() -> Any:
     return ray
 
 
-def _connect(ray: Any, count: int | None, join: bool) -> None:
+def _threads() -> dict[str, str]:
+    """For each worker as many as it has without Ray, which would give it one: they change how a CPU rounds sums."""
+    import torch
+
+    return {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def _connect(ray: Any, count: int | None, join: bool, environment: dict[str, str]) -> None:
     # Every machine has this checkout in the same place.
     paths = os.pathsep.join(str(workspace.ROOT / name) for name in ("benchmarks", "scripts"))
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    options["runtime_env"] = {"env_vars": {"PYTHONPATH": paths}}
+    options["runtime_env"] = {"env_vars": {"PYTHONPATH": paths, **environment}}
     if join:
         try:
             ray.init("auto", **options)

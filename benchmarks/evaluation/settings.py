@@ -12,17 +12,18 @@ from typing import Any
 import workspace
 
 CHUNK = 1 << 24
+CODE = ("nodes", "ovis_core")
 HASH = "_sha256"
 WEIGHTS = (".safetensors", ".json", ".txt")  # what of a release is read
 
 
 def versions(comfyui: Path) -> dict[str, str]:
-    """Of the parts that images depend on."""
-    pack = next(
-        line for line in (workspace.ROOT / "pyproject.toml").read_text("utf-8").splitlines() if "version =" in line
-    )
+    """Of the parts that images depend on; of the pack also its code, which changes between versions."""
+    project = (workspace.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    pack = next(line for line in project.splitlines() if line.startswith("version ="))
+    code = files_hash(sorted(file for folder in CODE for file in (workspace.ROOT / folder).rglob("*.py")))
     return {
-        "ovis-u1": pack.split('"')[1],
+        "ovis-u1": pack.split('"')[1] + f", code {code[:12]}",
         "ComfyUI": workspace.describe_comfyui(comfyui, "").version,
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
     }

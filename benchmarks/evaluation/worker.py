@@ -63,6 +63,8 @@ class Worker:
         else:
             workspace.link_folder(setup.model.parent, models)
         self._model = {"model_name": setup.model.name, "weight_dtype": setup.weight_dtype}
+        # ComfyUI writes to these streams' buffers, which close when nobody holds the streams any more.
+        self._streams = sys.stdout, sys.stderr
         self._loop, self._server = _start(setup, self._base)
         threading.Thread(target=self._loop.run_until_complete, args=(self._server.publish_loop(),), daemon=True).start()
         import execution
@@ -99,7 +101,8 @@ class Worker:
         images: list[bytes] = []
         text, chances, seconds = None, (), 0.0
         for seed in work.seeds:
-            outputs, taken = self._execute(graph(work, self._model, names, seed))
+            # By another name each time: what ComfyUI has in its cache it would not save again.
+            outputs, taken = self._execute(graph(work, self._model, names, seed, uuid.uuid4().hex))
             seconds += taken
             images += [self._take(entry) for entry in outputs.get(SAVE, {}).get("images", ())]
             for said in outputs.get(ANSWER, {}).get("text", ()):
