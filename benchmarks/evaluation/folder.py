@@ -128,7 +128,10 @@ class RunFolder:
         file, partial = self.path / name, self.path / PARTIAL
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
+            with partial.open("wb") as sink:
+                sink.write(data)
+                sink.flush()
+                os.fsync(sink.fileno())  # its line must never be on the disk before it
             partial.replace(file)
         except OSError as error:
             partial.unlink(missing_ok=True)
