@@ -36,9 +36,11 @@ def _is_there(module: str, wanted: str) -> bool:
         return False
     name, _, floor = wanted.partition(">=")
     try:
-        return not floor or _numbers(version(name)) >= _numbers(floor)
-    except PackageNotFoundError:  # importable all the same
-        return True
+        found = version(name) if floor else ""
+    except PackageNotFoundError:
+        found = ""
+    # What can be imported counts, also where leftovers of another version hide which one it is.
+    return not found or _numbers(found) >= _numbers(floor)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
