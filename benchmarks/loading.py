@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from starting import parse, parser, start_comfyui
 
 STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+PAGE = 4096  # bytes that come to memory together
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "random.safetensors"
         alone(write, args.comfyui, args.small, file)
-        peak, kept, seconds = alone(measure, args.comfyui, file, args.weight_dtype)
+        peak, kept, seconds = alone(load_file, args.comfyui, file, args.weight_dtype)
         size = file.stat().st_size
     print("| weight_dtype | file, GB | most memory while loading, GB | of the file | afterwards, GB | seconds |")
     print("|---|---|---|---|---|---|")
@@ -53,8 +54,8 @@ def write(comfyui: Path, small: bool, file: Path) -> None:
     write_file(SMALL if small else FULL, file)
 
 
-def measure(comfyui: Path, file: Path, weight_dtype: str) -> tuple[int, int, float]:
-    """(the most memory while loading, the memory afterwards, seconds), in bytes above what the process had before."""
+def load_file(comfyui: Path, file: Path, weight_dtype: str) -> tuple[int, int, float]:
+    """As `measured`, of one file."""
     start_comfyui(comfyui, cpu=True)
     import comfy.model_management  # noqa: F401
     import torch
@@ -64,11 +65,47 @@ def measure(comfyui: Path, file: Path, weight_dtype: str) -> tuple[int, int, flo
     from ovis_core.precision import PRECISIONS
 
     torch.zeros(1 << 20).bfloat16().float()
+    return measured(partial(load, open_file(file), PRECISIONS[weight_dtype]))
+
+
+def load_side(comfyui: Path, on_cpu: bool, side: str, release: Path, code: Path | None, dtype: str) -> float:
+    """Seconds to load a side of `bench.Bench` onto the device, until all of its weights are in memory there.
+
+    code  a release's folder with the authors' code, for theirs
+    """
+    start_comfyui(comfyui, cpu=on_cpu)
+    import torch
+    from comfy import model_management
+
+    device = model_management.get_torch_device()
+    torch.zeros(1, device=device)
+    if side == "authors":
+        from reference import Reference, authors
+
+        authors(code, "modeling_ovis_u1")
+        load: Callable[[], Any] = partial(Reference, code, release, getattr(torch, dtype), device)
+    else:
+        from sides import Ours
+
+        load = partial(Ours, release, *(["fp8_e4m3fn_fast"] if side == "fp8" else []))
+    from clock import now
+
+    with torch.inference_mode():
+        start = now()
+        for weight in load().weights():
+            weight.flatten().view(torch.uint8)[::PAGE].sum()
+        return now() - start
+
+
+def measured(load: Callable[[], Any]) -> tuple[int, int, float]:
+    """(the most memory while loading, the memory afterwards, seconds), in bytes above what the process had before."""
+    from clock import now
+
     before = memory("VmRSS")
     REFERENCES.write_text("5", encoding="ascii")  # forgets the peak so far
-    start = time.perf_counter()
-    loaded = load(open_file(file), PRECISIONS[weight_dtype])
-    seconds = time.perf_counter() - start
+    start = now()
+    loaded = load()
+    seconds = now() - start
     peak, after = memory("VmHWM"), memory("VmRSS")
     del loaded
     return peak - before, after - before, seconds

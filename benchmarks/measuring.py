@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from comfy import model_management
 
+from clock import now
 from counting import LiveBytes, counting
-from understand import now
 
 BORROWER = "generate"  # its pictures go through our model, so its own memory is not to be told apart
 

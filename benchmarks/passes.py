@@ -1,9 +1,9 @@
-"""What is known of the decoder without running it: the kernels of a pass at full size, the graphs of torch.compile."""
+"""What a pass of the decoder does at full size, without running it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from counting import Counts, counting
-from full_size import FULL, NARROW
+from full_size import FULL
 
 TEXT = 330  # tokens of a prompt about a blank picture of 1024 x 1024
 # (name, latent size, whether a reference image takes part)
@@ -58,44 +58,3 @@ def _authors_decoder(code: Path, dtype: torch.dtype) -> Any:
         return authors(code, "modeling_yak").YakTransformer(config)
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-def compiled_graphs(folder: Path, tokenizer: Path) -> Iterator[tuple[str, dict[str, int]]]:
-    """What torch.compile makes of sampling runs, through the wrapper of ComfyUI's TorchCompileModel.
-
-    The whole decoder, then block by block, as packs compile it: after each run (its name, graphs and graph breaks so
-    far). On a small model, and with the part of torch.compile that traces alone.
-    """
-    from comfy_api.torch_helpers import set_torch_compile_wrapper
-    from torch._dynamo.utils import counters
-
-    from full_size import write_release
-    from sides import Ours, Picture
-
-    small = replace(NARROW, decoder=replace(NARROW.decoder, depth=1, depth_single_blocks=1))
-    write_release(small, folder, torch.float32, tokenizer)
-    ours = Ours(folder)
-    runs = {
-        "first run": Picture(64, 64),
-        "again": Picture(64, 64),
-        "second size": Picture(96, 64),
-        "third size": Picture(128, 96),
-        "fourth size": Picture(160, 64),
-        "fifth size": Picture(96, 192),
-        "edit": Picture(64, 64, edit=True),
-        "batch of 2": Picture(128, 128, batch=2),
-        "batch of 3": Picture(64, 64, batch=3),
-    }
-    blocks = ["diffusion_model.double_blocks.0", "diffusion_model.single_blocks.0"]
-    for name, keys in (("whole decoder", ["diffusion_model"]), ("block by block", blocks)):
-        torch._dynamo.reset()
-        counters.clear()
-        model = ours.model.clone()
-        set_torch_compile_wrapper(model=model, backend="eager", keys=keys)
-        for run, picture in runs.items():
-            ours.latent(replace(picture, steps=1), model)
-            found = {
-                "graphs": counters["stats"]["unique_graphs"],
-                "breaks": sum(counters["graph_break"].values()),
-            }
-            yield f"{name}, {run}", found

@@ -22,8 +22,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from answering import QUESTION, Answer, greedy, photos, time_generate
+from clock import now
 from ovis_core import prompts
-from understand import QUESTION, greedy, now, time_generate
 
 PACKAGE = "ovis_u1_reference"
 
@@ -54,6 +55,10 @@ class Reference:
         yak = authors(code, "modeling_yak")
         noise = yak.get_noise
         yak.get_noise = lambda *sizes, **named: noise(*sizes, **{**named, "dtype": dtype})
+
+    def weights(self) -> list[Tensor]:
+        """Wherever they are."""
+        return [*self.model.parameters(), *self.model.buffers()]
 
     def condition(self, text: str, image: Image.Image) -> Tensor:
         """(1, L, context_in_dim) for a prompt about an image, which is given at the target's size."""
@@ -102,22 +107,15 @@ class Reference:
         vae = self.model.visual_generator.vae
         return vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mode().float().cpu()
 
-    def answer(self, images: list[Image.Image], room: int) -> tuple[int, float, float, list[int]]:
-        """As `understand.ours`."""
+    def answer(self, count: int, room: int) -> Answer:
+        """As `answering.answer`."""
+        images = photos(count)
         start = now()
-        marks = "".join(f"Image {i + 1}: <image>\n" for i in range(len(images))) if len(images) > 1 else "<image>\n"
+        marks = "".join(f"Image {i + 1}: <image>\n" for i in range(count)) if count > 1 else "<image>\n"
         ids, inputs = self._inputs(marks + QUESTION, images)
         seen = now() - start
-        embeds = self.model.merge_multimodal(
-            text_input_ids=ids,
-            text_attention_masks=inputs["attention_mask"],
-            text_labels=None,
-            pixel_values=inputs["pixel_values"],
-            grid_thws=inputs["grid_thws"],
-            left_padding=True,
-        )[1]
         return time_generate(
-            lambda new, clock: self.model.generate(ids, streamer=clock, **inputs, **greedy(new)), seen, room, embeds
+            lambda new, clock: self.model.generate(ids, streamer=clock, **inputs, **greedy(new)), seen, room
         )
 
     def _inputs(self, text: str, images: list[Image.Image], **options: Any) -> tuple[Tensor, dict[str, Tensor]]:

@@ -29,6 +29,7 @@ STEPS = {"gpu": 50, "cpu": 4}
 TOKENS = {"gpu": 128, "cpu": 32}
 SIDES = ("ours", "compiled", "EasyCache", "LazyCache", "interval", "fp8", "generate", "authors")
 BATCH = {"gpu": 4, "cpu": 2}
+LOAD = "load in a new process"
 
 
 def arguments() -> argparse.Namespace:
@@ -55,6 +56,8 @@ def arguments() -> argparse.Namespace:
     if not all(re.fullmatch(r"\d+x\d+", size) for size in args.sizes):
         line.error("--sizes: write each as WIDTHxHEIGHT, 1024x768 for example")
     args.sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
+    if args.tokens is not None and args.tokens < 2:
+        line.error("--tokens: write 2 or more, for the first is timed apart")
     args.edit_side = args.edit_side or EDIT_SIDE[args.device]
     args.steps = args.steps or STEPS[args.device]
     args.tokens = args.tokens or TOKENS[args.device]
@@ -85,7 +88,8 @@ def main() -> None:
 
 def count(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Kernels and bytes of a pass, and graphs of torch.compile."""
-    from passes import compiled_graphs, count_passes
+    from graphs import compiled_graphs
+    from passes import count_passes
     from tables import markdown
 
     passes = [(name, side, *dataclasses.astuple(counts)) for name, side, counts in count_passes(args.reference)]
@@ -107,9 +111,11 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torch
     from comfy import model_management
 
+    from bench import Bench
     from full_size import FULL, NARROW, write_release
+    from loading import alone, load_side
     from measuring import Measured, Meter, device_rates
-    from rows import Bench, rows
+    from rows import rows
     from tables import growth_table, memory_table, time_table
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
@@ -127,15 +133,24 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     print(head)
     if on_gpu:
         print(f"matrix product {product / 1e12:.0f} TFLOP/s, copy {copy / 1e9:.0f} GB/s")
-    errors = bench.errors()
+    errors = bench.errors(args.tokens)
     for what, error in errors.items():
-        print(f"{what}: ours off the authors' by {error:.1e}")
+        print(f"{what}: ours is off by {error:.1e}")
     print(flush=True)
 
     meter = Meter(bench, device, args.repeat, product)
-    measured = [Measured("load onto the device", side, [seconds]) for side, seconds in bench.loading.items()]
+    measured = []
+    if asked(LOAD, args):
+        turns = [
+            {
+                side: alone(load_side, args.comfyui, not on_gpu, side, folder, args.reference, args.dtype)
+                for side in bench.sides
+            }
+            for _ in range(args.repeat)
+        ]
+        measured = [Measured(LOAD, side, [turn[side] for turn in turns]) for side in bench.sides]
     for row in rows(bench, args, copy):
-        if not args.rows or any(word in row.name for word in args.rows):
+        if asked(row.name, args):
             found = meter.measure(row)
             measured += found
             print(time_table(found, seconds=on_gpu).splitlines()[-1], file=sys.stderr, flush=True)
@@ -149,9 +164,14 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "product": product,
         "copy": copy,
         "errors": errors,
-        "weights": {side: sum(weight.nbytes for weight in bench.weights(side)) for side in bench.loading},
+        "weights": {side: sum(weight.nbytes for weight in bench.weights(side)) for side in bench.sides},
         "rows": [dataclasses.asdict(row) for row in measured],
     }
+
+
+def asked(row: str, args: argparse.Namespace) -> bool:
+    """Whether a row is to be measured."""
+    return not args.rows or any(word in row for word in args.rows)
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ class Ours:
         """Brings all three to the device."""
         comfy.model_management.load_models_gpu([self.model, self.clip.patcher, self.vae.patcher])
 
-    def parameters(self) -> list[Tensor]:
-        """All weights."""
+    def weights(self) -> list[Tensor]:
+        """Wherever they are."""
         return [p for patcher in (self.model, self.clip.patcher, self.vae.patcher) for p in patcher.model.parameters()]
 
     def image(self, picture: Picture, model: ModelPatcher | None = None, **guidance: float) -> Tensor:

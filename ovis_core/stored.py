@@ -31,13 +31,15 @@ PIECE = 64 * 2**20  # bytes read before what the system has mapped of the files 
 class Stored:
     """A tensor's shape and dtype, how to read it, and for messages where it is.
 
-    What is read stays valid, and must not be written to.
+    What is read stays valid, and must not be written to unless it is `lasting`: then it is mapped for this process
+    alone, and a layer may have it for its weight.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
     origin: str = ""
+    lasting: bool = False
 
     @classmethod
     def of(cls, tensor: Tensor) -> Stored:
@@ -56,14 +58,18 @@ class Stored:
 
 
 class _Maps:
-    """Memory maps of files, made anew every `PIECE` bytes: what was read of a map counts as the process's memory."""
+    """Memory maps of files; unless they are to last, they are made anew every `PIECE` bytes.
 
-    def __init__(self) -> None:
+    What was read of a map counts as the process's memory.
+    """
+
+    def __init__(self, lasting: bool) -> None:
+        self._lasting = lasting
         self._open: dict[Path, Any] = {}
         self._read = 0
 
     def __call__(self, file: Path, name: str) -> Tensor:
-        if self._read > PIECE:
+        if self._read > PIECE and not self._lasting:
             self._open.clear()
             self._read = 0
         if file not in self._open:
@@ -73,13 +79,16 @@ class _Maps:
         return tensor
 
 
-def stored_weights(part: Part) -> dict[str, Stored]:
+def stored_weights(part: Part, lasting: bool = False) -> dict[str, Stored]:
     """A part's tensors by their names without prefix.
+
+    lasting  they may stay in their files for good
+
 
     A layer whose weight is in 8 bits may have its scale, by which the weight is to be multiplied, as `SCALE`, however
     the file names it. Raises `CheckpointError` for a dtype that no part has.
     """
-    found, maps = {}, _Maps()
+    found, maps = {}, _Maps(lasting)
     headers = {file: safe_open(file, framework="pt") for file in set(part.files.values())}
     for name, file in part.files.items():
         full = part.prefix + name
@@ -88,7 +97,7 @@ def stored_weights(part: Part) -> dict[str, Stored]:
         if dtype is None:
             raise CheckpointError(f"{file}: tensor {full} is {piece.get_dtype()}, which no part of Ovis-U1 is.")
         read = partial(maps, file, full)
-        found[stored_name(name)] = Stored(tuple(piece.get_shape()), dtype, read, f"{file}: tensor {full}")
+        found[stored_name(name)] = Stored(tuple(piece.get_shape()), dtype, read, f"{file}: tensor {full}", lasting)
     # Older ComfyUIs write a scale of one for layers that have none.
     without = [layer for layer in scaled_layers(found) if found[layer + WEIGHT].dtype != torch.float8_e4m3fn]
     for layer in without:

@@ -7,11 +7,17 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-import tokenizers
-import transformers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
 
 from .prompts import Control, Part, Picture
+from .release import TOKENIZER_FILES
 
+# Qwen2's pieces of a text, within which tokens merge: words, single digits, signs, ends of lines, spaces.
+PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 MEND = "Download them again, or delete them to use those that ComfyUI ships."
 
 
@@ -29,30 +35,28 @@ class Tokenizer:
             with tempfile.TemporaryDirectory() as folder:
                 for name, data in source.items():
                     (Path(folder) / name).write_bytes(data)
-                self._read(folder, "the weights' own tokenizer")
+                self._read(Path(folder), "the weights' own tokenizer")
         else:
-            self._read(source, source)
+            self._read(Path(source), source)
 
-    def _read(self, folder: str | Path, called: str | Path) -> None:
-        # It warns of tokenizers of another model's kind by looking for their configs, which are not here.
-        told = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
-        qwen2 = getattr(transformers, "Qwen2TokenizerFast", None) or transformers.Qwen2Tokenizer
+    def _read(self, folder: Path, called: str | Path) -> None:
         try:
-            files = qwen2.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+            self._bpe = Backend(_vocabulary(folder))
         except Exception as error:  # of many kinds, for files of many kinds
             raise ValueError(f"{called}: its tokenizer files cannot be read ({error}). {MEND}") from error
-        finally:
-            transformers.logging.set_verbosity(told)
-        self._bpe = tokenizers.Tokenizer(files.model)
-        if self._bpe.get_vocab_size() < Control.END_OF_TEXT:
+        words = self._bpe.get_vocab_size()
+        if words < Control.END_OF_TEXT:
             raise ValueError(
-                f"{called}: its tokenizer has {self._bpe.get_vocab_size()} words and Qwen3's has "
-                f"{int(Control.END_OF_TEXT)}. {MEND}"
+                f"{called}: its tokenizer has {words} words and Qwen3's has {int(Control.END_OF_TEXT)}. {MEND}"
             )
-        self._bpe.normalizer = files.normalizer
-        self._bpe.pre_tokenizer = files.pre_tokenizer
-        self._bpe.decoder = files.decoder
+        self._bpe.normalizer = normalizers.NFC()
+        self._bpe.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(PIECES), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        self._bpe.decoder = decoders.ByteLevel()
 
     def encode(self, parts: Sequence[Part]) -> list[int | Picture]:
         """Token ids of a prompt's parts, with the pictures left in their places."""
@@ -68,6 +72,13 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; control tokens are left out."""
         return self._bpe.decode([i for i in ids if i < Control.END_OF_TEXT])
+
+
+def _vocabulary(folder: Path) -> models.Model:
+    pair, (whole,) = TOKENIZER_FILES
+    if (folder / pair[0]).is_file():
+        return models.BPE.from_file(*(str(folder / name) for name in pair))
+    return Backend.from_file(str(folder / whole)).model
 
 
 def _valid(text: str) -> str:

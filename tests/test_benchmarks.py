@@ -24,17 +24,6 @@ def run(script: str, out: Path, *options: str) -> Any:
     return json.loads(out.read_text()), ran.stdout
 
 
-def test_understand(tmp_path: Path) -> None:
-    options = ["--cpu", "--small", "--dtype", "float32", "--images", "1", "--tokens", "4", "--repeat", "1"]
-    (ours, generate), printed = run("understand.py", tmp_path / "rows.json", *options)
-    assert (ours["side"], generate["side"]) == ("ours", "generate")
-    assert ours["tokens"] == generate["tokens"]
-    assert len(ours["tokens"]) == 4
-    assert ours["positions"] == generate["positions"]
-    assert ours["speed"] > 0
-    assert "| 1 |" in printed
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's memory this way")
 def test_loading_takes_little_more_than_the_weights(tmp_path: Path) -> None:
     """The VAE is kept in float32, and it is a larger part of this model than of the full one."""
@@ -47,13 +36,13 @@ def test_loading_takes_little_more_than_the_weights(tmp_path: Path) -> None:
 def test_run(tmp_path: Path) -> None:
     options = ["--device", "cpu", "--sizes", "64x64", "--edit-side", "64", "--steps", "2", "--tokens", "2"]
     options += ["--repeat", "1", "--sides", "ours", "EasyCache", "LazyCache", "interval", "generate"]
-    options += ["--rows", "image,", "1 image", "edit", "pass", "conditions", "VAE"]
+    options += ["--rows", "image,", "1 image", "edit", "pass", "conditions", "VAE", "load"]
     found, printed = run("run.py", tmp_path / "rows.json", *options)
     rows: dict[str, dict[str, Any]] = {}
     for row in found["rows"]:
         rows.setdefault(row["name"], {})[row["side"]] = row
     assert list(rows) == [
-        "load onto the device",
+        "load in a new process",
         "text to image, 64x64",
         "text to image, 64x64, batch 2",
         "text to image, 64x64, 4 steps",
@@ -76,6 +65,7 @@ def test_run(tmp_path: Path) -> None:
     floors = {name: sides["ours"]["floor"] for name, sides in rows.items()}
     made = floors["both conditions of a text to image, 64x64"] + floors["VAE decode, 64x64"]
     assert floors["text to image, 64x64"] == pytest.approx(made + 4 * floors["one pass, 64x64"], rel=0.1)
+    assert found["errors"] == {"answer about an image, beside generate": 0.0}
     weights = found["weights"]["ours"]
     assert weights < rows["one pass, 64x64"]["ours"]["peak"] < rows["text to image, 64x64"]["ours"]["peak"]
     assert "seconds" not in printed  # a CPU's clock says little

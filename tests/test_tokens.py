@@ -1,11 +1,14 @@
-"""Prompts to token ids, with ComfyUI's bundled tokenizer files and with the release's own."""
+"""Prompts to token ids, with ComfyUI's bundled tokenizer files, with the release's own, and as one file."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import Any
+from unicodedata import normalize
 
 import pytest
+import transformers
 
 import make_checkpoint
 from ovis_core import prompts
@@ -14,7 +17,7 @@ from ovis_core.tokenizer import Tokenizer
 PLACES = {prompts.Picture.IMAGE: -200, prompts.Picture.VIDEO: -201}
 
 
-@pytest.fixture(scope="module", params=["bundled", "release"])
+@pytest.fixture(scope="module", params=["bundled", "release", "whole"])
 def tokenizer(
     request: pytest.FixtureRequest, qwen25_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Tokenizer:
@@ -22,6 +25,12 @@ def tokenizer(
         return Tokenizer(qwen25_tokenizer)
     folder = tmp_path_factory.mktemp("tokenizer")
     make_checkpoint.write_tokenizer(folder, qwen25_tokenizer)
+    if request.param == "whole":
+        transformers.AutoTokenizer.from_pretrained(folder, use_fast=True).save_pretrained(folder / "whole")
+        folder = folder / "whole"
+        assert (folder / "tokenizer.json").is_file()
+        for name in ("vocab.json", "merges.txt"):
+            (folder / name).unlink(missing_ok=True)
     return Tokenizer(folder)
 
 
@@ -39,6 +48,16 @@ def test_unicode_ids(tokenizer: Tokenizer, golden: dict[str, Any]) -> None:
     turn = ids(tokenizer, prompts.user_turn([case["prompt"]]))
     assert turn == case["raw_input_ids"][: len(turn)]
     assert case["raw_input_ids"][len(turn)] == prompts.Control.TURN_START
+
+
+def test_any_text_as_transformers(tokenizer: Tokenizer, qwen25_tokenizer: Path) -> None:
+    qwen2 = transformers.AutoTokenizer.from_pretrained(qwen25_tokenizer, local_files_only=True)
+    random = Random(0)
+    ranges = [(32, 127), (9, 14), (0xA0, 0x250), (0x300, 0x600), (0x900, 0xE80), (0x3040, 0xA000), (0x1F300, 0x1FAFF)]
+    for _ in range(200):
+        text = "".join(chr(random.randrange(*random.choice(ranges))) for _ in range(60))
+        assert tokenizer.encode([text]) == qwen2(text, add_special_tokens=False).input_ids
+        assert tokenizer.decode(tokenizer.encode([text])) == normalize("NFC", text)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def fill(network: nn.Module, weights: Mapping[str, Stored], assign: bool) -> Non
 
     assign  the layers take the tensors themselves, which stay in their files until they are needed, as dynamic VRAM
             wants them, and are not looked at; otherwise they are copied one by one, so that memory holds no more
-            than the network
+            than the network, unless they are of the layer's dtype and last where they are
     """
     if assign:
         network.load_state_dict({name: stored.read() for name, stored in weights.items()}, strict=False, assign=True)
@@ -42,15 +42,20 @@ def _copy(network: nn.Module, weights: Mapping[str, Stored]) -> None:
         layers.setdefault(name.rpartition(".")[0], []).append(name)
     for layer, names in layers.items():
         module = network.get_submodule(layer)
-        own = {f"{layer}.{name}".lstrip(".") for name in module._parameters}
+        own = {f"{layer}.{name}".lstrip("."): parameter for name, parameter in module._parameters.items()}
         # A layer that makes its weight of what it is given would keep the file.
         tensors = {
             name: read_finite(weights[name]) if name in own else read_finite(weights[name]).clone() for name in names
         }
-        errors: list[str] = []
-        module._load_from_state_dict(tensors, f"{layer}." if layer else "", {}, False, [], [], errors)
+        stay = all(weights[name].lasting and _alike(tensors[name], own[name]) for name in names if name in own)
+        how, errors = {"assign_to_params_buffers": stay}, list[str]()
+        module._load_from_state_dict(tensors, f"{layer}." if layer else "", how, False, [], [], errors)
         if errors:
             raise RuntimeError("; ".join(errors))
+
+
+def _alike(tensor: Tensor, parameter: Tensor) -> bool:
+    return tensor.dtype == parameter.dtype and tensor.device == parameter.device
 
 
 def read_finite(stored: Stored) -> Tensor:

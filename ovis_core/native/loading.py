@@ -66,7 +66,8 @@ def _vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
 
 def _weights(part: Part) -> dict[str, Stored]:
     """The weights of a part, without prefix, where the running ComfyUI looks for them."""
-    weights = stored_weights(part)
+    # Without a GPU weights stay where they are in the file, and only what a pass takes needs memory.
+    weights = stored_weights(part, lasting=comfy.model_management.get_torch_device().type == "cpu")
     memory = getattr(comfy, "memory_management", None)
     if memory is not None and memory.aimdo_enabled:
         # Dynamic VRAM takes weights from files that it has opened itself.

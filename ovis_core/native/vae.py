@@ -7,6 +7,8 @@ from typing import Any
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.cli_args import args
+from comfy.ldm.modules.diffusionmodules.model import AttnBlock, normal_attention, pytorch_attention
 from torch import Tensor
 
 from ..checkpoint import CheckpointError, some
@@ -38,7 +40,16 @@ def build_vae(config: VaeConfig, weights: dict[str, Tensor]) -> comfy.sd.VAE:
     missing = sorted(set(vae.get_sd()) - names)
     if missing and "encoder.down.0.block.0.conv1.weight" in names:
         raise CheckpointError(f"VAE: tensor {some(missing)} missing; choose another file.")
+    if vae.device.type == "cpu" and not args.use_split_cross_attention:
+        _attend_by_torch(vae)
     return vae
+
+
+def _attend_by_torch(vae: comfy.sd.VAE) -> None:
+    """In place of ComfyUI's own attention on a CPU, which is slower."""
+    for block in vae.first_stage_model.modules():
+        if isinstance(block, AttnBlock) and block.optimized_attention is normal_attention:
+            block.optimized_attention = pytorch_attention
 
 
 def decode(vae: comfy.sd.VAE, latent: dict[str, Any], restore_size: bool = False) -> Tensor:

@@ -1,0 +1,96 @@
+"""How answers about images are written: by us, and by transformers' `generate` on the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+from clock import Clock, now
+from ovis_core import generation
+from ovis_core.config import LanguageConfig
+from ovis_core.layout import LANGUAGE
+from ovis_core.next_token import GREEDY
+from ovis_core.pixels import to_tensor
+
+SIZE = 768  # pixels a side of each image; 784 after the model's own resize
+QUESTION = "Describe each image."
+
+
+class Answer(NamedTuple):
+    """What was written and how fast.
+
+    first  seconds to the first token, the images' way through the visual tokenizer included
+    each   seconds a token after it
+    """
+
+    first: float
+    each: float
+    tokens: list[int]
+
+
+def photos(count: int) -> list[Image.Image]:
+    """Images of noise."""
+    random = np.random.default_rng(0)
+    return [Image.fromarray(random.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def question(clip: Any, images: int) -> list[Any]:
+    """Tokens of a prompt about so many images."""
+    return clip.tokenizer.question(QUESTION, [to_tensor(photo) for photo in photos(images)])
+
+
+def answer(clip: Any, images: int, room: int) -> Answer:
+    """Ours, of exactly `room` tokens."""
+    model, tokens = clip.cond_stage_model, question(clip, images)
+    start = now()
+    cache, logits = model.read(tokens, room, model.run_device, model.writing_dtype)
+    written = generation.write(model, cache, logits, GREEDY, room, ends=False)
+    ids = [next(written)]
+    first = now()
+    ids.extend(written)
+    return Answer(first - start, (now() - first) / (room - 1), ids)
+
+
+class Transformers:
+    """transformers' own Qwen3 on the same weights; pictures go through our visual tokenizer."""
+
+    def __init__(self, config: LanguageConfig, weights: dict[str, Tensor], device: torch.device) -> None:
+        """weights: a release's tensors."""
+        qwen3 = Qwen3Config(**vars(config), tie_word_embeddings=True, attn_implementation="sdpa")
+        with torch.device("meta"):
+            self.model = Qwen3ForCausalLM(qwen3)
+        own = {key.removeprefix(LANGUAGE): value.to(device) for key, value in weights.items() if LANGUAGE in key}
+        own["lm_head.weight"] = own["model.embed_tokens.weight"]
+        self.model.load_state_dict(own, assign=True)
+        self.model.model.rotary_emb = Qwen3RotaryEmbedding(qwen3).to(device)
+        self.model.eval().requires_grad_(False)
+
+    def answer(self, clip: Any, images: int, room: int) -> Answer:
+        """As `answer`."""
+        model, tokens = clip.cond_stage_model, question(clip, images)
+        start = now()
+        embeds = model.embed(tokens, model.run_device, model.writing_dtype)[None]
+        seen = now() - start
+        return time_generate(
+            lambda new, clock: self.model.generate(inputs_embeds=embeds, streamer=clock, **greedy(new)), seen, room
+        )
+
+
+def greedy(new: int) -> dict[str, Any]:
+    """What makes `generate` write exactly `new` tokens."""
+    return {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+def time_generate(generate: Callable[[int, Clock], Tensor], seen: float, room: int) -> Answer:
+    """As `answer`; `generate` takes how many tokens to write and a streamer, `seen` are the seconds before it."""
+    clock, start = Clock(), now()
+    ids = generate(room, clock)[0].tolist()
+    _, first, *_, last = clock.times
+    return Answer(seen + first - start, (last - first) / (room - 1), ids)

@@ -1,0 +1,49 @@
+"""The graphs that torch.compile makes of the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from torch._dynamo.utils import counters
+
+from full_size import NARROW, write_release
+from sides import Ours, Picture
+
+
+def compiled_graphs(folder: Path, tokenizer: Path) -> Iterator[tuple[str, dict[str, int]]]:
+    """What it makes of sampling runs, through the wrapper of ComfyUI's TorchCompileModel.
+
+    The whole decoder, then block by block, as packs compile it: after each run (its name, graphs and graph breaks so
+    far). On a small model, and with the part of torch.compile that traces alone.
+    """
+    small = replace(NARROW, decoder=replace(NARROW.decoder, depth=1, depth_single_blocks=1))
+    write_release(small, folder, torch.float32, tokenizer)
+    ours = Ours(folder)
+    runs = {
+        "first run": Picture(64, 64),
+        "again": Picture(64, 64),
+        "second size": Picture(96, 64),
+        "third size": Picture(128, 96),
+        "fourth size": Picture(160, 64),
+        "fifth size": Picture(96, 192),
+        "edit": Picture(64, 64, edit=True),
+        "batch of 2": Picture(128, 128, batch=2),
+        "batch of 3": Picture(64, 64, batch=3),
+    }
+    blocks = ["diffusion_model.double_blocks.0", "diffusion_model.single_blocks.0"]
+    for name, keys in (("whole decoder", ["diffusion_model"]), ("block by block", blocks)):
+        torch._dynamo.reset()
+        counters.clear()
+        model = ours.model.clone()
+        set_torch_compile_wrapper(model=model, backend="eager", keys=keys)
+        for run, picture in runs.items():
+            ours.latent(replace(picture, steps=1), model)
+            found = {
+                "graphs": counters["stats"]["unique_graphs"],
+                "breaks": sum(counters["graph_break"].values()),
+            }
+            yield f"{name}, {run}", found
