@@ -11,6 +11,7 @@ from torch import Tensor
 
 from conftest import close
 
+MAPS = Path("/proc/self/maps")
 SIZE = {"width": 128, "height": 96}
 
 
@@ -271,3 +272,32 @@ def test_nothing_is_read_twice(release: Path, comfyui: Path, monkeypatch: pytest
     load(checkpoint)
     assert set(read.values()) == {1}
     assert len(read) == sum(len(part.files) for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae))
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux tells what is mapped this way")
+def test_without_a_gpu_weights_stay_in_their_file(comfyui: Path, release: Path) -> None:
+    from ovis_core.checkpoint import open_release
+    from ovis_core.native.loading import load
+
+    model, clip, _ = load(open_release(release))
+    layers = [
+        model.model.diffusion_model.double_blocks[0].img_attn.qkv,
+        clip.cond_stage_model.llm.blocks[0].mlp.up_proj,
+    ]
+    for layer in layers:
+        assert "tiny/model-" in mapped(layer.weight)
+    # What a node writes into a weight does not reach the file.
+    weight = layers[0].weight
+    before = weight.clone()
+    weight.data.add_(1.0)
+    again = load(open_release(release))[0].model.diffusion_model.double_blocks[0].img_attn.qkv.weight
+    assert torch.equal(again, before)
+
+
+def mapped(tensor: Tensor) -> str:
+    """The line of the process's maps for a tensor's memory."""
+    for line in MAPS.read_text(encoding="ascii").splitlines():
+        start, end = (int(number, 16) for number in line.split()[0].split("-"))
+        if start <= tensor.data_ptr() < end:
+            return line
+    return ""
