@@ -86,7 +86,7 @@ class OvisGuider(comfy.samplers.CFGGuider):
         )
 
     def _two_branches(self, timestep: Tensor, options: dict[str, Any]) -> tuple[str, str, float] | None:
-        """Names of uncond and cond, and the scale, where v = uncond + scale (cond - uncond); None where it takes three."""
+        """(uncond, cond, scale) where v = uncond + scale (cond - uncond), by name; None where it takes all three."""
         txt, img = self.cfg, self.img_cfg
         if not self._guides_at(timestep):
             return "negative", "positive", 1.0
