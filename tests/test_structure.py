@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,11 @@ def test_what_is_private_stays_in_its_file(file: Path) -> None:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     taken = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_import(node.value, names)]
     assert not [name for name in names + taken if name.startswith("_") and not name.startswith("__")]
+
+
+def test_every_file_is_on_the_plan() -> None:
+    _, plan, *_ = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")
+    assert {file.stem for file in [*NODES, *CORE]} <= {*re.findall(r"\w+", plan), "__init__"}
 
 
 def is_import(value: ast.expr, names: list[str]) -> bool:
