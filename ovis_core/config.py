@@ -17,11 +17,11 @@ KINDS = {
 }
 
 
-# No Ovis-U1 comes near these; without them a broken config could keep a machine busy for ever.
 # What the sizes of pictures are made for.
 PATCH_SIZE, HIDDEN_STRIDE = 14, 2
 LATENT_CHANNELS, LATENT_PATCH = 4, 2
 
+# No Ovis-U1 comes near these; without them a broken config could keep a machine busy for ever.
 LAYERS = ("num_hidden_layers", "depth", "depth_single_blocks", "layers_per_block")
 MOST_LAYERS = 1024
 LARGEST = 1 << 24

@@ -17,7 +17,7 @@ from typing import Any
 import workspace
 from comfy_server import ComfyServer, Result
 from make_checkpoint import write_release
-from workflow_api import to_api
+from workflow_api import read_workflow, to_api
 from workspace import ComfyUI, Ticker, UserError
 
 MODELS = Path("models") / "ovis_u1"
@@ -121,8 +121,7 @@ def _windows_hint() -> str:
 
 def make_workflow(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """The workflow as the page has it, with this model and what the command line asks for."""
-    file = workspace.ROOT / "workflows" / "text_to_image.json"
-    workflow = json.loads(file.read_text(encoding="utf-8"))
+    workflow = read_workflow("text_to_image")
 
     def put(node_type: str, place: int, value: Any) -> None:
         for node in workflow["nodes"]:

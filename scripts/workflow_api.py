@@ -1,11 +1,19 @@
-"""A workflow as the page saves it -> the API form that a server runs."""
+"""The pack's workflows, and one as the page saves it -> the API form that a server runs."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 NOTES = {"Note", "MarkdownNote"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def read_workflow(name: str) -> dict[str, Any]:
+    """One of the pack's, as the page saved it."""
+    return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:

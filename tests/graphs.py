@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -13,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from comfy_server import ComfyServer, Result
-from workflow_api import to_api
+from workflow_api import WORKFLOWS, read_workflow, to_api
 
-WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
+NAMES = sorted(file.stem for file in WORKFLOWS.glob("*.json"))
 Prompt = dict[str, dict[str, Any]]
 
 
@@ -74,13 +72,12 @@ class Graph:
 def workflows(object_info: dict[str, Any]) -> list[str]:
     """Names of the workflows that this ComfyUI can run: its training node once had an output more."""
     trains = object_info.get("TrainLoraNode", {}).get("output", [None])[0] == "LORA_MODEL"
-    return sorted(file.stem for file in WORKFLOWS.glob("*.json") if trains or file.stem != "train_lora")
+    return [name for name in NAMES if trains or name != "train_lora"]
 
 
 def load(name: str, object_info: dict[str, Any]) -> Graph:
     """A workflow on the small model."""
-    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-    return Graph(to_api(workflow, object_info)).set("OvisU1Loader", model_name="tiny")
+    return Graph(to_api(read_workflow(name), object_info)).set("OvisU1Loader", model_name="tiny")
 
 
 def text_to_image(

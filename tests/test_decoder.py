@@ -11,7 +11,8 @@ from torch import Tensor
 
 from conftest import close
 from ovis_core import layout
-from ovis_core.networks.decoder import Decoder, modulated_norm, pack, unpack
+from ovis_core.networks.decoder import Decoder, modulated_norm
+from ovis_core.networks.packing import pack, unpack
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,16 @@ import shutil
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from canvas import READABLE, overlaps
 from comfy_server import ComfyServer
-from graphs import WORKFLOWS, Graph, workflows
+from graphs import NAMES, Graph, workflows
 from pictures import picture
-from workflow_api import to_api
+from workflow_api import read_workflow, to_api
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -38,10 +38,7 @@ WAIT = 60_000  # ms
 PACK = "ovis-u1"  # the pack's folder in the server's base directory
 CANVAS = "#graph-canvas"
 FOUND = ".p-autocomplete-option, [data-testid=result-item]"
-TITLE = 30  # pixels of a node's title, above its position
 STEP = 250  # ms from one step of scrolling to the next, in which the page draws what has come
-READABLE = 0.6  # below this zoom the canvas draws no text
-NAMES = sorted(file.stem for file in WORKFLOWS.glob("*.json"))
 SMALL = {
     "OvisU1Loader": {"model_name": "tiny"},
     "OvisU1Sampler": {"steps": 2},
@@ -68,13 +65,6 @@ LOADED = """(names) => {
     if (!found.length) images[window.turn % images.length]?.scrollIntoView();
     return found.length ? found.map((image) => image.alt) : null;
 }"""
-ROLES = {
-    "#323": {"OvisU1Loader", "LoraModelLoader"},
-    "#232": {"OvisU1TextEncode", "OvisU1EditEncode", "OvisU1Understand", "OvisU1Judge", "PrimitiveStringMultiline"},
-    "#322": {"OvisU1Sampler", "TrainLoraNode"},
-    "#233": {"OvisU1Decode", "SaveImage", "PreviewImage", "PreviewAny", "SaveLoRA", "LossGraphNode"},
-    "#432": {"MarkdownNote"},
-}
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +105,6 @@ def page(browser: Any, ready: ComfyServer) -> Iterator[Any]:
     page.close()
 
 
-def read(name: str) -> dict[str, Any]:
-    return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-
-
 def set_widgets(page: Any, values: dict[str, dict[str, Any]]) -> None:
     """Class of nodes -> values of their widgets."""
     page.evaluate(
@@ -148,7 +134,7 @@ def drop(page: Any, data: bytes, name: str, kind: str) -> None:
 
 
 def open_dropped(page: Any, name: str) -> dict[str, Any]:
-    workflow = read(name)
+    workflow = read_workflow(name)
     drop(page, json.dumps(workflow).encode(), f"{name}.json", "application/json")
     wait_for_nodes(page, len(workflow["nodes"]))
     return workflow
@@ -191,44 +177,6 @@ def select(page: Any, kind: str) -> None:
     page.evaluate("(type) => window.app.canvas.selectNode(window.app.graph._nodes.find((n) => n.type === type))", kind)
 
 
-def boxes(nodes: list[dict[str, Any]]) -> list[tuple[Any, float, float, float, float]]:
-    """(what, left, top, right, bottom) of nodes, titles included."""
-    found = []
-    for node in nodes:
-        (x, y), (width, height) = node["pos"], node["size"]
-        found.append((f"{node['id']} {node['type']}", x, y - TITLE, x + width, y + height))
-    return found
-
-
-def overlaps(nodes: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
-    return [
-        (a[0], b[0])
-        for a, b in combinations(boxes(nodes), 2)
-        if a[1] < b[3] and b[1] < a[3] and a[2] < b[4] and b[2] < a[4]
-    ]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_is_laid_out(name: str) -> None:
-    workflow = read(name)
-    assert overlaps(workflow["nodes"]) == []
-    for what, left, top, right, bottom in boxes([n for n in workflow["nodes"] if n["type"] != "MarkdownNote"]):
-        inside = [
-            x <= left and y <= top and right <= x + width and bottom <= y + height
-            for x, y, width, height in (group["bounding"] for group in workflow["groups"])
-        ]
-        assert inside.count(True) == 1, what
-    for node in workflow["nodes"]:
-        role = next((color for color, types in ROLES.items() if node["type"] in types), "#223")
-        assert node["color"] == role, node["type"]
-    # No link leads back to a column further left.
-    places = {node["id"]: node for node in workflow["nodes"]}
-    for _, source, _, target, *_ in workflow["links"]:
-        right = places[target]["pos"][0] + places[target]["size"][0]
-        assert places[source]["pos"][0] < right, (source, target)
-    assert workflow["extra"]["ds"]["scale"] >= READABLE
-
-
 def test_nodes_are_found_by_search(page: Any, info: dict[str, Any]) -> None:
     for words, names in {
         "ovis": {node["display_name"] for name, node in info.items() if name.startswith("OvisU1")},
@@ -264,7 +212,7 @@ def test_templates_have_their_pictures(page: Any) -> None:
 def test_a_workflow_opens_from_the_templates_and_runs(page: Any, info: dict[str, Any], name: str) -> None:
     if name not in workflows(info):
         pytest.skip("this ComfyUI's Train LoRA has other outputs")
-    workflow = read(name)
+    workflow = read_workflow(name)
     card(page, browse_templates(page), name).click()
     wait_for_nodes(page, len(workflow["nodes"]))
     # The page draws a node whose type it does not know as a plain LGraphNode.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 from conftest import ROOT
 
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "nodes", "server"}
-HEAVY = {"torch", "transformers", "numpy", "PIL", "safetensors", "einops", "diffusers"}
-# Of ovis_core, what needs nothing but Python; safetensors' headers are read without torch.
+HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}  # safetensors' headers are read without torch
+# Of ovis_core, what needs nothing but Python.
 PLAIN = {"config", "layout", "prompts", "release", "sizes", "schedule", "download", "checkpoint"}
 PLAIN |= {"weights_file", "dependencies", "__init__"}
 
@@ -32,32 +33,57 @@ def imported(file: Path) -> set[str]:
     return found
 
 
-def files(*folders: str) -> list[Path]:
-    return [file for folder in folders for file in sorted((ROOT / folder).glob("*.py"))]
-
-
 def roots(file: Path) -> set[str]:
     return {name.split(".")[0] for name in imported(file)}
 
 
-@pytest.mark.parametrize("file", files("ovis_core", "ovis_core/networks"), ids=lambda file: file.stem)
-def test_what_is_plain_torch_knows_no_comfyui(file: Path) -> None:
-    assert not roots(file) & COMFYUI
-    assert not [name for name in imported(file) if name.startswith(("ovis_core.native", "nodes."))]
+def of_core(file: Path) -> set[str]:
+    return {name for name in imported(file) if name.split(".")[0] == "ovis_core"}
 
 
-@pytest.mark.parametrize("name", sorted(PLAIN))
-def test_what_is_plain_python_knows_no_torch(name: str) -> None:
-    own = imported(ROOT / "ovis_core" / f"{name}.py")
-    assert not {module.split(".")[0] for module in own} & (HEAVY - {"safetensors"})
-    for module in own:
-        if module.startswith("ovis_core."):
-            assert module.split(".")[1] in PLAIN, module
+def name_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
 
 
-@pytest.mark.parametrize("file", files("ovis_core/native"), ids=lambda file: file.stem)
-def test_the_core_knows_no_nodes(file: Path) -> None:
+def layer(module: str) -> int:
+    """Of ovis_core: 2 touches ComfyUI, 1 is plain torch, 0 plain Python."""
+    _, room, *_ = [*module.split("."), "__init__"]
+    return 2 if room == "native" else 0 if room in PLAIN else 1
+
+
+CORE = sorted((ROOT / "ovis_core").rglob("*.py"))
+NODES = sorted((ROOT / "nodes").rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", CORE, ids=name_of)
+def test_imports_run_one_way(file: Path) -> None:
+    own = layer(name_of(file))
+    assert not [name for name in of_core(file) if layer(name) > own]
+    assert own == 2 or not roots(file) & COMFYUI
+    assert own > 0 or not roots(file) & HEAVY
     assert "nodes" not in roots(file)
+
+
+@pytest.mark.parametrize("file", [file for file in CORE if file.parent.name == "networks"], ids=name_of)
+def test_networks_need_nothing_but_their_numbers(file: Path) -> None:
+    assert not [name for name in of_core(file) if not name.startswith("ovis_core.networks") and layer(name) > 0]
+
+
+@pytest.mark.parametrize("file", [*NODES, *CORE], ids=name_of)
+def test_what_is_private_stays_in_its_file(file: Path) -> None:
+    names = [name.rsplit(".", 1)[-1] for name in of_core(file)]
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    taken = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_import(node.value, names)]
+    assert not [name for name in names + taken if name.startswith("_") and not name.startswith("__")]
+
+
+def test_every_file_is_on_the_plan() -> None:
+    _, plan, *_ = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")
+    assert {file.stem for file in [*NODES, *CORE]} <= {*re.findall(r"\w+", plan), "__init__"}
+
+
+def is_import(value: ast.expr, names: list[str]) -> bool:
+    return isinstance(value, ast.Name) and value.id in names
 
 
 def test_sources_can_be_read_on_windows() -> None:

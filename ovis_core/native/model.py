@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ..carried import carried
 from ..checkpoint import TEXT
-from ..config import DecoderConfig
-from ..networks.decoder import PATCH, Decoder, grid_size
+from ..config import LATENT_PATCH, DecoderConfig
+from ..networks.decoder import Decoder
+from ..networks.packing import grid_size
 from ..precision import DEFAULT, LARGE, Precision, as_stored, in_precision
 from ..schedule import shift_for
 from ..stored import Stored, scaled_layers
@@ -127,8 +128,9 @@ class OvisU1(comfy.model_base.BaseModel):
     def __init__(self, model_config: ModelConfig, device: Any = None) -> None:
         super().__init__(model_config, comfy.model_base.ModelType.FLUX, device=device, unet_model=NativeDecoder)
         self.memory_usage_factor_conds = ("ref_latents", "c_crossattn")
-        # Text tokens cost what image tokens cost, and one of those covers PATCH x PATCH of the latent.
-        self.memory_usage_shape_process = {"c_crossattn": lambda shape: [shape[0], shape[2], shape[1] * PATCH**2]}
+        # Text tokens cost what image tokens cost, and one of those covers several pixels of the latent.
+        covers = LATENT_PATCH**2
+        self.memory_usage_shape_process = {"c_crossattn": lambda shape: [shape[0], shape[2], shape[1] * covers]}
 
     def shift(self, latent: Tensor) -> float:
         """mu of the model's schedule for latents (B, 4, H, W)."""
@@ -154,44 +156,49 @@ class OvisU1(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """Runs once per condition and sampling run: the place for the refiner, unless weights change meanwhile."""
         out = super().extra_conds(**kwargs)
-        condition = kwargs.get("cross_attn")
-        if condition is None:
-            raise ValueError("conditioning: it holds no text; encode a prompt with Ovis-U1 Text Encode.")
-        if kwargs.get(REFINED):
-            tokens, vector = condition, kwargs["pooled_output"]
-            width = self.diffusion_model.config.hidden_size
-            if tokens.shape[-1] != width:
-                raise ValueError(
-                    f"conditioning: it was refined by another model, which is {tokens.shape[-1]} wide and not {width}; "
-                    "refine it with this MODEL."
-                )
-        elif torch.is_grad_enabled() or kwargs.get("hooks") is not None:
-            # The refiner's weights change from pass to pass, in training or by hooks, so each pass refines anew.
-            tokens, vector = self._for_refiner(condition, kwargs["device"]).clone(), None
-        else:
-            tokens, vector = self.refine(condition, kwargs["device"])
-        # CONDRegular keeps conditions of different length apart; CONDCrossAttn would repeat the shorter one.
-        out["c_crossattn"] = comfy.conds.CONDRegular(tokens)
-        if vector is not None:
-            out["y"] = comfy.conds.CONDRegular(vector)
-
         hooks = kwargs.get("hooks")
         if hooks is not None and scales_are_fixed(self.diffusion_model) and hooks.get_type(EnumHookType.Weight):
             raise ValueError(
                 "conditioning: ComfyUI cannot change weights that have scales by hooks; load the model with "
                 "weight_dtype bf16, or take Load LoRA instead of the hook."
             )
-
+        tokens, vector = self._text(**kwargs)
+        # CONDRegular keeps conditions of different length apart; CONDCrossAttn would repeat the shorter one.
+        out["c_crossattn"] = comfy.conds.CONDRegular(tokens)
+        if vector is not None:
+            out["y"] = comfy.conds.CONDRegular(vector)
         references = kwargs.get("reference_latents")
         if references:
-            channels = {latent.shape[1] for latent in references} - {self.latent_format.latent_channels}
-            if channels:
-                raise ValueError(
-                    f"conditioning: a reference latent has {channels.pop()} channels and Ovis-U1's has "
-                    f"{self.latent_format.latent_channels}; encode it with the VAE of Ovis-U1 Load Model."
-                )
-            out["ref_latents"] = comfy.conds.CONDList([self.process_latent_in(latent) for latent in references])
+            out["ref_latents"] = comfy.conds.CONDList([self._reference(latent) for latent in references])
         return out
+
+    def _text(self, device: torch.device, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """What the decoder takes for `context` and `y`; no `y` where the refiner is to run in each pass."""
+        condition = kwargs.get("cross_attn")
+        if condition is None:
+            raise ValueError("conditioning: it holds no text; encode a prompt with Ovis-U1 Text Encode.")
+        if kwargs.get(REFINED):
+            width = self.diffusion_model.config.hidden_size
+            if condition.shape[-1] != width:
+                raise ValueError(
+                    f"conditioning: it was refined by another model, which is {condition.shape[-1]} wide and not "
+                    f"{width}; refine it with this MODEL."
+                )
+            return condition, kwargs["pooled_output"]
+        if torch.is_grad_enabled() or kwargs.get("hooks") is not None:
+            # The refiner's weights change from pass to pass, in training or by hooks.
+            return self._for_refiner(condition, device).clone(), None
+        return self.refine(condition, device)
+
+    def _reference(self, latent: Tensor) -> Tensor:
+        """A reference image's latents (B, C, h, w) in model space."""
+        channels = self.latent_format.latent_channels
+        if latent.shape[1] != channels:
+            raise ValueError(
+                f"conditioning: a reference latent has {latent.shape[1]} channels and Ovis-U1's has {channels}; "
+                "encode it with the VAE of Ovis-U1 Load Model."
+            )
+        return self.process_latent_in(latent)
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
         """Shapes of what `extra_conds` will add, for the memory estimate before loading."""

@@ -77,33 +77,41 @@ class OvisGuider(comfy.samplers.CFGGuider):
     ) -> Tensor:
         """The guided x0 of one step. Branches whose weight is zero are not run."""
         options = model_options or {}
-        if not self._guides_at(timestep):
-            cond, uncond = self.conds["positive"], self.conds["negative"]
-            return comfy.samplers.sampling_function(
-                self.inner_model, x, timestep, uncond, cond, 1.0, model_options=options, seed=seed
-            )
-        if "middle" not in self.conds:
-            return super().predict_noise(x, timestep, model_options=options, seed=seed)
-
-        positive, middle, negative = (self.conds[name] for name in ("positive", "middle", "negative"))
-        txt, img = self.cfg, self.img_cfg
-        all_branches = options.get("disable_cfg1_optimization", False)
-        if math.isclose(txt, img) and not all_branches:
-            pair, scale = (positive, negative), txt
-        elif math.isclose(img, 1.0) and not all_branches:
-            pair, scale = (positive, middle), txt
-        elif txt == 0.0 and not all_branches:
-            pair, scale = (middle, negative), img
-        else:
-            out = comfy.samplers.calc_cond_batch(self.inner_model, [negative, middle, positive], x, timestep, options)
-            guided = comfy.samplers.cfg_function(
-                self.inner_model, out[1], out[0], img, x, timestep, options, cond=middle, uncond=negative
-            )
-            return guided + (out[2] - out[1]) * txt
-        cond, uncond = pair
+        two = self._two_branches(timestep, options)
+        if two is None:
+            return self._three_branches(x, timestep, options)
+        uncond, cond, scale = two
         return comfy.samplers.sampling_function(
-            self.inner_model, x, timestep, uncond, cond, scale, model_options=options, seed=seed
+            self.inner_model, x, timestep, self.conds[uncond], self.conds[cond], scale, model_options=options, seed=seed
         )
+
+    def _two_branches(self, timestep: Tensor, options: dict[str, Any]) -> tuple[str, str, float] | None:
+        """(uncond, cond, scale) where v = uncond + scale (cond - uncond), by name; None where it takes all three."""
+        txt, img = self.cfg, self.img_cfg
+        if not self._guides_at(timestep):
+            return "negative", "positive", 1.0
+        if "middle" not in self.conds:
+            return "negative", "positive", txt
+        if options.get("disable_cfg1_optimization", False):  # a patch wants to see every branch
+            return None
+        if math.isclose(txt, img):
+            return "negative", "positive", txt
+        if math.isclose(img, 1.0):
+            return "middle", "positive", txt
+        if txt == 0.0:
+            return "negative", "middle", img
+        return None
+
+    def _three_branches(self, x: Tensor, timestep: Tensor, options: dict[str, Any]) -> Tensor:
+        """The image's guidance by ComfyUI's function, which patches may replace, and the text's on top."""
+        negative, middle, positive = (self.conds[name] for name in ("negative", "middle", "positive"))
+        without, image_only, whole = comfy.samplers.calc_cond_batch(
+            self.inner_model, [negative, middle, positive], x, timestep, options
+        )
+        guided = comfy.samplers.cfg_function(
+            self.inner_model, image_only, without, self.img_cfg, x, timestep, options, cond=middle, uncond=negative
+        )
+        return guided + (whole - image_only) * self.cfg
 
     def _guides_at(self, timestep: Tensor) -> bool:
         if self.interval == (0.0, 1.0):

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention with rotary positions, in the form that ComfyUI's own networks call it."""
+"""Scaled dot-product attention: with rotary positions, in the form that ComfyUI's own networks call it, and causal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 NO_FLOAT64 = ("mps", "npu", "privateuseone", "xpu")  # device types
 
@@ -61,5 +62,20 @@ def torch_attention(
     """`Attention` by torch alone."""
     if pe is not None:
         q, k = apply_rotary(q, pe), apply_rotary(k, pe)
-    x = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return x.transpose(1, 2).flatten(2)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q (B, heads, n, D), k and v (B, key-value heads, m, D) -> (B, n, heads * D); q's are the last n of m positions.
+
+    Each key head serves as many neighbouring query heads.
+    """
+    n, m = q.shape[2], k.shape[2]
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    if n == m:
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:
+        mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return x.transpose(1, 2).flatten(2)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import LanguageConfig
+from .attention import causal_attention
 
 KeysAndValues = tuple[Tensor, Tensor]  # each (layers, key-value heads, n, head)
 
@@ -71,21 +72,6 @@ class KeyValueCache:
         scores = _product(q, keys.transpose(1, 2)) * q.shape[2] ** -0.5
         weights = scores.masked_fill_(unseen, -torch.inf).softmax(dim=-1)
         return torch.bmm(weights.to(values.dtype), values).reshape(1, 1, -1)
-
-
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q (B, heads, n, D), k and v (B, key-value heads, m, D) -> (B, n, heads * D); q's are the last n of m positions.
-
-    Each key head serves as many neighbouring query heads.
-    """
-    n, m = q.shape[2], k.shape[2]
-    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    if n == m:
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    else:
-        mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return x.transpose(1, 2).flatten(2)
 
 
 def rotary_tables(config: LanguageConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

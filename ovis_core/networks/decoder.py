@@ -7,22 +7,21 @@ double block. Weights carry the release's names, but for the scales of the QK no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import LATENT_PATCH, DecoderConfig
-from .attention import Attention, rotary_table
+from .attention import rotary_table
 from .layers import Layers
-from .positions import IMAGE_INDEX, REFERENCE_INDEX, RotaryTables, positions
+from .packing import grid_size, pack, unpack
+from .patches import patched_attention, patched_input, run_double, run_single
+from .positions import RotaryTables, positions
 from .refiner import Refiner
 
-PATCH = LATENT_PATCH
 TIME_WIDTH = 256
 NORM_EPS = 1e-6
 
@@ -36,7 +35,7 @@ class Decoder(nn.Module):
         hidden = config.hidden_size
         self.config = config
         self.dtype = layers.dtype
-        self.patch_size = PATCH
+        self.patch_size = LATENT_PATCH
         self.in_channels, self.out_channels = config.in_channels, config.out_channels
         self.img_in = layers.linear(config.in_channels, hidden)
         self.time_in = Embedder(TIME_WIDTH, hidden, layers)
@@ -71,8 +70,7 @@ class Decoder(nn.Module):
         ref_latents  reference images' latents (B, 4, h, w) in model space; the n-th has index n on the first axis
         returns      (B, 4, H, W)
 
-        `transformer_options` carries ComfyUI's patches: `patches_replace["dit"]`, `attn1_patch`,
-        `attn1_output_patch`, `post_input`.
+        `transformer_options` carries ComfyUI's patches, see `patches.py`.
         """
         options = dict(transformer_options or {})
         patches = options.get("patches", {})
@@ -80,9 +78,9 @@ class Decoder(nn.Module):
 
         height, width = x.shape[-2:]
         image_length = math.prod(grid_size(x))
-        references = ((REFERENCE_INDEX + i, *grid_size(latent)) for i, latent in enumerate(ref_latents))
-        grids = ((IMAGE_INDEX, *grid_size(x)), *references)
-        img = self.img_in(torch.cat([pack(latent) for latent in (x, *ref_latents)], dim=1))
+        images = (x, *ref_latents)
+        grids = tuple((index, *grid_size(image)) for index, image in enumerate(images))
+        img = self.img_in(torch.cat([pack(image) for image in images], dim=1))
         txt = context
         # Every modulation begins with this SiLU.
         vec = F.silu(self.time_in(time_embedding(timestep, TIME_WIDTH).to(img.dtype)) + y)
@@ -99,18 +97,15 @@ class Decoder(nn.Module):
         options |= {"total_blocks": len(self.double_blocks), "block_type": "double"}
         for i, block in enumerate(self.double_blocks):
             options["block_index"] = i
-            args = {"img": img, "txt": txt, "vec": vec, "pe": pe, "transformer_options": options}
-            out = run_block(partial(run_double, block), args, replace.get(("double_block", i)))
-            img, txt = out["img"], out["txt"]
+            img, txt = run_double(block, replace.get(("double_block", i)), img, txt, vec, pe, options)
 
         x, text_length = torch.cat((txt, img), dim=1), txt.shape[1]
-        del img, txt, args, out
+        del img, txt
         options |= {"total_blocks": len(self.single_blocks), "block_type": "single"}
         options["img_slice"] = [text_length, x.shape[1]]
         for i, block in enumerate(self.single_blocks):
             options["block_index"] = i
-            args = {"img": x, "vec": vec, "pe": pe, "transformer_options": options}
-            x = run_block(partial(run_single, block), args, replace.get(("single_block", i)))["img"]
+            x = run_single(block, replace.get(("single_block", i)), x, vec, pe, options)
 
         x = self.final_layer(x[:, text_length : text_length + image_length], vec)
         return unpack(x, height, width)
@@ -168,11 +163,10 @@ class SingleBlock(nn.Module):
         hidden = config.hidden_size
         mlp_hidden = int(hidden * config.mlp_ratio)
         self.split = [3 * hidden, mlp_hidden]
-        self.heads = config.num_heads
         self.attention = layers.attention
         self.linear1 = layers.linear(hidden, 3 * hidden + mlp_hidden)
         self.linear2 = layers.linear(hidden + mlp_hidden, hidden)
-        self.norm = QKNorm(hidden // config.num_heads, layers)
+        self.norm = NormedHeads(hidden // config.num_heads, layers)
         self.modulation = Modulation(hidden, 1, layers)
 
     def forward(self, x: Tensor, vec: Tensor, pe: Tensor, options: dict[str, Any]) -> Tensor:
@@ -180,8 +174,7 @@ class SingleBlock(nn.Module):
         (mod,) = self.modulation(vec)
         qkv_mlp = self.linear1(modulated_norm(x, mod.shift, mod.factor))
         qkv, mlp = qkv_mlp.split(self.split, dim=-1)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = self.norm(q, k)
+        q, k, v = self.norm(qkv)
         attn = patched_attention(self.attention, q, k, v, pe, options)
         del qkv, q, k, v
         if keeps_inputs() or options.get("patches", {}).get("attn1_patch"):
@@ -200,11 +193,12 @@ class FinalLayer(nn.Module):
     def __init__(self, hidden: int, out_channels: int, layers: Layers) -> None:
         super().__init__()
         self.linear = layers.linear(hidden, out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), layers.linear(hidden, 2 * hidden))
+        # The release has a SiLU in this place, which `vec` has been through.
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), layers.linear(hidden, 2 * hidden))
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         """x (B, N, hidden), vec (B, hidden) -> (B, N, out_channels)."""
-        shift, scale = self.adaLN_modulation[1](vec)[:, None].chunk(2, dim=-1)
+        shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)
         return self.linear(modulated_norm(x, shift, 1 + scale))
 
 
@@ -214,29 +208,28 @@ class AttentionWeights(nn.Module):
     def __init__(self, config: DecoderConfig, layers: Layers) -> None:
         super().__init__()
         hidden = config.hidden_size
-        self.heads = config.num_heads
         self.qkv = layers.linear(hidden, 3 * hidden, bias=config.qkv_bias)
-        self.norm = QKNorm(hidden // config.num_heads, layers)
+        self.norm = NormedHeads(hidden // config.num_heads, layers)
         self.proj = layers.linear(hidden, hidden)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, L, hidden) -> normed q, k and v, each (B, heads, L, D)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = self.norm(q, k)
-        return q, k, v
+        return self.norm(self.qkv(x))
 
 
-class QKNorm(nn.Module):
-    """RMS norm of queries and keys over the head's width."""
+class NormedHeads(nn.Module):
+    """Heads of queries, keys and values; RMS norm of queries and keys over the head's width."""
 
     def __init__(self, dim: int, layers: Layers) -> None:
         super().__init__()
-        self.query_norm = layers.rms_norm(dim, eps=1e-6)
-        self.key_norm = layers.rms_norm(dim, eps=1e-6)
+        self.dim = dim
+        self.query_norm = layers.rms_norm(dim, eps=NORM_EPS)
+        self.key_norm = layers.rms_norm(dim, eps=NORM_EPS)
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """q, k (B, heads, L, D)."""
-        return self.query_norm(q), self.key_norm(k)
+    def forward(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """qkv (B, L, 3 * hidden) -> normed q, normed k and v, each (B, heads, L, D)."""
+        q, k, v = qkv.unflatten(-1, (3, -1, self.dim)).permute(2, 0, 3, 1, 4)
+        return self.query_norm(q), self.key_norm(k), v
 
 
 class Modulated(NamedTuple):
@@ -312,78 +305,3 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
     freqs = torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=torch.float32, device=t.device))
     angle = 1000.0 * t.float()[:, None] * freqs
     return torch.cat((angle.cos(), angle.sin()), dim=-1)
-
-
-def grid_size(x: Tensor) -> tuple[int, int]:
-    """Rows and columns of packed tokens for latents (B, C, H, W); an odd side is padded up."""
-    return -(-x.shape[-2] // PATCH), -(-x.shape[-1] // PATCH)
-
-
-def pack(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H/2 * W/2, C * 4), channel first within a token."""
-    pad_h, pad_w = -x.shape[-2] % PATCH, -x.shape[-1] % PATCH
-    if pad_h or pad_w:
-        x = F.pad(x, (0, pad_w, 0, pad_h), mode="replicate")
-    return rearrange(x, "b c (h ph) (w pw) -> b (h w) (c ph pw)", ph=PATCH, pw=PATCH)
-
-
-def unpack(x: Tensor, height: int, width: int) -> Tensor:
-    """Inverse of `pack`, cut to height x width."""
-    rows = -(-height // PATCH)
-    x = rearrange(x, "b (h w) (c ph pw) -> b c (h ph) (w pw)", h=rows, ph=PATCH, pw=PATCH)
-    return x[..., :height, :width]
-
-
-def patched_attention(
-    attention: Attention, q: Tensor, k: Tensor, v: Tensor, pe: Tensor, options: dict[str, Any]
-) -> Tensor:
-    """Joint attention with ComfyUI's `attn1_patch` and `attn1_output_patch` applied."""
-    patches = options.get("patches", {})
-    mask = None
-    for patch in patches.get("attn1_patch", ()):
-        out = patch(q, k, v, pe=pe, attn_mask=mask, extra_options=options)
-        q, k, v = out.get("q", q), out.get("k", k), out.get("v", v)
-        pe, mask = out.get("pe", pe), out.get("attn_mask", mask)
-    x = attention(q, k, v, pe, mask=mask, transformer_options=options)
-    for patch in patches.get("attn1_output_patch", ()):
-        x = patch(x, options)
-    return x
-
-
-def patched_input(
-    patches: Sequence[Callable[[dict[str, Any]], dict[str, Any]]],
-    img: Tensor,
-    txt: Tensor,
-    ids: Tensor,
-    options: dict[str, Any],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Image tokens, text tokens and `positions` after ComfyUI's `post_input` patches."""
-    for patch in patches:
-        # Core's patches see ids with a batch dimension, the text's apart.
-        txt_ids, img_ids = ids[None].expand(img.shape[0], -1, -1).split((txt.shape[1], img.shape[1]), dim=1)
-        args = {"img": img, "txt": txt, "img_ids": img_ids, "txt_ids": txt_ids, "transformer_options": options}
-        out = patch(args)
-        img, txt, ids = out["img"], out["txt"], torch.cat((out["txt_ids"][0], out["img_ids"][0]))
-    return img, txt, ids
-
-
-def run_double(block: nn.Module, args: dict[str, Any]) -> dict[str, Any]:
-    """A double block in the form of ComfyUI's block patches."""
-    img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], args["transformer_options"])
-    return {"img": img, "txt": txt}
-
-
-def run_single(block: nn.Module, args: dict[str, Any]) -> dict[str, Any]:
-    """A single block in the form of ComfyUI's block patches."""
-    return {"img": block(args["img"], args["vec"], args["pe"], args["transformer_options"])}
-
-
-def run_block(
-    block: Callable[[dict[str, Any]], dict[str, Any]],
-    args: dict[str, Any],
-    replacement: Callable[..., dict[str, Any]] | None,
-) -> dict[str, Any]:
-    """Runs a block, or what a `patches_replace` entry puts in its place."""
-    if replacement is None:
-        return block(args)
-    return replacement(args, {"original_block": block})

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import LanguageConfig
-from .cache import KeyValueCache, causal_attention, rotary_tables, rotate
+from .attention import causal_attention
+from .cache import KeyValueCache, rotary_tables, rotate
 from .layers import Layers
 
 CHUNK = 4096  # positions that are read at once, so that a long text needs no more memory for its activations

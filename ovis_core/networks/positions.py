@@ -7,9 +7,9 @@ from torch import Tensor
 
 from .attention import rotary_table
 
-TEXT_INDEX, IMAGE_INDEX, REFERENCE_INDEX = 0, 0, 1
+TEXT_INDEX = 0
 
-Grid = tuple[int, int, int]  # index, rows, columns of one image's tokens
+Grid = tuple[int, int, int]  # index (0 the image, n the n-th reference), rows, columns of one image's tokens
 
 
 class RotaryTables:

@@ -1,0 +1,83 @@
+"""Where ComfyUI's patches for FLUX take hold of the decoder: its input, its blocks and their attention.
+
+They lie in `transformer_options`: `post_input`, `attn1_patch` and `attn1_output_patch` under "patches", blocks that
+take another's place under "patches_replace".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Attention
+
+Patch = Callable[..., Any]
+Args = dict[str, Any]
+
+
+def patched_input(
+    patches: Sequence[Patch], img: Tensor, txt: Tensor, ids: Tensor, options: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Image tokens (B, N, hidden), text tokens (B, L, hidden) and `positions` (L + N, 3) after `post_input` patches."""
+    for patch in patches:
+        # Core's patches see ids with a batch dimension, the text's apart.
+        txt_ids, img_ids = ids[None].expand(img.shape[0], -1, -1).split((txt.shape[1], img.shape[1]), dim=1)
+        args = {"img": img, "txt": txt, "img_ids": img_ids, "txt_ids": txt_ids, "transformer_options": options}
+        out = patch(args)
+        img, txt, ids = out["img"], out["txt"], torch.cat((out["txt_ids"][0], out["img_ids"][0]))
+    return img, txt, ids
+
+
+def run_double(
+    block: nn.Module,
+    replacement: Patch | None,
+    img: Tensor,
+    txt: Tensor,
+    vec: Tensor,
+    pe: Tensor,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """Image and text tokens after a double block, or after what takes its place."""
+    if replacement is None:
+        return block(img, txt, vec, pe, options)
+
+    def original(args: Args) -> Args:
+        img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], args["transformer_options"])
+        return {"img": img, "txt": txt}
+
+    args = {"img": img, "txt": txt, "vec": vec, "pe": pe, "transformer_options": options}
+    out = replacement(args, {"original_block": original})
+    return out["img"], out["txt"]
+
+
+def run_single(
+    block: nn.Module, replacement: Patch | None, x: Tensor, vec: Tensor, pe: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """Text and image tokens in one after a single block, or after what takes its place."""
+    if replacement is None:
+        return block(x, vec, pe, options)
+
+    def original(args: Args) -> Args:
+        return {"img": block(args["img"], args["vec"], args["pe"], args["transformer_options"])}
+
+    args = {"img": x, "vec": vec, "pe": pe, "transformer_options": options}
+    return replacement(args, {"original_block": original})["img"]
+
+
+def patched_attention(
+    attention: Attention, q: Tensor, k: Tensor, v: Tensor, pe: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """Joint attention, q, k, v (B, heads, L + N, D) -> (B, L + N, hidden), between its two kinds of patches."""
+    patches = options.get("patches", {})
+    mask = None
+    for patch in patches.get("attn1_patch", ()):
+        out = patch(q, k, v, pe=pe, attn_mask=mask, extra_options=options)
+        q, k, v = out.get("q", q), out.get("k", k), out.get("v", v)
+        pe, mask = out.get("pe", pe), out.get("attn_mask", mask)
+    x = attention(q, k, v, pe, mask=mask, transformer_options=options)
+    for patch in patches.get("attn1_output_patch", ()):
+        x = patch(x, options)
+    return x

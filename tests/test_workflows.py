@@ -1,0 +1,39 @@
+"""How the workflows' files are laid out."""
+
+from __future__ import annotations
+
+import pytest
+
+from canvas import READABLE, boxes, overlaps
+from graphs import NAMES
+from workflow_api import read_workflow
+
+# A node's color says what it does: load, take words, make, show, or note. All others have #223.
+ROLES = {
+    "#323": {"OvisU1Loader", "LoraModelLoader"},
+    "#232": {"OvisU1TextEncode", "OvisU1EditEncode", "OvisU1Understand", "OvisU1Judge", "PrimitiveStringMultiline"},
+    "#322": {"OvisU1Sampler", "TrainLoraNode"},
+    "#233": {"OvisU1Decode", "SaveImage", "PreviewImage", "PreviewAny", "SaveLoRA", "LossGraphNode"},
+    "#432": {"MarkdownNote"},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_is_laid_out(name: str) -> None:
+    workflow = read_workflow(name)
+    assert overlaps(workflow["nodes"]) == []
+    for what, left, top, right, bottom in boxes([n for n in workflow["nodes"] if n["type"] != "MarkdownNote"]):
+        inside = [
+            x <= left and y <= top and right <= x + width and bottom <= y + height
+            for x, y, width, height in (group["bounding"] for group in workflow["groups"])
+        ]
+        assert inside.count(True) == 1, what
+    for node in workflow["nodes"]:
+        role = next((color for color, types in ROLES.items() if node["type"] in types), "#223")
+        assert node["color"] == role, node["type"]
+    # No link leads back to a column further left.
+    places = {node["id"]: node for node in workflow["nodes"]}
+    for _, source, _, target, *_ in workflow["links"]:
+        right = places[target]["pos"][0] + places[target]["size"][0]
+        assert places[source]["pos"][0] < right, (source, target)
+    assert workflow["extra"]["ds"]["scale"] >= READABLE
