@@ -88,7 +88,7 @@ def main() -> None:
 
 def count(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Kernels and bytes of a pass, and graphs of torch.compile."""
-    from graphs import compiled_graphs
+    from compiling import compiled_graphs
     from passes import count_passes
     from tables import markdown
 

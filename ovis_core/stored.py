@@ -82,11 +82,10 @@ class _Maps:
 def stored_weights(part: Part, lasting: bool = False) -> dict[str, Stored]:
     """A part's tensors by their names without prefix.
 
-    lasting  they may stay in their files for good
-
-
     A layer whose weight is in 8 bits may have its scale, by which the weight is to be multiplied, as `SCALE`, however
     the file names it. Raises `CheckpointError` for a dtype that no part has.
+
+    lasting  they may stay in their files for good
     """
     found, maps = {}, _Maps(lasting)
     headers = {file: safe_open(file, framework="pt") for file in set(part.files.values())}
