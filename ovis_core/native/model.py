@@ -158,7 +158,7 @@ class OvisU1(comfy.model_base.BaseModel):
         if condition is None:
             raise ValueError("conditioning: it holds no text; encode a prompt with Ovis-U1 Text Encode.")
         if kwargs.get(REFINED):
-            tokens, vector = condition, kwargs["pooled_output"]
+            tokens, vector = (x.to(kwargs["device"]) for x in (condition, kwargs["pooled_output"]))
             width = self.diffusion_model.config.hidden_size
             if tokens.shape[-1] != width:
                 raise ValueError(
@@ -190,7 +190,9 @@ class OvisU1(comfy.model_base.BaseModel):
                     f"conditioning: a reference latent has {channels.pop()} channels and Ovis-U1's has "
                     f"{self.latent_format.latent_channels}; encode it with the VAE of Ovis-U1 Load Model."
                 )
-            out["ref_latents"] = comfy.conds.CONDList([self.process_latent_in(latent) for latent in references])
+            # On the device, where ComfyUI would bring them for each pass.
+            latents = [self.process_latent_in(latent.to(kwargs["device"])) for latent in references]
+            out["ref_latents"] = comfy.conds.CONDList(latents)
         return out
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:

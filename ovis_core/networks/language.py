@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -17,6 +18,21 @@ CHUNK = 4096  # positions that are read at once, so that a long text needs no mo
 
 # (q, k, v), each (B, heads, n, head) -> (B, n, heads * head)
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Within it torch attends with other kernels than cuDNN's.
+
+    Torch prefers those on an H100 and its like, but each new length of a sequence, so each token that is written, has
+    to be planned first, which takes far longer than the attention.
+    """
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled)
 
 
 class LanguageModel(nn.Module):
@@ -44,6 +60,7 @@ class LanguageModel(nn.Module):
         """Token ids (L,) -> embeddings (L, hidden)."""
         return self.model["embed_tokens"](ids).to(dtype)
 
+    @without_cudnn()
     def condition(self, embeds: Tensor) -> Tensor:
         """Embeddings (B, L, hidden) -> (B, L, 2 * hidden): the final hidden state, normed, then the one that enters
         the last layer, not normed.
@@ -56,6 +73,7 @@ class LanguageModel(nn.Module):
             x = block(x, cos, sin, causal_attention)
         return torch.cat((self.model["norm"](self.blocks[-1](x, cos, sin, causal_attention)), x), dim=-1)
 
+    @without_cudnn()
     def prefill(self, embeds: Tensor, cache: KeyValueCache) -> Tensor:
         """Reads embeddings (L, hidden) after what `cache` holds -> the next token's logits (vocabulary,), float32."""
         for chunk in embeds[None].split(CHUNK, dim=1):
