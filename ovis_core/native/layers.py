@@ -88,6 +88,7 @@ def prepare(network: nn.Module, precision: Precision) -> None:
         if not LARGE.search(f"{name}.weight") or not isinstance(layer, nn.Linear):
             continue
         layer.comfy_cast_weights = True
+        layer.weight_comfy_model_dtype = precision.large  # what dynamic VRAM keeps it as
         # With dynamic VRAM there is no weight yet.
         if layer.weight is not None:
             layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=precision.large), requires_grad=False)
