@@ -37,14 +37,23 @@ def attention(
     On a CPU it is torch's unless a flag asks for another: ComfyUI's own default there is several times slower.
     """
     if pe is not None:
-        if q.is_cuda and hasattr(comfy.quant_ops, "ck"):
-            q, k = flux.apply_rope(q, k, pe)  # in one kernel
+        if _rotates_in_one_kernel(q, k, pe):
+            q, k = flux.apply_rope(q, k, pe)
         else:
             q, k = apply_rotary(q, pe), apply_rotary(k, pe)
     chosen = flux.optimized_attention
     if q.device.type == "cpu" and chosen is attention_sub_quad and not args.use_quad_cross_attention:
         chosen = attention_pytorch
     return chosen(q, k, v, q.shape[1], mask=mask, skip_reshape=True, transformer_options=transformer_options or {})
+
+
+def _rotates_in_one_kernel(q: Tensor, k: Tensor, pe: Tensor) -> bool:
+    # A compiler fuses ours with what is around it, which it cannot do with a kernel of ComfyUI's. Where ComfyUI has no
+    # kernel for the device, types or version of CUDA, it takes more steps than ours.
+    kitchen = getattr(comfy.quant_ops, "ck", None)
+    if kitchen is None or not q.is_cuda or torch.compiler.is_compiling():
+        return False
+    return kitchen.registry.get_capable_backend("apply_rope", {"xq": q, "xk": k, "freqs_cis": pe}) != "eager"
 
 
 @contextmanager
