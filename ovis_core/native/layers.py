@@ -71,22 +71,24 @@ def borrowed(layer: nn.Module, like: Tensor) -> Iterator[Tensor]:
 
 @contextmanager
 def holding(network: nn.Module, like: Tensor) -> Iterator[bool]:
-    """Whether all weights of `network` are where `like` is, as it is, and stay there until the context ends.
+    """Whether all weights of `network` are where `like` is, and stay there until the context ends.
 
-    With dynamic VRAM a borrowed weight is pinned. False for weights that are offloaded, cast or patched at each use.
+    With dynamic VRAM a borrowed weight is pinned. False for weights that are offloaded, or patched at each use.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, comfy.ops.CastWeightBiasOp)]
     with ExitStack() as held:
-        whole = all(_stays(layer, held.enter_context(borrowed(layer, like))) for layer in layers)
+        whole = all(held.enter_context(_staying(layer, like)) for layer in layers)
         if not whole:
             held.close()
         yield whole
 
 
-def _stays(layer: nn.Module, weight: Tensor) -> bool:
-    # Dynamic VRAM keeps a resident weight beside the layer's own.
-    places = (layer.weight, getattr(layer, "_v_weight", None))
-    return any(place is not None and place.data_ptr() == weight.data_ptr() for place in places)
+@contextmanager
+def _staying(layer: nn.Module, like: Tensor) -> Iterator[bool]:
+    # Dynamic VRAM keeps a resident weight beside the layer's own. Borrowed in its own type, it is not copied.
+    kept = getattr(layer, "_v_weight", layer.weight)
+    with borrowed(layer, like.new_empty(0, dtype=kept.dtype)) as weight:
+        yield weight is layer.weight or weight is getattr(layer, "_v_weight", None)
 
 
 def prepare(network: nn.Module, precision: Precision) -> None:
