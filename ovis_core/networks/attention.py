@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +27,7 @@ class Attention(Protocol):
         ...
 
 
-def rotary_table(positions: Tensor, axes_dim: tuple[int, ...], theta: float) -> Tensor:
+def rotary_table(positions: Tensor, axes_dim: Sequence[int], theta: float) -> Tensor:
     """Rotary table of positions (L, axes): (1, 1, L, D / 2, 2, 2) float32, D = sum of `axes_dim`.
 
     Frequencies and angles are float64, as in FLUX; the two last dimensions are the rotation matrix of one
