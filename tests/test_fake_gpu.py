@@ -146,7 +146,7 @@ def test_a_choice(sampling: Sampling) -> None:
         assert not watch.in_ram
 
 
-def test_the_language_model_attends_without_plans_for_each_length(text: Any, cache: KeyValueCache) -> None:
+def test_what_comes_once_attends_without_a_plan_for_its_length(model: Any, text: Any, cache: KeyValueCache) -> None:
     seen = []
 
     class Attentions(TorchFunctionMode):
@@ -159,8 +159,9 @@ def test_the_language_model_attends_without_plans_for_each_length(text: Any, cac
     token = torch.zeros(1, dtype=torch.int64, device=GPU)
     with Attentions():
         text.llm.step(token, cache)
-        text.condition(list(range(20)), GPU, HALF)
-    assert seen == [False] * 2 * len(text.llm.blocks)
+        condition = text.condition(list(range(20)), GPU, HALF)
+        model.refine(condition, GPU)
+    assert seen == [False] * (2 * len(text.llm.blocks) + 2)
     assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..carried import carried
 from ..checkpoint import TEXT
 from ..config import DecoderConfig
+from ..networks.attention import without_cudnn
 from ..networks.decoder import PATCH, Decoder, grid_size
 from ..precision import DEFAULT, LARGE, Precision, as_stored, in_precision
 from ..schedule import shift_for
@@ -140,7 +141,8 @@ class OvisU1(comfy.model_base.BaseModel):
 
         The module's weights must have been loaded by ComfyUI. Raises ValueError for another model's condition.
         """
-        return self.diffusion_model.refine(self._for_refiner(condition, device))
+        with without_cudnn():
+            return self.diffusion_model.refine(self._for_refiner(condition, device))
 
     def _for_refiner(self, condition: Tensor, device: torch.device) -> Tensor:
         width = self.diffusion_model.config.context_in_dim

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -64,3 +65,18 @@ def torch_attention(
         q, k = apply_rotary(q, pe), apply_rotary(k, pe)
     x = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return x.transpose(1, 2).flatten(2)
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Within it torch attends with other kernels than cuDNN's, for sequences whose length comes once.
+
+    Torch prefers cuDNN's on an H100 and its like, where each new length has to be planned first. That takes tens of
+    milliseconds, for each token that is written, and only many calls make up for it.
+    """
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled)

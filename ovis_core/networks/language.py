@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import LanguageConfig
+from .attention import without_cudnn
 from .cache import KeyValueCache, causal_attention, rotary_tables, rotate
 from .layers import Layers
 
@@ -18,21 +18,6 @@ CHUNK = 4096  # positions that are read at once, so that a long text needs no mo
 
 # (q, k, v), each (B, heads, n, head) -> (B, n, heads * head)
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@contextmanager
-def without_cudnn() -> Iterator[None]:
-    """Within it torch attends with other kernels than cuDNN's.
-
-    Torch prefers those on an H100 and its like, but each new length of a sequence, so each token that is written, has
-    to be planned first, which takes far longer than the attention.
-    """
-    enabled = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(enabled)
 
 
 class LanguageModel(nn.Module):
