@@ -137,6 +137,7 @@ class Bench:
         picture = Picture(256, 192)
         condition = self.ours.conditions(picture)[0][0][0].to(self.device)
         x, reference = self.noise(picture), self.noise(picture)
+        self.ours.load()
         ours = self.ours.decoder_pass(x, T, condition)
         theirs = partial(self.authors.velocity, x.to(self.dtype), T, condition.to(self.dtype))
         pixels = torch.rand(1, 3, 256, 192)

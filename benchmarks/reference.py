@@ -153,8 +153,8 @@ def _packed(x: Tensor) -> Tensor:
 def _ids(x: Tensor, index: float) -> Tensor:
     """(B, tokens, 3): index, row, column."""
     axes = [torch.tensor([index]), torch.arange(x.shape[-2] // 2), torch.arange(x.shape[-1] // 2)]
-    grid = torch.cartesian_prod(*(axis.float() for axis in axes))
-    return grid.expand(len(x), -1, -1).to(x.device)
+    grid = torch.cartesian_prod(*(axis.to(x.device, torch.float32) for axis in axes))
+    return grid.expand(len(x), -1, -1)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class CapturedStep:
         device = cache.keys.device
         self.cache = cache
         self.token = torch.zeros(1, dtype=torch.int64, device=device)
-        # What the rehearsals write into the cache is overwritten by the first real step.
+        # What the rehearsal writes into the cache is overwritten by the first real step.
         self.position = torch.full((1,), cache.length, dtype=torch.int64, device=device)
         # Outside of the graph's own memory, of which nothing is alive between two steps.
         self.logits = torch.empty(model.config.vocab_size, device=device)
@@ -34,8 +34,7 @@ class CapturedStep:
         stream, current = _stream(device), torch.cuda.current_stream(device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            for _ in range(2):
-                self.logits.copy_(model.step_at(self.token, self.position, cache))
+            self.logits.copy_(model.step_at(self.token, self.position, cache))
         current.wait_stream(stream)
         # What other threads of the server do meanwhile is no part of the capture and must not break it.
         with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):

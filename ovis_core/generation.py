@@ -23,12 +23,14 @@ def write(
     """
     choose = NextToken(sampling, room, logits.device)
     with model.holding(cache.keys) as held:
-        captured = capture(model.llm, cache, room) if held else None
-        step: Callable[[Tensor], Tensor] = captured or (lambda token: model.llm.step(token, cache))
+        step: Callable[[Tensor], Tensor] | None = None
         for i in range(room):
             token = choose(logits)
             number = int(token)
             yield number
             if (ends and number in ENDS) or i + 1 == room:
                 return
+            if step is None:  # the first token does not wait for the capture, and may be the only one
+                captured = capture(model.llm, cache, room) if held else None
+                step = captured or (lambda token: model.llm.step(token, cache))
             logits = step(token)

@@ -125,9 +125,8 @@ class Multimodal(nn.Module):
 
     @contextmanager
     def holding(self, like: Tensor) -> Iterator[bool]:
-        """Whether every weight of the language model stays in its place on `like`'s device, in its dtype, until the
-        context ends."""
-        yield all(weight.device == like.device and weight.dtype == like.dtype for weight in self.llm.parameters())
+        """Whether every weight of the language model stays in its place on `like`'s device until the context ends."""
+        yield all(weight.device == like.device for weight in self.llm.parameters())
 
 
 def check_positions(words: int, pictures: int, limit: int) -> None:

@@ -102,6 +102,24 @@ def test_rotary_tables_serve_training_after_sampling(decoder: Decoder, tensors: 
     assert learned.grad.abs().max() > 0
 
 
+def test_a_compiler_takes_the_rotary_table_as_it_is(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
+    """It would compute the table's float64 sines again in each rotation."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def record(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    context, vector = decoder.refine(tensors["edit/cond"])
+    given = (tensors["edit/noise"], torch.tensor([0.9]), context, vector, [tensors["edit/ref_latent_mode"]])
+    torch._dynamo.reset()
+    with torch.no_grad():
+        close(torch.compile(decoder, backend=record, fullgraph=True)(*given), tensors["backbone/edit/t0.9"])
+    (graph,) = graphs
+    assert sum(node.target is torch.ops.ovis_u1.rotary_table.default for node in graph.graph.nodes) == 1
+    assert sum(node.target in ("sin", torch.sin) for node in graph.graph.nodes) == 1  # the time's
+
+
 def test_velocity_with_a_reference(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
     context, vector = decoder.refine(tensors["edit/cond"])
     time, references = torch.tensor([0.9]), [tensors["edit/ref_latent_mode"]]

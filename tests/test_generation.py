@@ -126,6 +126,19 @@ def test_the_captured_step_computes_the_same(text_model: Multimodal, case: tuple
     close(static.keys, plain.keys, 1e-5)
 
 
+def test_the_first_token_does_not_wait_for_the_capture(
+    text_model: Multimodal, case: tuple[list[Token], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captures: list[Any] = []
+    monkeypatch.setattr(generation, "capture", lambda *args: captures.append(args))
+    tokens, expected = case
+    cache, logits = text_model.read(tokens, 20, CPU, torch.float32)
+    written = generation.write(text_model, cache, logits, GREEDY, 20)
+    for i, number in enumerate(expected["output_ids"][:3]):
+        assert next(written) == number
+        assert len(captures) == min(i, 1)
+
+
 def test_reading_in_pieces_and_going_on_from_what_was_computed(
     text_model: Multimodal, case: tuple[list[Token], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,15 @@ def test_dtypes(kept: tuple[str, Any, Any]) -> None:
         assert not [key for key in small if part in key]
 
 
+def test_dynamic_vram_keeps_these_types(kept: tuple[str, Any, Any]) -> None:
+    """Newer ComfyUIs note what a weight is to be on the GPU when a network is made, before they load it."""
+    _, model, clip = kept
+    for network in (model.model.diffusion_model, clip.cond_stage_model):
+        for layer in network.modules():
+            for name, weight in layer.named_parameters(recurse=False):
+                assert getattr(layer, f"{name}_comfy_model_dtype", weight.dtype) == weight.dtype
+
+
 def test_how_far_results_move(
     kept: tuple[str, Any, Any], loaded: tuple[Any, Any, Any], tensors: dict[str, Tensor]
 ) -> None:

@@ -187,7 +187,9 @@ def test_core_pictures_of_another_shape(clip: Any, shape: tuple[int, ...]) -> No
         clip.tokenize("x", image=torch.zeros(shape), thinking=False)
 
 
-def test_weights_that_are_cast_are_not_held(comfyui: Any, clip: Any) -> None:
+def test_weights_are_held_as_they_are_and_not_where_they_are_patched_at_each_use(
+    comfyui: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ovis_core.native import layers
 
     alive = []
@@ -200,15 +202,18 @@ def test_weights_that_are_cast_are_not_held(comfyui: Any, clip: Any) -> None:
             yield weight
         alive.pop()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "borrowed", spy)
-        with layers.holding(clip.cond_stage_model.llm, torch.zeros(1, dtype=torch.bfloat16)) as whole:
-            assert not whole
-            assert not alive
-        with layers.holding(clip.cond_stage_model.llm, torch.zeros(1)) as whole:
+    monkeypatch.setattr(layers, "borrowed", spy)
+    llm = clip.cond_stage_model.llm
+    own = {id(weight) for weight in llm.parameters()}
+    for dtype in (torch.float32, torch.bfloat16):
+        with layers.holding(llm, torch.zeros(1, dtype=dtype)) as whole:
             assert whole
-            assert len(alive) > 20
+            assert {id(weight) for weight in alive} == own  # and no copies in another type
     assert not alive
+    monkeypatch.setattr(llm.blocks[1].mlp["up_proj"], "weight_function", [torch.clone])
+    with layers.holding(llm, torch.zeros(1)) as whole:
+        assert not whole
+        assert not alive
 
 
 def test_end_tokens_end_and_never_show(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:

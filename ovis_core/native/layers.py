@@ -37,14 +37,23 @@ def attention(
     On a CPU it is torch's unless a flag asks for another: ComfyUI's own default there is several times slower.
     """
     if pe is not None:
-        if q.is_cuda and hasattr(comfy.quant_ops, "ck"):
-            q, k = flux.apply_rope(q, k, pe)  # in one kernel
+        if _rotates_in_one_kernel(q, k, pe):
+            q, k = flux.apply_rope(q, k, pe)
         else:
             q, k = apply_rotary(q, pe), apply_rotary(k, pe)
     chosen = flux.optimized_attention
     if q.device.type == "cpu" and chosen is attention_sub_quad and not args.use_quad_cross_attention:
         chosen = attention_pytorch
     return chosen(q, k, v, q.shape[1], mask=mask, skip_reshape=True, transformer_options=transformer_options or {})
+
+
+def _rotates_in_one_kernel(q: Tensor, k: Tensor, pe: Tensor) -> bool:
+    # A compiler fuses ours with what is around it, which it cannot do with a kernel of ComfyUI's. Where ComfyUI has no
+    # kernel for the device, types or version of CUDA, it takes more steps than ours.
+    kitchen = getattr(comfy.quant_ops, "ck", None)
+    if kitchen is None or not q.is_cuda or torch.compiler.is_compiling():
+        return False
+    return kitchen.registry.get_capable_backend("apply_rope", {"xq": q, "xk": k, "freqs_cis": pe}) != "eager"
 
 
 @contextmanager
@@ -62,22 +71,24 @@ def borrowed(layer: nn.Module, like: Tensor) -> Iterator[Tensor]:
 
 @contextmanager
 def holding(network: nn.Module, like: Tensor) -> Iterator[bool]:
-    """Whether all weights of `network` are where `like` is, as it is, and stay there until the context ends.
+    """Whether all weights of `network` are where `like` is, and stay there until the context ends.
 
-    With dynamic VRAM a borrowed weight is pinned. False for weights that are offloaded, cast or patched at each use.
+    With dynamic VRAM a borrowed weight is pinned. False for weights that are offloaded, or patched at each use.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, comfy.ops.CastWeightBiasOp)]
     with ExitStack() as held:
-        whole = all(_stays(layer, held.enter_context(borrowed(layer, like))) for layer in layers)
+        whole = all(held.enter_context(_staying(layer, like)) for layer in layers)
         if not whole:
             held.close()
         yield whole
 
 
-def _stays(layer: nn.Module, weight: Tensor) -> bool:
-    # Dynamic VRAM keeps a resident weight beside the layer's own.
-    places = (layer.weight, getattr(layer, "_v_weight", None))
-    return any(place is not None and place.data_ptr() == weight.data_ptr() for place in places)
+@contextmanager
+def _staying(layer: nn.Module, like: Tensor) -> Iterator[bool]:
+    # Dynamic VRAM keeps a resident weight beside the layer's own. Borrowed in its own type, it is not copied.
+    kept = getattr(layer, "_v_weight", layer.weight)
+    with borrowed(layer, like.new_empty(0, dtype=kept.dtype)) as weight:
+        yield weight is layer.weight or weight is getattr(layer, "_v_weight", None)
 
 
 def prepare(network: nn.Module, precision: Precision) -> None:
@@ -88,6 +99,7 @@ def prepare(network: nn.Module, precision: Precision) -> None:
         if not LARGE.search(f"{name}.weight") or not isinstance(layer, nn.Linear):
             continue
         layer.comfy_cast_weights = True
+        layer.weight_comfy_model_dtype = precision.large  # what dynamic VRAM keeps it as
         # With dynamic VRAM there is no weight yet.
         if layer.weight is not None:
             layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=precision.large), requires_grad=False)

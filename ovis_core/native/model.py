@@ -22,6 +22,7 @@ from torch import Tensor
 from ..carried import carried
 from ..checkpoint import TEXT
 from ..config import LATENT_PATCH, DecoderConfig
+from ..networks.attention import without_cudnn
 from ..networks.decoder import Decoder
 from ..networks.packing import grid_size
 from ..precision import DEFAULT, LARGE, Precision, as_stored, in_precision
@@ -142,7 +143,8 @@ class OvisU1(comfy.model_base.BaseModel):
 
         The module's weights must have been loaded by ComfyUI. Raises ValueError for another model's condition.
         """
-        return self.diffusion_model.refine(self._for_refiner(condition, device))
+        with without_cudnn():
+            return self.diffusion_model.refine(self._for_refiner(condition, device))
 
     def _for_refiner(self, condition: Tensor, device: torch.device) -> Tensor:
         width = self.diffusion_model.config.context_in_dim
@@ -169,7 +171,9 @@ class OvisU1(comfy.model_base.BaseModel):
             out["y"] = comfy.conds.CONDRegular(vector)
         references = kwargs.get("reference_latents")
         if references:
-            out["ref_latents"] = comfy.conds.CONDList([self._reference(latent) for latent in references])
+            # On the device, where ComfyUI would bring them for each pass.
+            latents = [self._reference(latent.to(kwargs["device"])) for latent in references]
+            out["ref_latents"] = comfy.conds.CONDList(latents)
         return out
 
     def _text(self, device: torch.device, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -184,7 +188,7 @@ class OvisU1(comfy.model_base.BaseModel):
                     f"conditioning: it was refined by another model, which is {condition.shape[-1]} wide and not "
                     f"{width}; refine it with this MODEL."
                 )
-            return condition, kwargs["pooled_output"]
+            return condition.to(device), kwargs["pooled_output"].to(device)
         if torch.is_grad_enabled() or kwargs.get("hooks") is not None:
             # The refiner's weights change from pass to pass, in training or by hooks.
             return self._for_refiner(condition, device).clone(), None

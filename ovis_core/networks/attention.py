@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +29,7 @@ class Attention(Protocol):
         ...
 
 
-def rotary_table(positions: Tensor, axes_dim: tuple[int, ...], theta: float) -> Tensor:
+def rotary_table(positions: Tensor, axes_dim: Sequence[int], theta: float) -> Tensor:
     """Rotary table of positions (L, axes): (1, 1, L, D / 2, 2, 2) float32, D = sum of `axes_dim`.
 
     Frequencies and angles are float64, as in FLUX; the two last dimensions are the rotation matrix of one
@@ -79,3 +81,18 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return x.transpose(1, 2).flatten(2)
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Within it torch attends with other kernels than cuDNN's, for sequences whose length comes once.
+
+    Torch prefers cuDNN's on an H100 and its like, where each new length has to be planned first. That takes tens of
+    milliseconds, for each token that is written, and only many calls make up for it.
+    """
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import LanguageConfig
-from .attention import causal_attention
+from .attention import causal_attention, without_cudnn
 from .cache import KeyValueCache, rotary_tables, rotate
 from .layers import Layers
 
@@ -45,6 +45,7 @@ class LanguageModel(nn.Module):
         """Token ids (L,) -> embeddings (L, hidden)."""
         return self.model["embed_tokens"](ids).to(dtype)
 
+    @without_cudnn()
     def condition(self, embeds: Tensor) -> Tensor:
         """Embeddings (B, L, hidden) -> (B, L, 2 * hidden): the final hidden state, normed, then the one that enters
         the last layer, not normed.
@@ -57,6 +58,7 @@ class LanguageModel(nn.Module):
             x = block(x, cos, sin, causal_attention)
         return torch.cat((self.model["norm"](self.blocks[-1](x, cos, sin, causal_attention)), x), dim=-1)
 
+    @without_cudnn()
     def prefill(self, embeds: Tensor, cache: KeyValueCache) -> Tensor:
         """Reads embeddings (L, hidden) after what `cache` holds -> the next token's logits (vocabulary,), float32."""
         for chunk in embeds[None].split(CHUNK, dim=1):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,13 +26,14 @@ class RotaryTables:
     def __call__(self, text_length: int, grids: tuple[Grid, ...], device: torch.device) -> Tensor:
         """`rotary_table` of `positions`."""
         if torch.compiler.is_compiling():  # which would guard against every change of what is kept
-            return self._make(text_length, grids, device)
+            numbers = [number for grid in grids for number in grid]
+            return compiled_table(text_length, numbers, list(self.axes_dim), float(self.theta), device)
         layout = (text_length, grids, device)
         table = self._tables.pop(layout, None)
         if table is None:
             # Training takes no tensors that were made in inference mode.
             with torch.inference_mode(False), torch.no_grad():
-                table = self._make(*layout)
+                table = layout_table(*layout, self.axes_dim, self.theta)
         self._tables[layout] = table
         if len(self._tables) > self.KEPT:
             del self._tables[next(iter(self._tables))]
@@ -40,11 +43,33 @@ class RotaryTables:
         """Gives their memory back."""
         self._tables.clear()
 
-    def _make(self, text_length: int, grids: tuple[Grid, ...], device: torch.device) -> Tensor:
-        return rotary_table(positions(text_length, grids, device), self.axes_dim, self.theta)
+
+def layout_table(
+    text_length: int, grids: Sequence[Grid], device: torch.device, axes_dim: Sequence[int], theta: float
+) -> Tensor:
+    """`rotary_table` of `positions`."""
+    return rotary_table(positions(text_length, grids, device), axes_dim, theta)
 
 
-def positions(text_length: int, grids: tuple[Grid, ...], device: torch.device) -> Tensor:
+@torch.library.custom_op("ovis_u1::rotary_table", mutates_args=())
+def compiled_table(
+    text_length: int, numbers: Sequence[int], axes_dim: Sequence[int], theta: float, device: torch.device
+) -> Tensor:
+    """`layout_table` for a compiler, which would put its float64 sines into every rotation. numbers: of all grids."""
+    return layout_table(text_length, _grids(numbers), device, axes_dim, theta)
+
+
+@compiled_table.register_fake
+def _(text_length: int, numbers: Sequence[int], axes_dim: Sequence[int], theta: float, device: torch.device) -> Tensor:
+    length = text_length + sum(rows * columns for _, rows, columns in _grids(numbers))
+    return torch.empty(1, 1, length, sum(axes_dim) // 2, 2, 2, device=device)
+
+
+def _grids(numbers: Sequence[int]) -> list[Grid]:
+    return [(numbers[i], numbers[i + 1], numbers[i + 2]) for i in range(0, len(numbers), 3)]
+
+
+def positions(text_length: int, grids: Sequence[Grid], device: torch.device) -> Tensor:
     """(L + N, 3) float32: (index, row, column) of each token, text first."""
     text = torch.full((text_length, 3), float(TEXT_INDEX), device=device)
     return torch.cat((text, *(grid_positions(*grid, device) for grid in grids)))

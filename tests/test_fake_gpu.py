@@ -1,0 +1,195 @@
+"""A pass of the decoder and a token ask nothing of the GPU and stay on it.
+
+On fake tensors, which know their device, shape and type and hold nothing, so that no GPU is needed. What reads a value
+of theirs raises, and so does what mixes devices, but for copies and single numbers, which are noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ovis_core.networks.cache import KeyValueCache
+from ovis_core.next_token import GREEDY, NextToken, Sampling
+from ovis_core.pixels import VisualInput
+from ovis_core.precision import DEFAULT
+
+GPU, HALF = torch.device("cuda", 0), torch.bfloat16
+DRAWN = Sampling(top_p=0.9, top_k=0, min_p=0.1, repetition_penalty=1.1, presence_penalty=0.1)
+
+
+class Watch(TorchDispatchMode):
+    """Names of the operations, and of those among them that see a tensor in RAM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[str] = []
+        self.in_ram: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "prim":
+            return func(*args, **(kwargs or {}))
+        with self:  # in inference mode some operations come here whole
+            out = func.decompose(*args, **(kwargs or {}))
+        if out is not NotImplemented:
+            return out
+        out = func(*args, **(kwargs or {}))
+        self.all.append(func._schema.name)
+        if any(isinstance(x, Tensor) and x.device.type == "cpu" for x in tree_leaves((args, kwargs, out))):
+            self.in_ram.append(func._schema.name)
+        return out
+
+
+@pytest.fixture(autouse=True)
+def fake(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within fake tensors, with the attention that ComfyUI chooses on a GPU of NVIDIA's."""
+    import comfy.ldm.flux.math
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    monkeypatch.setattr(comfy.ldm.flux.math, "optimized_attention", attention_pytorch)
+    with FakeTensorMode(), torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def model(fake: None, config: Any) -> Any:
+    from ovis_core.native.model import ModelConfig, OvisU1
+
+    model_config = ModelConfig(config.decoder)
+    model_config.set_inference_dtype(HALF, None)
+    return OvisU1(model_config, device=GPU)
+
+
+@pytest.fixture
+def text(fake: None, config: Any) -> Any:
+    from ovis_core.native.clip import OvisTextModel
+
+    return OvisTextModel(config, HALF, GPU, DEFAULT, device=GPU, dtype=HALF)
+
+
+@pytest.fixture
+def cache(text: Any) -> KeyValueCache:
+    return text.read(list(range(20)), 8, GPU, HALF)[0]
+
+
+def test_what_leaves_the_gpu_is_seen() -> None:
+    x = torch.ones(3, device=GPU)
+    with Watch() as watch:
+        x + torch.tensor(2.0)
+        x.cpu()
+    assert watch.in_ram.count("aten::add") == watch.in_ram.count("aten::_to_copy") == 1
+    with pytest.raises(DataDependentOutputException):
+        x[0].item()
+
+
+@pytest.mark.parametrize("refined", [False, True])
+@pytest.mark.parametrize("references", [0, 2])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_pass(model: Any, batch: int, references: int, refined: bool) -> None:
+    """As a sampling step does it, with conditions from RAM."""
+    from ovis_core.native.model import REFINED
+
+    config = model.diffusion_model.config
+    named: dict[str, Any] = {"cross_attn": torch.empty(1, 9, config.context_in_dim)}
+    if refined:
+        named = {"cross_attn": torch.empty(1, 9, config.hidden_size), REFINED: True}
+        named["pooled_output"] = torch.empty(1, config.hidden_size)
+    latents = [torch.empty(1, 4, 12, 16)] * references
+    conds = model.extra_conds(device=GPU, noise=torch.empty(batch, 4, 12, 16), reference_latents=latents, **named)
+    for _ in range(2):  # the second time with tables that are kept
+        with Watch() as watch:
+            given = {name: cond.process_cond(batch_size=batch, area=None).cond for name, cond in conds.items()}
+            out = model.apply_model(torch.empty(batch, 4, 12, 16, device=GPU), torch.ones(batch, device=GPU), **given)
+        assert out.device == GPU
+        assert len(watch.all) > 300
+        assert not watch.in_ram
+
+
+def test_reading_copies_what_is_asked_and_no_more(text: Any) -> None:
+    picture = VisualInput(torch.empty(16 * 20, 3 * 14 * 14), (1, 16, 20))
+    for read in (text.condition, lambda tokens, *where: text.read(tokens, 8, *where)[1]):
+        with Watch() as watch:
+            out = read([1, 2, picture, *range(9)], GPU, HALF)
+        assert out.device == GPU
+        # The words, the patches, and the picture's brackets.
+        assert [name for name in watch.in_ram if name != "aten::lift_fresh"] == ["aten::_to_copy"] * 3
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_step(text: Any, cache: KeyValueCache, captured: bool) -> None:
+    token, position = (torch.zeros(1, dtype=torch.int64, device=GPU) for _ in range(2))
+    with Watch() as watch:
+        logits = text.llm.step_at(token, position, cache) if captured else text.llm.step(token, cache)
+    assert logits.device == GPU
+    assert len(watch.all) > 100
+    assert not watch.in_ram
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN, Sampling()], ids=["greedy", "everything", "default"])
+def test_a_choice(sampling: Sampling) -> None:
+    choose, logits = NextToken(sampling, 8, GPU), torch.empty(300, device=GPU)
+    for _ in range(2):
+        with Watch() as watch:
+            token = choose(logits)
+        assert token.device == GPU
+        assert watch.all
+        assert not watch.in_ram
+
+
+def test_what_comes_once_attends_without_a_plan_for_its_length(model: Any, text: Any, cache: KeyValueCache) -> None:
+    seen = []
+
+    class Attentions(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is F.scaled_dot_product_attention:
+                seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+            return func(*args, **(kwargs or {}))
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    token = torch.zeros(1, dtype=torch.int64, device=GPU)
+    with Attentions():
+        text.llm.step(token, cache)
+        condition = text.condition(list(range(20)), GPU, HALF)
+        model.refine(condition, GPU)
+    assert seen == [False] * (2 * len(text.llm.blocks) + 2)
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+def test_rotation_takes_a_kernel_of_comfyui_where_there_is_one(
+    model: Any, fake: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.quant_ops
+
+    if not hasattr(comfy.quant_ops, "ck"):
+        pytest.skip("this ComfyUI has no kernels")
+    from comfy_kitchen.backends import eager
+    from comfy_kitchen.constraints import FunctionConstraints
+
+    from ovis_core.native.layers import attention
+
+    q = torch.empty(1, 2, 5, 8, device=GPU, dtype=HALF)
+    pe = torch.empty(1, 1, 5, 4, 2, 2, device=GPU)
+
+    def kernels() -> int:
+        with Watch() as watch:
+            attention(q, q, q, pe)
+        return watch.all.count("comfy_kitchen::apply_rope")
+
+    registry = comfy.quant_ops.ck.registry
+    with registry.use_backend("eager"):
+        assert kernels() == 0
+    registry.register("kernel", eager, {"apply_rope": FunctionConstraints()})
+    with registry.use_backend("kernel"):
+        assert kernels() == 1
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert kernels() == 0
