@@ -40,6 +40,7 @@ CANVAS = "#graph-canvas"
 FOUND = ".p-autocomplete-option, [data-testid=result-item]"
 TITLE = 30  # pixels of a node's title, above its position
 STEP = 250  # ms from one step of scrolling to the next, in which the page draws what has come
+WINDOW = {"width": 1440, "height": 900}  # of a small laptop
 READABLE = 0.6  # below this zoom the canvas draws no text
 NAMES = sorted(file.stem for file in WORKFLOWS.glob("*.json"))
 SMALL = {
@@ -104,7 +105,7 @@ def ready(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Comf
 @pytest.fixture
 def page(browser: Any, ready: ComfyServer) -> Iterator[Any]:
     """A page with an empty graph."""
-    page = browser.new_page(viewport={"width": 1900, "height": 950})
+    page = browser.new_page(viewport=WINDOW)
     page.set_default_timeout(WAIT)
     page.goto(ready.url)
     page.wait_for_function("window.app?.graph && window.app.extensionManager?.command")
