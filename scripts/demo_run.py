@@ -219,10 +219,9 @@ def next_steps() -> None:
 def serve(server: ComfyServer, image: Path, name: str, tiny: bool) -> None:
     """Waits while the user works with ComfyUI's page."""
     print()
-    print(f"ComfyUI is at {server.url}; drop {image.name} onto its page, or a file from workflows/")
-    print(f"and choose {name} in Ovis-U1 Load Model", end=".\n" if not tiny else ", ")
-    if tiny:
-        print(f"and {TINY_SIZE} for width and height.")
+    print(f"ComfyUI is at {server.url}. Drop {image.name} onto its page: the image brings this graph along.")
+    size = f", and {TINY_SIZE} for width and height" if tiny else ""
+    print(f"For others open the page's template browser under ovis-u1, and choose {name} in Ovis-U1 Load Model{size}.")
     print("Ctrl+C stops it.", flush=True)
     try:
         while server.alive():
