@@ -155,7 +155,7 @@ def _local(error: OSError, folder: Path) -> str:
         return f"{file} is a file where a folder belongs; move it away and run it again."
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"{path} cannot be read or written ({why}); see to its permissions, or choose another folder."
-    return f"{path} cannot be read or written ({why}); see to its disk and run it again, it goes on."
+    return f"{path} cannot be read or written ({why}); see to its disk, or choose another folder."
 
 
 def _wanted(siblings: list[Any]) -> Iterator[File]:
