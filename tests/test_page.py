@@ -336,7 +336,7 @@ def test_a_wrong_value_shows_its_message(page: Any) -> None:
 def test_the_help_panel_shows_our_page(page: Any) -> None:
     open_dropped(page, "text_to_image")
     info = page.get_by_test_id("info-button").first
-    for _ in range(10):
+    for _ in range(20):
         select(page, "OvisU1Sampler")
         try:
             info.click(timeout=3000)
