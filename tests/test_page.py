@@ -336,16 +336,18 @@ def test_a_wrong_value_shows_its_message(page: Any) -> None:
 def test_the_help_panel_shows_our_page(page: Any) -> None:
     open_dropped(page, "text_to_image")
     info = page.get_by_test_id("info-button").first
-    for _ in range(20):
+    heading = page.get_by_role("heading", name="Typical mistakes")
+    for _ in range(10):
         select(page, "OvisU1Sampler")
         try:
             info.click(timeout=3000)
+            heading.wait_for(state="attached", timeout=10_000)
         except sync_api.TimeoutError:
             continue
         break
-    page.get_by_role("heading", name="Typical mistakes").wait_for(state="attached")
+    heading.wait_for(state="attached")
     page.screenshot(path=SHOTS / "help.png")
-    panel = page.get_by_role("heading", name="Typical mistakes").locator("xpath=..")
+    panel = heading.locator("xpath=..")
     assert panel.evaluate("(h) => h.scrollWidth <= h.clientWidth"), "the help page is wider than its panel"
 
 
