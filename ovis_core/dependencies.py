@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 # Module -> what pip calls it. ComfyUI brings them all, but not always a transformers that is new enough.
 PACKAGES = {
@@ -32,15 +32,23 @@ def check_dependencies() -> None:
 
 
 def _is_there(module: str, wanted: str) -> bool:
-    if find_spec(module) is None:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:  # a folder that an uninstallation left holds no module
         return False
-    name, _, floor = wanted.partition(">=")
-    try:
-        found = version(name) if floor else ""
-    except PackageNotFoundError:
-        found = ""
-    # What can be imported counts, also where leftovers of another version hide which one it is.
+    _, _, floor = wanted.partition(">=")
+    found = _version(spec.origin) if floor else ""
+    # What can be imported counts, also where it does not say which version it is.
     return not found or _numbers(found) >= _numbers(floor)
+
+
+def _version(origin: str) -> str:
+    """What a module's own file says; the metadata beside it may be another version's, left by a broken upgrade."""
+    try:
+        text = Path(origin).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+    found = re.search(r"""(?m)^__version__ = ["'](.+)["']""", text)
+    return found[1] if found else ""
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import argparse
 import errno
 import hashlib
 import json
+import os
 import shutil
 import sys
 import threading
@@ -39,6 +40,8 @@ WANTED = (
     "README.md",
 )
 LOCK = ".download.lock"
+# What a write ends with, without naming its file; an error of the network has neither of these numbers nor a file.
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 INTERVAL = 0.5  # seconds from one report of progress to the next
 
 
@@ -80,7 +83,12 @@ def download(
         import huggingface_hub
         from filelock import FileLock, Timeout
         from huggingface_hub import constants
-        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
     except ImportError as error:
         raise DownloadError(
             f"huggingface_hub cannot be imported ({_line(error)}); install the pack's requirements.txt with the Python "
@@ -110,15 +118,19 @@ def download(
             f"repository: {constants.ENDPOINT} has no {repository} at {revision}, or wants a login for it; check the "
             "name, or set HF_TOKEN."
         ) from error
+    except HFValidationError as error:
+        raise DownloadError(
+            f"repository: {repository!r} is no name of a repository; it looks like owner/name."
+        ) from error
+    except NotImplementedError as error:
+        raise DownloadError(f"{folder} cannot be locked ({_line(error)}); choose a folder on another disk.") from error
     except Timeout as error:
         raise DownloadError(f"another download into {folder} is running; wait for it.") from error
     except HfHubHTTPError as error:
         raise DownloadError(f"{constants.ENDPOINT} answered with an error ({_line(error)}). {by_hand}") from error
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DownloadError(f"the disk of {folder} is full; make room and run it again, it goes on.") from error
-        if isinstance(error, PermissionError):
-            raise DownloadError(f"{folder} cannot be written to; see to its permissions.") from error
+        if error.filename is not None or error.errno in DISK:
+            raise DownloadError(_local(error, folder)) from error
         raise DownloadError(f"{constants.ENDPOINT} cannot be reached ({_line(error)}). {by_hand}") from error
     except Exception as error:
         # The hub's client changes its HTTP library and its errors from one version to the next.
@@ -126,6 +138,24 @@ def download(
             raise
         raise DownloadError(f"{constants.ENDPOINT} cannot be reached ({_line(error)}). {by_hand}") from error
     return folder
+
+
+def _local(error: OSError, folder: Path) -> str:
+    """What is wrong on this machine, where, and what to do."""
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else folder
+    why = error.strerror or _line(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {path} is full ({why}); make room and run it again, it goes on."
+    if error.errno == errno.EFBIG:
+        return f"the file system of {path} takes no file of that size ({why}); choose a folder on another disk."
+    if isinstance(error, IsADirectoryError):
+        return f"{path} is a folder where a file belongs; move it away and run it again."
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        file = next((place for place in (path, *path.parents) if place.is_file()), path)
+        return f"{file} is a file where a folder belongs; move it away and run it again."
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return f"{path} cannot be read or written ({why}); see to its permissions, or choose another folder."
+    return f"{path} cannot be read or written ({why}); see to its disk, or choose another folder."
 
 
 def _wanted(siblings: list[Any]) -> Iterator[File]:
@@ -144,6 +174,8 @@ def _is_there(folder: Path, file: File) -> bool:
 
 def _is_right(folder: Path, file: File, doing: Callable[[str], object]) -> bool:
     """Whether the file is there, byte for byte: another revision's may have the same size."""
+    if (folder / file.name).is_dir():  # said before anything is fetched
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / file.name))
     if not _is_there(folder, file):
         return False
     doing(f"checking {file.name}")

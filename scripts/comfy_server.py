@@ -32,6 +32,7 @@ Event = dict[str, Any]
 OnProgress = Callable[[int, int], object]
 
 HOST = "127.0.0.1"
+USUAL_PORT = 8188  # ComfyUI's own
 PORT_TAKEN = re.compile(r"already in use|errno (98|48|10048)\b|only one usage of each socket", re.IGNORECASE)
 CLOSED = {
     aiohttp.WSMsgType.CLOSE,
@@ -470,7 +471,14 @@ def _words(error: Mapping[str, Any]) -> list[str]:
     return [str(error[key]).rstrip(".") for key in ("message", "details") if error.get(key)]
 
 
+def usual_port() -> int:
+    """ComfyUI's usual port, or the next one that is free."""
+    return next(port for port in range(USUAL_PORT, 65536) if _is_free(port))
+
+
 def _is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=1.0):
+        return False  # some systems would bind beside a server that listens on every address
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         if sys.platform != "win32":
             # As the server does, so that a port whose last connections linger counts as free.

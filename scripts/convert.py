@@ -12,11 +12,14 @@ import argparse
 import importlib
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from console import bar, guarded, show
 from import_core import import_core
+
+PLACES = {"diffusion_model": "diffusion_models", "text_encoder": "text_encoders", "vae": "vae"}  # in ComfyUI's models
 
 
 def main() -> int:
@@ -26,17 +29,21 @@ def main() -> int:
         importlib.import_module(f"ovis_core.{name}") for name in ("checkpoint", "conversion", "precision")
     )
     choices = {name: choice for name, choice in precision.PRECISIONS.items() if not choice.fast} | precision.SCALED
+    names = {f"{name}.safetensors": PLACES[name] for name in conversion.NAMES.values()}
     parser = argparse.ArgumentParser(description="Convert an Ovis-U1 to one file, or to one for each part.")
     parser.add_argument("source", help="a release folder, or a file that holds all parts")
     parser.add_argument("out", help="the file to write, or with --parts the folder")
-    parser.add_argument("--parts", action="store_true", help="a file for each part")
+    parser.add_argument("--parts", action="store_true", help=f"write {listed(names)} into the folder; takes no names")
     parser.add_argument(
         "--dtype",
         choices=list(choices),
         default="default",
         help="of the decoder's and the text encoder's weights (default: as they are)",
     )
-    args = parser.parse_args()
+    args, unknown = parser.parse_known_args()
+    if unknown:
+        always = f"; --parts takes no names, it writes {listed(names)}" if args.parts else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{always}")
     if not args.source or not args.out:
         parser.error("source and out must not be empty")
     args.source, args.out = Path(args.source), Path(args.out)
@@ -45,6 +52,8 @@ def main() -> int:
     try:
         if not args.parts and args.out.suffix != ".safetensors":
             raise checkpoint.CheckpointError(f"{args.out}: the name of the file to write must end in .safetensors.")
+        if args.parts and args.out.suffix == ".safetensors":
+            raise checkpoint.CheckpointError(f"{args.out}: with --parts name a folder, for {listed(names)}.")
         opened = checkpoint.open_model(args.source)
         files = write(opened, args.out, choices[args.dtype], report)
     except checkpoint.CheckpointError as error:
@@ -57,11 +66,16 @@ def main() -> int:
     for file in files:
         print(f"{file}  {file.stat().st_size / 1e9:.2f} GB")
     if args.parts:
-        print(
-            "Now move them into ComfyUI's models/diffusion_models, models/text_encoders and models/vae, where Ovis-U1 "
-            "Load Parts finds them."
-        )
+        print("Now move them into ComfyUI's models folder, where Ovis-U1 Load Parts finds them:")
+        for name, place in names.items():
+            print(f"  {name} into {place}")
     return 0
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a sentence."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}"
 
 
 def is_eight_bit(opened: Any) -> bool:

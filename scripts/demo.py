@@ -27,7 +27,7 @@ def main() -> int:
     )
     parser.add_argument("--model", type=Path, metavar="PATH", help="a downloaded release, e.g. Ovis-U1-3B")
     parser.add_argument("--serve", action="store_true", help="leave ComfyUI running until Ctrl+C")
-    parser.add_argument("--port", type=int, help="ComfyUI's port (default: a free one)")
+    parser.add_argument("--port", type=int, help="ComfyUI's port (default with --serve: 8188, or the next free one)")
     parser.add_argument("--prompt", help="what to draw (default: the workflow's prompt)")
     parser.add_argument("--seed", type=int, help="default: the workflow's seed")
     args = parser.parse_args()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import platform
@@ -15,7 +16,8 @@ from types import FrameType
 from typing import Any
 
 import workspace
-from comfy_server import ComfyServer, Result
+from comfy_server import ComfyServer, Result, usual_port
+from import_core import import_core
 from make_checkpoint import write_release
 from workflow_api import read_workflow, to_api
 from workspace import ComfyUI, Ticker, UserError
@@ -46,11 +48,12 @@ def main() -> int:
     print(f"ComfyUI {comfyui.version}: {comfyui.where}")
     base = workspace.make_base(workspace.home() / "base", workspace.ROOT, comfyui.path)
     name = link_model(base, args.model) if args.model else make_tiny(base)
+    port = args.port or (usual_port() if args.serve else None)
     device, device_args = find_device()
     if args.model and device == "cpu":
         print("No GPU is seen, so this runs on the CPU: right, but very slow.", _windows_hint(), sep="")
 
-    server = ComfyServer(comfyui.path, base, args=device_args, port=args.port)
+    server = ComfyServer(comfyui.path, base, args=device_args, port=port)
     try:
         with Ticker("starting ComfyUI"):
             server.start()
@@ -91,8 +94,14 @@ def make_tiny(base: Path) -> str:
 
 
 def link_model(base: Path, model: Path) -> str:
-    """Links a release into the base directory; its name."""
+    """Links a release into the base directory, once it is found to be whole; its name."""
+    import_core()
+    checkpoint = importlib.import_module("ovis_core.checkpoint")
     model = model.resolve()
+    try:
+        checkpoint.open_release(model)
+    except checkpoint.CheckpointError as error:
+        raise UserError(f"--model: {error}") from error
     try:
         workspace.link_folder(model, base / MODELS / model.name)
     except OSError as error:
@@ -209,10 +218,9 @@ def next_steps() -> None:
 def serve(server: ComfyServer, image: Path, name: str, tiny: bool) -> None:
     """Waits while the user works with ComfyUI's page."""
     print()
-    print(f"ComfyUI is at {server.url}; drop {image.name} onto its page, or a file from workflows/")
-    print(f"and choose {name} in Ovis-U1 Load Model", end=".\n" if not tiny else ", ")
-    if tiny:
-        print(f"and {TINY_SIZE} for width and height.")
+    print(f"ComfyUI is at {server.url}. Drop {image.name} onto its page: the image brings this graph along.")
+    size = f", and {TINY_SIZE} for width and height" if tiny else ""
+    print(f"For others open the page's template browser under ovis-u1, and choose {name} in Ovis-U1 Load Model{size}.")
     print("Ctrl+C stops it.", flush=True)
     try:
         while server.alive():

@@ -18,6 +18,8 @@ from conftest import ROOT
 from ovis_core.checkpoint import CheckpointError, open_model, open_parts
 from ovis_core.precision import LARGE
 
+PARTS = "diffusion_model.safetensors, text_encoder.safetensors and vae.safetensors"
+
 
 def convert(*arguments: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "scripts" / "convert.py", *arguments]
@@ -203,6 +205,7 @@ def test_what_is_refused_leaves_nothing(release: Path, tmp_path: Path) -> None:
         ((cut, tmp_path / "a.safetensors"), "lacks model-00002"),
         ((tmp_path / "none", tmp_path / "a.safetensors"), "none does not exist"),
         ((release, tmp_path / "a.bin"), "must end in .safetensors"),
+        ((release, tmp_path / "a.safetensors", "--parts"), f"name a folder, for {PARTS}"),
         ((release, taken / "a.safetensors"), f"{taken} cannot be written"),
     ):
         ran = convert(*arguments)
@@ -213,6 +216,13 @@ def test_what_is_refused_leaves_nothing(release: Path, tmp_path: Path) -> None:
         assert len(ran.stderr.strip().splitlines()) == 1
     assert taken.read_bytes() == b"mine"
     assert not list(tmp_path.glob("*.part")) + list(tmp_path.glob("a.*"))
+
+
+def test_the_names_of_parts_are_told() -> None:
+    for arguments in (("--help",), ("source", "out", "--parts", "decoder")):
+        ran = convert(*arguments)
+        assert PARTS in " ".join((ran.stdout + ran.stderr).split())
+    assert ran.returncode == 2
 
 
 def test_a_disk_that_changes_bytes_is_seen(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

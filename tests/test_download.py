@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from conftest import ROOT
-from mirror import Mirror, serve
+from mirror import Mirror, describe, serve
 
 WEIGHTS = "model-00002-of-00002.safetensors"
 NAME = "owner--small"  # the folder; the authors' own has no owner before it
@@ -213,15 +215,62 @@ def test_no_room(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not list((models / "small").glob("*.safetensors"))
 
 
+def script(folder: Path, name: str = "owner/small") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "scripts" / "download.py", folder, "--repository", name]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+
+
+def refused(mirror: Mirror, folder: Path) -> str:
+    """What a download says that fails on this machine."""
+    ran = script(folder)
+    assert ran.returncode == 1
+    assert "Traceback" not in ran.stderr
+    assert mirror.url not in ran.stderr, "the hub is not to blame"
+    return ran.stderr.strip().splitlines()[-1]
+
+
+def test_a_full_disk(mirror: Mirror, tmp_path: Path) -> None:
+    from ovis_core.download import File, _part
+
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no device that is always full")
+    (weights,) = (entry for entry in describe(mirror.folder)["siblings"] if entry["rfilename"] == WEIGHTS)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    _part(folder, File(WEIGHTS, weights["size"], weights["lfs"]["sha256"])).symlink_to("/dev/full")
+    said = refused(mirror, folder)
+    assert said.startswith(f"the disk of {folder} is full (No space left on device); make room and run it again")
+
+
+def test_what_is_in_the_way(mirror: Mirror, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    (folder / WEIGHTS).mkdir(parents=True)
+    said = refused(mirror, folder)
+    assert said == f"{folder / WEIGHTS} is a folder where a file belongs; move it away and run it again."
+    assert not [path for _, path, _ in mirror.asked if "safetensors" in path]
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for place in (file, file / "below" / "it"):
+        said = refused(mirror, place)
+        assert said == f"{file} is a file where a folder belongs; move it away and run it again."
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="this user may write anywhere")
+def test_a_folder_that_may_not_be_written(mirror: Mirror, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir(mode=0o500)
+    said = refused(mirror, folder)
+    assert re.match(rf"{folder}\S* cannot be read or written \(Permission denied\); see to its permissions", said)
+
+
 def test_the_script(mirror: Mirror, tmp_path: Path) -> None:
     folder = tmp_path / "here"
-    command = [sys.executable, ROOT / "scripts" / "download.py", folder, "--repository", "owner/small"]
-    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    ran = script(folder)
     assert ran.returncode == 0, ran.stderr
     assert f"{folder} is complete." in ran.stdout
     assert (folder / WEIGHTS).is_file()
-    command[-1] = "owner/other"
-    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    assert ran.returncode == 1
-    assert "has no owner/other" in ran.stderr
-    assert "Traceback" not in ran.stderr
+    for name, words in (("owner/other", "has no owner/other"), ("a b", "repository: 'a b' is no name of a repository")):
+        ran = script(folder, name)
+        assert ran.returncode == 1
+        assert words in ran.stderr
+        assert "Traceback" not in ran.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -134,15 +135,37 @@ def test_the_archive_s_scripts_start(pack: Path, command: str) -> None:
     assert "usage" in ran.stdout
 
 
+def older_metadata(folder: Path) -> Path:
+    """What a broken upgrade leaves: metadata of a version that is not there; the first on Python's path counts."""
+    metadata = folder / "transformers-4.50.3.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.50.3\n", encoding="utf-8")
+    return folder
+
+
+def check(*options: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The check in a Python of its own, `path` before its packages."""
+    places = [str(place) for place in (ROOT / "ovis_core", path) if place]
+    script = f"import sys; sys.path[:0] = {places!r}\nimport dependencies\ndependencies.check_dependencies()\n"
+    line = [sys.executable, "-I", *options, "-c", script]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
 def test_a_dependency_that_is_too_old_is_named(
     pack: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python reads an older version's metadata, of which the first on its path counts."""
-    metadata = tmp_path / "older" / "transformers-4.50.3.dist-info" / "METADATA"
-    metadata.parent.mkdir(parents=True)
-    metadata.write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.50.3\n", encoding="utf-8")
+    """The environment's own transformers, which says that it is an older one."""
+    import transformers
+
+    own, older = Path(transformers.__file__), tmp_path / "older" / "transformers"
+    older.mkdir(parents=True)
+    for file in own.parent.iterdir():
+        (older / file.name).symlink_to(file)
+    (older / "__init__.py").unlink()
+    text = own.read_text(encoding="utf-8").replace(f'"{transformers.__version__}"', '"4.50.3"')
+    (older / "__init__.py").write_text(text, encoding="utf-8")
     # The environment's own packages come after it, and a `.pth` file would come before them all the same.
-    monkeypatch.setenv("PYTHONPATH", str(metadata.parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(older.parent))
     with ComfyServer(comfyui_path(), make_base(tmp_path, pack, release), ["--cpu"]) as running:
         info = running.object_info()
         log = running.log_text()
@@ -155,12 +178,17 @@ def test_a_dependency_that_is_too_old_is_named(
     assert "Traceback" not in log
 
 
+def test_leftovers_of_another_version_do_not_count(tmp_path: Path) -> None:
+    assert check(path=older_metadata(tmp_path)).returncode == 0
+    (tmp_path / "transformers").mkdir()
+    assert check(path=tmp_path).returncode == 0
+    said = check("-S", path=tmp_path).stderr.splitlines()[-1]  # no packages but that empty folder
+    assert "transformers>=4.51.0" in said
+
+
 def test_a_dependency_that_is_missing_is_named() -> None:
     """In a Python without any packages, which ComfyUI could not run in."""
-    script = "import sys; sys.path.insert(0, sys.argv[1])\nimport dependencies\ndependencies.check_dependencies()\n"
-    line = [sys.executable, "-I", "-S", "-c", script, str(ROOT / "ovis_core")]
-    ran = subprocess.run(line, capture_output=True, text=True, check=False)
-    said = ran.stderr.splitlines()[-1]
+    said = check("-S").stderr.splitlines()[-1]
     for wanted in PACKAGES.values():
         assert wanted in said
     assert f'"{sys.executable}" -m pip install einops filelock' in said
@@ -172,6 +200,31 @@ def test_what_is_imported_is_what_is_checked() -> None:
     own = {"ovis_core", "nodes"}
     comfyui = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "node_helpers", "server", "comfy_execution"}
     assert found - own - comfyui == PACKAGES.keys()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        name, _, heading = link.partition("#")
+        target = ROOT / Path(page).parent / name if name else ROOT / page
+        assert target.is_file(), link
+        if heading:
+            lines = target.read_text(encoding="utf-8").splitlines()
+            headings = {line.lstrip("# ").lower().replace(" ", "-") for line in lines if line.startswith("#")}
+            assert heading in headings, link
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the workflow runs on Linux")
+def test_the_registry_s_readme_has_whole_links(tmp_path: Path) -> None:
+    """By the publish workflow's own lines."""
+    text = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
+    lines = [line.strip() for line in text.splitlines() if "at=" in line or "$at/" in line]
+    shutil.copy(ROOT / "README.md", tmp_path)
+    at = {"GITHUB_SERVER_URL": "https://example.org", "GITHUB_REPOSITORY": "owner/name", "GITHUB_SHA": "abc"}
+    subprocess.run(["sh", "-ec", "\n".join(lines)], check=True, cwd=tmp_path, env={**os.environ, **at})
+    links = re.findall(r"\]\(([^)]+)\)", (tmp_path / "README.md").read_text(encoding="utf-8"))
+    assert "https://example.org/owner/name/raw/abc/docs/text_to_image.png" in links
+    assert all(link.startswith("https://") for link in links)
 
 
 def test_requirements_say_the_same_everywhere() -> None:

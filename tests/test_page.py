@@ -39,6 +39,7 @@ PACK = "ovis-u1"  # the pack's folder in the server's base directory
 CANVAS = "#graph-canvas"
 FOUND = ".p-autocomplete-option, [data-testid=result-item]"
 STEP = 250  # ms from one step of scrolling to the next, in which the page draws what has come
+WINDOW = {"width": 1440, "height": 900}  # of a small laptop
 SMALL = {
     "OvisU1Loader": {"model_name": "tiny"},
     "OvisU1Sampler": {"steps": 2},
@@ -94,7 +95,7 @@ def ready(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Comf
 @pytest.fixture
 def page(browser: Any, ready: ComfyServer) -> Iterator[Any]:
     """A page with an empty graph."""
-    page = browser.new_page(viewport={"width": 1900, "height": 950})
+    page = browser.new_page(viewport=WINDOW)
     page.set_default_timeout(WAIT)
     page.goto(ready.url)
     page.wait_for_function("window.app?.graph && window.app.extensionManager?.command")
@@ -283,16 +284,18 @@ def test_a_wrong_value_shows_its_message(page: Any) -> None:
 def test_the_help_panel_shows_our_page(page: Any) -> None:
     open_dropped(page, "text_to_image")
     info = page.get_by_test_id("info-button").first
+    heading = page.get_by_role("heading", name="Typical mistakes")
     for _ in range(10):
         select(page, "OvisU1Sampler")
         try:
             info.click(timeout=3000)
+            heading.wait_for(state="attached", timeout=10_000)
         except sync_api.TimeoutError:
             continue
         break
-    page.get_by_role("heading", name="Typical mistakes").wait_for(state="attached")
+    heading.wait_for(state="attached")
     page.screenshot(path=SHOTS / "help.png")
-    panel = page.get_by_role("heading", name="Typical mistakes").locator("xpath=..")
+    panel = heading.locator("xpath=..")
     assert panel.evaluate("(h) => h.scrollWidth <= h.clientWidth"), "the help page is wider than its panel"
 
 
