@@ -91,7 +91,7 @@ def download(
         )
     except ImportError as error:
         raise DownloadError(
-            f"huggingface_hub cannot be imported ({_line(error)}); install the pack's requirements.txt with the Python "
+            f"huggingface_hub cannot be imported ({_line(error)}); install it and filelock with the Python "
             f"that runs this, {sys.executable}."
         ) from error
 

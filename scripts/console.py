@@ -83,8 +83,7 @@ def guarded(main: Callable[[], int]) -> int:
     except ModuleNotFoundError as error:
         _trace_if_asked()
         print(
-            f"error: {sys.executable} has no {error.name}; run this with the Python of your ComfyUI, with the pack's "
-            "requirements.txt installed in it",
+            f"error: {sys.executable} has no {error.name}; run this with the Python of your ComfyUI",
             file=sys.stderr,
         )
     except Exception as error:

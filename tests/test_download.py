@@ -149,7 +149,7 @@ def test_a_broken_library(mirror: Mirror, models: Path, tmp_path: Path, monkeypa
     broken.mkdir()
     (broken / "huggingface_hub.py").write_text("raise ImportError('no hub today')")
     monkeypatch.setenv("PYTHONPATH", str(broken))
-    with pytest.raises(DownloadError, match=r"cannot be imported \(no hub today\); install the pack's requirements"):
+    with pytest.raises(DownloadError, match=r"cannot be imported \(no hub today\); install it and filelock"):
         fetch()
     (broken / "huggingface_hub.py").write_text("import os; os.write(2, b'one\\ntwo\\n'); os._exit(3)")
     with pytest.raises(DownloadError, match=r"stopped with exit code 3 \(two\); run it again"):

@@ -115,7 +115,7 @@ def _build(env: Path, requirements: Path, wanted: Sequence[str], lock: int) -> N
         need = f"{ENV_BYTES / 1e9:.0f} GB free in {home()} and there are {free / 1e9:.1f}"
         raise UserError(f"the environment needs {need}; make room or set OVIS_U1_HOME to another disk")
     log = env.with_suffix(".log")
-    with Ticker(f"installing PyTorch, ComfyUI's and the pack's requirements ({ENV_SIZE}, a few minutes)"):
+    with Ticker(f"installing PyTorch and ComfyUI's requirements ({ENV_SIZE}, a few minutes)"):
         remove(env)
         python = make_venv(env, log, lock)
         arguments = ["install", "-r", str(requirements), *PINS, *wanted]
