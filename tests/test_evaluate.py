@@ -233,7 +233,8 @@ def test_what_was_mended_or_damaged_is_made(command: Any, tmp_path: Path) -> Non
     assert "jobs.jsonl, line 3: size '64' is not" in run(asked, FAILED).stderr
     first, kept = images[0].read_bytes(), images[1].stat().st_mtime_ns
     images[0].write_bytes(first[:100])
-    benchmark_data.write_lines(tmp_path / "jobs.jsonl", [*rows, {"prompt": "thing 2", "size": "64x64"}])
+    rows.append({"prompt": "thing 2", "size": "64x64"})
+    benchmark_data.write_lines(tmp_path / "jobs.jsonl", rows)
     run(asked)
     assert images[0].read_bytes() == first
     assert images[1].stat().st_mtime_ns == kept
@@ -241,8 +242,10 @@ def test_what_was_mended_or_damaged_is_made(command: Any, tmp_path: Path) -> Non
     # What more was made than is asked for now is nobody's fault.
     run([*asked, "--limit", "1"])
     assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["records"] == 1
-    benchmark_data.write_lines(tmp_path / "jobs.jsonl", [{"prompt": "another", "size": "64x64"}])
+    benchmark_data.write_lines(tmp_path / "jobs.jsonl", [{**rows[0], "prompt": "another"}, *rows[1:]])
     assert "record '00000' is not what it was" in run(asked, 1).stderr
+    benchmark_data.write_lines(tmp_path / "jobs.jsonl", rows[:1])
+    assert "holds record '00001', which --data has not" in run(asked, 1).stderr
 
 
 def test_a_picture_that_changed_is_noticed(
