@@ -92,6 +92,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "half a character": ("jobs", '{"prompt": "\\ud83d"}', "half a character"),
     "half a character in an id": ("jobs", '{"prompt": "x", "id": "\\ud83d"}', "half a character"),
     "a deep nest": ("jobs", '{"prompt": ' + "[" * 200_000 + "]" * 200_000 + "}", "nested too deep"),
+    "a nest": ("geneval", '{"prompt": "x", "tag": "x", "more": ' + "[" * 900 + "]" * 900 + "}", "nested too deep"),
     "an edit of nothing": ("jobs", '{"task": "edit", "prompt": "x"}', "edit needs one image and has 0"),
     "a NUL": ("jobs", '{"task": "edit", "prompt": "x", "image": "a\\u0000b"}', "cannot be the path of a picture"),
     "a size": ("jobs", '{"prompt": "x", "size": "100x64"}', "multiples of 16"),

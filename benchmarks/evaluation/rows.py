@@ -19,6 +19,7 @@ from workspace import UserError
 
 SAFE_NAME = re.compile(r"[^/\\:*?\"<>|\x00-\x1f\ud800-\udfff]+")
 NAME_BYTES = 240  # a file system takes 255, of which our endings need some
+LEVELS = 50  # of lists in lists; Python itself gives up on some hundred, now here and now there
 DEEP = "this JSON is nested too deep; write it flat"
 BATCH = 16  # rows of a parquet file that are read at once
 
@@ -97,14 +98,19 @@ def json_object(value: Any) -> dict[str, Any]:
     """A JSON value that is an object of whole texts. Raises ValueError."""
     if not isinstance(value, dict):
         raise ValueError("this is not a JSON object; write {...}")
+    if _is_deeper(value, LEVELS):
+        raise ValueError(DEEP)
     try:
         json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError as error:
-        raise ValueError(DEEP) from error
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         raise ValueError(f"it has half a character ({half!a}), which no file can hold; write it whole") from error
     return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels == 0 or any(_is_deeper(part, levels - 1) for part in parts)
 
 
 def json_lines(path: Path) -> Iterator[Row]:
