@@ -8,14 +8,11 @@ Run it with the Python of that ComfyUI. Started again it goes on where it was; d
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +20,19 @@ from starting import ROOT, parse, parser
 
 sys.path.insert(1, str(ROOT / "scripts"))
 
-from tqdm import tqdm
-
 import workspace
 from evaluation import schedule, scores
+from evaluation.benchmarks import BENCHMARKS
+from evaluation.contact_sheet import contact_sheet
+from evaluation.fingerprint import versions, weights_hash
 from evaluation.folder import RunFolder
-from evaluation.jobs import size
-from evaluation.names import BENCHMARKS, Benchmark
-from evaluation.record import SETTINGS, Made, Record, Work, seeds, work_of
-from evaluation.settings import data_hash, versions, weights_hash
-from evaluation.sheet import write_sheet
+from evaluation.run import Run
+from evaluation.settings import settings_of, size
 from evaluation.worker import Setup
 from import_core import import_core
 from workspace import Ticker, UserError
 
 FAILED = 3  # the exit code where some records failed
-MOST_IN_A_ROW = 25  # failures after which something is wrong with more than the records
 DEVICES = """
 import torch
 mps, xpu = torch.backends.mps.is_available(), hasattr(torch, "xpu") and torch.xpu.is_available()
@@ -88,20 +82,51 @@ def positive(text: str) -> int:
 
 
 def main() -> int:
-    """Reads the data, makes what is not there yet, checks and scores."""
+    """Reads the data, makes what is not there yet, scores and shows it; the exit code."""
     args = arguments()
     benchmark = BENCHMARKS[args.name]
     for name in ("comfyui", "model", "data", "out", "json"):
         if getattr(args, name) is not None:
             setattr(args, name, getattr(args, name).expanduser().resolve())
     if not args.data.exists():
-        raise UserError(f"--data: {args.data} is not there")
+        raise UserError(f"--data: {args.data} is not there; name the benchmark's data")
+    if args.json:
+        need_writable(args.json)
     check_model(args.model, args.weight_dtype)
-    total = count(benchmark, args)
+    own = {"steps": args.steps, "txt_cfg": args.txt_cfg, "img_cfg": args.img_cfg, "max_new_tokens": args.max_new_tokens}
+    own = {name: value for name, value in {**own, **args.size}.items() if value is not None}
+    settings = settings_of(args.name, benchmark.tasks, own)
+    records = benchmark.records(args.data)
     with Ticker("reading the weights for their hash"):
-        run = made_of(benchmark, args)
-    with RunFolder(args.out, run) as folder:
-        return finish(benchmark, args, folder, make(benchmark, args, folder, total))
+        made_of = {
+            "benchmark": args.name,
+            "seed": args.seed,
+            "settings": settings,
+            "weight_dtype": args.weight_dtype,
+            "weights_sha256": weights_hash(args.model),
+            "versions": versions(args.comfyui),
+        }
+    with RunFolder(args.out, made_of) as folder:
+        folder.need_only({record.id for record in records})
+        run = Run(folder, records[: args.limit], settings, args.seed)
+        with Ticker("checking what is there") if folder.results else nullcontext():
+            todo = run.todo(args.retry_failed)
+        measured = {}
+        if todo:
+            with Ticker("starting ComfyUI"):
+                workers = schedule.start(setup(args, made_of), args.workers)
+            measured = run.make(todo, workers, args.name)
+        return finish(args, run, measured)
+
+
+def need_writable(file: Path) -> None:
+    """Raises UserError now, rather than when all is made."""
+    try:
+        file.open("ab").close()
+    except OSError as error:
+        raise UserError(
+            f"--json: {file} cannot be written ({error.strerror}); name a file in a folder that is there"
+        ) from error
 
 
 def check_model(model: Path, weight_dtype: str) -> None:
@@ -120,156 +145,46 @@ def check_model(model: Path, weight_dtype: str) -> None:
         raise UserError(f"--weight-dtype: {weight_dtype!r} is none of {', '.join(PRECISIONS)}")
 
 
-def records(benchmark: Benchmark, args: argparse.Namespace) -> Iterator[Record]:
-    """The records of this run, read anew."""
-    return islice(benchmark.records(args.data), args.limit)
-
-
-def count(benchmark: Benchmark, args: argparse.Namespace) -> int:
-    """How many records there are. Raises UserError for what is wrong with them, before anything is made."""
-    known: set[str] = set()
-    files: dict[str, str] = {}  # a file's name, as systems that ignore case know it -> its record
-    for record in records(benchmark, args):
-        if record.id in known:
-            raise UserError(f"--data: {args.data} has two records {record.id!r}; give each an id of its own")
-        known.add(record.id)
-        for name in (*record.files, *record.beside):
-            other = files.setdefault(name.casefold(), record.id)
-            if other != record.id:
-                raise UserError(f"--data: records {other!r} and {record.id!r} would both write {name}; rename one")
-    if not known:
-        raise UserError(f"--data: {args.data} holds no records for {args.name}")
-    return len(known)
-
-
-def made_of(benchmark: Benchmark, args: argparse.Namespace) -> dict[str, Any]:
-    """All that the results depend on; how many workers there are is not among it."""
-    own = {"steps": args.steps, "txt_cfg": args.txt_cfg, "img_cfg": args.img_cfg, "max_new_tokens": args.max_new_tokens}
-    own = {name: value for name, value in {**own, **args.size}.items() if value is not None}
-    settings = {
-        task: {name: own.get(name, value) for name, value in SETTINGS[task].items()} for task in benchmark.tasks
-    }
-    unused = own.keys() - {name for task in settings.values() for name in task}
-    if unused:
-        raise UserError(f"--{sorted(unused)[0].replace('_', '-')}: {args.name} has no such setting; leave it out")
-    return {
-        "benchmark": args.name,
-        "seed": args.seed,
-        "settings": settings,
-        "weight_dtype": args.weight_dtype,
-        "data_sha256": data_hash(args.data, benchmark.data),
-        "weights_sha256": weights_hash(args.model),
-        "versions": versions(args.comfyui),
-    }
-
-
-def make(benchmark: Benchmark, args: argparse.Namespace, folder: RunFolder, total: int) -> dict[str, Any]:
-    """Runs every record that is not done, and measures it.
-
-    scheduling_ms is the median over records of all time from reading one to its last file, but for ComfyUI's own.
-    """
-    todo = [
-        record.id for record in records(benchmark, args) if not folder.is_done(record, failed_too=not args.retry_failed)
-    ]
-    if not todo:
-        return {}
-    with Ticker("starting ComfyUI"):
-        workers = schedule.start(setup(args, folder.run), args.workers)
-    overhead: list[float] = []
-    began = time.monotonic()
-    begun: dict[str, float] = {}
-    wanted = set(todo)
-    failures = 0
-    bar = tqdm(
-        total=total, initial=total - len(todo), desc=args.name, unit="record", mininterval=1.0, dynamic_ncols=True
-    )
-
-    def keep(record: Record, made: Made) -> None:
-        nonlocal failures
-        folder.keep(record, made, seeds(record, args.seed))
-        bar.update()
-        failures = failures + 1 if made.error else 0
-        if failures == MOST_IN_A_ROW:
-            raise UserError(
-                f"{failures} records in a row failed, the last: {made.error}; see to it, then start again with "
-                "--retry-failed"
-            )
-
-    with bar, contextlib.closing(tasks(benchmark, args, folder, wanted, begun, keep)) as waiting:
-        for record, made in workers.run(waiting):
-            keep(record, made)
-            overhead.append(time.monotonic() - begun.pop(record.id) - made.seconds)
-    wall = time.monotonic() - began
-    return {
-        "workers": workers.count,
-        "made_now": len(todo),
-        "seconds": round(wall, 3),
-        "records_a_second": round(len(todo) / wall, 4),
-        "scheduling_ms": round(1e3 * statistics.median(overhead or [0.0]), 1),
-    }
-
-
-def tasks(
-    benchmark: Benchmark,
-    args: argparse.Namespace,
-    folder: RunFolder,
-    wanted: set[str],
-    begun: dict[str, float],
-    keep: Callable[[Record, Made], None],
-) -> Iterator[tuple[Record, Work]]:
-    """The work of each record that is wanted, with its pictures read when a worker is there to take it."""
-    for record in records(benchmark, args):
-        if record.id not in wanted:
-            continue
-        begun[record.id] = time.monotonic()
-        try:
-            work = work_of(record, folder.run["settings"], args.seed)
-        except (OSError, ValueError) as error:
-            keep(record, Made(error=f"its image cannot be read: {error}"))
-            continue
-        yield record, work
-
-
-def setup(args: argparse.Namespace, run: dict[str, Any]) -> Setup:
+def setup(args: argparse.Namespace, made_of: Mapping[str, Any]) -> Setup:
     """What workers start with."""
     cpu = args.cpu or not int(subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, check=True).stdout)
-    return Setup(args.comfyui, args.model, args.weight_dtype, cpu, run["versions"], run["weights_sha256"])
+    return Setup(args.comfyui, args.model, args.weight_dtype, cpu, made_of["versions"], made_of["weights_sha256"])
 
 
-def finish(benchmark: Benchmark, args: argparse.Namespace, folder: RunFolder, measured: dict[str, Any]) -> int:
-    """Checks, scores, and says what is there; the exit code."""
-    results = {
-        record.id: folder.results[record.id] for record in records(benchmark, args) if record.id in folder.results
-    }
+def finish(args: argparse.Namespace, run: Run, measured: dict[str, Any]) -> int:
+    """Scores and shows what is there; the exit code."""
+    folder, results = run.folder, run.results()
     failed = {name: result["error"] for name, result in results.items() if "error" in result}
     summary = {"records": len(results), "failed": len(failed), **measured}
-    wrong = scores.layout(folder.path, records(benchmark, args), results)
     if args.name == "vqa":
-        scores.predictions(folder.path / "predictions.tsv", records(benchmark, args), results)
-        summary |= scores.answers(records(benchmark, args), results)
+        folder.write("predictions.tsv", scores.predictions(run.records, results).encode())
+        summary |= scores.answers(run.records, results)
     folder.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     if args.json:
         args.json.write_text(json.dumps(summary), encoding="utf-8")
-    told = f"{len(results) - len(failed)} of {len(results)} records; {described(folder.run, args.model)}"
-    sheet = write_sheet(folder.path, f"Ovis-U1, {args.name}", told, records(benchmark, args), results)
-    say(folder, summary, sheet, [*(f"{name}: {error}" for name, error in failed.items()), *wrong])
-    if benchmark.score:
-        width = folder.run["settings"].get("image", {}).get("width")
-        print(benchmark.score.format(out=folder.path, width=width))
-    return FAILED if failed or wrong else 0
+    told = f"{len(results) - len(failed)} of {len(results)} records; {described(folder.made_of, args.model)}"
+    for name, page in contact_sheet(folder.path, f"Ovis-U1, {args.name}", told, run.records, results):
+        folder.write(name, page.encode(errors="xmlcharrefreplace"))
+    problems = [f"{name}: {error}" for name, error in failed.items()]
+    problems += [f"{path}: no record makes this file; take it away" for path in folder.strangers()]
+    say(folder.path, summary, problems)
+    score = BENCHMARKS[args.name].score
+    if score:
+        print(score.format(out=folder.path, width=run.settings.get("image", {}).get("width")))
+    return FAILED if problems else 0
 
 
-def described(run: dict[str, Any], model: Path) -> str:
+def described(made_of: Mapping[str, Any], model: Path) -> str:
     """What a run is made of, in a line."""
-    parts = [f"{model.name}, weight_dtype {run['weight_dtype']}, seed {run['seed']}"]
-    for task, settings in run["settings"].items():
+    parts = [f"{model.name}, weight_dtype {made_of['weight_dtype']}, seed {made_of['seed']}"]
+    for task, settings in made_of["settings"].items():
         parts.append(f"{task}: {', '.join(f'{name} {value}' for name, value in settings.items() if value)}")
     return "; ".join(parts)
 
 
-def say(folder: RunFolder, summary: dict[str, Any], sheet: Path, problems: Iterable[str]) -> None:
+def say(folder: Path, summary: dict[str, Any], problems: Iterable[str]) -> None:
     """The end of a run, on the console."""
-    print(f"{summary['records'] - summary['failed']} of {summary['records']} records are in {folder.path}")
+    print(f"{summary['records'] - summary['failed']} of {summary['records']} records are in {folder}")
     if "made_now" in summary:
         print(
             f"{summary['made_now']} of them now, {summary['records_a_second']:.2f} a second (workers: "
@@ -277,7 +192,7 @@ def say(folder: RunFolder, summary: dict[str, Any], sheet: Path, problems: Itera
         )
     if "right" in summary:
         print(f"right: {summary['right']:.1%} of {summary['questions']} questions")
-    print(f"look through them: {sheet}")
+    print(f"look through them: {folder / 'index.html'}")
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)
 

@@ -104,7 +104,7 @@ def vqa(folder: Path) -> Path:
 
 
 def jobs(folder: Path) -> Path:
-    """Every task, and two records that cannot work: an image that is none, and one that is missing."""
+    """Every task, and three records that cannot work: an image that is none, one that is missing, half a character."""
     folder.mkdir(parents=True)
     (folder / "good.png").write_bytes(picture("teal"))
     (folder / "wide.png").write_bytes(picture("black", (320, 100)))
@@ -119,5 +119,6 @@ def jobs(folder: Path) -> Path:
         {"id": "chosen", "task": "choice", "image": "good.png", "prompt": "Is it red?", "choices": ["Yes", "No"]},
         {"id": "broken", "task": "edit", "image": "broken.png", "prompt": "Make it red."},
         {"id": "missing", "task": "edit", "image": "nowhere.png", "prompt": "Make it red."},
+        {"id": "half", "prompt": "\ud83d"},
     ]
     return write_lines(folder / "jobs.jsonl", rows)

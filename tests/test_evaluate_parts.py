@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable
+import re
+import urllib.parse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,11 @@ import pytest
 
 import benchmark_data
 from evaluation import schedule, scores
-from evaluation.edits import gedit, imgedit
+from evaluation.benchmarks import BENCHMARKS
+from evaluation.contact_sheet import PAGE, contact_sheet
 from evaluation.folder import RunFolder
-from evaluation.images import dpg, geneval
-from evaluation.jobs import jobs, size
-from evaluation.questions import vqa
-from evaluation.record import SEED_BYTES, Made, Record, seeds
-from evaluation.sheet import PAGE, write_sheet
+from evaluation.record import SEED_BYTES, Record, read, seeds, task_of
+from evaluation.settings import settings_of, size
 from workspace import UserError
 
 RUN = {"benchmark": "jobs", "settings": {"image": {"steps": 50}}}
@@ -44,18 +43,19 @@ def test_gedit_takes_english_records(tmp_path: Path) -> None:
         }
         for language in ("en", "cn")
     ]
-    (record,) = gedit(benchmark_data.write_lines(tmp_path / "g.jsonl", rows))
+    (record,) = BENCHMARKS["gedit"].records(benchmark_data.write_lines(tmp_path / "g.jsonl", rows))
     assert record.images == (tmp_path / "i",)
     assert record.files == ("ovis-u1/fullset/ps_human/en/k.png",)
 
 
 def test_vqa_reads_images_by_reference_and_in_lists(tmp_path: Path) -> None:
-    first, rotated, free = vqa(benchmark_data.vqa(tmp_path / "v"))
+    first, rotated, free = BENCHMARKS["vqa"].records(benchmark_data.vqa(tmp_path / "v"))
     assert first.images == rotated.images
     assert len(free.images) == 2
     assert (first.task, free.task) == ("choice", "question")
     assert first.prompt.split("\n")[:4] == ["Look.", "Which colour?", "A. red", "B. olive"]
-    assert base64.b64encode(first.images[0]).decode() not in str(first.row)
+    assert read(first.images[0]) == benchmark_data.picture("olive", (300, 200))
+    assert "image" not in first.row
 
 
 def test_vqa_reads_paths(tmp_path: Path) -> None:
@@ -63,48 +63,132 @@ def test_vqa_reads_paths(tmp_path: Path) -> None:
         {"question": "What?", "image": "a.png", "answer": ["x", "y"]},
         {"question": "?", "image": ["a", "b"], "A": 1},
     ]
-    free, choice = vqa(benchmark_data.write_lines(tmp_path / "q.jsonl", rows))
+    free, choice = BENCHMARKS["vqa"].records(benchmark_data.write_lines(tmp_path / "q.jsonl", rows))
     assert free.images == (tmp_path / "a.png",)
     assert (choice.id, choice.choices, len(choice.images)) == ("1", ("A",), 2)
 
 
-WRONG: dict[str, tuple[Callable[[Path], Any], str, str]] = {
-    "not there": (geneval, "", "is not there"),
-    "no JSON": (geneval, "{", "line 1: this is not JSON"),
-    "no object": (geneval, "[]", "not a JSON object"),
-    "no prompt": (geneval, '{"tag": "x"}', "no text 'prompt'"),
-    "no prompts": (dpg, "x", "holds no .txt"),
-    "no records": (imgedit, "[]", "not a JSON object of records"),
-    "no image id": (imgedit, '{"1": {"prompt": "x"}}', "no text 'id'"),
-    "a key that is a path": (imgedit, '{"../1": {"prompt": "x", "id": "x"}}', "cannot be the name"),
-    "no parquet": (gedit, "x", "no .parquet"),
-    "no questions": (vqa, "x", "neither .tsv nor .jsonl"),
-    "an unknown task": (jobs, '{"task": "sing", "prompt": "x"}', "'sing' is none of"),
-    "an unknown key": (jobs, '{"prompt": "x", "stepz": 1}', "stepz is nothing that image knows"),
-    "an id that is a path": (jobs, '{"prompt": "x", "id": "a/b"}', "cannot be the name"),
-    "an edit of nothing": (jobs, '{"task": "edit", "prompt": "x"}', "edit needs one image and has 0"),
-    "a size": (jobs, '{"prompt": "x", "size": "100x64"}', "multiples of 16"),
-    "a seed": (jobs, '{"prompt": "x", "seed": -1}', "seed -1 is not a whole number"),
-    "no choices": (jobs, '{"task": "choice", "image": "a", "prompt": "x"}', "choices is a list of words"),
+# Of the data as a whole, or of its only record: no run begins.
+WRONG: dict[str, tuple[str, str, str]] = {
+    "not there": ("geneval", "", "is not there"),
+    "no JSON": ("geneval", "{", "line 1: this is not JSON"),
+    "no object": ("geneval", "[]", "not a JSON object"),
+    "no prompt": ("geneval", '{"tag": "x"}', "no text 'prompt'"),
+    "no UTF-8": ("geneval", '{"tag": "x", "prompt": "\udce9"}', "not text in UTF-8"),
+    "no prompts": ("dpg", "x", "holds no .txt"),
+    "no records": ("imgedit", "[]", "not a JSON object of records"),
+    "no image id": ("imgedit", '{"1": {"prompt": "x"}}', "no text 'id'"),
+    "a long image id": ("imgedit", f'{{"1": {{"prompt": "x", "id": "{"x" * 300}"}}}}', "cannot be looked for"),
+    "a key that is a path": ("imgedit", '{"../1": {"prompt": "x", "id": "x"}}', "cannot be the name"),
+    "a record that is none": ("imgedit", '{"1": 5}', "record '1': this is not a JSON object"),
+    "no parquet": ("gedit", "x", "no .parquet"),
+    "no questions": ("vqa", "x", "neither .tsv nor .jsonl"),
+    "an unknown task": ("jobs", '{"task": "sing", "prompt": "x"}', "'sing' is none of"),
+    "a task that is a list": ("jobs", '{"task": ["edit"], "prompt": "x"}', "task .'edit'. is none of"),
+    "an unknown key": ("jobs", '{"prompt": "x", "stepz": 1}', "stepz is nothing that image knows"),
+    "an id that is a path": ("jobs", '{"prompt": "x", "id": "a/b"}', "cannot be the name"),
+    "an id that is a list": ("jobs", '{"prompt": "x", "id": ["a"]}', "cannot be the name"),
+    "an id that is too long": ("jobs", f'{{"prompt": "x", "id": "{"é" * 121}"}}', "too long for the name of a file"),
+    "half a character": ("jobs", '{"prompt": "\\ud83d"}', "half a character"),
+    "half a character in an id": ("jobs", '{"prompt": "x", "id": "\\ud83d"}', "half a character"),
+    "a deep nest": ("jobs", '{"prompt": ' + "[" * 200_000 + "]" * 200_000 + "}", "nested too deep"),
+    "a nest": ("geneval", '{"prompt": "x", "tag": "x", "more": ' + "[" * 900 + "]" * 900 + "}", "nested too deep"),
+    "an edit of nothing": ("jobs", '{"task": "edit", "prompt": "x"}', "edit needs one image and has 0"),
+    "a NUL": ("jobs", '{"task": "edit", "prompt": "x", "image": "a\\u0000b"}', "cannot be the path of a picture"),
+    "a size": ("jobs", '{"prompt": "x", "size": "100x64"}', "multiples of 16"),
+    "a size of an edit": ("jobs", '{"task": "edit", "prompt": "x", "image": "a", "size": "64x64"}', "edit has no size"),
+    "a seed": ("jobs", '{"prompt": "x", "seed": -1}', "seed -1 is not a whole number"),
+    "a setting that is a link": ("jobs", '{"prompt": "x", "steps": ["1", 0]}', "steps .'1', 0. is not a whole number"),
+    "a setting that is no number": ("jobs", '{"prompt": "x", "txt_cfg": NaN}', "txt_cfg nan is not a number"),
+    "no choices": ("jobs", '{"task": "choice", "image": "a", "prompt": "x"}', "choices is a list of words"),
+    "choices": ("jobs", '{"task": "choice", "image": "a", "prompt": "x", "choices": 5}', "choices is a list of words"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_data_gets_one_sentence(tmp_path: Path, case: str) -> None:
-    reader, text, says = WRONG[case]
+    name, text, says = WRONG[case]
     file = tmp_path / "data"
     if text:
-        file.write_text(text, encoding="utf-8")
+        file.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=says) as caught:
-        list(reader(file))
+        BENCHMARKS[name].records(file)
     assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_the_others_go_on(tmp_path: Path) -> None:
+    sound = '{"prompt": "x", "size": "64x64"}'
+    file = tmp_path / "jobs.jsonl"
+    file.write_text(f"\ufeff{sound}\n{{\n{sound}\n", encoding="utf-8")
+    first, wrong, last = BENCHMARKS["jobs"].records(file)
+    assert (first.id, last.id) == ("00000", "00002")
+    assert wrong.id == f"{file}, line 2"
+    assert "not JSON" in wrong.wrong
+
+
+def test_dpg_prompts_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffgood".encode())
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "c.txt").mkdir()
+    good, latin, folder = BENCHMARKS["dpg"].records(tmp_path)
+    assert good.prompt == "good"
+    assert (latin.id, folder.id) == (str(tmp_path / "b.txt"), str(tmp_path / "c.txt"))
+    assert "not text in UTF-8" in latin.wrong
+    assert "cannot be read" in folder.wrong
+
+
+def test_damage_in_parquet_is_one_failure(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    whole = benchmark_data.gedit(tmp_path / "data") / "train-00000-of-00001.parquet"
+    damaged = whole.with_name("train-00001-of-00001.parquet")
+    data = whole.read_bytes()
+    damaged.write_bytes(data[:4] + bytes(200) + data[204:])
+    assert parquet.ParquetFile(damaged).metadata.num_rows == 3, "it cannot even be opened"
+    *good, wrong = BENCHMARKS["gedit"].records(whole.parent)
+    assert [record.id for record in good] == ["color_alter/a1", "ps_human/b2"]
+    assert wrong.id == f"{damaged}, from record 1"
+    assert "it is damaged" in wrong.wrong
+    assert "\n" not in wrong.wrong
+
+
+def test_rows_of_a_tsv_are_wrong_one_by_one(tmp_path: Path) -> None:
+    file = tmp_path / "q.tsv"
+    image = "aGVsbG8=" * 20
+    rows = [f"1\tgood\t{image}", f"2\tcaf\udce9\t{image}", f"3\ta\t{image}\tmore", "4\tlost\t99"]
+    rows.append(f"5\tlist\t['{image}'")
+    file.write_bytes("\n".join(["index\tquestion\timage", *rows]).encode(errors="surrogateescape"))
+    good, *wrong = BENCHMARKS["vqa"].records(file)
+    assert good.id == "1"
+    assert [record.id for record in wrong] == [f"{file}, line {line}" for line in range(3, 7)]
+    for record, said in zip(
+        wrong, ["UTF-8", "more columns", "a row which is not there", "list of images"], strict=True
+    ):
+        assert said in record.wrong
 
 
 def test_columns_are_named(tmp_path: Path) -> None:
     file = tmp_path / "q.tsv"
     file.write_text("index\ttext\n1\tx\n", encoding="utf-8")
     with pytest.raises(UserError, match="its columns are index, text; it needs"):
-        list(vqa(file))
+        BENCHMARKS["vqa"].records(file)
+
+
+def test_two_records_never_share_a_name(tmp_path: Path) -> None:
+    rows = [{"prompt": "x", "id": "Cow"}, {"prompt": "x", "id": "cow"}]
+    with pytest.raises(UserError, match=r"'Cow' and 'cow' would both write images/cow.png"):
+        BENCHMARKS["jobs"].records(benchmark_data.write_lines(tmp_path / "a.jsonl", rows))
+    with pytest.raises(UserError, match="two records 'cow'"):
+        BENCHMARKS["jobs"].records(benchmark_data.write_lines(tmp_path / "b.jsonl", [rows[1], rows[1]]))
+
+
+def test_settings_of_the_command_line() -> None:
+    settings = settings_of("jobs", BENCHMARKS["jobs"].tasks, {"steps": 3, "txt_cfg": 2.0})
+    assert [settings[task]["steps"] for task in ("image", "edit")] == [3, 3]
+    with pytest.raises(UserError, match="--img-cfg: geneval has no such setting"):
+        settings_of("geneval", ("image",), {"img_cfg": 2.0})
+    with pytest.raises(UserError, match="--txt-cfg: txt_cfg nan is not a number"):
+        settings_of("geneval", ("image",), {"txt_cfg": float("nan")})
 
 
 def test_sizes() -> None:
@@ -149,36 +233,23 @@ def test_answers_are_scored() -> None:
     assert scores.answers(records[5:6], results) == {}
 
 
-def test_layout_is_checked(tmp_path: Path) -> None:
-    records = [Record(name, "image", "", files=(f"images/{name}.png",)) for name in "abcd"]
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(benchmark_data.picture())
-    (tmp_path / "images" / "b.png").write_bytes(benchmark_data.picture()[:50])
-    (tmp_path / "images" / "stranger.txt").write_text("x", encoding="utf-8")
-    results: dict[str, dict[str, Any]] = {name: {} for name in "abc"}
-    wrong = scores.layout(tmp_path, records, results)
-    assert [sentence.split(":")[0] for sentence in wrong] == ["images/b.png", "images/c.png", "images/stranger.txt"]
-
-
 def test_a_folder_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    record = Record("a", "image", "", files=("images/a.png",), beside={"images/a.txt": b"x"})
+    out.mkdir()
+    (out / ".partial").write_bytes(b"of a run that was killed as it began")
     with RunFolder(out, RUN) as folder:
-        assert not folder.is_done(record, failed_too=True)
-        folder.keep(record, Made((b"png",), seconds=1.5), (7,))
-        folder.keep(Record("b", "image", ""), Made(error="lost"), ())
+        folder.keep({"id": "a", "seconds": 1.5}, {"images/a.png": b"png", "images/a.txt": b"x"})
+        folder.keep({"id": "b", "seconds": 0, "error": "lost"}, {})
         with pytest.raises(UserError, match="another run is writing"), RunFolder(out, RUN):
             pass
     with (out / "results.jsonl").open("ab") as log:
         log.write(b'{"id": "c", "sec')
     with RunFolder(out, json.loads(json.dumps(RUN))) as folder:
         assert list(folder.results) == ["a", "b"]
-        assert folder.is_done(record, failed_too=True)
-        assert folder.is_done(Record("b", "image", ""), failed_too=True)
-        assert not folder.is_done(Record("b", "image", ""), failed_too=False)
-        folder.keep(Record("c", "question", ""), Made(text="yes"), ())
-        (out / "images" / "a.png").unlink()
-        assert not folder.is_done(record, failed_too=True)
+        folder.keep({"id": "c", "seconds": 0, "answer": "yes"}, {})
+        folder.need_only({"a", "c"})
+        with pytest.raises(UserError, match="holds record 'c', which --data has not"):
+            folder.need_only({"a"})
     assert [json.loads(line)["id"] for line in (out / "results.jsonl").read_text("utf-8").splitlines()] == [
         "a",
         "b",
@@ -187,13 +258,56 @@ def test_a_folder_goes_on(tmp_path: Path) -> None:
     assert not (out / ".partial").exists()
 
 
+def test_strangers_are_named(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, RUN) as folder:
+        folder.keep({"id": "a", "seconds": 0}, {"images/a.png": b"png"})
+        assert list(folder.strangers()) == []
+        (tmp_path / "images" / "deep").mkdir()
+        (tmp_path / "images" / "deep" / "stranger.txt").write_bytes(b"")
+        assert list(folder.strangers()) == [Path("images/deep/stranger.txt")]
+
+
+@pytest.mark.parametrize("damage", [b"", b"pn", b"PNG", None])
+def test_a_damaged_file_is_not_whole(tmp_path: Path, damage: bytes | None) -> None:
+    with RunFolder(tmp_path, RUN) as folder:
+        folder.keep({"id": "a", "seconds": 0}, {"images/a.png": b"png"})
+        assert folder.is_whole(folder.results["a"])
+        file = tmp_path / "images" / "a.png"
+        file.unlink()
+        if damage is not None:
+            file.write_bytes(damage)
+        assert not folder.is_whole(folder.results["a"])
+
+
+@pytest.mark.parametrize("line", [b"\0\0", b"[]", b'{"id": "b"}', b'{"id": "b", "seconds": 1, "files": []}'])
+def test_a_damaged_log_is_told(tmp_path: Path, line: bytes) -> None:
+    with RunFolder(tmp_path, RUN) as folder:
+        folder.keep({"id": "a", "seconds": 0}, {})
+    with (tmp_path / "results.jsonl").open("ab") as log:
+        log.write(line + b"\n")
+    with (
+        pytest.raises(UserError, match=r"results.jsonl, line 2 is damaged; delete that line"),
+        RunFolder(tmp_path, RUN),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("text", [b'{"benchmark"', b"[]", b"\xff"])
+def test_a_damaged_run_is_told(tmp_path: Path, text: bytes) -> None:
+    with RunFolder(tmp_path, RUN) as folder:
+        folder.keep({"id": "a", "seconds": 0}, {})
+    (tmp_path / "run.json").write_bytes(text)
+    with pytest.raises(UserError, match=r"run.json is damaged: this is not"), RunFolder(tmp_path, RUN):
+        pass
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     other = {"benchmark": "jobs", "settings": {"image": {"steps": 20}}}
     # One that has come to nothing yet may begin anew.
     with RunFolder(tmp_path / "out", other):
         pass
     with RunFolder(tmp_path / "out", RUN) as folder:
-        folder.keep(Record("a", "question", ""), Made(text="yes"), ())
+        folder.keep({"id": "a", "seconds": 0}, {})
     with pytest.raises(UserError, match=r"settings.image.steps is 20 and was 50"), RunFolder(tmp_path / "out", other):
         pass
     (tmp_path / "photos").mkdir()
@@ -202,13 +316,43 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_what_was_asked_is_told_from_what_is(tmp_path: Path) -> None:
+    settings = settings_of("jobs", BENCHMARKS["jobs"].tasks, {})
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"one")
+    record = Record("a", "edit", "x", (picture,), ("images/a.png",), {"images/b.png": b"two"})
+    asked = task_of(record, settings, 0).asked()
+    assert task_of(replace(record, row={"answer": "A"}), settings, 0).asked() == asked
+    picture.write_bytes(b"two")
+    others = [task_of(record, settings, 0)]
+    picture.write_bytes(b"one")
+    others += [task_of(replace(record, prompt="y"), settings, 0), task_of(record, settings, 1)]
+    others += [task_of(replace(record, beside={"images/b.png": b"three"}), settings, 0)]
+    others += [task_of(replace(record, settings={"steps": 3}), settings, 0)]
+    assert len({asked, *(task.asked() for task in others)}) == 6
+
+
 def test_many_records_make_several_pages(tmp_path: Path) -> None:
     count = PAGE + 1
     records = [Record(str(i), "question", f"<b>{i}</b>", (benchmark_data.picture(),)) for i in range(count)]
-    results = {record.id: {"id": record.id, "seconds": 0.1, "answer": "a & b"} for record in records}
-    first = write_sheet(tmp_path, "Title", "told", iter(records), results)
-    pages = [first.read_text(encoding="utf-8"), (tmp_path / "index-2.html").read_text(encoding="utf-8")]
-    assert [page.count("<article>") for page in pages] == [PAGE, 1]
-    assert "&lt;b&gt;0&lt;/b&gt;" in pages[0]
-    assert 'href="index-2.html"' in pages[0]
-    assert all("<script" not in page and 'src="http' not in page for page in pages)
+    results = {record.id: {"id": record.id, "seconds": 0.1, "answer": "a & b", "files": {}} for record in records}
+    pages = dict(contact_sheet(tmp_path, "Title", "told", records, results))
+    assert list(pages) == ["index.html", "index-2.html"]
+    assert [page.count("<article>") for page in pages.values()] == [PAGE, 1]
+    assert "&lt;b&gt;0&lt;/b&gt;" in pages["index.html"]
+    assert 'href="index-2.html"' in pages["index.html"]
+    assert all("<script" not in page and 'src="http' not in page for page in pages.values())
+
+
+def test_links_of_a_page_are_quoted(tmp_path: Path) -> None:
+    name = "images/a b#1%20'<\">?.png"
+    (tmp_path / "images").mkdir()
+    try:
+        (tmp_path / name).write_bytes(benchmark_data.picture())
+    except OSError:
+        pytest.skip("this system has no such names")
+    results = {"x": {"id": "x", "seconds": 0.1, "files": {name: ""}}}
+    ((_, page),) = contact_sheet(tmp_path, "Title", "", [Record("x", "image", "", files=(name,))], results)
+    (link,) = re.findall('href="([^"]*)"', page)
+    assert not set(" #?<>'") & set(link)
+    assert urllib.parse.unquote(link) == name

@@ -2,94 +2,77 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 from workspace import UserError
 
-from .record import Record, Source, json_lines, need_file, need_name, need_text
+from .record import Record, Source
+from .rows import Row, json_lines, json_object, json_value, need_file, parquet, row_of
 
 LANGUAGE = "en"  # the report's figure is for the English instructions
 METHOD = "ovis-u1"  # GEdit-Bench's folder for a model
 
 
-def imgedit(data: Path) -> Iterator[Record]:
-    """`basic_edit.json`, with the images beside it -> an image named by the record's key.
-
-    An image is looked for in the JSON's own folder and in each folder in it, which is how the archive unpacks.
-    """
+def imgedit_rows(data: Path) -> Iterator[Row]:
+    """The records of `basic_edit.json`, or of the folder's, with their keys."""
     file = need_file(data / "basic_edit.json" if data.is_dir() else data, "basic_edit.json")
     try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+        records = json_value(file.read_bytes())
     except ValueError as error:
-        raise UserError(f"{file}: this is not JSON ({error})") from error
-    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise UserError(f"{file}: {error}") from error
+    if not isinstance(records, dict):
         raise UserError(f"{file}: this is not a JSON object of records; name ImgEdit-Bench's basic_edit.json")
-    roots = [file.parent, *sorted(path for path in file.parent.iterdir() if path.is_dir())]
-    for key, row in rows.items():
+    for number, (key, value) in enumerate(records.items()):
         where = f"{file}, record {key!r}"
-        image = need_text(row, "id", where)
-        found = next((root / image for root in roots if (root / image).is_file()), file.parent / image)
-        name = need_name(key, where)
-        yield Record(name, "edit", need_text(row, "prompt", where), (found,), (f"images/{name}.png",))
+        yield row_of(where, number, file.parent, lambda key=key, value=value: {**json_object(value), "key": key})
 
 
-def gedit(data: Path) -> Iterator[Record]:
-    """The data set's parquet files, or a JSONL with paths -> images and sources by edit and language.
+def imgedit(row: Row) -> Record:
+    """{key, id, prompt} -> an image named by the key.
+
+    `id` is an image's path in the JSON's own folder or in a folder in it, which is how the archive unpacks.
+    """
+    name = row.name(row.values["key"])
+    image = row.text("id")
+    (beside,) = row.paths(image)
+    try:
+        found = next((root / image for root in _roots(row.folder) if (root / image).is_file()), beside)
+    except OSError as error:
+        raise ValueError(f"its image cannot be looked for ({error.strerror}); change its id") from error
+    return Record(name, "edit", row.text("prompt"), (found,), (f"images/{name}.png",))
+
+
+@cache
+def _roots(folder: Path) -> list[Path]:
+    return [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+
+
+def gedit_rows(data: Path) -> Iterator[Row]:
+    """The English records of the data set's parquet files, or of a JSONL with paths."""
+    rows = json_lines(need_file(data, "the JSONL")) if data.suffix == ".jsonl" else parquet(data)
+    return (row for row in rows if row.wrong or row.values.get("instruction_language") == LANGUAGE)
+
+
+def gedit(row: Row) -> Record:
+    """{task_type, key, instruction, ...} -> the edited image and its source, by kind of edit and language.
 
     The scorer compares `KEY.png` with `KEY_SRCIMG.png` beside it.
     """
-    for where, row in _jsonl_rows(data) if data.suffix == ".jsonl" else _parquet_rows(data):
-        if row.get("instruction_language") != LANGUAGE:
-            continue
-        kind = need_name(need_text(row, "task_type", where), where)
-        key = need_name(need_text(row, "key", where), where)
-        source = _picture(row, "input_image_raw", where, data)
-        shown = _picture(row, "input_image", where, data) if row.get("input_image") else source
-        name = f"{METHOD}/fullset/{kind}/{LANGUAGE}/{key}"
-        yield Record(
-            f"{kind}/{key}",
-            "edit",
-            need_text(row, "instruction", where),
-            (source,),
-            (f"{name}.png",),
-            {f"{name}_SRCIMG.png": shown},
-        )
+    kind, key = row.name(row.text("task_type")), row.name(row.text("key"))
+    source = _picture(row, "input_image_raw")
+    shown = _picture(row, "input_image") if row.values.get("input_image") else source
+    name = f"{METHOD}/fullset/{kind}/{LANGUAGE}/{key}"
+    beside = {f"{name}_SRCIMG.png": shown}
+    return Record(f"{kind}/{key}", "edit", row.text("instruction"), (source,), (f"{name}.png",), beside)
 
 
-def _jsonl_rows(data: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    return json_lines(need_file(data, "the JSONL"))
-
-
-def _parquet_rows(data: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    files = sorted(data.rglob("*.parquet")) if data.is_dir() else [data]
-    if not files or not all(file.suffix == ".parquet" and file.is_file() for file in files):
-        raise UserError(
-            f"--data: {data} holds no .parquet files; name the folder of stepfun-ai/GEdit-Bench, or a JSONL"
-        )
-    try:
-        from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError as error:
-        raise UserError("GEdit-Bench's parquet files need pyarrow: pip install pyarrow") from error
-    for file in files:
-        number = 0
-        try:
-            batches = ParquetFile(file).iter_batches(batch_size=16)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: this is no parquet file ({error})") from error
-        for batch in batches:
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file}, record {number}", row
-
-
-def _picture(row: dict[str, Any], key: str, where: str, data: Path) -> Source:
+def _picture(row: Row, key: str) -> Source:
     """A picture as the data set holds it ({"bytes": ...}), or its path beside the JSONL."""
-    value = row.get(key)
+    value = row.values.get(key)
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return value["bytes"]
-    if isinstance(value, str) and value:
-        return data.parent / value
-    raise UserError(f"{where}: it has no image {key!r}; every record needs one")
+    if isinstance(value, str):
+        return row.paths(value)[0]
+    raise ValueError(f"it has no image {key!r}; every record needs one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,24 +14,27 @@ from filelock import FileLock, Timeout
 
 from workspace import UserError
 
-from .record import Made, Record, read
-from .settings import difference
+from .fingerprint import difference, sha256
+from .rows import json_object, json_value
 
 RUN, RESULTS, LOCK, PARTIAL = "run.json", "results.jsonl", ".lock", ".partial"
+
+Result = Mapping[str, Any]
+"""What came of a record: id, seconds, and error, or asked, files (name -> SHA-256), seeds, answer, chances."""
 
 
 class RunFolder:
     """A context manager: it holds the folder's lock.
 
     run.json       what the run is made of
-    results.jsonl  one line for each record, in the order in which they ended
+    results.jsonl  a line for each record, in the order in which they ended; of several the last counts
     """
 
-    def __init__(self, path: Path, run: dict[str, Any]) -> None:
+    def __init__(self, path: Path, made_of: Mapping[str, Any]) -> None:
         """Begins a run, or goes on with one that is made of the same."""
         self.path = path
-        self.run = run
-        self.results: dict[str, dict[str, Any]] = {}
+        self.made_of = made_of
+        self.results: dict[str, Result] = {}
 
     def __enter__(self) -> RunFolder:
         try:
@@ -42,9 +46,12 @@ class RunFolder:
                 f"--out: another run is writing to {self.path}; wait for it, or name another folder"
             ) from error
         except OSError as error:
-            raise UserError(f"--out: {self.path} cannot be written to ({error.strerror or error})") from error
+            raise self._unusable(error) from error
         try:
             self._begin()
+        except OSError as error:
+            self._lock.release()
+            raise self._unusable(error) from error
         except BaseException:
             self._lock.release()
             raise
@@ -59,15 +66,28 @@ class RunFolder:
     def _begin(self) -> None:
         file = self.path / RUN
         new = not file.is_file()
-        if new and any(path.name != LOCK for path in self.path.iterdir()):
+        # A run that was killed as it began leaves these two.
+        if new and any(path.name != LOCK and not path.name.endswith(PARTIAL) for path in self.path.iterdir()):
             raise UserError(f"--out: {self.path} is not empty and holds no run; name another folder")
-        differs = "" if new else difference(json.loads(file.read_text(encoding="utf-8")), self.run)
+        differs = "" if new else difference(self._before(file), self.made_of)
         if differs and self._has_results():
             raise UserError(f"--out: {self.path} holds a run that is made otherwise ({differs}); name another folder")
         if new or differs:  # one that has come to nothing yet may begin as another
-            self.write(RUN, json.dumps(self.run, indent=2).encode())
+            self.write(RUN, json.dumps(self.made_of, indent=2).encode())
         self._log = (self.path / RESULTS).open("ab+")
-        self._read_log()
+        try:
+            self._read_log()
+        except BaseException:
+            self._log.close()
+            raise
+
+    def _before(self, file: Path) -> dict[str, Any]:
+        try:
+            return json_object(json_value(file.read_bytes()))
+        except ValueError as error:
+            if not self._has_results():
+                return {}
+            raise UserError(f"--out: {file} is damaged: {error}, or name another folder") from error
 
     def _has_results(self) -> bool:
         log = self.path / RESULTS
@@ -77,42 +97,53 @@ class RunFolder:
         """Takes in the lines so far; what was cut off in the middle of a line is cut off whole."""
         self._log.seek(0)
         end = 0
-        for line in self._log:
+        for number, line in enumerate(self._log, 1):
             if not line.endswith(b"\n"):
                 break
             end += len(line)
-            result = json.loads(line)
+            try:
+                result = json_object(json_value(line))
+                kinds = {"id": str, "seconds": int | float, "files": dict}
+                if not all(isinstance(result[key], kind) for key, kind in kinds.items()):
+                    raise ValueError("it is no result")
+            except (ValueError, KeyError) as error:
+                raise UserError(
+                    f"--out: {self.path / RESULTS}, line {number} is damaged; delete that line, and what it told is "
+                    "made again"
+                ) from error
             self.results[result["id"]] = result
         self._log.truncate(end)
 
-    def is_done(self, record: Record, failed_too: bool) -> bool:
-        """Whether a record needs no more work: all of its files are there, or it failed and that counts."""
-        result = self.results.get(record.id)
-        if result is None:
-            return False
-        if result.get("error"):
-            return failed_too
-        return all((self.path / name).is_file() for name in (*record.beside, *record.files))
+    def need_only(self, ids: Collection[str]) -> None:
+        """Raises UserError where it holds what came of another record than these."""
+        other = next((name for name, result in self.results.items() if name not in ids and "error" not in result), None)
+        if other is not None:
+            raise UserError(f"--out: {self.path} holds record {other!r}, which --data has not; name another folder")
 
-    def keep(self, record: Record, made: Made, seeds: tuple[int, ...]) -> None:
+    def is_whole(self, result: Result) -> bool:
+        """Whether all files of a result are as they were written."""
+        try:
+            return all(sha256((self.path / name).read_bytes()) == own for name, own in result["files"].items())
+        except OSError:
+            return False
+
+    def strangers(self) -> Iterator[Path]:
+        """Files among the results that are of no record; scorers would read them too."""
+        names = {name for result in self.results.values() for name in result["files"]}
+        for root in sorted({name.split("/")[0] for name in names}):
+            for path in sorted((self.path / root).rglob("*")):
+                name = path.relative_to(self.path)
+                if path.is_file() and name.as_posix() not in names:
+                    yield name
+
+    def keep(self, result: Result, files: Mapping[str, bytes]) -> None:
         """Writes what came of a record: its files, and last of all its line.
 
         Raises UserError where the disk does not take it; the record then counts as not begun.
         """
-        result: dict[str, Any] = {"id": record.id, "seconds": round(made.seconds, 3)}
-        if made.error:
-            result["error"] = made.error
-        else:
-            for name, source in record.beside.items():
-                self.write(name, read(source))
-            for name, data in zip(record.files, made.images, strict=True):
-                self.write(name, data)
-            if made.images:
-                result |= {"files": list(record.files), "seeds": list(seeds)}
-            if made.text is not None:
-                result["answer"] = made.text
-            if made.chances:
-                result["chances"] = dict(zip(record.choices, (round(c, 6) for c in made.chances), strict=True))
+        for name, data in files.items():
+            self.write(name, data)
+        result = {**result, "files": {name: sha256(data) for name, data in files.items()}}
         end = self._log.seek(0, os.SEEK_END)
         try:
             self._log.write(json.dumps(result, ensure_ascii=False).encode() + b"\n")
@@ -121,7 +152,7 @@ class RunFolder:
         except OSError as error:
             os.ftruncate(self._log.fileno(), end)
             raise self._unwritable(self.path / RESULTS, error) from error
-        self.results[record.id] = result
+        self.results[result["id"]] = result
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file of this folder in one step. Raises UserError where the disk does not take it."""
@@ -136,6 +167,9 @@ class RunFolder:
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise self._unwritable(file, error) from error
+
+    def _unusable(self, error: OSError) -> UserError:
+        return UserError(f"--out: {self.path} cannot be used ({error.strerror or error}); name another folder")
 
     def _unwritable(self, file: Path, error: OSError) -> UserError:
         what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error.strerror

@@ -8,42 +8,58 @@ from pathlib import Path
 
 from workspace import UserError
 
-from .record import Record, json_lines, need_file, need_name, need_text
+from .record import Record
+from .rows import Row, json_lines, need_file, row_of
 
 SAMPLES = 4  # images a prompt, in both
 
 
-def geneval(data: Path) -> Iterator[Record]:
-    """`evaluation_metadata.jsonl` -> 00000/metadata.jsonl and 00000/samples/00000.png to 00003.png.
+def geneval_rows(data: Path) -> Iterator[Row]:
+    """The lines of `evaluation_metadata.jsonl`, or of the folder's."""
+    file = data / "evaluation_metadata.jsonl" if data.is_dir() else data
+    return json_lines(need_file(file, "evaluation_metadata.jsonl"))
+
+
+def geneval(row: Row) -> Record:
+    """{prompt, tag, ...} -> 00000/metadata.jsonl and 00000/samples/00000.png to 00003.png.
 
     The scorer takes every folder whose name is a number, and from it every sample whose name is one.
     """
-    file = need_file(data / "evaluation_metadata.jsonl" if data.is_dir() else data, "evaluation_metadata.jsonl")
-    for index, (where, row) in enumerate(json_lines(file)):
-        prompt = need_text(row, "prompt", where)
-        need_text(row, "tag", where)
-        folder = f"images/{index:05d}"
-        yield Record(
-            f"{index:05d}",
-            "image",
-            prompt,
-            files=tuple(f"{folder}/samples/{sample:05d}.png" for sample in range(SAMPLES)),
-            beside={f"{folder}/metadata.jsonl": json.dumps(row).encode()},
-            samples=SAMPLES,
-        )
+    row.text("tag")
+    folder = f"images/{row.number:05d}"
+    return Record(
+        f"{row.number:05d}",
+        "image",
+        row.text("prompt"),
+        files=tuple(f"{folder}/samples/{sample:05d}.png" for sample in range(SAMPLES)),
+        beside={f"{folder}/metadata.jsonl": json.dumps(row.values).encode()},
+        samples=SAMPLES,
+    )
 
 
-def dpg(data: Path) -> Iterator[Record]:
-    """A folder with a text file for each prompt -> a sheet of 2 x 2 images, named as the prompt's file.
-
-    The scorer takes every file of the folder, so it holds nothing else.
-    """
+def dpg_rows(data: Path) -> Iterator[Row]:
+    """The name and prompt of each text file in a folder."""
     folder = data / "prompts" if (data / "prompts").is_dir() else data
     files = sorted(folder.glob("*.txt"))
     if not files:
         raise UserError(f"--data: {folder} holds no .txt files; name the folder of DPG-Bench's prompts")
-    for file in files:
-        prompt = file.read_text(encoding="utf-8").strip()
-        name = need_name(file.stem, str(file))
-        need_text({"prompt": prompt}, "prompt", str(file))
-        yield Record(name, "image", prompt, files=(f"images/{name}.png",), sheet=True, samples=SAMPLES)
+    for number, file in enumerate(files):
+        yield row_of(str(file), number, folder, lambda file=file: _prompt(file))
+
+
+def _prompt(file: Path) -> dict[str, str]:
+    try:
+        return {"name": file.stem, "prompt": file.read_text(encoding="utf-8-sig").strip()}
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({error.strerror}); put a text file in its place") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"this is not text in UTF-8 ({error}); save it as UTF-8") from error
+
+
+def dpg(row: Row) -> Record:
+    """A prompt -> a grid of 2 x 2 images, named as the prompt's file.
+
+    The scorer takes every file of the folder, so it holds nothing else.
+    """
+    name = row.name(row.values["name"])
+    return Record(name, "image", row.text("prompt"), files=(f"images/{name}.png",), grid=True, samples=SAMPLES)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ast
-import base64
-import binascii
+import reprlib
 import string
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,93 +11,84 @@ from typing import Any
 
 from workspace import UserError
 
-from .record import Record, Source, json_lines, need_file, need_text, tab_separated
+from .record import Base64, Record, Source
+from .rows import Row, json_lines, need_file, tab_separated
 
 REFERENCE = 64  # characters: an image column this short names another row's image
 DIRECT = "Answer with the option's letter from the given choices directly."
 
 
-def vqa(data: Path) -> Iterator[Record]:
-    """Records with question, image, and options in columns A, B, C ...; without options the answer is free text.
+def vqa_rows(data: Path) -> Iterator[Row]:
+    """Rows with question, image, and options in columns A, B, C ...
 
     TSV    columns index, question, image (base64, a list of them, or another row's index) or image_path
     JSONL  the same keys; image is a path, or a list of paths, beside the JSONL
     """
     need_file(data, "a .tsv or .jsonl of questions")
     if data.suffix not in (".tsv", ".jsonl"):
-        raise UserError(f"--data: {data} is neither .tsv nor .jsonl")
-    for where, row, images in _tsv_rows(data) if data.suffix == ".tsv" else _jsonl_rows(data):
-        letters = tuple(letter for letter in string.ascii_uppercase if _filled(row.get(letter)))
-        yield Record(
-            str(row["index"]),
-            "choice" if letters else "question",
-            prompt(row, letters, where),
-            images,
-            choices=letters,
-            row=row,
-        )
+        raise UserError(f"--data: {data} is neither .tsv nor .jsonl; name a file of questions")
+    if data.suffix == ".jsonl":
+        yield from json_lines(data)
+        return
+    rows = list(tab_separated(data))
+    columns = [column for column in rows[0].values if column] if rows else []
+    if rows and not ({"index", "question"} <= {*columns} and {"image", "image_path"} & {*columns}):
+        raise UserError(f"{data}: its columns are {', '.join(columns)}; it needs index, question and image")
+    pictures = {row.values["index"]: row.values.get("image") or "" for row in rows}
+    for row in rows:
+        image = row.values.get("image") or ""
+        if _filled(image):
+            row.values["image"] = Base64(pictures.get(image, "") if len(image) <= REFERENCE else image)
+        yield row
 
 
-def prompt(row: Mapping[str, Any], letters: tuple[str, ...], where: str) -> str:
+def vqa(row: Row) -> Record:
+    """A question; without options the answer is free text."""
+    values = {key: value for key, value in row.values.items() if key != "image"}
+    values.setdefault("index", row.number)
+    index = values["index"]
+    if not isinstance(index, str | int) or not str(index):
+        raise ValueError(f"index {reprlib.repr(index)} is no text and no number; every record needs one of its own")
+    letters = tuple(letter for letter in string.ascii_uppercase if _filled(values.get(letter)))
+    task = "choice" if letters else "question"
+    return Record(str(index), task, _prompt(row, letters), _images(row), choices=letters, row=values)
+
+
+def _prompt(row: Row, letters: tuple[str, ...]) -> str:
     """The question: hint, question, options, and for options what to answer with."""
-    lines = [str(row["hint"])] if _filled(row.get("hint")) else []
-    lines.append(need_text(row, "question", where))
+    values: Mapping[str, Any] = row.values
+    lines = [str(values["hint"])] if _filled(values.get("hint")) else []
+    lines.append(row.text("question"))
     if letters:
-        lines += [*(f"{letter}. {row[letter]}" for letter in letters), DIRECT]
+        lines += [*(f"{letter}. {values[letter]}" for letter in letters), DIRECT]
     return "\n".join(lines)
+
+
+def _images(row: Row) -> tuple[Source, ...]:
+    image = row.values.get("image")
+    found: tuple[Source, ...]
+    if isinstance(image, Base64):
+        if len(image.text) <= REFERENCE:
+            raise ValueError("its image is that of a row which is not there; put a picture into it")
+        found = tuple(Base64(text) for text in _listed(image.text))
+    elif _filled(row.values.get("image_path")):
+        found = row.paths(_listed(str(row.values["image_path"])))
+    else:
+        found = row.paths(image)
+    if not found:
+        raise ValueError("it has no image; every question needs one")
+    return found
 
 
 def _filled(value: Any) -> bool:
     return value is not None and str(value).strip() not in ("", "nan")
 
 
-def _jsonl_rows(data: Path) -> Iterator[tuple[str, dict[str, Any], tuple[Source, ...]]]:
-    for number, (where, row) in enumerate(json_lines(data)):
-        paths = row.pop("image", None)
-        paths = [paths] if isinstance(paths, str) else paths
-        if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
-            raise UserError(f"{where}: image is no path and no list of paths; every record needs one")
-        yield where, {"index": number, **row}, tuple(data.parent / path for path in paths)
-
-
-def _tsv_rows(data: Path) -> Iterator[tuple[str, dict[str, Any], tuple[Source, ...]]]:
-    shared: dict[str, str] = {}
-    for row in tab_separated(data):
-        if "index" not in row or "question" not in row or not ({"image", "image_path"} & row.keys()):
-            raise UserError(f"{data}: its columns are {', '.join(row)}; it needs index, question and image")
-        if _is_reference(row.get("image")):
-            shared[row["image"]] = ""
-    for row in tab_separated(data) if shared else ():
-        if row["index"] in shared:
-            shared[row["index"]] = row["image"]
-    for row in tab_separated(data):
-        where = f"{data}, index {row['index']}"
-        image = row.pop("image", None)
-        if not _filled(image):
-            yield where, row, tuple(data.parent / path for path in _listed(row.get("image_path") or "", where))
-            continue
-        image = shared.get(image, image)
-        if not image:
-            raise UserError(f"{where}: its image is that of a row which is not there")
-        yield where, row, tuple(_decoded(text, where) for text in _listed(image, where))
-
-
-def _is_reference(image: str | None) -> bool:
-    return image is not None and 0 < len(image) <= REFERENCE
-
-
-def _listed(text: str, where: str) -> list[str]:
+def _listed(text: str) -> list[str]:
     """One text, or those of a list as Python writes it."""
     if not text.startswith("["):
         return [text]
     try:
         return [str(item) for item in ast.literal_eval(text)]
-    except (ValueError, SyntaxError) as error:
-        raise UserError(f"{where}: its list of images cannot be read ({error})") from error
-
-
-def _decoded(text: str, where: str) -> bytes:
-    try:
-        return base64.b64decode(text)
-    except (binascii.Error, ValueError) as error:
-        raise UserError(f"{where}: its image is not base64 ({error})") from error
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(f"its list of images cannot be read ({error}); write it as Python does") from error

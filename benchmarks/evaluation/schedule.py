@@ -11,13 +11,12 @@ from typing import Any, Protocol
 import workspace
 from workspace import UserError
 
-from .record import Made, Record, Work
+from .record import Made, Task
 from .worker import RemoteWorker, Setup, Worker
 
 TRIES = 3  # workers that a record may take down with it
 LOCAL_STORE = 1 << 29  # bytes that Ray keeps for what is on its way, on this machine alone
 CHOICE = re.compile(r"ray(:(?P<joined>[1-9]\d*))?|(?P<local>[1-9]\d*)")
-Task = tuple[Record, Work]
 
 
 class Workers(Protocol):
@@ -25,7 +24,7 @@ class Workers(Protocol):
 
     count: int
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Record, Made]]:
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Made]]:
         """Takes each task when there is somebody to do it; answers in the order in which they end."""
 
 
@@ -37,10 +36,10 @@ class ThisProcess:
     def __init__(self, setup: Setup) -> None:
         self._worker = Worker(setup)
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Record, Made]]:
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Made]]:
         """As `Workers.run`."""
-        for record, work in tasks:
-            yield record, self._worker.run(work)
+        for task in tasks:
+            yield task, self._worker.run(task.work)
 
 
 class RayActors:
@@ -65,10 +64,10 @@ class RayActors:
         self._actors = [remote.remote(setup) for _ in range(self.count)]
         self._wait(lambda: ray.get([actor.ready.remote() for actor in self._actors]))
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Record, Made]]:
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Made]]:
         """As `Workers.run`."""
         idle, self._actors = self._actors, []
-        busy: dict[Any, tuple[Any, Record]] = {}
+        busy: dict[Any, tuple[Any, Task]] = {}
         waiting = iter(tasks)
         while True:
             while not idle:
@@ -77,23 +76,22 @@ class RayActors:
             task = next(waiting, None)
             if task is None:
                 break
-            record, work = task
             actor = idle.pop()
-            busy[actor.run.remote(work)] = actor, record
+            busy[actor.run.remote(task.work)] = actor, task
             del actor
         # A worker without work is let go, so that one whose machine was lost finds its place.
         idle.clear()
         while busy:
             yield self._next(busy, [])
 
-    def _next(self, busy: dict[Any, tuple[Any, Record]], idle: list[Any]) -> tuple[Record, Made]:
+    def _next(self, busy: dict[Any, tuple[Any, Task]], idle: list[Any]) -> tuple[Task, Made]:
         (done,), _ = self._ray.wait(list(busy), num_returns=1)
-        actor, record = busy.pop(done)
+        actor, task = busy.pop(done)
         idle.append(actor)
         try:
-            return record, self._wait(lambda: self._ray.get(done))
+            return task, self._wait(lambda: self._ray.get(done))
         except self._ray.exceptions.ActorUnavailableError:
-            return record, Made(error=f"{TRIES} workers were lost while they worked on it")
+            return task, Made(error=f"{TRIES} workers were lost while they worked on it")
 
     def _wait(self, get: Callable[[], Any]) -> Any:
         try:

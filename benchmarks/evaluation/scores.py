@@ -1,14 +1,12 @@
-"""What can be scored without another model: answers, and whether all files are there."""
+"""What can be scored without another model: answers."""
 
 from __future__ import annotations
 
 import csv
+import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from .record import Record
 
@@ -54,35 +52,16 @@ def _question(index: str) -> str:
     return str(int(index) % ROTATED) if index.isdecimal() else index
 
 
-def predictions(file: Path, records: Iterable[Record], results: Mapping[str, Mapping[str, Any]]) -> None:
+def predictions(records: Iterable[Record], results: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows of the data without images, and what was answered, as VLMEvalKit keeps predictions (TSV)."""
     rows = [
-        {**record.row, "prediction": results[record.id].get("answer", "")} for record in records if record.id in results
+        {**record.row, "prediction": results[record.id].get("answer", "")}
+        for record in records
+        if record.row and record.id in results
     ]
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    with file.open("w", encoding="utf-8", newline="") as sink:
-        writer = csv.DictWriter(sink, columns, delimiter="\t", quoting=csv.QUOTE_ALL, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def layout(folder: Path, records: Iterable[Record], results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the files that scorers will read: one sentence for each record or stranger."""
-    wrong = []
-    wanted: set[Path] = set()
-    roots: set[str] = set()
-    for record in records:
-        names = [*record.files, *record.beside]
-        wanted.update(folder / name for name in names)
-        roots.update(name.split("/")[0] for name in names)
-        result = results.get(record.id)
-        if result is None or result.get("error"):
-            continue
-        for name in record.files:
-            try:
-                with Image.open(folder / name) as image:
-                    image.verify()
-            except (OSError, SyntaxError) as error:
-                wrong.append(f"{name}: {error}")
-    strangers = {path for root in roots for path in (folder / root).rglob("*") if path.is_file()} - wanted
-    return wrong + [f"{path.relative_to(folder)}: no record makes this file" for path in sorted(strangers)]
+    sink = io.StringIO(newline="")
+    writer = csv.DictWriter(sink, columns, delimiter="\t", quoting=csv.QUOTE_ALL, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return sink.getvalue()

@@ -1,73 +1,73 @@
-"""What a run is made of: all that its results depend on."""
+"""The settings of a run, and of a record that has its own."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
+import math
+import re
+import reprlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-import workspace
+from workspace import UserError
 
-CHUNK = 1 << 24
-CODE = ("nodes", "ovis_core")
-HASH = "_sha256"
-WEIGHTS = (".safetensors", ".json", ".txt")  # what of a release is read
+Settings = Mapping[str, Mapping[str, Any]]
+"""For each task the inputs of its nodes."""
 
+REPORT: dict[str, dict[str, Any]] = {
+    "image": {
+        "width": 1024,
+        "height": 1024,
+        "steps": 50,
+        "txt_cfg": 5.0,
+        "negative_prompt": "",
+        "sampler_name": "euler",
+        "scheduler": "ovis_u1",
+    },
+    "edit": {
+        "megapixels": 0.0,
+        "steps": 50,
+        "txt_cfg": 6.0,
+        "img_cfg": 1.5,
+        "negative_prompt": "",
+        "sampler_name": "euler",
+        "scheduler": "ovis_u1",
+    },
+    "question": {"max_new_tokens": 512, "thinking": False},
+    "choice": {},
+}
+"""As the report has them."""
 
-def versions(comfyui: Path) -> dict[str, str]:
-    """Of the parts that images depend on; of the pack also its code, which changes between versions."""
-    project = (workspace.ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    pack = next(line for line in project.splitlines() if line.startswith("version ="))
-    code = files_hash(sorted(file for folder in CODE for file in (workspace.ROOT / folder).rglob("*.py")))
-    return {
-        "ovis-u1": pack.split('"')[1] + f", code {code[:12]}",
-        "ComfyUI": workspace.describe_comfyui(comfyui, "").version,
-        **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-    }
-
-
-def weights_hash(model: Path) -> str:
-    """SHA-256 over a release's files, or of the one file."""
-    if model.is_file():
-        return files_hash([model])
-    return files_hash(sorted(file for file in model.iterdir() if file.suffix in WEIGHTS))
-
-
-def data_hash(data: Path, patterns: Iterable[str]) -> str:
-    """SHA-256 over the benchmark's records, pictures in files of their own left out."""
-    files = [data] if data.is_file() else sorted({file for pattern in patterns for file in data.glob(pattern)})
-    return files_hash(files)
-
-
-def files_hash(files: Iterable[Path]) -> str:
-    """SHA-256 over files, of which each counts with its name."""
-    total = hashlib.sha256()
-    for file in files:
-        own = hashlib.sha256()
-        with file.open("rb") as source:
-            while chunk := source.read(CHUNK):
-                own.update(chunk)
-        total.update(f"{own.hexdigest()}  {file.name}\n".encode())
-    return total.hexdigest()
+KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+SIZE = re.compile(r"(\d+)\s*x\s*(\d+)")
 
 
-def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first thing in which two runs differ, for a message; empty where they are the same."""
-    old, new = (dict(_flat(json.loads(json.dumps(run)))) for run in (before, now))
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            if name.endswith(HASH):
-                return f"its {name.removesuffix(HASH)} are not what they were"
-            return f"{name} is {new.get(name)!r} and was {old.get(name)!r}"
-    return ""
+def settings_of(benchmark: str, tasks: Iterable[str], own: Mapping[str, Any]) -> Settings:
+    """The report's, but for those that the command line has. Raises UserError."""
+    settings = {task: {name: own.get(name, value) for name, value in REPORT[task].items()} for task in tasks}
+    for name in sorted(own):
+        option = f"--{name.replace('_', '-')}"
+        task = next((task for task in settings if name in settings[task]), None)
+        if task is None:
+            raise UserError(f"{option}: {benchmark} has no such setting; leave it out")
+        try:
+            need_setting(task, name, own[name])
+        except ValueError as error:
+            raise UserError(f"{option}: {error}") from error
+    return settings
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, dict):
-            yield from _flat(item, f"{prefix}{key}.")
-        else:
-            yield prefix + key, item
+def need_setting(task: str, name: str, value: Any) -> Any:
+    """A setting's value. Raises ValueError where it is of another kind: ComfyUI would take a list for a link."""
+    kind = type(REPORT[task][name])
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if not fits or (kind is float and not -math.inf < value < math.inf):
+        raise ValueError(f"{name} {reprlib.repr(value)} is not {KINDS[kind]}")
+    return value
+
+
+def size(text: str) -> dict[str, int]:
+    """ "1024x768" -> width and height. Raises ValueError."""
+    found = SIZE.fullmatch(text)
+    if not found or any(int(side) % 16 or not int(side) for side in found.groups()):
+        raise ValueError(f"size {text!r} is not WIDTHxHEIGHT in multiples of 16 pixels, such as 1024x768")
+    return {"width": int(found[1]), "height": int(found[2])}

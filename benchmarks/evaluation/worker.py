@@ -22,13 +22,13 @@ from PIL import Image
 import workspace
 from workspace import UserError
 
+from .fingerprint import versions, weights_hash
 from .graphs import ANSWER, LETTERS, SAVE, Graph, graph
 from .record import Made, Work
-from .settings import versions, weights_hash
 
 POLL = 0.002  # seconds between looks at ComfyUI's history
 LOADER = "OvisU1Loader"
-COLUMNS = 2  # of a sheet
+COLUMNS = 2  # of a grid
 ERRORS = {"execution_error", "execution_interrupted"}
 
 
@@ -110,8 +110,8 @@ class Worker:
         if work.task == "choice":
             chances = tuple(json.loads(text or "[]"))
             text = work.choices[max(range(len(chances)), key=chances.__getitem__)]
-        if work.sheet:
-            images = [_sheet(images)]
+        if work.grid:
+            images = [_grid(images)]
         return Made(tuple(images), text, chances, seconds)
 
     def _give(self, work: Work) -> list[str]:
@@ -244,15 +244,15 @@ def _one_size(pictures: Sequence[Image.Image]) -> list[bytes]:
     return made
 
 
-def _sheet(files: Sequence[bytes]) -> bytes:
+def _grid(files: Sequence[bytes]) -> bytes:
     """Images of one size side by side, row by row."""
     pictures = [Image.open(io.BytesIO(file)) for file in files]
     width, height = pictures[0].size
     rows = -(-len(pictures) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * width, rows * height))
+    grid = Image.new("RGB", (COLUMNS * width, rows * height))
     for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % COLUMNS * width, i // COLUMNS * height))
-    return _png(sheet)
+        grid.paste(picture, (i % COLUMNS * width, i // COLUMNS * height))
+    return _png(grid)
 
 
 def _png(image: Image.Image) -> bytes:

@@ -7,13 +7,13 @@ import html
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from PIL import Image, ImageOps
 
-from .record import Record, Source
+from .record import Record, Source, read
 
 PAGE = 200  # records a page
 THUMB = 320  # pixels of a thumbnail's longer side
@@ -45,22 +45,22 @@ figcaption { position: absolute; left: .4rem; top: .4rem; padding: 0 .45rem; bor
 """
 
 
-def write_sheet(
-    folder: Path, title: str, told: str, records: Iterable[Record], results: Mapping[str, Mapping[str, Any]]
-) -> Path:
-    """Writes index.html, and further pages where there are many records; the first one's path.
+def contact_sheet(
+    folder: Path, title: str, told: str, records: Sequence[Record], results: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    """Name and HTML of each page: index.html, and further ones where there are many records.
 
-    told  a sentence under the title
+    folder  where they will lie, and what was made lies
+    told    a sentence under the title
     """
-    count = -(-sum(1 for _ in results) // PAGE) or 1
-    shown = (record for record in records if record.id in results)
+    shown = [record for record in records if record.id in results]
+    count = -(-len(shown) // PAGE) or 1
     names = ["index.html", *(f"index-{number}.html" for number in range(2, count + 1))]
     with ThreadPoolExecutor() as pool:
         for number, name in enumerate(names):
-            part = list(islice(shown, PAGE))
+            part = shown[number * PAGE : (number + 1) * PAGE]
             cards = pool.map(lambda record: _card(folder, record, results[record.id]), part)
-            (folder / name).write_text(_page(title, told, names, number, cards), encoding="utf-8")
-    return folder / names[0]
+            yield name, _page(title, told, names, number, cards)
 
 
 def _page(title: str, told: str, names: Sequence[str], number: int, cards: Iterable[str]) -> str:
@@ -76,7 +76,7 @@ def _page(title: str, told: str, names: Sequence[str], number: int, cards: Itera
 
 def _card(folder: Path, record: Record, result: Mapping[str, Any]) -> str:
     figures = [_figure(source, "source") for source in record.images[:MOST]]
-    figures += [_figure(folder / name, "", name) for name in result.get("files", ())[:MOST]]
+    figures += [_figure(folder / name, "", name) for name in record.files[:MOST] if name in result["files"]]
     words = "".join(_words(record, result))
     return (
         f'<article><div class="pictures">{"".join(figures)}</div><div class="words">{words}'
@@ -102,7 +102,7 @@ def _figure(source: Source, caption: str, link: str = "") -> str:
         return ""
     image = f'<img src="data:image/jpeg;base64,{picture}" alt="">'
     if link:
-        image = f'<a href="{html.escape(link)}">{image}</a>'
+        image = f'<a href="{quote(link)}">{image}</a>'
     label = f"<figcaption>{caption}</figcaption>" if caption else ""
     return f"<figure>{image}{label}</figure>"
 
@@ -110,7 +110,7 @@ def _figure(source: Source, caption: str, link: str = "") -> str:
 def _thumbnail(source: Source) -> str:
     """A small JPEG in base64; empty for what is no picture."""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(read(source))) as image:
             small = ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return ""
