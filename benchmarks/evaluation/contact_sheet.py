@@ -24,22 +24,26 @@ STYLE = """
   :root { --card: #242423; --page: #161615; --text: #ecece8; --soft: #a0a09a; --bad: #ff8a80 }
 }
 * { box-sizing: border-box }
-body { margin: 0; padding: 2rem; background: var(--page); color: var(--text); font: 15px/1.45 system-ui, sans-serif }
+body { margin: 0; padding: clamp(1rem, 3vw, 2rem); background: var(--page); color: var(--text);
+  font: 15px/1.45 system-ui, sans-serif }
 h1 { margin: 0; font-size: 1.5rem }
 header p { margin: .3rem 0 1.5rem; color: var(--soft) }
 nav { margin: 1.5rem 0; display: flex; flex-wrap: wrap; gap: .4rem }
 nav > * { padding: .15rem .6rem; border-radius: .4rem; background: var(--card); color: inherit; text-decoration: none }
 nav b { background: var(--text); color: var(--page) }
-main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); align-items: start }
-article { background: var(--card); border-radius: .7rem; overflow: hidden; box-shadow: 0 1px 3px #0002 }
-.pictures { display: grid; gap: 2px; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)) }
-figure { margin: 0; position: relative }
-img { width: 100%; height: 100%; max-height: 22rem; object-fit: contain; background: #8883; display: block }
+main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)) }
+article { display: flex; flex-direction: column; background: var(--card); border-radius: .7rem; overflow: hidden;
+  box-shadow: 0 1px 3px #0002 }
+.pictures { display: grid; gap: 2px; aspect-ratio: 4 / 3; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr));
+  grid-auto-rows: minmax(7rem, 1fr) }
+.pictures:empty { display: none }
+figure { margin: 0; position: relative; background: #8882 }
+img { position: absolute; width: 100%; height: 100%; object-fit: contain }
 figcaption { position: absolute; left: .4rem; top: .4rem; padding: 0 .45rem; border-radius: .3rem; background: #000a;
   color: #fff; font-size: .75rem }
-.words { padding: .7rem .9rem .9rem }
+.words { flex: 1; display: flex; flex-direction: column; padding: .7rem .9rem .9rem }
 .words p { margin: 0 0 .5rem; white-space: pre-wrap; overflow-wrap: anywhere }
-.id { color: var(--soft); font-size: .8rem; overflow-wrap: anywhere }
+.id { margin-top: auto; color: var(--soft); font-size: .8rem; overflow-wrap: anywhere }
 .answer { font-weight: 600 }
 .failed { color: var(--bad) }
 """
