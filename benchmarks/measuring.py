@@ -14,6 +14,7 @@ from comfy import model_management
 from clock import now
 from counting import LiveBytes, counting
 
+COMPILED = "compiled"
 BORROWER = "generate"  # its pictures go through our model, so its own memory is not to be told apart
 
 
@@ -36,13 +37,20 @@ class Row:
 
 @dataclass
 class Measured:
-    """One side of a row: seconds of each turn, peak bytes, and the seconds that the arithmetic of ours would take."""
+    """One side of a row.
+
+    seconds  of each turn
+    peak     bytes
+    floor    seconds that the arithmetic of ours would take
+    first    seconds of the turn before these, where something was compiled in it
+    """
 
     name: str
     side: str
     seconds: list[float]
     peak: int | None = None
     floor: float | None = None
+    first: float | None = None
     growth: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -69,7 +77,7 @@ class Meter:
 
     def measure(self, row: Row) -> list[Measured]:
         """Every side's times, which take turns."""
-        peaks, flops = self._first_turns(row)
+        peaks, flops, first = self._first_turns(row)
         seconds: dict[str, list[tuple[float, ...]]] = {side: [] for side in row.sides}
         for _ in range(self.repeat):
             for side, run in row.sides.items():
@@ -83,20 +91,30 @@ class Meter:
         floors = row.floors if row.parts else (flops / self.product if flops else None,)
         names = [f"{row.name}, {part}" for part in row.parts] or [row.name]
         return [
-            Measured(name, side, [times[i] for times in seconds[side]], peaks.get(side), floors[i], row.growth)
+            Measured(
+                name,
+                side,
+                [times[i] for times in seconds[side]],
+                peaks.get(side),
+                floors[i],
+                first if side == COMPILED else None,
+                row.growth,
+            )
             for i, name in enumerate(names)
             for side in row.sides
         ]
 
-    def _first_turns(self, row: Row) -> tuple[dict[str, int], int]:
-        """Peak bytes of each side and the arithmetic of ours; nothing is timed, for here things are compiled.
+    def _first_turns(self, row: Row) -> tuple[dict[str, int], int, float | None]:
+        """Peak bytes of each side, the arithmetic of ours, and the seconds in which something was compiled.
 
         On a GPU peaks are asked of torch, later and with the other sides out of the way.
         """
-        peaks, flops = {}, 0
+        peaks, flops, first = {}, 0, None
         for side, run in row.sides.items():
-            if side == "compiled" or (row.parts and self.device.type == "cuda"):
+            if side == COMPILED or (row.parts and self.device.type == "cuda"):
+                start = now()
                 run()
+                first = now() - start if side == COMPILED else first
                 continue
             weights = self.places.weights(side)
             with LiveBytes(weights) as live, counting() as counts:
@@ -105,7 +123,7 @@ class Meter:
                 peaks[side] = live.peak + sum(weight.nbytes for weight in weights)
             if side == "ours":
                 flops = counts.flops
-        return peaks, flops
+        return peaks, flops, first
 
     def _peak(self, side: str, run: Callable[[], Any]) -> int:
         """Most bytes on the GPU while only this side is there, its weights included."""

@@ -116,7 +116,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from loading import alone, load_side
     from measuring import Measured, Meter, device_rates
     from rows import rows
-    from tables import growth_table, memory_table, time_table
+    from tables import first_table, growth_table, memory_table, time_table
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
     device, dtype = model_management.get_torch_device(), getattr(torch, args.dtype)
@@ -156,6 +156,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             print(time_table(found, seconds=on_gpu).splitlines()[-1], file=sys.stderr, flush=True)
     print(time_table(measured, seconds=on_gpu), "\n")
     print(memory_table(measured), "\n")
+    if any(row.first for row in measured):
+        print(first_table(measured, seconds=on_gpu), "\n")
     print(growth_table(measured))
     return {
         "head": head,

@@ -48,6 +48,17 @@ def memory_table(measured: list[Measured]) -> str:
     return _table([one for one in measured if one.peak], "peak memory, GB", line)
 
 
+def first_table(measured: list[Measured], seconds: bool) -> str:
+    """What compiling costs, in runs of ours that are not compiled; `seconds`: with the time itself."""
+    rows = []
+    for one in measured:
+        if one.first:
+            plain = next(other.median for other in measured if (other.name, other.side) == (one.name, "ours"))
+            cost = f"{one.first / plain:.0f}"
+            rows.append((one.name, f"{_short(one.first)} ({cost})" if seconds else cost))
+    return markdown(rows, "first run, compiled", "runs of ours")
+
+
 def growth_table(measured: list[Measured]) -> str:
     """How time grows along each series, against its first row."""
     series = {name for one in measured for name in one.growth}

@@ -71,6 +71,15 @@ def test_run(tmp_path: Path) -> None:
     assert "seconds" not in printed  # a CPU's clock says little
 
 
+def test_what_compiling_costs_is_told(comfyui: Path) -> None:
+    from measuring import Measured
+    from tables import first_table
+
+    rows = [Measured("a pass", "ours", [2.0, 1.0, 3.0]), Measured("a pass", "compiled", [1.0], first=40.0)]
+    assert "| a pass | 20 |" in first_table(rows, seconds=False)
+    assert "| a pass | 40.00 s (20) |" in first_table(rows, seconds=True)
+
+
 def test_count(tmp_path: Path) -> None:
     """At full size without weights: what holds on every device."""
     found, printed = run("run.py", tmp_path / "counts.json", "--count")
