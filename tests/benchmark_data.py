@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 SIDES = (64, 80)
+TWINS = ("twice", "again", "edited", "edited again", "asked once", "and again", "chosen", "chosen again")  # of `jobs`
 
 
 def picture(color: str = "red", size: tuple[int, int] = SIDES) -> bytes:
@@ -114,9 +115,13 @@ def jobs(folder: Path) -> Path:
         {"id": "three", "task": "image", "prompt": "a row", "seed": 5, "samples": 3, "size": "64x64"},
         {"id": "twice", "prompt": "the same", "seed": 1, "size": "64x64"},
         {"id": "again", "prompt": "the same", "seed": 1, "size": "64x64"},
-        {"id": "edited", "task": "edit", "image": "good.png", "prompt": "Make it red.", "img_cfg": 2.0},
+        {"id": "edited", "task": "edit", "image": "good.png", "prompt": "Make it red.", "seed": 2},
+        {"id": "edited again", "task": "edit", "image": "good.png", "prompt": "Make it red.", "seed": 2},
         {"id": "asked", "task": "question", "image": ["good.png", "wide.png"], "prompt": "What?", "max_new_tokens": 4},
         {"id": "chosen", "task": "choice", "image": "good.png", "prompt": "Is it red?", "choices": ["Yes", "No"]},
+        {"id": "chosen again", "task": "choice", "image": "good.png", "prompt": "Is it red?", "choices": ["Yes", "No"]},
+        {"id": "asked once", "task": "question", "image": "good.png", "prompt": "What is it?", "seed": 3},
+        {"id": "and again", "task": "question", "image": "good.png", "prompt": "What is it?", "seed": 3},
         {"id": "broken", "task": "edit", "image": "broken.png", "prompt": "Make it red."},
         {"id": "missing", "task": "edit", "image": "nowhere.png", "prompt": "Make it red."},
         {"id": "half", "prompt": "\ud83d"},

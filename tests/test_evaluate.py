@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import benchmark_data
+from benchmark_data import TWINS
 from conftest import ROOT, comfyui_path
 
 FAILED = 3
@@ -45,7 +46,7 @@ MADE = {
     "vqa": [],
     "jobs": [
         f"images/{name}.png"
-        for name in (*(f"{i:05d}" for i in range(8)), "three_00", "three_01", "three_02", "twice", "again", "edited")
+        for name in (*(f"{i:05d}" for i in range(8)), *(f"three_0{i}" for i in range(3)), *TWINS[:4])
     ],
 }
 
@@ -192,12 +193,22 @@ def test_answers_are_kept_as_vlmevalkit_keeps_them(alone: Callable[[str], Path])
 
 def test_what_fails_is_written_down(alone: Callable[[str], Path], data: dict[str, Path]) -> None:
     results = said(alone("jobs"))
-    half = f"{data['jobs']}, line 17"
+    half = f"{data['jobs']}, line 21"
     assert [name for name, result in results.items() if result["error"]] == [half, "broken", "missing"]
     assert "half a character" in results[half]["error"]
     assert "image" in results["broken"]["error"]
     assert "nowhere.png" in results["missing"]["error"]
     assert results["three"]["seeds"] == [5, 6, 7]
+
+
+def test_what_is_asked_twice_is_answered_twice(alone: Callable[[str], Path]) -> None:
+    """One after the other on one worker, whose ComfyUI has the first in its cache."""
+    results, images = said(alone("jobs")), files(alone("jobs"))
+    for first, second in zip(TWINS[::2], TWINS[1::2], strict=True):
+        pictures = [images.get(f"images/{name}.png") for name in (first, second)]
+        assert pictures[0] == pictures[1]
+        assert results[first] == results[second]
+        assert pictures[0] or results[first]["answer"]
 
 
 def test_a_run_that_was_killed_goes_on(alone: Callable[[str], Path], command: Any, tmp_path: Path) -> None:

@@ -258,6 +258,15 @@ def test_a_folder_goes_on(tmp_path: Path) -> None:
     assert not (out / ".partial").exists()
 
 
+def test_a_record_that_the_disk_does_not_take_leaves_no_file(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, RUN) as folder:
+        (tmp_path / "images" / "b.png").mkdir(parents=True)
+        with pytest.raises(UserError, match=r"b.png cannot be written"):
+            folder.keep({"id": "a", "seconds": 0}, {"images/a.png": b"png", "images/b.png": b"png"})
+        assert not (tmp_path / "images" / "a.png").exists()
+        assert not folder.results
+
+
 def test_strangers_are_named(tmp_path: Path) -> None:
     with RunFolder(tmp_path, RUN) as folder:
         folder.keep({"id": "a", "seconds": 0}, {"images/a.png": b"png"})

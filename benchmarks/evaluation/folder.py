@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -141,8 +142,14 @@ class RunFolder:
 
         Raises UserError where the disk does not take it; the record then counts as not begun.
         """
-        for name, data in files.items():
-            self.write(name, data)
+        try:
+            for name, data in files.items():
+                self.write(name, data)
+        except UserError:
+            for name in files:  # scorers read whatever is there
+                with suppress(OSError):
+                    (self.path / name).unlink(missing_ok=True)
+            raise
         result = {**result, "files": {name: sha256(data) for name, data in files.items()}}
         end = self._log.seek(0, os.SEEK_END)
         try:

@@ -18,24 +18,24 @@ def graph(work: Work, model: dict[str, str], images: Sequence[str], seed: int, n
 
     model   inputs of Ovis-U1 Load Model
     images  names among ComfyUI's inputs
-    name    what files of its outputs begin with
+    name    of its own for each run: what ComfyUI has in its cache it would not give out again
     """
     made = {"model": _node("OvisU1Loader", **model)}
     pictures: list[Any] = []
-    for i, name in enumerate(images):
-        made[f"source {i}"] = _node("LoadImage", image=name)
+    for i, file in enumerate(images):
+        made[f"source {i}"] = _node("LoadImage", image=file)
         link: list[Any] = [f"source {i}", 0]
         if i:
             made[f"batch {i}"] = _node("ImageBatch", image1=pictures, image2=link)
             link = [f"batch {i}", 0]
         pictures = link
-    made |= TASKS[work.task](work, pictures, seed)
+    made |= TASKS[work.task](work, pictures, seed, name)
     if "decoded" in made:
         made[SAVE] = _node("SaveImage", images=["decoded", 0], filename_prefix=name)
     return made
 
 
-def _image(work: Work, _: list[Any], seed: int) -> Graph:
+def _image(work: Work, _: list[Any], seed: int, __: str) -> Graph:
     words, size, sampling = _split(work, ("negative_prompt",), ("width", "height"))
     return {
         "words": _node("OvisU1TextEncode", clip=CLIP, prompt=work.prompt, **words, **size),
@@ -54,7 +54,7 @@ def _image(work: Work, _: list[Any], seed: int) -> Graph:
     }
 
 
-def _edit(work: Work, pictures: list[Any], seed: int) -> Graph:
+def _edit(work: Work, pictures: list[Any], seed: int, _: str) -> Graph:
     words, _, sampling = _split(work, ("negative_prompt", "megapixels"), ())
     return {
         "words": _node("OvisU1EditEncode", clip=CLIP, vae=VAE, image=pictures, prompt=work.prompt, **words),
@@ -73,14 +73,15 @@ def _edit(work: Work, pictures: list[Any], seed: int) -> Graph:
     }
 
 
-def _question(work: Work, pictures: list[Any], seed: int) -> Graph:
+def _question(work: Work, pictures: list[Any], _: int, name: str) -> Graph:
     about = {"clip": CLIP, "prompt": work.prompt, "image": pictures}
-    return {ANSWER: _node("OvisU1Understand", **about, sampling=False, seed=seed, **work.settings)}
+    # Without sampling no seed changes the answer.
+    return {ANSWER: _node("OvisU1Understand", **about, sampling=False, seed=int(name[:8], 16), **work.settings)}
 
 
-def _choice(work: Work, pictures: list[Any], _: int) -> Graph:
+def _choice(work: Work, pictures: list[Any], _: int, name: str) -> Graph:
     about = {"clip": CLIP, "prompt": work.prompt, "image": pictures}
-    return {ANSWER: _node(LETTERS, **about, choices=json.dumps(work.choices))}
+    return {ANSWER: _node(LETTERS, **about, choices=json.dumps(work.choices), name=name)}
 
 
 def _split(work: Work, *groups: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

@@ -101,14 +101,15 @@ class Worker:
         images: list[bytes] = []
         text, chances, seconds = None, (), 0.0
         for seed in work.seeds:
-            # By another name each time: what ComfyUI has in its cache it would not save again.
             outputs, taken = self._execute(graph(work, self._model, names, seed, uuid.uuid4().hex))
             seconds += taken
             images += [self._take(entry) for entry in outputs.get(SAVE, {}).get("images", ())]
             for said in outputs.get(ANSWER, {}).get("text", ()):
                 text = said
+            if not outputs:
+                raise UserError("ComfyUI gave nothing back")
         if work.task == "choice":
-            chances = tuple(json.loads(text or "[]"))
+            chances = tuple(json.loads(text))
             text = work.choices[max(range(len(chances)), key=chances.__getitem__)]
         if work.grid:
             images = [_grid(images)]
@@ -207,9 +208,10 @@ def _letters(loader: type) -> type:
         def INPUT_TYPES(cls) -> dict[str, Any]:
             """As ComfyUI asks it."""
             text = ("STRING", {})
-            return {"required": {"clip": ("CLIP",), "image": ("IMAGE",), "prompt": text, "choices": text}}
+            words = {"prompt": text, "choices": text, "name": text}
+            return {"required": {"clip": ("CLIP",), "image": ("IMAGE",), **words}}
 
-        def answer(self, clip: Any, image: Any, prompt: str, choices: str) -> dict[str, Any]:
+        def answer(self, clip: Any, image: Any, prompt: str, choices: str, name: str) -> dict[str, Any]:
             """Answers."""
             return {"ui": {"text": [json.dumps(choose(clip, image, prompt, json.loads(choices)))]}}
 
