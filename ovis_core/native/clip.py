@@ -178,7 +178,10 @@ class OvisTextModel(Multimodal):
         return self.write(sequence, room, drawn if do_sample else GREEDY)[0]
 
     def load_sd(self, sd: Mapping[str, Stored]) -> tuple[list[str], list[str]]:
-        """Loads weights with the release's names; answers the missing and the unexpected ones, as ComfyUI asks."""
+        """Loads weights with the release's names. Raises `CheckpointError` for NaN or infinity.
+
+        ComfyUI expects lists of missing and of unexpected names; both are empty, for `checkpoint.py` has checked them.
+        """
         fill(self, sd, assign=getattr(self, "can_assign_sd", False))
         return [], []
 
