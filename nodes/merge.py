@@ -19,7 +19,6 @@ class OvisU1ModelMerge(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1ModelMerge",
             **found_by("model merge", "block merge"),
@@ -42,6 +41,5 @@ class OvisU1ModelMerge(io.ComfyNode):
 
     @classmethod
     def execute(cls, model1: Any, model2: Any, **ratios: float) -> io.NodeOutput:
-        """Merges. MODELs are cloned, not changed; weights are mixed when they are loaded."""
         check(cls, model1=model1, model2=model2, **ratios)
         return io.NodeOutput(merge(model1, model2, ratios))

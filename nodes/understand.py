@@ -25,7 +25,6 @@ class OvisU1Understand(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1Understand",
             **found_by("describe image", "image caption", "vqa", "chat", "vlm", "video"),
@@ -170,7 +169,6 @@ class OvisU1Understand(io.ComfyNode):
         repetition_penalty: float = DRAWN.repetition_penalty,
         seed: int = DRAWN.seed,
     ) -> io.NodeOutput:
-        """Answers."""
         check(
             cls,
             clip=clip,
@@ -216,7 +214,6 @@ class OvisU1Judge(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1Judge",
             **found_by("score image", "rank images", "best of"),
@@ -253,7 +250,6 @@ class OvisU1Judge(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, images: Any, question: str, prompt: str) -> io.NodeOutput:
-        """Judges."""
         check(cls, clip=clip, images=images, question=question, prompt=prompt)
         if not prompt.strip() and PROMPT_SLOT in question:
             raise ValueError(
