@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..ovis_core.native.vae import decode
-from .checks import CATEGORY, check
-from .schema import found_by
+from .checks import check
+from .schema import CATEGORY, found_by
 
 
 class OvisU1Decode(io.ComfyNode):

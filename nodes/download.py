@@ -6,8 +6,8 @@ from comfy_api.latest import io, ui
 
 from ..ovis_core.download import REPOSITORY
 from ..ovis_core.native.fetching import fetch
-from .checks import CATEGORY, check
-from .schema import found_by
+from .checks import check
+from .schema import CATEGORY, found_by
 
 
 class OvisU1Download(io.ComfyNode):

@@ -10,8 +10,8 @@ import nodes
 
 from ..ovis_core.native import conditions
 from ..ovis_core.sizes import DEFAULT_BOUNDS, LATENT_FACTOR
-from .checks import CATEGORY, check, need_size
-from .schema import found_by
+from .checks import check, need_size
+from .schema import CATEGORY, found_by
 
 
 class OvisU1TextEncode(io.ComfyNode):

@@ -10,8 +10,8 @@ from ..ovis_core.checkpoint import open_model, open_parts
 from ..ovis_core.native import folders
 from ..ovis_core.native.loading import load
 from ..ovis_core.precision import PRECISIONS
-from .checks import CATEGORY, check
-from .schema import found_by
+from .checks import check
+from .schema import CATEGORY, found_by
 
 WEIGHT_DTYPE = io.Combo.Input(
     "weight_dtype",

@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from ..ovis_core.native.merging import blocks, merge
 from ..ovis_core.release import RELEASE
-from .checks import CATEGORY, check
-from .schema import found_by
+from .checks import check
+from .schema import CATEGORY, found_by
 
 RATIO = {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}
 

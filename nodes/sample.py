@@ -8,8 +8,8 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..ovis_core.native.sampling import SCHEDULER, OvisGuider, empty_latent, sample, sigmas_for
-from .checks import CATEGORY, check, need_image_latent
-from .schema import ADVANCED, found_by
+from .checks import check, need_image_latent
+from .schema import ADVANCED, CATEGORY, found_by
 
 STEPS = {"default": 50, "min": 1, "max": 10000, "tooltip": "Denoising steps. The model's authors use 50."}
 DENOISE = {

@@ -9,8 +9,8 @@ from comfy_api.latest import io, ui
 from ..ovis_core.native.tokens import MAX_FRAMES
 from ..ovis_core.native.understanding import judge, understand
 from ..ovis_core.next_token import GREEDY, Sampling
-from .checks import CATEGORY, check, need_history
-from .schema import ADVANCED, found_by
+from .checks import check, need_history
+from .schema import ADVANCED, CATEGORY, found_by
 
 History = io.Custom("OVIS_U1_HISTORY")
 HISTORY_SLOT = 1
@@ -257,7 +257,5 @@ class OvisU1Judge(io.ComfyNode):
             )
         if prompt.strip() and PROMPT_SLOT not in question:
             raise ValueError(f"question: it has no {PROMPT_SLOT}, so the prompt goes unread; add it, or empty prompt.")
-        scores = judge(clip, images, question.replace(PROMPT_SLOT, prompt))
-        ranked = sorted(range(len(scores)), key=lambda i: -scores[i])
-        lines = [f"{place}. image {i + 1}: {scores[i]:.4f}" for place, i in enumerate(ranked, 1)]
-        return io.NodeOutput(scores, images[ranked[0], None], "\n".join(lines))
+        verdict = judge(clip, images, question.replace(PROMPT_SLOT, prompt))
+        return io.NodeOutput(verdict.scores, images[verdict.order[0], None], verdict.ranking)
