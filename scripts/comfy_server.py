@@ -25,7 +25,8 @@ from typing import Any
 
 import aiohttp
 
-from workspace import UserError, end_tree, remove, spawn, tail
+from console import UserError
+from workspace import end_tree, remove, spawn, tail
 
 Prompt = Mapping[str, Mapping[str, Any]]
 Event = dict[str, Any]
