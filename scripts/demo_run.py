@@ -15,7 +15,8 @@ from types import FrameType
 from typing import Any
 
 import workspace
-from comfy_server import ComfyServer, Result, usual_port
+from comfy_prompt import Result
+from comfy_server import ComfyServer, usual_port
 from console import Ticker, UserError, bar, guarded, show
 from import_core import import_core
 from make_checkpoint import write_release
