@@ -20,7 +20,7 @@ from starting import ROOT, parse, parser
 
 sys.path.insert(1, str(ROOT / "scripts"))
 
-import workspace
+from console import Ticker, UserError, guarded
 from evaluation import schedule, scores
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.contact_sheet import contact_sheet
@@ -30,7 +30,6 @@ from evaluation.run import Run
 from evaluation.settings import settings_of, size
 from evaluation.worker import Setup
 from import_core import import_core
-from workspace import Ticker, UserError
 
 FAILED = 3  # the exit code where some records failed
 DEVICES = """
@@ -198,4 +197,4 @@ def say(folder: Path, summary: dict[str, Any], problems: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(workspace.guarded(main))
+    sys.exit(guarded(main))

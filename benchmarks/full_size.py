@@ -1,4 +1,4 @@
-"""The full size and a small one, and random weights of that or a smaller size: nothing needs to be downloaded."""
+"""The full size and two smaller ones, and random weights of each: nothing needs to be downloaded."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ TOKENIZER = (
     "preprocessor_config.json",
 )
 
-# For machines without a GPU. The vocabulary stays, because the tokenizer's does.
-SMALL = dataclasses.replace(
+# Few layers, those of decoder and VAE as wide as ever, so that what a process needs besides weights is little: where
+# memory is measured. The vocabulary stays, because the tokenizer's does.
+SHALLOW = dataclasses.replace(
     FULL,
     language=dataclasses.replace(
         FULL.language,
@@ -45,10 +46,10 @@ SMALL = dataclasses.replace(
     decoder=dataclasses.replace(FULL.decoder, context_in_dim=1024, depth=2, depth_single_blocks=4),
 )
 
-# Where whole pictures are made on a CPU.
+# Few and narrow layers throughout: where whole pictures are made on a CPU.
 NARROW = dataclasses.replace(
-    SMALL,
-    decoder=dataclasses.replace(SMALL.decoder, vec_in_dim=512, hidden_size=512, num_heads=4),
+    SHALLOW,
+    decoder=dataclasses.replace(SHALLOW.decoder, vec_in_dim=512, hidden_size=512, num_heads=4),
     vae=dataclasses.replace(FULL.vae, block_out_channels=(32, 64, 128, 128)),
 )
 

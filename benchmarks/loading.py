@@ -24,7 +24,7 @@ PAGE = 4096  # bytes that come to memory together
 def main() -> None:
     """Writes a file and loads it, each in a process of its own."""
     line = parser(__doc__.split("\n")[0])
-    line.add_argument("--small", action="store_true", help="a shrunken model")
+    line.add_argument("--small", action="store_true", help="a model of few layers")
     line.add_argument("--weight-dtype", default="default", help="as of the loader node")
     args = parse(line)
     with tempfile.TemporaryDirectory() as folder:
@@ -49,9 +49,9 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 def write(comfyui: Path, small: bool, file: Path) -> None:
     """A random model."""
     start_comfyui(comfyui, cpu=True)
-    from full_size import FULL, SMALL, write_file
+    from full_size import FULL, SHALLOW, write_file
 
-    write_file(SMALL if small else FULL, file)
+    write_file(SHALLOW if small else FULL, file)
 
 
 def load_file(comfyui: Path, file: Path, weight_dtype: str) -> tuple[int, int, float]:

@@ -1,7 +1,7 @@
 """The authors' own code, from a release's folder that the user names, on weights of ours.
 
-It wants transformers 4.51 and flash-attn; where flash-attn is missing, torch's attention stands in for it. Importing
-this runs the Python of that folder, which nothing else in this project does.
+It wants transformers 4.51 and flash-attn; where flash-attn is missing, torch's attention stands in for it. `authors`
+runs the Python of that folder, which nothing else in this project does; importing this file runs none of it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PACKAGE = "ovis_u1_reference"
 
 
 def authors(code: Path, name: str) -> Any:
-    """A module of the authors' code by its name."""
+    """A module of the authors' code by its name; runs it, and what it imports of the folder `code`."""
     if not transformers.__version__.startswith("4.51."):
         raise SystemExit(f"--reference: the authors' code wants transformers 4.51, not {transformers.__version__}.")
     package = sys.modules.setdefault(PACKAGE, types.ModuleType(PACKAGE))

@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
     import torch
 
     line = parser(__doc__.split("\n")[0])
-    line.add_argument("--small", action="store_true", help="a shrunken model")
+    line.add_argument("--small", action="store_true", help="a model of few and narrow layers")
     line.add_argument("--device", choices=("gpu", "cpu"), default="gpu" if torch.cuda.is_available() else "cpu")
     line.add_argument("--full", action="store_true", help="the full size on a CPU too")
     line.add_argument("--reference", type=Path, help="a release's folder: its own code is run too, on these weights")

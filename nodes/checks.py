@@ -17,7 +17,6 @@ from ..ovis_core.native.clip import OvisTextModel
 from ..ovis_core.native.model import OvisU1
 from ..ovis_core.sizes import LATENT_FACTOR
 
-CATEGORY = "Ovis-U1"
 LATENT_SCALE = 8  # pixels a latent
 FILES = ("model_name", "diffusion_model_name", "text_encoder_name", "vae_name")  # what is missing here says more
 

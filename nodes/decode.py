@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..ovis_core.native.vae import decode
-from .checks import CATEGORY, check
-from .schema import found_by
+from .checks import check
+from .schema import CATEGORY, found_by
 
 
 class OvisU1Decode(io.ComfyNode):
@@ -16,7 +16,6 @@ class OvisU1Decode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1Decode",
             **found_by("vae decode"),
@@ -41,6 +40,5 @@ class OvisU1Decode(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples: dict[str, Any], vae: Any, restore_size: bool = False) -> io.NodeOutput:
-        """Decodes."""
         check(cls, samples=samples, vae=vae)
         return io.NodeOutput(decode(vae, samples, restore_size))

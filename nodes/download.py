@@ -6,8 +6,8 @@ from comfy_api.latest import io, ui
 
 from ..ovis_core.download import REPOSITORY
 from ..ovis_core.native.fetching import fetch
-from .checks import CATEGORY, check
-from .schema import found_by
+from .checks import check
+from .schema import CATEGORY, found_by
 
 
 class OvisU1Download(io.ComfyNode):
@@ -15,7 +15,6 @@ class OvisU1Download(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1Download",
             **found_by("download model", "fetch weights"),
@@ -42,7 +41,6 @@ class OvisU1Download(io.ComfyNode):
 
     @classmethod
     def execute(cls, repository: str, revision: str = "main") -> io.NodeOutput:
-        """Downloads."""
         check(cls, repository=repository, revision=revision)
         folder = str(fetch(repository, revision))
         return io.NodeOutput(folder, ui=ui.PreviewText(f"{folder} is complete."))

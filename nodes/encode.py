@@ -10,8 +10,8 @@ import nodes
 
 from ..ovis_core.native import conditions
 from ..ovis_core.sizes import DEFAULT_BOUNDS, LATENT_FACTOR
-from .checks import CATEGORY, check, need_size
-from .schema import found_by
+from .checks import check, need_size
+from .schema import CATEGORY, found_by
 
 
 class OvisU1TextEncode(io.ComfyNode):
@@ -19,7 +19,6 @@ class OvisU1TextEncode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         side = {"default": 1024, "min": LATENT_FACTOR, "max": nodes.MAX_RESOLUTION, "step": LATENT_FACTOR}
         return io.Schema(
             node_id="OvisU1TextEncode",
@@ -58,7 +57,6 @@ class OvisU1TextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, prompt: str, width: int, height: int, negative_prompt: str = "") -> io.NodeOutput:
-        """Encodes."""
         check(cls, clip=clip, prompt=prompt, width=width, height=height, negative_prompt=negative_prompt)
         need_size(width=width, height=height)
         return io.NodeOutput(*conditions.text_to_image(clip, prompt, negative_prompt, width, height))
@@ -69,7 +67,6 @@ class OvisU1EditEncode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1EditEncode",
             **found_by("edit image", "image editing", "instruction"),
@@ -129,7 +126,6 @@ class OvisU1EditEncode(io.ComfyNode):
     def execute(
         cls, clip: Any, vae: Any, image: Any, prompt: str, negative_prompt: str = "", megapixels: float = 0.0
     ) -> io.NodeOutput:
-        """Encodes."""
         texts = {"prompt": prompt, "negative_prompt": negative_prompt}
         check(cls, clip=clip, vae=vae, image=image, megapixels=megapixels, **texts)
         limit = round(megapixels * 1024 * 1024) or DEFAULT_BOUNDS[1]

@@ -10,8 +10,8 @@ from ..ovis_core.checkpoint import open_model, open_parts
 from ..ovis_core.native import folders
 from ..ovis_core.native.loading import load
 from ..ovis_core.precision import PRECISIONS
-from .checks import CATEGORY, check
-from .schema import found_by
+from .checks import check
+from .schema import CATEGORY, found_by
 
 WEIGHT_DTYPE = io.Combo.Input(
     "weight_dtype",
@@ -41,7 +41,6 @@ class OvisU1Loader(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1Loader",
             **found_by("load model", "checkpoint loader"),
@@ -80,7 +79,6 @@ class OvisU1Loader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
-        """Loads."""
         check(cls, weight_dtype=weight_dtype)
         problem = folders.missing(model_name)
         if problem:
@@ -93,7 +91,6 @@ class OvisU1LoadParts(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1LoadParts",
             **found_by("load model", "diffusion model, text encoder, vae"),
@@ -127,7 +124,6 @@ class OvisU1LoadParts(io.ComfyNode):
     def execute(
         cls, diffusion_model_name: str, text_encoder_name: str, vae_name: str, weight_dtype: str
     ) -> io.NodeOutput:
-        """Loads."""
         check(cls, weight_dtype=weight_dtype)
         paths = cls._paths(diffusion_model_name, text_encoder_name, vae_name)
         return io.NodeOutput(*load(open_parts(*paths), PRECISIONS[weight_dtype]))

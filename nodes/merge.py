@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from ..ovis_core.native.merging import blocks, merge
 from ..ovis_core.release import RELEASE
-from .checks import CATEGORY, check
-from .schema import found_by
+from .checks import check
+from .schema import CATEGORY, found_by
 
 RATIO = {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}
 
@@ -19,7 +19,6 @@ class OvisU1ModelMerge(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1ModelMerge",
             **found_by("model merge", "block merge"),
@@ -42,6 +41,5 @@ class OvisU1ModelMerge(io.ComfyNode):
 
     @classmethod
     def execute(cls, model1: Any, model2: Any, **ratios: float) -> io.NodeOutput:
-        """Merges. MODELs are cloned, not changed; weights are mixed when they are loaded."""
         check(cls, model1=model1, model2=model2, **ratios)
         return io.NodeOutput(merge(model1, model2, ratios))

@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..ovis_core.native.model import refine
-from .checks import CATEGORY, check
-from .schema import found_by
+from .checks import check
+from .schema import CATEGORY, found_by
 
 
 class OvisU1Refine(io.ComfyNode):
@@ -16,7 +16,6 @@ class OvisU1Refine(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1Refine",
             **found_by("token refiner", "conditioning"),
@@ -41,6 +40,5 @@ class OvisU1Refine(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, conditioning: Any) -> io.NodeOutput:
-        """Refines."""
         check(cls, model=model, conditioning=conditioning)
         return io.NodeOutput(refine(model, conditioning))

@@ -8,8 +8,8 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..ovis_core.native.sampling import SCHEDULER, OvisGuider, empty_latent, sample, sigmas_for
-from .checks import CATEGORY, check, need_image_latent
-from .schema import ADVANCED, found_by
+from .checks import check, need_image_latent
+from .schema import ADVANCED, CATEGORY, found_by
 
 STEPS = {"default": 50, "min": 1, "max": 10000, "tooltip": "Denoising steps. The model's authors use 50."}
 DENOISE = {
@@ -48,7 +48,6 @@ class OvisU1Scheduler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1Scheduler",
             **found_by("sigmas", "schedule"),
@@ -70,7 +69,6 @@ class OvisU1Scheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, latent: dict[str, Any], steps: int, denoise: float) -> io.NodeOutput:
-        """Schedules."""
         check(cls, model=model, latent=latent, steps=steps, denoise=denoise)
         latent = empty_latent(model, latent)
         need_image_latent(latent)
@@ -82,7 +80,6 @@ class OvisU1Guider(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1Guider",
             **found_by("guidance", "cfg"),
@@ -137,7 +134,6 @@ class OvisU1Guider(io.ComfyNode):
         cfg_start: float = 0.0,
         cfg_end: float = 1.0,
     ) -> io.NodeOutput:
-        """Makes the guider."""
         scales = {"txt_cfg": txt_cfg, "img_cfg": img_cfg, "cfg_start": cfg_start, "cfg_end": cfg_end}
         check(cls, model=model, positive=positive, negative=negative, image_only=image_only, **scales)
         if cfg_start >= cfg_end:
@@ -150,7 +146,6 @@ class OvisU1Sampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1Sampler",
             **found_by("ksampler", "text to image", "edit image"),
@@ -213,7 +208,6 @@ class OvisU1Sampler(io.ComfyNode):
         image_only: Any = None,
         img_cfg: float = IMG_CFG["default"],
     ) -> io.NodeOutput:
-        """Samples."""
         check(
             cls,
             model=model,

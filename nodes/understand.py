@@ -9,8 +9,8 @@ from comfy_api.latest import io, ui
 from ..ovis_core.native.tokens import MAX_FRAMES
 from ..ovis_core.native.understanding import judge, understand
 from ..ovis_core.next_token import GREEDY, Sampling
-from .checks import CATEGORY, check, need_history
-from .schema import ADVANCED, found_by
+from .checks import check, need_history
+from .schema import ADVANCED, CATEGORY, found_by
 
 History = io.Custom("OVIS_U1_HISTORY")
 HISTORY_SLOT = 1
@@ -25,7 +25,6 @@ class OvisU1Understand(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1Understand",
             **found_by("describe image", "image caption", "vqa", "chat", "vlm", "video"),
@@ -170,7 +169,6 @@ class OvisU1Understand(io.ComfyNode):
         repetition_penalty: float = DRAWN.repetition_penalty,
         seed: int = DRAWN.seed,
     ) -> io.NodeOutput:
-        """Answers."""
         check(
             cls,
             clip=clip,
@@ -216,7 +214,6 @@ class OvisU1Judge(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What the page shows."""
         return io.Schema(
             node_id="OvisU1Judge",
             **found_by("score image", "rank images", "best of"),
@@ -253,7 +250,6 @@ class OvisU1Judge(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, images: Any, question: str, prompt: str) -> io.NodeOutput:
-        """Judges."""
         check(cls, clip=clip, images=images, question=question, prompt=prompt)
         if not prompt.strip() and PROMPT_SLOT in question:
             raise ValueError(
@@ -261,7 +257,5 @@ class OvisU1Judge(io.ComfyNode):
             )
         if prompt.strip() and PROMPT_SLOT not in question:
             raise ValueError(f"question: it has no {PROMPT_SLOT}, so the prompt goes unread; add it, or empty prompt.")
-        scores = judge(clip, images, question.replace(PROMPT_SLOT, prompt))
-        ranked = sorted(range(len(scores)), key=lambda i: -scores[i])
-        lines = [f"{place}. image {i + 1}: {scores[i]:.4f}" for place, i in enumerate(ranked, 1)]
-        return io.NodeOutput(scores, images[ranked[0], None], "\n".join(lines))
+        verdict = judge(clip, images, question.replace(PROMPT_SLOT, prompt))
+        return io.NodeOutput(verdict.scores, images[verdict.order[0], None], verdict.ranking)

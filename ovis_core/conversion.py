@@ -35,6 +35,8 @@ def write_one(
     """Writes all parts into one file, under ComfyUI's prefixes; answers it.
 
     report  called with bytes done and bytes in all
+
+    Raises `CheckpointError` where the file is there already, or reading, writing or reading back fails.
     """
     entries: dict[str, Stored] = {}
     for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae):
@@ -46,7 +48,10 @@ def write_one(
 def write_parts(
     checkpoint: Checkpoint, folder: Path, precision: Precision, report: Callable[[int, int], object] = lambda *_: None
 ) -> list[Path]:
-    """Writes a file for each part into `folder`, as core's ModelSave, CLIPSave and VAESave do; answers them."""
+    """Writes a file for each part into `folder`, as core's ModelSave, CLIPSave and VAESave do; answers them.
+
+    Raises `CheckpointError` as `write_one` does.
+    """
     files = {}
     for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae):
         prefix = DECODER.comfy_prefix if part.kind == DECODER else ""

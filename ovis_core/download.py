@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = "AIDC-AI/Ovis-U1-3B"
-# What is read of a release; its Python files never are.
+# What is fetched of a release; its Python files never are.
 WANTED = (
     "config.json",
     "*.safetensors",
@@ -113,6 +113,8 @@ def download(
                 _fetch(huggingface_hub.hf_hub_url(repository, file.name, revision=info.sha), folder, file)
                 doing(f"checking {file.name}")
                 _take(folder, file)
+    except DownloadError:
+        raise
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise DownloadError(
             f"repository: {constants.ENDPOINT} has no {repository} at {revision}, or wants a login for it; check the "
@@ -134,8 +136,6 @@ def download(
         raise DownloadError(f"{constants.ENDPOINT} cannot be reached ({_line(error)}). {by_hand}") from error
     except Exception as error:
         # The hub's client changes its HTTP library and its errors from one version to the next.
-        if isinstance(error, DownloadError):
-            raise
         raise DownloadError(f"{constants.ENDPOINT} cannot be reached ({_line(error)}). {by_hand}") from error
     return folder
 

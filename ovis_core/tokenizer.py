@@ -30,7 +30,10 @@ class Tokenizer:
     """
 
     def __init__(self, source: str | Path | Mapping[str, bytes]) -> None:
-        """source: the folder, or the files by name."""
+        """source: the folder, or the files by name.
+
+        Raises ValueError where they cannot be read, or have fewer words than Qwen3's.
+        """
         if isinstance(source, Mapping):
             with tempfile.TemporaryDirectory() as folder:
                 for name, data in source.items():
@@ -59,7 +62,10 @@ class Tokenizer:
         self._bpe.decoder = decoders.ByteLevel()
 
     def encode(self, parts: Sequence[Part]) -> list[int | Picture]:
-        """Token ids of a prompt's parts, with the pictures left in their places."""
+        """Token ids of a prompt's parts, with the pictures left in their places.
+
+        Raises ValueError where a text holds half of a surrogate pair, which is no character.
+        """
         out: list[int | Picture] = []
         # Neighbouring texts are one text to the BPE: a prompt's first letter may merge with the template's last.
         for is_text, run in groupby(parts, lambda part: isinstance(part, str)):

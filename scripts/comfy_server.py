@@ -9,7 +9,6 @@ import json
 import os
 import re
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -18,17 +17,17 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import aiohttp
 
-from workspace import UserError, end_tree, remove, spawn, tail
+from comfy_prompt import PromptRejected, Result, shown, steps
+from console import UserError
+from workspace import end_tree, remove, spawn, tail
 
 Prompt = Mapping[str, Mapping[str, Any]]
-Event = dict[str, Any]
 OnProgress = Callable[[int, int], object]
 
 HOST = "127.0.0.1"
@@ -45,46 +44,6 @@ COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 class ServerError(UserError):
     """ComfyUI did not start, stopped or answered nothing useful."""
-
-
-class PromptRejected(ServerError):
-    """ComfyUI did not take a prompt; `error` and `node_errors` are its own words."""
-
-    def __init__(self, error: Any, node_errors: dict[str, Any]) -> None:
-        self.error = error
-        self.node_errors = node_errors
-        super().__init__(_readable(error, node_errors))
-
-
-class PromptFailed(ServerError):
-    """A prompt did not run to its end."""
-
-    def __init__(self, node_id: str, node_type: str, message: str, kind: str = "") -> None:
-        self.node_id = node_id
-        self.node_type = node_type
-        self.message = message
-        self.kind = kind
-        what = f"{kind}: {message}" if kind else message
-        super().__init__(f"node {node_id} ({node_type}): {what}")
-
-
-class PromptInterrupted(PromptFailed):
-    """A prompt was interrupted."""
-
-
-@dataclass
-class Result:
-    """What became of a prompt."""
-
-    prompt_id: str
-    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    executed_nodes: list[str] = field(default_factory=list)
-    cached_nodes: list[str] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    error: Event | None = None
-    interrupted: bool = False
-    node_errors: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 class ComfyServer:
@@ -127,8 +86,6 @@ class ComfyServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-    # ------------------------------------------------------------------------------------------ process
 
     @property
     def url(self) -> str:
@@ -217,8 +174,6 @@ class ComfyServer:
 
     def _log_tail(self) -> str:
         return f" Its log is {self.log} and ends with:\n{COLOR.sub('', tail(self.log))}"
-
-    # --------------------------------------------------------------------------------------------- HTTP
 
     def object_info(self, node_id: str | None = None) -> dict[str, Any]:
         """What ComfyUI says of all nodes by class, or of that one class."""
@@ -309,8 +264,6 @@ class ComfyServer:
             self._check_alive("has stopped")
             raise ServerError(f"ComfyUI does not answer at {self.url}: {error}") from error
 
-    # ------------------------------------------------------------------------------------------ prompts
-
     def run(
         self,
         prompt: Prompt,
@@ -331,12 +284,8 @@ class ComfyServer:
         entry = self.history(result.prompt_id)
         result.outputs = entry.get("outputs", {})
         result.seconds = time.monotonic() - begun
-        if check and result.error is not None:
-            raise _failure(result.error)
-        if check and result.interrupted:
-            node = next((e["data"] for e in result.events if e["type"] == "execution_interrupted"), {})
-            named = str(node.get("node_id", "?")), str(node.get("node_type", "?"))
-            raise PromptInterrupted(*named, "interrupted")
+        if check:
+            result.check()
         return result
 
     async def _run(
@@ -373,14 +322,13 @@ class ComfyServer:
                     raise ServerError(f"ComfyUI at {self.url} has closed the connection")
                 elif message.type == aiohttp.WSMsgType.TEXT:
                     event = json.loads(message.data)
-                    result.events.append(event)
-                    if _take(event, result):
+                    if result.take(event):
                         return result
                     if on_progress is not None:
-                        for step in _steps(event, result.prompt_id, seen):
+                        for step in steps(event, result.prompt_id, seen):
                             on_progress(*step)
                 elif message.type == aiohttp.WSMsgType.BINARY:
-                    result.events.extend(_shown(message.data))
+                    result.events.extend(shown(message.data))
                 if deadline is not None and time.monotonic() > deadline:
                     self.interrupt()
                     raise ServerError(f"the prompt did not end within {timeout:.0f} s and was interrupted")
@@ -390,85 +338,6 @@ class _HttpError(ServerError):
     def __init__(self, path: str, code: int, body: str) -> None:
         self.body = body
         super().__init__(f"ComfyUI answered {code} to {path.split('?')[0]}: {body[:500] or 'nothing'}")
-
-
-def _take(event: Event, result: Result) -> bool:
-    """Notes what an event says of the prompt; True with the last one."""
-    kind, data = event.get("type"), event.get("data") or {}
-    if data.get("prompt_id") != result.prompt_id:
-        return False
-    if kind == "execution_cached":
-        result.cached_nodes = [str(node) for node in data["nodes"]]
-    elif kind == "execution_error":
-        result.error = data
-    elif kind == "execution_interrupted":
-        result.interrupted = True
-    elif kind == "executing":
-        # The history has the outputs when this comes with no node; "execution_success" comes before that.
-        if data["node"] is None:
-            return True
-        if data["node"] not in result.executed_nodes:
-            result.executed_nodes.append(data["node"])
-    return False
-
-
-def _shown(data: bytes) -> list[Event]:
-    """What a node shows while it runs.
-
-    A preview is of type 1 (format, image) or 4 (length of the metadata, metadata, image), a text of type 3 (length of
-    the node's id, id, text).
-    """
-    kind, number = struct.unpack_from(">II", data)
-    rest = data[8:]
-    if kind == 1:
-        return [{"type": "preview", "data": {"image": rest}}]
-    if kind == 4:
-        return [{"type": "preview", "data": {**json.loads(rest[:number]), "image": rest[number:]}}]
-    if kind != 3:
-        return []
-    return [{"type": "progress_text", "data": {"node": rest[:number].decode(), "text": rest[number:].decode()}}]
-
-
-def _steps(event: Event, prompt_id: str, seen: dict[str, tuple[int, int]]) -> list[tuple[int, int]]:
-    """The steps (value, maximum) that an event tells for the first time; ComfyUI tells them in two ways."""
-    data = event.get("data") or {}
-    if event.get("type") == "progress":
-        told = {str(data.get("node")): data}
-    elif event.get("type") == "progress_state":
-        # Each running node is there with 0 of 1 before it counts anything itself.
-        running = [item for item in data["nodes"].items() if item[1]["state"] == "running"]
-        told = {node: state for node, state in running if state["max"] > 1}
-    else:
-        return []
-    if data.get("prompt_id") not in (None, prompt_id):
-        return []
-    steps = []
-    for node, state in told.items():
-        step = (int(state["value"]), int(state["max"]))
-        if seen.get(node) != step:
-            seen[node] = step
-            steps.append(step)
-    return steps
-
-
-def _failure(error: Event) -> PromptFailed:
-    kind = str(error.get("exception_type", "")).removeprefix("builtins.")
-    message = str(error.get("exception_message", "")).strip()
-    return PromptFailed(str(error.get("node_id")), str(error.get("node_type")), message, kind)
-
-
-def _readable(error: Any, node_errors: dict[str, Any]) -> str:
-    lines = []
-    for node, said in node_errors.items():
-        for item in said.get("errors", []):
-            lines.append(": ".join([f"node {node} ({said.get('class_type')})", *_words(item)]))
-    if not lines and isinstance(error, dict):
-        lines = [": ".join(_words(error))]
-    return "ComfyUI did not take the prompt: " + ("; ".join(lines) or str(error))
-
-
-def _words(error: Mapping[str, Any]) -> list[str]:
-    return [str(error[key]).rstrip(".") for key in ("message", "details") if error.get(key)]
 
 
 def usual_port() -> int:

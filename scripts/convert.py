@@ -9,15 +9,17 @@ Run it with ComfyUI's Python.
 from __future__ import annotations
 
 import argparse
-import importlib
 import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from console import bar, guarded, show
 from import_core import import_core
+
+if TYPE_CHECKING:
+    from ovis_core.checkpoint import Checkpoint
 
 PLACES = {"diffusion_model": "diffusion_models", "text_encoder": "text_encoders", "vae": "vae"}  # in ComfyUI's models
 
@@ -25,11 +27,12 @@ PLACES = {"diffusion_model": "diffusion_models", "text_encoder": "text_encoders"
 def main() -> int:
     """Command line."""
     import_core()
-    checkpoint, conversion, precision = (
-        importlib.import_module(f"ovis_core.{name}") for name in ("checkpoint", "conversion", "precision")
-    )
-    choices = {name: choice for name, choice in precision.PRECISIONS.items() if not choice.fast} | precision.SCALED
-    names = {f"{name}.safetensors": PLACES[name] for name in conversion.NAMES.values()}
+    from ovis_core.checkpoint import CheckpointError, open_model
+    from ovis_core.conversion import NAMES, write_one, write_parts
+    from ovis_core.precision import PRECISIONS, SCALED
+
+    choices = {name: choice for name, choice in PRECISIONS.items() if not choice.fast} | SCALED
+    names = {f"{name}.safetensors": PLACES[name] for name in NAMES.values()}
     parser = argparse.ArgumentParser(description="Convert an Ovis-U1 to one file, or to one for each part.")
     parser.add_argument("source", help="a release folder, or a file that holds all parts")
     parser.add_argument("out", help="the file to write, or with --parts the folder")
@@ -48,15 +51,15 @@ def main() -> int:
         parser.error("source and out must not be empty")
     args.source, args.out = Path(args.source), Path(args.out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written goes then too
-    write = conversion.write_parts if args.parts else conversion.write_one
+    write = write_parts if args.parts else write_one
     try:
         if not args.parts and args.out.suffix != ".safetensors":
-            raise checkpoint.CheckpointError(f"{args.out}: the name of the file to write must end in .safetensors.")
+            raise CheckpointError(f"{args.out}: the name of the file to write must end in .safetensors.")
         if args.parts and args.out.suffix == ".safetensors":
-            raise checkpoint.CheckpointError(f"{args.out}: with --parts name a folder, for {listed(names)}.")
-        opened = checkpoint.open_model(args.source)
+            raise CheckpointError(f"{args.out}: with --parts name a folder, for {listed(names)}.")
+        opened = open_model(args.source)
         files = write(opened, args.out, choices[args.dtype], report)
-    except checkpoint.CheckpointError as error:
+    except CheckpointError as error:
         show("", last=True)
         print(error, file=sys.stderr)
         return 1
@@ -78,10 +81,11 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}"
 
 
-def is_eight_bit(opened: Any) -> bool:
+def is_eight_bit(opened: Checkpoint) -> bool:
     """Whether a model's matrices are stored in 8 bits."""
-    stored = importlib.import_module("ovis_core.stored")
-    return any("float8" in str(weight.dtype) for weight in stored.stored_weights(opened.decoder).values())
+    from ovis_core.stored import stored_weights
+
+    return any("float8" in str(weight.dtype) for weight in stored_weights(opened.decoder).values())
 
 
 def report(done: int, total: int) -> None:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import workspace
+from console import UserError, guarded
 
 
 def main() -> int:
@@ -55,11 +56,11 @@ def check_release(folder: Path) -> None:
     """An error when the folder holds no release."""
     folder = folder.expanduser()
     if not folder.is_dir():
-        raise workspace.UserError(f"there is no folder {folder}")
+        raise UserError(f"there is no folder {folder}")
     for pattern in ("config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
-            raise workspace.UserError(f"{folder} is no release of Ovis-U1: it has no {pattern}")
+            raise UserError(f"{folder} is no release of Ovis-U1: it has no {pattern}")
 
 
 if __name__ == "__main__":
-    sys.exit(workspace.guarded(main))
+    sys.exit(guarded(main))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import json
 import platform
@@ -16,11 +15,13 @@ from types import FrameType
 from typing import Any
 
 import workspace
-from comfy_server import ComfyServer, Result, usual_port
+from comfy_prompt import Result
+from comfy_server import ComfyServer, usual_port
+from console import Ticker, UserError, bar, guarded, show
 from import_core import import_core
 from make_checkpoint import write_release
 from workflow_api import read_workflow, to_api
-from workspace import ComfyUI, Ticker, UserError
+from workspace import ComfyUI
 
 MODELS = Path("models") / "ovis_u1"
 TINY = "tiny-random"
@@ -96,11 +97,12 @@ def make_tiny(base: Path) -> str:
 def link_model(base: Path, model: Path) -> str:
     """Links a release into the base directory, once it is found to be whole; its name."""
     import_core()
-    checkpoint = importlib.import_module("ovis_core.checkpoint")
+    from ovis_core.checkpoint import CheckpointError, open_release
+
     model = model.resolve()
     try:
-        checkpoint.open_release(model)
-    except checkpoint.CheckpointError as error:
+        open_release(model)
+    except CheckpointError as error:
         raise UserError(f"--model: {error}") from error
     try:
         workspace.link_folder(model, base / MODELS / model.name)
@@ -158,18 +160,18 @@ def run(server: ComfyServer, workflow: dict[str, Any]) -> Result:
     except ValueError as error:
         raise UserError(f"the workflow does not run here: {error}") from error
     begun = time.monotonic()
-    workspace.show("running the workflow ...")
+    show("running the workflow ...")
 
     def on_progress(value: int, maximum: int) -> None:
         seconds = time.monotonic() - begun
-        workspace.show(f"{workspace.bar(value, maximum)}  step {value} of {maximum}, {seconds:.0f} s")
+        show(f"{bar(value, maximum)}  step {value} of {maximum}, {seconds:.0f} s")
 
     try:
         result = server.run(prompt, on_progress=on_progress, timeout=None, workflow=workflow)
     except BaseException:
-        workspace.show("running the workflow: not finished", last=True)
+        show("running the workflow: not finished", last=True)
         raise
-    workspace.show(f"{workspace.bar(1, 1)}  the workflow has run, {result.seconds:.1f} s", last=True)
+    show(f"{bar(1, 1)}  the workflow has run, {result.seconds:.1f} s", last=True)
     return result
 
 
@@ -233,4 +235,4 @@ def serve(server: ComfyServer, image: Path, name: str, tiny: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(workspace.guarded(main))
+    sys.exit(guarded(main))

@@ -8,11 +8,9 @@ Run it with ComfyUI's Python. From a pack that lies in ComfyUI/custom_nodes it n
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from console import bar, guarded, show
 from import_core import import_core
@@ -23,24 +21,25 @@ FOLDER = Path("models") / "ovis_u1" / "Ovis-U1-3B"
 def main() -> int:
     """Command line."""
     import_core()
-    core = importlib.import_module("ovis_core.download")
+    from ovis_core.download import REPOSITORY, DownloadError, Progress, download
+
     # As it was typed: a pack may be linked into custom_nodes.
     pack = Path(os.path.abspath(__file__)).parent.parent  # noqa: PTH100 (resolve would follow the link)
     own = pack.parent.parent / FOLDER if pack.parent.name == "custom_nodes" else None
     parser = argparse.ArgumentParser(description="Fetch the release of Ovis-U1, or what is missing of it.")
     default = f" (default: {own})" if own else f", such as {FOLDER} of a ComfyUI"
     parser.add_argument("folder", type=Path, nargs="?" if own else None, default=own, help=f"where to put it{default}")
-    parser.add_argument("--repository", default=core.REPOSITORY)
+    parser.add_argument("--repository", default=REPOSITORY)
     parser.add_argument("--revision", default="main")
     args = parser.parse_args()
 
-    def report(progress: Any) -> None:
+    def report(progress: Progress) -> None:
         sizes = f"{progress.done / 1e9:.2f} of {progress.total / 1e9:.2f} GB"
         show(f"{bar(progress.done, max(progress.total, 1))}  {sizes}, {progress.doing}")
 
     try:
-        folder = core.download(args.repository, args.folder.absolute(), args.revision, report)
-    except core.DownloadError as error:
+        folder = download(args.repository, args.folder.absolute(), args.revision, report)
+    except DownloadError as error:
         show("", last=True)
         print(error, file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import workspace
+from console import guarded
 
 
 def main() -> int:
@@ -47,4 +48,4 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(workspace.guarded(main))
+    sys.exit(guarded(main))

@@ -10,7 +10,8 @@ import safetensors.torch
 from PIL import Image
 from torch import Tensor
 
-from comfy_server import ComfyServer, Result
+from comfy_prompt import Result
+from comfy_server import ComfyServer
 from workflow_api import WORKFLOWS, read_workflow, to_api
 
 NAMES = sorted(file.stem for file in WORKFLOWS.glob("*.json"))

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 import benchmark_data
+from console import UserError
 from evaluation import schedule, scores
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.contact_sheet import PAGE, contact_sheet
 from evaluation.folder import RunFolder
 from evaluation.record import SEED_BYTES, Record, read, seeds, task_of
 from evaluation.settings import settings_of, size
-from workspace import UserError
 
 RUN = {"benchmark": "jobs", "settings": {"image": {"steps": 50}}}
 

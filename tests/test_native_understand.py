@@ -328,9 +328,9 @@ def test_judge(clip: Any, text_model: Any) -> None:
     question, tokenizer = "Is it a cat? Answer yes or no.", clip.tokenizer.tokenizer
     images = [FIRST, torch.flip(FIRST, (0,)), torch.zeros(32, 2, 3)]
     with calls(clip.cond_stage_model.llm.blocks[0]) as counts:
-        scores = judge(clip, images, question)
+        verdict = judge(clip, images, question)
     assert counts == [3]
-    for image, score in zip(images, scores, strict=True):
+    for image, score in zip(images, verdict.scores, strict=True):
         tokens = clip.tokenizer.question(question, [image])
         logits = text_model.read(tokens, 1, torch.device("cpu"), torch.float32)[1]
         chance = logits.double().softmax(0)
@@ -339,7 +339,8 @@ def test_judge(clip: Any, text_model: Any) -> None:
             for words in (("Yes", "yes"), ("No", "no"))
         )
         assert score == pytest.approx(yes / (yes + no), abs=1e-6)
-    assert len(set(scores)) == 3
+    assert len(set(verdict.scores)) == 3
+    assert [verdict.scores[i] for i in verdict.order] == sorted(verdict.scores, reverse=True)
 
 
 def test_a_half_written_character_does_not_show(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:

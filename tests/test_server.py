@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfy_server import ComfyServer, PromptFailed, PromptRejected
+from comfy_prompt import PromptFailed, PromptRejected
+from comfy_server import ComfyServer
 from graphs import WORKFLOWS, Graph, load, saved_image, saved_latent, text_to_image, workflows
 
 NODES = {

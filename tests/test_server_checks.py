@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from comfy_server import ComfyServer, PromptFailed
+from comfy_prompt import PromptFailed
+from comfy_server import ComfyServer
 from graphs import Graph, load, text_to_image
 
 CHECKS = [

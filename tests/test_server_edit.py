@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from comfy_server import ComfyServer, PromptFailed
+from comfy_prompt import PromptFailed
+from comfy_server import ComfyServer
 from graphs import Graph, load, saved_image, saved_images, saved_latent
 from pictures import picture
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import make_checkpoint
-from comfy_server import ComfyServer, PromptFailed, PromptRejected
+from comfy_prompt import PromptFailed, PromptRejected
+from comfy_server import ComfyServer
 from graphs import text_to_image
 
 FIRST, SECOND = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from comfy_server import ComfyServer, PromptFailed, PromptRejected, Result
+from comfy_prompt import PromptFailed, PromptRejected, Result
+from comfy_server import ComfyServer
 from conftest import comfyui_path
 from graphs import Graph, load, saved_image, saved_images
 from ovis_core import prompts

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from comfy_server import ComfyServer, PromptFailed, PromptRejected
+from comfy_prompt import PromptFailed, PromptRejected
+from comfy_server import ComfyServer
 from graphs import Graph, saved_latent, text_to_image
 
 MARK = "ovis_u1.config.json"  # what our parts carry their numbers in

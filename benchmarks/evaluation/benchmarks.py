@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from workspace import UserError
+from console import UserError
 
 from .edits import METHOD, gedit, gedit_rows, imgedit, imgedit_rows
 from .images import dpg, dpg_rows, geneval, geneval_rows

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from workspace import UserError
+from console import UserError
 
 from .record import Record, Source
 from .rows import Row, json_lines, json_object, json_value, need_file, parquet, row_of

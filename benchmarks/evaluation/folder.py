@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from workspace import UserError
+from console import UserError
 
 from .fingerprint import difference, sha256
 from .rows import json_object, json_value

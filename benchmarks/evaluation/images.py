@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from workspace import UserError
+from console import UserError
 
 from .record import Record
 from .rows import Row, json_lines, need_file, row_of

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from workspace import UserError
+from console import UserError
 
 from .record import Base64, Record, Source
 from .rows import Row, json_lines, need_file, tab_separated

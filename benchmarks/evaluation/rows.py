@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workspace import UserError
+from console import UserError
 
 SAFE_NAME = re.compile(r"[^/\\:*?\"<>|\x00-\x1f\ud800-\udfff]+")
 NAME_BYTES = 240  # a file system takes 255, of which our endings need some

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from workspace import UserError
+from console import UserError
 
 from .folder import Result, RunFolder
 from .record import Made, Record, Task, task_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import workspace
-from workspace import UserError
+from console import UserError
 
 from .record import Made, Task
 from .worker import RemoteWorker, Setup, Worker

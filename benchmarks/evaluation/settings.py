@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from workspace import UserError
+from console import UserError
 
 Settings = Mapping[str, Mapping[str, Any]]
 """For each task the inputs of its nodes."""

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 import workspace
-from workspace import UserError
+from console import UserError
 
 from .fingerprint import versions, weights_hash
 from .graphs import ANSWER, LETTERS, SAVE, Graph, graph

@@ -89,7 +89,10 @@ class OvisTextModel(Multimodal):
         return self._seen[picture]
 
     def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None]:
-        """Tokens of `OvisTokenizer` -> the condition (B, L, 2 * hidden), float32; there is no pooled output."""
+        """Tokens of `OvisTokenizer` -> the condition (B, L, 2 * hidden), float32; there is no pooled output.
+
+        Raises ValueError for another CLIP's tokens, for prompts of different length, and where they are too long.
+        """
         sections = own_section(tokens)
         if len({len(section) for section in sections}) > 1:
             raise ValueError("tokens: prompts of different length cannot be one batch; encode each by itself.")
@@ -141,6 +144,8 @@ class OvisTextModel(Multimodal):
         """Ids of at most `room` tokens that follow `tokens`, and the cache that holds all but the last of them.
 
         With a `tokenizer` the text shows on the running node.
+
+        Raises ValueError when `tokens` take more positions than the language model has.
         """
         progress = Writing(room, tokenizer)
         cache, logits = self.read(tokens, room, self.run_device, self.writing_dtype, computed)
@@ -178,7 +183,10 @@ class OvisTextModel(Multimodal):
         return self.write(sequence, room, drawn if do_sample else GREEDY)[0]
 
     def load_sd(self, sd: Mapping[str, Stored]) -> tuple[list[str], list[str]]:
-        """Loads weights with the release's names; answers the missing and the unexpected ones, as ComfyUI asks."""
+        """Loads weights with the release's names. Raises `CheckpointError` for NaN or infinity.
+
+        ComfyUI expects lists of missing and of unexpected names; both are empty, for `checkpoint.py` has checked them.
+        """
         fill(self, sd, assign=getattr(self, "can_assign_sd", False))
         return [], []
 

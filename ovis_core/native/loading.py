@@ -18,7 +18,10 @@ from .vae import build_vae
 
 
 def load(checkpoint: Checkpoint, precision: Precision = DEFAULT) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """Everything of a model, in the patchers of the running ComfyUI."""
+    """Everything of a model, in the patchers of the running ComfyUI.
+
+    Raises `CheckpointError` for NaN or infinity, a dtype that no part has, and a VAE that is not of SDXL's kind.
+    """
     vae = _vae(checkpoint)  # its shapes are checked last, and it takes least time
     clip = _clip(checkpoint, precision)
     model = _model(checkpoint, precision)
@@ -34,6 +37,8 @@ def load_patcher(
     """The patcher of one part, read anew.
 
     disable_dynamic  no dynamic VRAM, where ComfyUI has it
+
+    Raises `CheckpointError` as `load` does.
     """
     if kind == DECODER:
         return _model(checkpoint, precision, disable_dynamic=disable_dynamic)

@@ -23,6 +23,7 @@ def blocks(config: DecoderConfig) -> Iterator[str]:
 def merge(first: ModelPatcher, second: ModelPatcher, ratios: Mapping[str, float]) -> ModelPatcher:
     """MODEL that is `first` in the share `ratios[block]` of each of `blocks`, and `second` in the rest.
 
+    Neither is changed: the MODEL is a clone, and weights are mixed when they are loaded.
     Raises ValueError where the two are of different shape.
     """
     shapes = [

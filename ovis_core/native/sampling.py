@@ -36,6 +36,8 @@ class OvisGuider(comfy.samplers.CFGGuider):
     otherwise v = cond, in one pass.
 
     Sets the shift for the latent's size, unless the model carries a `model_sampling` patch already.
+
+    Raises ValueError where `image_only` holds no reference image.
     """
 
     def __init__(

@@ -34,6 +34,24 @@ class Answer:
     conversation: Conversation
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What the model said of several images.
+
+    scores  of each image, in order: the probability of yes, where yes and no make 1
+    order   indexes of the images, highest score first
+    """
+
+    scores: list[float]
+    order: list[int]
+
+    @property
+    def ranking(self) -> str:
+        """A line for each image, highest score first."""
+        lines = (f"{place}. image {i + 1}: {self.scores[i]:.4f}" for place, i in enumerate(self.order, 1))
+        return "\n".join(lines)
+
+
 def understand(
     clip: comfy.sd.CLIP,
     prompt: str,
@@ -79,10 +97,14 @@ def understand(
     )
 
 
-def judge(clip: comfy.sd.CLIP, images: Sequence[Tensor], question: str) -> list[float]:
-    """For each image (height, width, channels) the probability of "yes" against "no" as the answer's first word."""
+def judge(clip: comfy.sd.CLIP, images: Sequence[Tensor], question: str) -> Verdict:
+    """Asks about each image (height, width, channels), and weighs "yes" against "no" as the answer's first word.
+
+    Raises ValueError when a question takes more positions than the language model has.
+    """
     asked = [clip.tokenizer.question(question, [image]) for image in images]
-    return [yes for yes, _ in _first_words(clip, asked, (YES, NO))]
+    scores = [yes for yes, _ in _first_words(clip, asked, (YES, NO))]
+    return Verdict(scores, sorted(range(len(scores)), key=lambda i: -scores[i]))
 
 
 def choose(clip: comfy.sd.CLIP, images: Sequence[Tensor], question: str, choices: Sequence[str]) -> list[float]:

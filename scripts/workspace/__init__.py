@@ -1,7 +1,5 @@
 """A place to run the pack in: a ComfyUI, an environment of its own and a base directory. Standard library only."""
 
-from console import Ticker, UserError, bar, guarded, show
-
 from .base import link_folder, make_base
 from .cache import home, remove
 from .comfyui import ComfyUI, describe_comfyui, find_comfyui
@@ -11,21 +9,16 @@ from .processes import end_tree, hand_over, spawn, tail
 __all__ = [
     "ROOT",
     "ComfyUI",
-    "Ticker",
-    "UserError",
-    "bar",
     "check_python",
     "describe_comfyui",
     "end_tree",
     "find_comfyui",
-    "guarded",
     "hand_over",
     "home",
     "link_folder",
     "make_base",
     "prepare_env",
     "remove",
-    "show",
     "spawn",
     "tail",
 ]

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from comfy_server import ComfyServer, Result
+from comfy_prompt import Result
+from comfy_server import ComfyServer
 from graphs import Graph, saved_latent
 
 WIDTH, HEIGHT, STEPS = 96, 64, 3

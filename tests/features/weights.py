@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from comfy_server import PromptFailed
+from comfy_prompt import PromptFailed
 from ovis_core.checkpoint import open_release
 from ovis_core.conversion import write_one
 from ovis_core.precision import SCALED
