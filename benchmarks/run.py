@@ -53,11 +53,20 @@ def arguments() -> argparse.Namespace:
     line.add_argument("--count", action="store_true", help="count kernels, bytes and graphs, and measure nothing")
     args = parse(line)
     args.sizes = args.sizes or SIZES[args.device]
-    if not all(re.fullmatch(r"\d+x\d+", size) for size in args.sizes):
+    if not all(re.fullmatch(r"[1-9]\d*x[1-9]\d*", size) for size in args.sizes):
         line.error("--sizes: write each as WIDTHxHEIGHT, 1024x768 for example")
     args.sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
-    if args.tokens is not None and args.tokens < 2:
-        line.error("--tokens: write 2 or more, for the first is timed apart")
+    if any(side % 16 for side in (*sum(args.sizes, ()), args.edit_side or 0)):
+        line.error("--sizes, --edit-side: sides are multiples of 16 pixels")
+    # Of an answer's tokens the first is timed apart.
+    for name, least in {"edit_side": 16, "steps": 1, "tokens": 2, "batch": 1, "repeat": 1}.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            line.error(f"--{name.replace('_', '-')}: {least} is the least")
+    if args.reference and not (args.reference / "modeling_ovis_u1.py").is_file():
+        line.error(f"--reference: {args.reference} holds no modeling_ovis_u1.py; name a folder of the release")
+    if args.sides and args.sides == ["authors"] and not args.reference:
+        line.error("--sides: for the authors' side name a folder of the release with --reference")
     args.edit_side = args.edit_side or EDIT_SIDE[args.device]
     args.steps = args.steps or STEPS[args.device]
     args.tokens = args.tokens or TOKENS[args.device]
@@ -150,10 +159,12 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ]
         measured = [Measured(LOAD, side, [turn[side] for turn in turns]) for side in bench.sides]
     for row in rows(bench, args, copy):
-        if asked(row.name, args):
+        if row.sides and asked(row.name, args):
             found = meter.measure(row)
             measured += found
             print(time_table(found, seconds=on_gpu).splitlines()[-1], file=sys.stderr, flush=True)
+    if not measured:
+        raise SystemExit(f"--rows: none has {' or '.join(args.rows)} in its name.")
     print(time_table(measured, seconds=on_gpu), "\n")
     print(memory_table(measured), "\n")
     if any(row.first for row in measured):

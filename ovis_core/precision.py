@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .checkpoint import WEIGHT
-from .stored import SCALE, Stored
+from .stored import SCALE, Stored, is_finite
+from .weights_file import CheckpointError
 
 # The large matrices, 97 % of the decoder and 82 % of the language model. Everything else keeps its
 # precision: norms, embeddings, biases, the refiner's gates, what reads latents, time and text, and the final layer.
@@ -89,7 +90,14 @@ def in_precision(weights: Mapping[str, Stored], precision: Precision) -> dict[st
 def _cast(stored: Stored, dtype: torch.dtype) -> Stored:
     if stored.dtype == dtype:
         return stored
-    return replace(stored, dtype=dtype, read=lambda: _clamped(stored.read(), dtype))
+    return replace(stored, dtype=dtype, read=lambda: _fitting(stored, dtype))
+
+
+def _fitting(stored: Stored, dtype: torch.dtype) -> Tensor:
+    tensor = _clamped(stored.read(), dtype)
+    if dtype == torch.float16 and not is_finite(tensor):
+        raise CheckpointError(f"{stored.origin} holds values that float16 cannot; choose bf16 or fp32.")
+    return tensor
 
 
 def _unscaled(stored: Stored, scale: Stored | None) -> Stored:

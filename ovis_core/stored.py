@@ -83,7 +83,8 @@ def stored_weights(part: Part, lasting: bool = False) -> dict[str, Stored]:
     """A part's tensors by their names without prefix.
 
     A layer whose weight is in 8 bits may have its scale, by which the weight is to be multiplied, as `SCALE`, however
-    the file names it. Raises `CheckpointError` for a dtype that no part has.
+    the file names it. Raises `CheckpointError` for a dtype that no part has; so does reading for NaN
+    and infinity.
 
     lasting  they may stay in their files for good
     """
@@ -95,7 +96,7 @@ def stored_weights(part: Part, lasting: bool = False) -> dict[str, Stored]:
         dtype = DTYPES.get(piece.get_dtype())
         if dtype is None:
             raise CheckpointError(f"{file}: tensor {full} is {piece.get_dtype()}, which no part of Ovis-U1 is.")
-        read = partial(maps, file, full)
+        read = partial(_checked, maps, file, full)
         found[stored_name(name)] = Stored(tuple(piece.get_shape()), dtype, read, f"{file}: tensor {full}", lasting)
     # Older ComfyUIs write a scale of one for layers that have none.
     without = [layer for layer in scaled_layers(found) if found[layer + WEIGHT].dtype != torch.float8_e4m3fn]
@@ -104,11 +105,22 @@ def stored_weights(part: Part, lasting: bool = False) -> dict[str, Stored]:
     return found
 
 
+def _checked(maps: _Maps, file: Path, name: str) -> Tensor:
+    tensor = maps(file, name)
+    if not is_finite(tensor):
+        raise CheckpointError(
+            f"{file}: tensor {name} holds NaN or infinity, so the file is damaged; download it again."
+        )
+    return tensor
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor of weights holds neither NaN nor infinity; takes as long as reading it."""
     if tensor.dtype.itemsize == 1:
         # float8_e4m3fn has no infinity, and NaN in two forms.
         return tensor.dtype != torch.float8_e4m3fn or not bool(((tensor.view(torch.uint8) & 0x7F) == 0x7F).any())
+    if tensor.numel() == 0:
+        return True
     # Both are NaN where anything is. A sum would need a copy in float32, for fear of float16.
     return all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor))
 

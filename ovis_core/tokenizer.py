@@ -18,6 +18,9 @@ PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
+# What every such vocabulary makes of a text; the last of its merges is in it.
+PROBE = "Describe a caf\u00e9, \u6f22\u5b57 and 3 \u043a\u043e\u0448\u043a\u0438. \u2f57"
+PROBE_IDS = [74785, 264, 51950, 11, 6567, 120, 95, 18600, 323, 220, 18, 87415, 133041, 13, 220, 151642]
 MEND = "Download them again, or delete them to use those that ComfyUI ships."
 
 
@@ -45,21 +48,21 @@ class Tokenizer:
     def _read(self, folder: Path, called: str | Path) -> None:
         try:
             self._bpe = Backend(_vocabulary(folder))
-        except Exception as error:  # of many kinds, for files of many kinds
-            raise ValueError(f"{called}: its tokenizer files cannot be read ({error}). {MEND}") from error
-        words = self._bpe.get_vocab_size()
-        if words < Control.END_OF_TEXT:
-            raise ValueError(
-                f"{called}: its tokenizer has {words} words and Qwen3's has {int(Control.END_OF_TEXT)}. {MEND}"
+            self._bpe.normalizer = normalizers.NFC()
+            self._bpe.pre_tokenizer = pre_tokenizers.Sequence(
+                [
+                    pre_tokenizers.Split(Regex(PIECES), "isolated"),
+                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+                ]
             )
-        self._bpe.normalizer = normalizers.NFC()
-        self._bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(PIECES), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        self._bpe.decoder = decoders.ByteLevel()
+            self._bpe.decoder = decoders.ByteLevel()
+            ids = self.encode([PROBE])
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # of many kinds, for files of many kinds; a panic of the library is no Exception
+            raise ValueError(f"{called}: its tokenizer files cannot be read ({error}). {MEND}") from error
+        if ids != PROBE_IDS:
+            raise ValueError(f"{called}: its tokenizer is not Qwen3's, or not whole. {MEND}")
 
     def encode(self, parts: Sequence[Part]) -> list[int | Picture]:
         """Token ids of a prompt's parts, with the pictures left in their places.
@@ -82,7 +85,7 @@ class Tokenizer:
 
 def _vocabulary(folder: Path) -> models.Model:
     pair, (whole,) = TOKENIZER_FILES
-    if (folder / pair[0]).is_file():
+    if all((folder / name).is_file() for name in pair):
         return models.BPE.from_file(*(str(folder / name) for name in pair))
     return Backend.from_file(str(folder / whole)).model
 

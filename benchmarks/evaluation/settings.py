@@ -37,6 +37,7 @@ REPORT: dict[str, dict[str, Any]] = {
 }
 """As the report has them."""
 
+LEAST = {"steps": 1, "txt_cfg": 0.0, "img_cfg": 0.0, "megapixels": 0.0, "max_new_tokens": 1}
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 SIZE = re.compile(r"(\d+)\s*x\s*(\d+)")
 
@@ -62,6 +63,9 @@ def need_setting(task: str, name: str, value: Any) -> Any:
     fits = type(value) is kind or (kind is float and type(value) is int)
     if not fits or (kind is float and not -math.inf < value < math.inf):
         raise ValueError(f"{name} {reprlib.repr(value)} is not {KINDS[kind]}")
+    least = LEAST.get(name, -math.inf)
+    if not isinstance(value, str) and value < least:
+        raise ValueError(f"{name} {value} is less than {least}")
     return value
 
 

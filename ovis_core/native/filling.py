@@ -10,8 +10,7 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
-from ..stored import MARK, SCALE, Stored, is_finite, scale_marks, scaled_layers
-from ..weights_file import CheckpointError
+from ..stored import MARK, SCALE, Stored, scale_marks, scaled_layers
 
 OLDER_SCALE = ".scale_weight"
 
@@ -19,10 +18,8 @@ OLDER_SCALE = ".scale_weight"
 def fill(network: nn.Module, weights: Mapping[str, Stored], assign: bool) -> None:
     """Loads weights by their names in the network; each is read once, scales aside.
 
-    Raises `CheckpointError` for NaN or infinity.
-
     assign  the layers take the tensors themselves, which stay in their files until they are needed, as dynamic VRAM
-            wants them, and are not looked at; otherwise they are copied one by one, so that memory holds no more
+            wants them; otherwise they are copied one by one, so that memory holds no more
             than the network, unless they are of the layer's dtype and last where they are
     """
     if assign:
@@ -44,9 +41,7 @@ def _copy(network: nn.Module, weights: Mapping[str, Stored]) -> None:
         module = network.get_submodule(layer)
         own = {f"{layer}.{name}".lstrip("."): parameter for name, parameter in module._parameters.items()}
         # A layer that makes its weight of what it is given would keep the file.
-        tensors = {
-            name: read_finite(weights[name]) if name in own else read_finite(weights[name]).clone() for name in names
-        }
+        tensors = {name: weights[name].read() if name in own else weights[name].read().clone() for name in names}
         stay = all(weights[name].lasting and _alike(tensors[name], own[name]) for name in names if name in own)
         how, errors = {"assign_to_params_buffers": stay}, list[str]()
         module._load_from_state_dict(tensors, f"{layer}." if layer else "", how, False, [], [], errors)
@@ -56,14 +51,6 @@ def _copy(network: nn.Module, weights: Mapping[str, Stored]) -> None:
 
 def _alike(tensor: Tensor, parameter: Tensor) -> bool:
     return tensor.dtype == parameter.dtype and tensor.device == parameter.device
-
-
-def read_finite(stored: Stored) -> Tensor:
-    """A stored tensor. Raises `CheckpointError` where it holds NaN or infinity."""
-    tensor = stored.read()
-    if not is_finite(tensor):
-        raise CheckpointError(f"{stored.origin} holds NaN or infinity, so the file is damaged; download it again.")
-    return tensor
 
 
 def scales_are_fixed(network: nn.Module) -> bool:

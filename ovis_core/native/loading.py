@@ -12,7 +12,6 @@ from ..checkpoint import DECODER, TEXT, Checkpoint, CheckpointError, Kind, Part
 from ..precision import DEFAULT, Precision
 from ..stored import Stored, stored_name, stored_weights
 from .clip import build_clip
-from .filling import read_finite
 from .model import build_model
 from .vae import build_vae
 
@@ -56,7 +55,7 @@ def _clip(checkpoint: Checkpoint, precision: Precision, **options: Any) -> comfy
 
 
 def _vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
-    weights = {name: read_finite(stored) for name, stored in stored_weights(checkpoint.vae).items()}
+    weights = {name: stored.read() for name, stored in stored_weights(checkpoint.vae).items()}
     try:
         return build_vae(checkpoint.config.vae, weights)
     except RuntimeError as error:

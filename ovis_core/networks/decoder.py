@@ -18,7 +18,7 @@ from ..config import LATENT_PATCH, DecoderConfig
 from .attention import rotary_table
 from .layers import Layers
 from .packing import grid_size, pack, unpack
-from .patches import patched_attention, patched_input, run_double, run_single
+from .patches import patched_attention, patched_input, run_double, run_single, scaled_positions
 from .positions import RotaryTables, positions
 from .refiner import Refiner
 
@@ -85,9 +85,12 @@ class Decoder(nn.Module):
         # Every modulation begins with this SiLU.
         vec = F.silu(self.time_in(time_embedding(timestep, TIME_WIDTH).to(img.dtype)) + y)
 
-        if patches.get("post_input"):
+        scaling = options.get("rope_options")
+        if scaling or patches.get("post_input"):
             ids = positions(txt.shape[1], grids, x.device)
-            img, txt, ids = patched_input(patches["post_input"], img, txt, ids, options)
+            if scaling:
+                ids = scaled_positions(ids, slice(txt.shape[1], txt.shape[1] + image_length), scaling)
+            img, txt, ids = patched_input(patches.get("post_input", ()), img, txt, ids, options)
             pe = rotary_table(ids, self.config.axes_dim, self.config.theta)
         else:
             pe = self.rotary_tables(txt.shape[1], grids, x.device)

@@ -1,7 +1,7 @@
 """Where ComfyUI's patches for FLUX take hold of the decoder: its input, its blocks and their attention.
 
-They lie in `transformer_options`: `post_input`, `attn1_patch` and `attn1_output_patch` under "patches", blocks that
-take another's place under "patches_replace".
+They lie in `transformer_options`: `rope_options`; `post_input`, `attn1_patch` and `attn1_output_patch` under "patches"; blocks
+that take another's place under "patches_replace".
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ def patched_input(
     return img, txt, ids
 
 
+def scaled_positions(ids: Tensor, image: slice, scaling: dict[str, float]) -> Tensor:
+    """`positions` (L + N, 3) with those of the image scaled and shifted, as ComfyUI's ScaleROPE asks."""
+    scale = [1.0, scaling.get("scale_y", 1.0), scaling.get("scale_x", 1.0)]
+    shift = [scaling.get(f"shift_{axis}", 0.0) for axis in "tyx"]
+    scaled = ids[image] * ids.new_tensor(scale) + ids.new_tensor(shift)
+    return torch.cat((ids[: image.start], scaled, ids[image.stop :]))
+
+
 def run_double(
     block: nn.Module,
     replacement: Patch | None,
@@ -45,7 +53,7 @@ def run_double(
         return block(img, txt, vec, pe, options)
 
     def original(args: Args) -> Args:
-        img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], args["transformer_options"])
+        img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], args.get("transformer_options", options))
         return {"img": img, "txt": txt}
 
     args = {"img": img, "txt": txt, "vec": vec, "pe": pe, "transformer_options": options}
@@ -61,7 +69,7 @@ def run_single(
         return block(x, vec, pe, options)
 
     def original(args: Args) -> Args:
-        return {"img": block(args["img"], args["vec"], args["pe"], args["transformer_options"])}
+        return {"img": block(args["img"], args["vec"], args["pe"], args.get("transformer_options", options))}
 
     args = {"img": x, "vec": vec, "pe": pe, "transformer_options": options}
     return replacement(args, {"original_block": original})["img"]
