@@ -9,14 +9,30 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from conftest import ROOT
 
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "nodes", "server"}
-HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}  # safetensors' headers are read without torch
+HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
 # Of ovis_core, what needs nothing but Python.
 PLAIN = {"config", "layout", "prompts", "release", "sizes", "schedule", "download", "checkpoint"}
 PLAIN |= {"weights_file", "dependencies", "__init__"}
+# Imports those named and reads a file's header; prints what came along of HEAVY. safetensors' own way takes numpy.
+LOAD_PLAIN = """
+import sys
+from importlib import import_module
+from pathlib import Path
+
+scripts, file, heavy, *plain = sys.argv[1:]
+sys.path.insert(0, scripts)
+__import__("import_core").import_core()
+for name in plain:
+    import_module(f"ovis_core.{name}")
+assert import_module("ovis_core.weights_file").read_shapes(Path(file))
+print(*sorted({*heavy.split()} & {*sys.modules}))
+"""
 
 
 def imported(file: Path) -> set[str]:
@@ -62,6 +78,17 @@ def test_imports_run_one_way(file: Path) -> None:
     assert own == 2 or not roots(file) & COMFYUI
     assert own > 0 or not roots(file) & HEAVY
     assert "nodes" not in roots(file)
+
+
+def test_plain_python_loads_nothing_heavy(tmp_path: Path) -> None:
+    """Whatever a library does behind an import or a call; 8 bits and bfloat16 are types that numpy does not know."""
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(2, dtype=torch.bfloat16), "b": torch.zeros(2, dtype=torch.float8_e4m3fn)}, file)
+    arguments = [ROOT / "scripts", file, " ".join(HEAVY - {"numpy"}), *sorted(PLAIN)]
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", LOAD_PLAIN, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout.split()) == (0, []), ran.stdout + ran.stderr
 
 
 @pytest.mark.parametrize("file", [file for file in CORE if file.parent.name == "networks"], ids=name_of)
