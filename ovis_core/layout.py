@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .config import DecoderConfig, LanguageConfig, OvisConfig, VaeConfig, VisionConfig
+from .config import (
+    INDICATORS,
+    REFINER_DEPTH,
+    TIME_WIDTH,
+    DecoderConfig,
+    LanguageConfig,
+    OvisConfig,
+    VaeConfig,
+    VisionConfig,
+)
 
 LANGUAGE = "llm."
 VISION = "visual_tokenizer."
@@ -88,7 +97,7 @@ def _vision(c: VisionConfig) -> Shapes:
         yield f"{p}.blocks.{i}.norm_1.weight", (d,)
         yield f"{p}.blocks.{i}.norm_2.weight", (d,)
     yield f"{p}.post_trunk_norm.weight", (d,)
-    words = c.vocab_size - 4
+    words = c.vocab_size - INDICATORS
     yield "visual_tokenizer.head.0.weight", (words, d * c.hidden_stride**2)
     yield from _norm("visual_tokenizer.head.1", words)
 
@@ -97,14 +106,14 @@ def _decoder(c: DecoderConfig) -> Shapes:
     p, d = "visual_generator.backbone", c.hidden_size
     head, inner, context = d // c.num_heads, int(d * c.mlp_ratio), c.context_in_dim
     yield from _linear(f"{p}.img_in", d, c.in_channels)
-    for name, into in (("time_in", 256), ("vector_in", c.vec_in_dim)):
+    for name, into in (("time_in", TIME_WIDTH), ("vector_in", c.vec_in_dim)):
         yield from _linear(f"{p}.{name}.in_layer", d, into)
         yield from _linear(f"{p}.{name}.out_layer", d, d)
     yield from _linear(f"{p}.txt_in.input_embedder", d, context)
     yield from _linear(f"{p}.txt_in.c_embedder.linear_1", d, context)
     yield from _linear(f"{p}.txt_in.c_embedder.linear_2", d, d)
     yield f"{p}.txt_in.cls_token", (1, 1, d)
-    for i in range(2):
+    for i in range(REFINER_DEPTH):
         r = f"{p}.txt_in.individual_token_refiner.blocks.{i}"
         yield from _norm(f"{r}.norm1", d)
         yield from _norm(f"{r}.norm2", d)

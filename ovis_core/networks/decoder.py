@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import LATENT_PATCH, DecoderConfig
+from ..config import LATENT_PATCH, TIME_WIDTH, DecoderConfig
 from .attention import rotary_table
 from .layers import Layers
 from .packing import grid_size, pack, unpack
@@ -22,7 +22,6 @@ from .patches import patched_attention, patched_input, run_double, run_single
 from .positions import RotaryTables, positions
 from .refiner import Refiner
 
-TIME_WIDTH = 256
 NORM_EPS = 1e-6
 
 

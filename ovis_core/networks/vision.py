@@ -13,12 +13,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import VisionConfig
+from ..config import INDICATORS, VisionConfig
 from .layers import Layers
 
 ROTARY_THETA = 10000.0
 GROUPS = 1024  # of 2 x 2 patches that have their words' probabilities at once: half a gigabyte in bfloat16
-INDICATORS = 4  # rows of the visual embedding table that the head has no word for
 
 
 class VisualTokenizer(nn.Module):
