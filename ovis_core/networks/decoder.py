@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import LATENT_PATCH, TIME_WIDTH, DecoderConfig
-from .attention import rotary_table
 from .layers import Layers
 from .packing import grid_size, pack, unpack
 from .patches import patched_attention, patched_input, run_double, run_single
 from .positions import RotaryTables, positions
 from .refiner import Refiner
+from .rotary import pair_table
 
 NORM_EPS = 1e-6
 
@@ -87,7 +87,7 @@ class Decoder(nn.Module):
         if patches.get("post_input"):
             ids = positions(txt.shape[1], grids, x.device)
             img, txt, ids = patched_input(patches["post_input"], img, txt, ids, options)
-            pe = rotary_table(ids, self.config.axes_dim, self.config.theta)
+            pe = pair_table(ids, self.config.axes_dim, self.config.theta)
         else:
             pe = self.rotary_tables(txt.shape[1], grids, x.device)
             if patches or replace:

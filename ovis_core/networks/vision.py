@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..config import INDICATORS, VisionConfig
 from .layers import Layers
+from .rotary import grid_tables, rotate_halves
 
 ROTARY_THETA = 10000.0
 GROUPS = 1024  # of 2 x 2 patches that have their words' probabilities at once: half a gigabyte in bfloat16
@@ -74,8 +75,8 @@ class Backbone(nn.Module):
         stride = self.config.hidden_stride
         frames, rows, columns = grid
         x = self.preprocessor(patches, grid).unflatten(0, (frames, rows * columns))
-        cos, sin = rotary_angles(rows, columns, self.config.hidden_size // self.config.num_attention_heads, x.device)
-        cos, sin = (_grouped(table.unflatten(0, (rows, columns)), stride) for table in (cos, sin))
+        head = self.config.hidden_size // self.config.num_attention_heads
+        cos, sin = (_grouped(t, stride) for t in grid_tables(rows, columns, head, ROTARY_THETA, x.device))
         for block in self.trunk["blocks"]:
             x = block(x, cos, sin)
         return x.reshape(-1, stride**2 * x.shape[-1])
@@ -135,31 +136,15 @@ class Block(nn.Module):
         self.norm_2 = layers.rms_norm(hidden, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x (frames, L, hidden); cos, sin (L, D / 2)."""
+        """x (frames, L, hidden); cos, sin (L, 1, D)."""
         qkv = self.attn["qkv"](self.norm_1(x))
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate_halves(q, cos, sin), rotate_halves(k, cos, sin)
-        x = x + self.attn["proj"](self.attention(q, k, v, None))
+        qk, v = qkv.unflatten(-1, (3 * self.heads, -1)).split((2 * self.heads, self.heads), dim=2)
+        q, k = rotate_halves(qk, cos, sin).transpose(1, 2).chunk(2, dim=1)
+        x = x + self.attn["proj"](self.attention(q, k, v.transpose(1, 2), None))
         hidden = self.norm_2(x)
         return x + self.mlp["fc2"](F.silu(self.mlp["fc1"](hidden)) * self.mlp["fc3"](hidden))
 
 
-def rotary_angles(rows: int, columns: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (rows * columns, head_dim / 2): first half of the pairs by rows, second by columns."""
-    half = head_dim // 2
-    frequency = 1.0 / ROTARY_THETA ** (torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
-    row = torch.arange(rows, dtype=torch.float32, device=device)[:, None] * frequency
-    column = torch.arange(columns, dtype=torch.float32, device=device)[:, None] * frequency
-    angle = torch.cat((row.repeat_interleave(columns, dim=0), column.repeat(rows, 1)), dim=-1)
-    return angle.cos(), angle.sin()
-
-
-def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates pairs (i, i + D / 2) of x (..., L, D) in float32."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
-
-
 def _grouped(x: Tensor, stride: int) -> Tensor:
     """(rows, columns, ...) -> (rows * columns, ...) in the patches' order of 2 x 2 groups."""
-    return rearrange(x, "(gh sh) (gw sw) d -> (gh gw sh sw) d", sh=stride, sw=stride)
+    return rearrange(x, "(gh sh) (gw sw) ... -> (gh gw sh sw) ...", sh=stride, sw=stride)
