@@ -10,10 +10,8 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
-from ..stored import MARK, SCALE, Stored, is_finite, scale_marks, scaled_layers
+from ..stored import MARK, OLDER_SCALE, SCALE, Stored, is_finite, scale_marks, scaled_layers
 from ..weights_file import CheckpointError
-
-OLDER_SCALE = ".scale_weight"
 
 
 def fill(network: nn.Module, weights: Mapping[str, Stored], assign: bool) -> None:
