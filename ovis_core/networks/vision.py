@@ -45,7 +45,7 @@ class VisualTokenizer(nn.Module):
         seen = [
             look_up(self.words(features))
             for frame in patches.chunk(frames)
-            for features in self.backbone(frame, (1, rows, columns)).split(GROUPS)
+            for features in self.backbone(frame, rows, columns).split(GROUPS)
         ]
         return torch.cat(seen)
 
@@ -67,14 +67,10 @@ class Backbone(nn.Module):
         norm = layers.rms_norm(config.hidden_size, eps=config.rms_norm_eps)
         self.trunk = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "post_trunk_norm": norm})
 
-    def forward(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """-> features (N / stride^2, stride^2 * hidden): the last block's output, 2 x 2 patches joined.
-
-        Attention is full within a frame and does not cross frames.
-        """
+    def forward(self, patches: Tensor, rows: int, columns: int) -> Tensor:
+        """Patches of one frame -> features (N / stride^2, stride^2 * hidden): the last block's output, 2 x 2 joined."""
         stride = self.config.hidden_stride
-        frames, rows, columns = grid
-        x = self.preprocessor(patches, grid).unflatten(0, (frames, rows * columns))
+        x = self.preprocessor(patches, rows, columns)[None]
         head = self.config.hidden_size // self.config.num_attention_heads
         cos, sin = (_grouped(t, stride) for t in grid_tables(rows, columns, head, ROTARY_THETA, x.device))
         for block in self.trunk["blocks"]:
@@ -98,17 +94,15 @@ class Preprocessor(nn.Module):
         )
         self.pos_embed = layers.parameter(1, self.side**2, hidden)
 
-    def forward(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """patches (N, channels * patch * patch) -> (N, hidden)."""
+    def forward(self, patches: Tensor, rows: int, columns: int) -> Tensor:
+        """patches (rows * columns, channels * patch * patch) -> (rows * columns, hidden)."""
         config = self.config
-        frames, rows, columns = grid
         x = patches.unflatten(1, (config.num_channels, config.patch_size, config.patch_size))
         x = self.patchifier["norm"](self.patchifier["proj"](x).flatten(1))
 
         learned = self.pos_embed.to(x.device, x.dtype).unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
         learned = F.interpolate(learned, size=(rows, columns), mode="bicubic", align_corners=False)
-        positions = _grouped(learned[0].permute(1, 2, 0), config.hidden_stride)
-        return x + positions.repeat(frames, 1)
+        return x + _grouped(learned[0].permute(1, 2, 0), config.hidden_stride)
 
 
 class Block(nn.Module):
@@ -136,7 +130,7 @@ class Block(nn.Module):
         self.norm_2 = layers.rms_norm(hidden, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x (frames, L, hidden); cos, sin (L, 1, D)."""
+        """x (1, L, hidden); cos, sin (L, 1, D)."""
         qkv = self.attn["qkv"](self.norm_1(x))
         qk, v = qkv.unflatten(-1, (3 * self.heads, -1)).split((2 * self.heads, self.heads), dim=2)
         q, k = rotate_halves(qk, cos, sin).transpose(1, 2).chunk(2, dim=1)
