@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import layout
-from .config import ConfigError, OvisConfig, VaeConfig, check_together, load_sections, read_config
+from .config import LATENT_CHANNELS, ConfigError, OvisConfig, VaeConfig, check_together, load_sections, read_config
 from .release import RELEASE, TOKENIZER_FILES
 from .weights_file import CheckpointError, read_carried, read_shapes
 
@@ -221,7 +221,7 @@ def _vae_config(shapes: Mapping[str, tuple[int, ...]], file: Path) -> VaeConfig:
             layers = sum(level.format(0, j) in shapes for j in range(MOST_LEVELS))
             latents = shapes[VAE.probe][1]
             images = shapes["encoder.conv_in.weight"][1] if "encoder.conv_in.weight" in shapes else 0
-            if latents == 4 and images == 3:
+            if latents == LATENT_CHANNELS and images == 3:
                 return VaeConfig(images, images, latents, tuple(widths), layers)
     raise CheckpointError(f"{file}: this VAE is not of SDXL's kind, which Ovis-U1 needs; choose another one.")
 

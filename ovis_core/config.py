@@ -17,9 +17,18 @@ KINDS = {
 }
 
 
-# What the sizes of pictures are made for.
-PATCH_SIZE, HIDDEN_STRIDE = 14, 2
-LATENT_CHANNELS, LATENT_PATCH = 4, 2
+# What is built here and a config.json may say, but not otherwise.
+PATCH_SIZE = 14  # pixels a side of what the visual tokenizer reads
+HIDDEN_STRIDE = 2  # patches a side of one visual token
+LATENT_CHANNELS = 4
+VAE_LEVELS = 4  # each at half the size of the one before
+
+# What is built here and no config.json says.
+LATENT_SCALE = 2 ** (VAE_LEVELS - 1)  # pixels a side of one latent
+LATENT_PATCH = 2  # latents a side of one of the decoder's tokens
+TIME_WIDTH = 256  # of the sinusoid that tells the decoder the time
+REFINER_DEPTH = 2
+INDICATORS = 4  # rows of the visual embedding table that the visual tokenizer's head has no word for
 
 # No Ovis-U1 comes near these; without them a broken config could keep a machine busy for ever.
 LAYERS = ("num_hidden_layers", "depth", "depth_single_blocks", "layers_per_block")
@@ -134,14 +143,10 @@ def read_config(config: dict[str, Any]) -> OvisConfig:
     backbone.expect("interpolate_pe_method", "two_dim")
     backbone.expect("fullatt_block_indexes", None)
     backbone.expect("temporal_patch_size", 1)
-    backbone.expect("patch_size", PATCH_SIZE)
-    backbone.expect("hidden_stride", HIDDEN_STRIDE)
-    backbone.expect("num_channels", 3)
     generator.expect("txt_type", "refiner")
     generator.expect("guidance_embed", False)
     generator.expect("timestep_shift", True)
     vae.expect("norm_num_groups", 32)
-    vae.expect("latent_channels", 4)
     vae.expect("scaling_factor", 0.13025)
     vae.expect("shift_factor", None)
 
@@ -163,11 +168,19 @@ def check_together(config: OvisConfig) -> None:
             f"visual_generator_config.context_in_dim is {decoder.context_in_dim}; it must be twice "
             f"llm_config.hidden_size ({language.hidden_size})."
         )
-    patch = LATENT_CHANNELS * LATENT_PATCH**2
-    for name, right in (("in_channels", patch), ("out_channels", patch), ("vec_in_dim", decoder.hidden_size)):
-        if getattr(decoder, name) != right:
-            found = getattr(decoder, name)
-            raise ConfigError(f"visual_generator_config.{name} is {found}; only {right} is supported.")
+    packed = LATENT_CHANNELS * LATENT_PATCH**2
+    for path, part, name, right in (
+        ("visual_tokenizer_config.backbone_config", config.vision, "patch_size", PATCH_SIZE),
+        ("visual_tokenizer_config.backbone_config", config.vision, "hidden_stride", HIDDEN_STRIDE),
+        ("visual_tokenizer_config.backbone_config", config.vision, "num_channels", 3),
+        ("visual_generator_config", decoder, "in_channels", packed),
+        ("visual_generator_config", decoder, "out_channels", packed),
+        ("visual_generator_config", decoder, "vec_in_dim", decoder.hidden_size),
+        ("visual_generator_config.vae_config", config.vae, "latent_channels", LATENT_CHANNELS),
+    ):
+        found = getattr(part, name)
+        if found != right:
+            raise ConfigError(f"{path}.{name} is {found}; only {right} is supported.")
     if len(decoder.axes_dim) != 3 or any(dim % 2 for dim in decoder.axes_dim):
         raise ConfigError(f"visual_generator_config.axes_dim {list(decoder.axes_dim)} must be three even numbers.")
     if language.num_attention_heads % language.num_key_value_heads:
@@ -187,10 +200,10 @@ def check_together(config: OvisConfig) -> None:
             f"visual_generator_config.axes_dim {list(decoder.axes_dim)} must add up to hidden_size / num_heads = "
             f"{decoder.hidden_size} / {decoder.num_heads}."
         )
-    if len(config.vae.block_out_channels) != 4:
+    if len(config.vae.block_out_channels) != VAE_LEVELS:
         raise ConfigError(
             f"visual_generator_config.vae_config.block_out_channels has {len(config.vae.block_out_channels)} "
-            "entries; the latents here are 8 times smaller than the image, which takes 4."
+            f"entries; the latents here are {LATENT_SCALE} times smaller than the image, which takes {VAE_LEVELS}."
         )
 
 

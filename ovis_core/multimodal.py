@@ -12,11 +12,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .config import OvisConfig
+from .config import INDICATORS, OvisConfig
 from .networks.cache import KeysAndValues, KeyValueCache
 from .networks.language import CHUNK, LanguageModel
 from .networks.layers import Layers
-from .networks.vision import GROUPS, INDICATORS, VisualTokenizer
+from .networks.vision import GROUPS, VisualTokenizer
 from .pixels import VisualInput
 from .prompts import Picture
 

@@ -14,6 +14,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from .config import HIDDEN_STRIDE, PATCH_SIZE
 from .prompts import Picture
 from .sizes import condition_size, understanding_size
 
@@ -37,16 +38,14 @@ class VisualInput:
     @property
     def tokens(self) -> int:
         """Positions that it takes in the language model, begin and end included."""
-        return self.patches.shape[0] // 4 + 2
+        return self.patches.shape[0] // HIDDEN_STRIDE**2 + 2
 
 
-def understanding_input(
-    frames: list[Image.Image], kind: Picture = Picture.IMAGE, patch: int = 14, stride: int = 2
-) -> VisualInput:
+def understanding_input(frames: list[Image.Image], kind: Picture = Picture.IMAGE) -> VisualInput:
     """Patches of one picture, or of a video's frames, which all take the first one's size."""
     height, width = understanding_size(frames[0].height, frames[0].width)
     pixels = np.stack([np.asarray(resize(frame.convert("RGB"), height, width)) for frame in frames])
-    return patchify(torch.from_numpy(pixels), patch, stride, kind)
+    return patchify(torch.from_numpy(pixels), kind)
 
 
 def evenly(frames: Sequence[Tensor], most: int) -> Sequence[Tensor]:
@@ -85,29 +84,29 @@ def restore(images: Tensor, height: int, width: int) -> Tensor:
     return pixels.clamp(0.0, 1.0).movedim(1, -1)
 
 
-def condition_input(image: Image.Image, patch: int = 14, stride: int = 2) -> VisualInput:
+def condition_input(image: Image.Image) -> VisualInput:
     """Patches of an edit's source, given at the edit's target size: two resizes, as in the release."""
     first = resize(image, *condition_size(image.height, image.width))
-    return understanding_input([first], patch=patch, stride=stride)
+    return understanding_input([first])
 
 
-def blank_input(height: int, width: int, patch: int = 14, stride: int = 2) -> VisualInput:
+def blank_input(height: int, width: int) -> VisualInput:
     """Patches of the blank white picture that stands for an image yet to be made, of size height x width pixels."""
     height, width = understanding_size(*condition_size(height, width))
-    return patchify(torch.full((1, height, width, 3), 255, dtype=torch.uint8), patch, stride)
+    return patchify(torch.full((1, height, width, 3), 255, dtype=torch.uint8))
 
 
-def patchify(pixels: Tensor, patch: int, stride: int, kind: Picture = Picture.IMAGE) -> VisualInput:
-    """8-bit pixels (frames, height, width, 3), sides multiples of patch * stride -> normalized patches."""
+def patchify(pixels: Tensor, kind: Picture = Picture.IMAGE) -> VisualInput:
+    """8-bit pixels (frames, height, width, 3), sides multiples of `sizes.FACTOR` -> normalized patches."""
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     x = (pixels.float() / 255.0 - mean) / std
     frames, height, width, _ = x.shape
     patches = rearrange(
         x,
         "t (gh sh ph) (gw sw pw) c -> (t gh gw sh sw) (c ph pw)",
-        ph=patch,
-        pw=patch,
-        sh=stride,
-        sw=stride,
+        ph=PATCH_SIZE,
+        pw=PATCH_SIZE,
+        sh=HIDDEN_STRIDE,
+        sw=HIDDEN_STRIDE,
     )
-    return VisualInput(patches, (frames, height // patch, width // patch), kind)
+    return VisualInput(patches, (frames, height // PATCH_SIZE, width // PATCH_SIZE), kind)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 
-FACTOR = 28  # one visual token: 2 x 2 patches of 14 pixels
+from .config import HIDDEN_STRIDE, LATENT_PATCH, LATENT_SCALE, PATCH_SIZE
+
+FACTOR = PATCH_SIZE * HIDDEN_STRIDE  # one visual token
 EDIT_FACTOR = 32
-LATENT_FACTOR = 16  # 8x VAE, then 2 x 2 packing
+LATENT_FACTOR = LATENT_SCALE * LATENT_PATCH  # one of the decoder's tokens
 MAX_ASPECT = 200
 
 DEFAULT_BOUNDS = (56 * 56, 14 * 14 * 4 * 1280)

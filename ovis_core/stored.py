@@ -23,7 +23,8 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "U8": torch.uint8,
 }
-SCALE, MARK = SCALES[0], ".comfy_quant"
+SCALE, OLDER_SCALE = SCALES
+MARK = ".comfy_quant"
 PIECE = 64 * 2**20  # bytes read before what the system has mapped of the files goes back
 
 

@@ -19,7 +19,7 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     Raises `CheckpointError` that says what the file is instead.
     """
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with safe_open(file, framework="np") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{file} {_instead(file) or f'is damaged or not complete ({error}). {AGAIN}'}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -14,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ovis_core.checkpoint import CheckpointError, is_complete, is_release, open_release
-from ovis_core.config import ConfigError, dump_sections, load_sections, read_config
+from ovis_core.checkpoint import is_complete, is_release, open_release
+from ovis_core.config import ConfigError, check_together, dump_sections, load_sections, read_config
 from ovis_core.layout import tensor_shapes
-from ovis_core.weights_file import read_shapes
+from ovis_core.weights_file import CheckpointError, read_shapes
 
 
 @pytest.fixture
@@ -196,6 +197,8 @@ def test_config_that_is_not_ours(folder: Path, text: str) -> None:
         (("visual_generator_config", "axes_dim"), [24], "axes_dim [24] must be three even numbers"),
         (("visual_generator_config", "in_channels"), 64, "in_channels is 64; only 16 is supported"),
         (("visual_generator_config", "vec_in_dim"), 7, "vec_in_dim is 7; only 96 is supported"),
+        (("visual_tokenizer_config", "backbone_config", "patch_size"), 16, "patch_size is 16; only 14 is supported"),
+        (("visual_generator_config", "vae_config", "latent_channels"), 16, "latent_channels is 16; only 4 is"),
         (("llm_config", "num_key_value_heads"), 3, "must be a multiple of num_key_value_heads (3)"),
         (("llm_config", "vocab_size"), 1000, "vocab_size is 1000; it must be over 151668"),
         (("visual_generator_config", "vae_config"), None, "visual_generator_config.vae_config is missing"),
@@ -234,3 +237,10 @@ def test_config_travels(config: Any) -> None:
     for broken in (b"{", b"[]", b"[" * 100_000, data.replace(b'"depth": 2', b'"depth": "2"'), b'{"vae": {"a": 1}}'):
         with pytest.raises(ConfigError):
             load_sections(broken)
+
+
+def test_parts_of_other_sizes_are_refused(config: Any) -> None:
+    """Whose config came with their weights, and never was the config.json that is read."""
+    vision = dataclasses.replace(config.vision, patch_size=16)
+    with pytest.raises(ConfigError, match=r"backbone_config\.patch_size is 16; only 14"):
+        check_together(dataclasses.replace(config, **load_sections(dump_sections(vision=vision))))

@@ -15,8 +15,9 @@ from torch import Tensor
 
 import make_checkpoint
 from conftest import ROOT
-from ovis_core.checkpoint import CheckpointError, open_model, open_parts
+from ovis_core.checkpoint import open_model, open_parts
 from ovis_core.precision import LARGE
+from ovis_core.weights_file import CheckpointError
 
 PARTS = "diffusion_model.safetensors, text_encoder.safetensors and vae.safetensors"
 
@@ -227,7 +228,6 @@ def test_the_names_of_parts_are_told() -> None:
 
 def test_a_disk_that_changes_bytes_is_seen(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovis_core import conversion
-    from ovis_core.checkpoint import CheckpointError
     from ovis_core.precision import DEFAULT
 
     write = conversion._write_file

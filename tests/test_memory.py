@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from counting import LiveBytes
 from full_size import FULL
 from ovis_core.multimodal import Multimodal, sequence_length
-from ovis_core.networks.attention import apply_rotary
 from ovis_core.networks.decoder import Decoder
 from ovis_core.networks.layers import Layers
+from ovis_core.networks.rotary import rotate_pairs
 from ovis_core.pixels import VisualInput
 
 
@@ -28,7 +28,7 @@ def lean_attention(
 ) -> Tensor:
     """Shapes and bytes of an attention that keeps no matrix."""
     if pe is not None:
-        q, k = apply_rotary(q, pe), apply_rotary(k, pe)
+        q, k = rotate_pairs(q, pe), rotate_pairs(k, pe)
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
 
 

@@ -33,13 +33,13 @@ def test_pixels(seen: VisualInput, golden: dict[str, Any], tensors: dict[str, Te
 
 
 def test_features(text_model: Multimodal, seen: VisualInput, tensors: dict[str, Tensor]) -> None:
-    features = text_model.visual_tokenizer.backbone(seen.patches, seen.grid)
+    features = text_model.visual_tokenizer.backbone(seen.patches, *seen.grid[1:])
     close(features[:4], tensors["visual/understand/features_head"])
     close(features[-4:], tensors["visual/understand/features_tail"])
 
 
 def test_visual_words(text_model: Multimodal, seen: VisualInput, tensors: dict[str, Tensor]) -> None:
-    words = text_model.visual_tokenizer.words(text_model.visual_tokenizer.backbone(seen.patches, seen.grid)[:4])
+    words = text_model.visual_tokenizer.words(text_model.visual_tokenizer.backbone(seen.patches, *seen.grid[1:])[:4])
     expected = tensors["visual/understand/tokens_head"]
     close(words, expected[:, :-4])
     assert expected[:, -4:].count_nonzero() == 0

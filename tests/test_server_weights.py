@@ -169,8 +169,9 @@ def test_wrong_files_are_named(server: ComfyServer, info: dict[str, Any], saved:
 def test_a_vae_that_cannot_be_used(
     saved: dict[str, Path], comfyui: Path, tmp_path: Path, fault: str, words: str
 ) -> None:
-    from ovis_core.checkpoint import CheckpointError, open_parts
+    from ovis_core.checkpoint import open_parts
     from ovis_core.native.loading import load
+    from ovis_core.weights_file import CheckpointError
 
     name, file = "decoder.conv_out.weight", tmp_path / "vae.safetensors"
     tensors = load_file(saved["vae"])

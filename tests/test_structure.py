@@ -9,14 +9,30 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from conftest import ROOT
 
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "nodes", "server"}
-HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}  # safetensors' headers are read without torch
+HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
 # Of ovis_core, what needs nothing but Python.
 PLAIN = {"config", "layout", "prompts", "release", "sizes", "schedule", "download", "checkpoint"}
 PLAIN |= {"weights_file", "dependencies", "__init__"}
+# Imports those named and reads a file's header; prints what came along of HEAVY. safetensors' own way takes numpy.
+LOAD_PLAIN = """
+import sys
+from importlib import import_module
+from pathlib import Path
+
+scripts, file, heavy, *plain = sys.argv[1:]
+sys.path.insert(0, scripts)
+__import__("import_core").import_core()
+for name in plain:
+    import_module(f"ovis_core.{name}")
+assert import_module("ovis_core.weights_file").read_shapes(Path(file))
+print(*sorted({*heavy.split()} & {*sys.modules}))
+"""
 
 
 def imported(file: Path) -> set[str]:
@@ -64,6 +80,17 @@ def test_imports_run_one_way(file: Path) -> None:
     assert "nodes" not in roots(file)
 
 
+def test_plain_python_loads_nothing_heavy(tmp_path: Path) -> None:
+    """Whatever a library does behind an import or a call; 8 bits and bfloat16 are types that numpy does not know."""
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(2, dtype=torch.bfloat16), "b": torch.zeros(2, dtype=torch.float8_e4m3fn)}, file)
+    arguments = [ROOT / "scripts", file, " ".join(HEAVY - {"numpy"}), *sorted(PLAIN)]
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", LOAD_PLAIN, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout.split()) == (0, []), ran.stdout + ran.stderr
+
+
 @pytest.mark.parametrize("file", [file for file in CORE if file.parent.name == "networks"], ids=name_of)
 def test_networks_need_nothing_but_their_numbers(file: Path) -> None:
     assert not [name for name in of_core(file) if not name.startswith("ovis_core.networks") and layer(name) > 0]
@@ -77,9 +104,30 @@ def test_what_is_private_stays_in_its_file(file: Path) -> None:
     assert not [name for name in names + taken if name.startswith("_") and not name.startswith("__")]
 
 
-def test_every_file_is_on_the_plan() -> None:
-    _, plan, *_ = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")
-    assert {file.stem for file in [*NODES, *CORE]} <= {*re.findall(r"\w+", plan), "__init__"}
+def plan() -> dict[str, int]:
+    """Row of each word on the plan, by the room that it stands in and itself, as "native.clip"."""
+    rows: dict[str, int] = {}
+    room = ""
+    _, drawn, *_ = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")
+    for number, line in enumerate(drawn.splitlines()):
+        side, label, words = re.fullmatch(r" *(\|?) *(?:(\w+)/)?(.*)", line).groups()
+        room = label or (room if side else "ovis_core")
+        for word in re.findall(r"\w+", words):
+            rows.setdefault(f"{room}.{word}", number)
+    return rows
+
+
+def on_plan(module: str) -> str:
+    """What the plan calls a module, or what is imported from it."""
+    room, *inner = module.split(".")
+    return ".".join(inner[:2] if inner[:1] in (["native"], ["networks"]) else [room, *inner[:1]])
+
+
+@pytest.mark.parametrize("file", [file for file in [*NODES, *CORE] if file.stem != "__init__"], ids=name_of)
+def test_every_file_is_on_the_plan_above_what_it_imports(file: Path) -> None:
+    rows = plan()
+    own = rows[on_plan(name_of(file))]
+    assert not [name for name in of_core(file) if rows.get(on_plan(name), own) < own]
 
 
 def is_import(value: ast.expr, names: list[str]) -> bool:

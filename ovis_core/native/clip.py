@@ -222,7 +222,6 @@ def build_clip(
     }
     kwargs: dict[str, Any] = {
         "tokenizer_data": {
-            "vision": config.vision,
             "positions": config.language.max_position_embeddings,
             "source": tokenizer,
             "carried": carried(tokenizer, language=config.language, vision=config.vision),

@@ -10,9 +10,7 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
-from ..stored import MARK, SCALE, Stored, scale_marks, scaled_layers
-
-OLDER_SCALE = ".scale_weight"
+from ..stored import MARK, OLDER_SCALE, SCALE, Stored, scale_marks, scaled_layers
 
 
 def fill(network: nn.Module, weights: Mapping[str, Stored], assign: bool) -> None:

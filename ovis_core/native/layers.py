@@ -14,8 +14,8 @@ from comfy.cli_args import args
 from comfy.ldm.modules.attention import attention_pytorch, attention_sub_quad
 from torch import Tensor, nn
 
-from ..networks.attention import apply_rotary
 from ..networks.layers import Layers
+from ..networks.rotary import rotate_pairs
 from ..precision import LARGE, Precision
 
 
@@ -40,7 +40,7 @@ def attention(
         if _rotates_in_one_kernel(q, k, pe):
             q, k = flux.apply_rope(q, k, pe)
         else:
-            q, k = apply_rotary(q, pe), apply_rotary(k, pe)
+            q, k = rotate_pairs(q, pe), rotate_pairs(k, pe)
     chosen = flux.optimized_attention
     if q.device.type == "cpu" and chosen is attention_sub_quad and not args.use_quad_cross_attention:
         chosen = attention_pytorch

@@ -8,9 +8,10 @@ import comfy.sd
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
-from ..checkpoint import DECODER, TEXT, Checkpoint, CheckpointError, Kind, Part
+from ..checkpoint import DECODER, TEXT, Checkpoint, Kind, Part
 from ..precision import DEFAULT, Precision
 from ..stored import Stored, stored_name, stored_weights
+from ..weights_file import CheckpointError
 from .clip import build_clip
 from .model import build_model
 from .vae import build_vae

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from comfy.model_patcher import ModelPatcher
 
 from ..config import DecoderConfig
-from .filling import OLDER_SCALE
+from ..stored import OLDER_SCALE
 
 PREFIX = "diffusion_model."
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..carried import carried
 from ..checkpoint import TEXT
-from ..config import LATENT_PATCH, DecoderConfig
+from ..config import LATENT_CHANNELS, LATENT_PATCH, DecoderConfig
 from ..networks.attention import without_cudnn
 from ..networks.decoder import Decoder
 from ..networks.packing import grid_size
@@ -212,7 +212,7 @@ class OvisU1(comfy.model_base.BaseModel):
             out["c_crossattn"] = list(condition.shape)
         references = kwargs.get("reference_latents")
         if references:
-            out["ref_latents"] = [1, 4, sum(math.prod(latent.shape[2:]) for latent in references)]
+            out["ref_latents"] = [1, LATENT_CHANNELS, sum(math.prod(latent.shape[2:]) for latent in references)]
         return out
 
 

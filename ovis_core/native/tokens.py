@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from .. import prompts
-from ..config import VisionConfig
 from ..conversation import thoughts_and_answer
 from ..multimodal import Token, check_positions
 from ..pixels import VisualInput, blank_input, condition_input, evenly, to_pil, understanding_input
-from ..sizes import understanding_size
+from ..sizes import FACTOR, understanding_size
 from ..tokenizer import Tokenizer
 
 SECTION = "ovis_u1"  # key of our tokens in what CLIP.tokenize answers
@@ -32,7 +31,6 @@ class OvisTokenizer:
 
     def __init__(self, embedding_directory: Any = None, tokenizer_data: dict[str, Any] | None = None) -> None:
         data = tokenizer_data or {}
-        self.vision: VisionConfig = data["vision"]
         self.positions: int = data["positions"]  # of the language model
         self.tokenizer = Tokenizer(data.get("source") or BUNDLED_TOKENIZER)
         self.carried: dict[str, Tensor] = data.get("carried", {})
@@ -91,11 +89,10 @@ class OvisTokenizer:
 
     def _check_length(self, parts: Sequence[prompts.Part], images: Sequence[Tensor], frames: Sequence[Tensor]) -> None:
         """Refuses what is too long before any picture is cut into patches, which takes memory and time."""
-        side = self.vision.patch_size * self.vision.hidden_stride
 
         def positions(picture: Tensor) -> int:
             height, width = understanding_size(*picture.shape[:2])
-            return height // side * (width // side)
+            return height // FACTOR * (width // FACTOR)
 
         pictures = sum(positions(image) + 2 for image in images)
         if len(frames):
@@ -104,13 +101,12 @@ class OvisTokenizer:
         check_positions(words, pictures, self.positions)
 
     def _look(self, images: Sequence[Tensor], frames: Sequence[Tensor]) -> list[VisualInput]:
-        size = (self.vision.patch_size, self.vision.hidden_stride)
         seen = []
         for image in images:
             throw_exception_if_processing_interrupted()
-            seen.append(understanding_input([to_pil(image)], prompts.Picture.IMAGE, *size))
+            seen.append(understanding_input([to_pil(image)]))
         if len(frames):
-            seen.append(understanding_input([to_pil(frame) for frame in frames], prompts.Picture.VIDEO, *size))
+            seen.append(understanding_input([to_pil(frame) for frame in frames], prompts.Picture.VIDEO))
         return seen
 
     def _core_question(
@@ -140,11 +136,11 @@ class OvisTokenizer:
 
     def blank(self, height: int, width: int) -> VisualInput:
         """The blank picture that stands for an image of height x width pixels yet to be made."""
-        return blank_input(height, width, self.vision.patch_size, self.vision.hidden_stride)
+        return blank_input(height, width)
 
     def source(self, image: Image.Image) -> VisualInput:
         """An edit's source, given at the edit's target size."""
-        return condition_input(image, self.vision.patch_size, self.vision.hidden_stride)
+        return condition_input(image)
 
     def untokenize(self, pairs: list[tuple]) -> list[tuple]:
         """Pairs with the text of each token."""

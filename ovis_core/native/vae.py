@@ -11,9 +11,10 @@ from comfy.cli_args import args
 from comfy.ldm.modules.diffusionmodules.model import AttnBlock, normal_attention, pytorch_attention
 from torch import Tensor
 
-from ..checkpoint import CheckpointError, some
+from ..checkpoint import some
 from ..config import VaeConfig
 from ..pixels import restore
+from ..weights_file import CheckpointError
 from .conditions import SOURCE, EditSource
 
 

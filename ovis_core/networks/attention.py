@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-NO_FLOAT64 = ("mps", "npu", "privateuseone", "xpu")  # device types
+from .rotary import rotate_pairs
 
 
 class Attention(Protocol):
@@ -25,32 +25,8 @@ class Attention(Protocol):
         mask: Tensor | None = None,
         transformer_options: dict[str, Any] = ...,
     ) -> Tensor:
-        """q, k, v (B, heads, L, D), `pe` a rotary table or None -> (B, L, heads * D)."""
+        """q, k, v (B, heads, L, D), `pe` a `rotary.pair_table` or None -> (B, L, heads * D)."""
         ...
-
-
-def rotary_table(positions: Tensor, axes_dim: Sequence[int], theta: float) -> Tensor:
-    """Rotary table of positions (L, axes): (1, 1, L, D / 2, 2, 2) float32, D = sum of `axes_dim`.
-
-    Frequencies and angles are float64, as in FLUX; the two last dimensions are the rotation matrix of one
-    interleaved pair.
-    """
-    device = torch.device("cpu") if positions.device.type in NO_FLOAT64 else positions.device
-    pairs = []
-    for axis, dim in enumerate(axes_dim):
-        scale = torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim
-        pairs.append(positions[:, axis].to(device, torch.float64)[:, None] / theta**scale)
-    angle = torch.cat(pairs, dim=-1)
-    cos, sin = angle.cos(), angle.sin()
-    table = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
-    return table[None, None].to(positions.device, torch.float32)
-
-
-def apply_rotary(x: Tensor, pe: Tensor) -> Tensor:
-    """Rotates the interleaved pairs of x (B, heads, L, D) in float32, of which x itself is not copied."""
-    pairs = x.unflatten(-1, (-1, 1, 2))
-    rotated = pe[..., 0] * pairs[..., 0]
-    return rotated.addcmul_(pe[..., 1], pairs[..., 1]).flatten(-2).type_as(x)
 
 
 def torch_attention(
@@ -63,7 +39,7 @@ def torch_attention(
 ) -> Tensor:
     """`Attention` by torch alone."""
     if pe is not None:
-        q, k = apply_rotary(q, pe), apply_rotary(k, pe)
+        q, k = rotate_pairs(q, pe), rotate_pairs(k, pe)
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return x.transpose(1, 2).flatten(2)
 

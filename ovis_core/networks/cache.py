@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..config import LanguageConfig
 from .attention import causal_attention
+from .rotary import line_tables
 
 KeysAndValues = tuple[Tensor, Tensor]  # each (layers, key-value heads, n, head)
 
@@ -24,7 +25,7 @@ class KeyValueCache:
         # Zeros, because a captured step multiplies the values of positions that are not filled yet by 0.
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.cos, self.sin = rotary_tables(config, capacity, device)
+        self.cos, self.sin = line_tables(capacity, config.head_dim, config.rope_theta, device)
         self.capacity = capacity
         self.length = 0
 
@@ -72,19 +73,6 @@ class KeyValueCache:
         scores = _product(q, keys.transpose(1, 2)) * q.shape[2] ** -0.5
         weights = scores.masked_fill_(unseen, -torch.inf).softmax(dim=-1)
         return torch.bmm(weights.to(values.dtype), values).reshape(1, 1, -1)
-
-
-def rotary_tables(config: LanguageConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (length, 1, head) float32 for `rotate`; sin carries the rotation's signs."""
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=device).float() / config.head_dim
-    angle = torch.arange(length, device=device).float()[:, None] * (1.0 / config.rope_theta**exponent)
-    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates pairs (i, i + D / 2) of x (B, L, heads, D) in float32."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import LATENT_PATCH, DecoderConfig
-from .attention import rotary_table
+from ..config import LATENT_PATCH, TIME_WIDTH, DecoderConfig
 from .layers import Layers
 from .packing import grid_size, pack, unpack
 from .patches import patched_attention, patched_input, run_double, run_single, scaled_positions
 from .positions import RotaryTables, positions
 from .refiner import Refiner
+from .rotary import pair_table
 
-TIME_WIDTH = 256
 NORM_EPS = 1e-6
 
 
@@ -91,7 +90,7 @@ class Decoder(nn.Module):
             if scaling:
                 ids = scaled_positions(ids, slice(txt.shape[1], txt.shape[1] + image_length), scaling)
             img, txt, ids = patched_input(patches.get("post_input", ()), img, txt, ids, options)
-            pe = rotary_table(ids, self.config.axes_dim, self.config.theta)
+            pe = pair_table(ids, self.config.axes_dim, self.config.theta)
         else:
             pe = self.rotary_tables(txt.shape[1], grids, x.device)
             if patches or replace:

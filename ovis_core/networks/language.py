@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from ..config import LanguageConfig
 from .attention import causal_attention, without_cudnn
-from .cache import KeyValueCache, rotary_tables, rotate
+from .cache import KeyValueCache
 from .layers import Layers
+from .rotary import line_tables, rotate_halves
 
 CHUNK = 4096  # positions that are read at once, so that a long text needs no more memory for its activations
 
@@ -52,7 +53,7 @@ class LanguageModel(nn.Module):
 
         One causal pass; no output logits are computed.
         """
-        cos, sin = rotary_tables(self.config, embeds.shape[1], embeds.device)
+        cos, sin = line_tables(embeds.shape[1], self.config.head_dim, self.config.rope_theta, embeds.device)
         x = embeds
         for block in self.blocks[:-1]:
             x = block(x, cos, sin, causal_attention)
@@ -123,7 +124,7 @@ class Block(nn.Module):
         """x (B, L, hidden); cos, sin (L, 1, head)."""
         part, hidden = self.self_attn, self.input_layernorm(x)
         q, k, v = (part[name](hidden).unflatten(-1, (-1, self.head)) for name in ("q_proj", "k_proj", "v_proj"))
-        rotated = rotate(torch.cat((part["q_norm"](q), part["k_norm"](k)), dim=2), cos, sin)
+        rotated = rotate_halves(torch.cat((part["q_norm"](q), part["k_norm"](k)), dim=2), cos, sin)
         q, k = rotated.transpose(1, 2).split(self.heads, dim=1)
         x = x + part["o_proj"](attend(q, k, v.transpose(1, 2)))
         hidden = self.post_attention_layernorm(x)

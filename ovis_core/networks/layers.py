@@ -44,9 +44,9 @@ class Layers:
         """(..., into) -> (..., out)."""
         return self.operations.Linear(into, out, bias=bias, **self._place())
 
-    def layer_norm(self, dim: int, eps: float, affine: bool = True) -> nn.Module:
-        """LayerNorm over the last dimension; `affine`: with weight and bias."""
-        return self.operations.LayerNorm(dim, eps=eps, elementwise_affine=affine, **self._place())
+    def layer_norm(self, dim: int, eps: float) -> nn.Module:
+        """LayerNorm over the last dimension, with weight and bias."""
+        return self.operations.LayerNorm(dim, eps=eps, **self._place())
 
     def rms_norm(self, dim: int, eps: float) -> nn.Module:
         """RMS norm over the last dimension."""

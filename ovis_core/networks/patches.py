@@ -1,7 +1,7 @@
 """Where ComfyUI's patches for FLUX take hold of the decoder: its input, its blocks and their attention.
 
-They lie in `transformer_options`: `rope_options`; `post_input`, `attn1_patch` and `attn1_output_patch` under "patches"; blocks
-that take another's place under "patches_replace".
+They lie in `transformer_options`: `rope_options`; `post_input`, `attn1_patch` and `attn1_output_patch` under "patches";
+blocks that take another's place under "patches_replace".
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .attention import rotary_table
+from .rotary import pair_table
 
 TEXT_INDEX = 0
 
@@ -24,7 +24,7 @@ class RotaryTables:
         self._tables: dict[tuple[int, tuple[Grid, ...], torch.device], Tensor] = {}
 
     def __call__(self, text_length: int, grids: tuple[Grid, ...], device: torch.device) -> Tensor:
-        """`rotary_table` of `positions`."""
+        """`pair_table` of `positions`."""
         if torch.compiler.is_compiling():  # which would guard against every change of what is kept
             numbers = [number for grid in grids for number in grid]
             return compiled_table(text_length, numbers, list(self.axes_dim), float(self.theta), device)
@@ -47,8 +47,8 @@ class RotaryTables:
 def layout_table(
     text_length: int, grids: Sequence[Grid], device: torch.device, axes_dim: Sequence[int], theta: float
 ) -> Tensor:
-    """`rotary_table` of `positions`."""
-    return rotary_table(positions(text_length, grids, device), axes_dim, theta)
+    """`pair_table` of `positions`."""
+    return pair_table(positions(text_length, grids, device), axes_dim, theta)
 
 
 @torch.library.custom_op("ovis_u1::rotary_table", mutates_args=())

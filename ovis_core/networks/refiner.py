@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..config import REFINER_DEPTH
 from .layers import Layers
-
-DEPTH = 2  # fixed by the release; config.json does not say it
 
 
 class Refiner(nn.Module):
@@ -23,7 +22,7 @@ class Refiner(nn.Module):
             }
         )
         self.cls_token = layers.parameter(1, 1, hidden_size)
-        blocks = [RefinerBlock(hidden_size, heads, layers) for _ in range(DEPTH)]
+        blocks = [RefinerBlock(hidden_size, heads, layers) for _ in range(REFINER_DEPTH)]
         self.individual_token_refiner = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
 
     def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,12 +13,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import VisionConfig
+from ..config import INDICATORS, VisionConfig
 from .layers import Layers
+from .rotary import grid_tables, rotate_halves
 
 ROTARY_THETA = 10000.0
 GROUPS = 1024  # of 2 x 2 patches that have their words' probabilities at once: half a gigabyte in bfloat16
-INDICATORS = 4  # rows of the visual embedding table that the head has no word for
 
 
 class VisualTokenizer(nn.Module):
@@ -45,7 +45,7 @@ class VisualTokenizer(nn.Module):
         seen = [
             look_up(self.words(features))
             for frame in patches.chunk(frames)
-            for features in self.backbone(frame, (1, rows, columns)).split(GROUPS)
+            for features in self.backbone(frame, rows, columns).split(GROUPS)
         ]
         return torch.cat(seen)
 
@@ -67,16 +67,12 @@ class Backbone(nn.Module):
         norm = layers.rms_norm(config.hidden_size, eps=config.rms_norm_eps)
         self.trunk = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "post_trunk_norm": norm})
 
-    def forward(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """-> features (N / stride^2, stride^2 * hidden): the last block's output, 2 x 2 patches joined.
-
-        Attention is full within a frame and does not cross frames.
-        """
+    def forward(self, patches: Tensor, rows: int, columns: int) -> Tensor:
+        """Patches of one frame -> features (N / stride^2, stride^2 * hidden): the last block's output, 2 x 2 joined."""
         stride = self.config.hidden_stride
-        frames, rows, columns = grid
-        x = self.preprocessor(patches, grid).unflatten(0, (frames, rows * columns))
-        cos, sin = rotary_angles(rows, columns, self.config.hidden_size // self.config.num_attention_heads, x.device)
-        cos, sin = (_grouped(table.unflatten(0, (rows, columns)), stride) for table in (cos, sin))
+        x = self.preprocessor(patches, rows, columns)[None]
+        head = self.config.hidden_size // self.config.num_attention_heads
+        cos, sin = (_grouped(t, stride) for t in grid_tables(rows, columns, head, ROTARY_THETA, x.device))
         for block in self.trunk["blocks"]:
             x = block(x, cos, sin)
         return x.reshape(-1, stride**2 * x.shape[-1])
@@ -98,17 +94,15 @@ class Preprocessor(nn.Module):
         )
         self.pos_embed = layers.parameter(1, self.side**2, hidden)
 
-    def forward(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """patches (N, channels * patch * patch) -> (N, hidden)."""
+    def forward(self, patches: Tensor, rows: int, columns: int) -> Tensor:
+        """patches (rows * columns, channels * patch * patch) -> (rows * columns, hidden)."""
         config = self.config
-        frames, rows, columns = grid
         x = patches.unflatten(1, (config.num_channels, config.patch_size, config.patch_size))
         x = self.patchifier["norm"](self.patchifier["proj"](x).flatten(1))
 
         learned = self.pos_embed.to(x.device, x.dtype).unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
         learned = F.interpolate(learned, size=(rows, columns), mode="bicubic", align_corners=False)
-        positions = _grouped(learned[0].permute(1, 2, 0), config.hidden_stride)
-        return x + positions.repeat(frames, 1)
+        return x + _grouped(learned[0].permute(1, 2, 0), config.hidden_stride)
 
 
 class Block(nn.Module):
@@ -136,31 +130,15 @@ class Block(nn.Module):
         self.norm_2 = layers.rms_norm(hidden, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x (frames, L, hidden); cos, sin (L, D / 2)."""
+        """x (1, L, hidden); cos, sin (L, 1, D)."""
         qkv = self.attn["qkv"](self.norm_1(x))
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate_halves(q, cos, sin), rotate_halves(k, cos, sin)
-        x = x + self.attn["proj"](self.attention(q, k, v, None))
+        qk, v = qkv.unflatten(-1, (3 * self.heads, -1)).split((2 * self.heads, self.heads), dim=2)
+        q, k = rotate_halves(qk, cos, sin).transpose(1, 2).chunk(2, dim=1)
+        x = x + self.attn["proj"](self.attention(q, k, v.transpose(1, 2), None))
         hidden = self.norm_2(x)
         return x + self.mlp["fc2"](F.silu(self.mlp["fc1"](hidden)) * self.mlp["fc3"](hidden))
 
 
-def rotary_angles(rows: int, columns: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (rows * columns, head_dim / 2): first half of the pairs by rows, second by columns."""
-    half = head_dim // 2
-    frequency = 1.0 / ROTARY_THETA ** (torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
-    row = torch.arange(rows, dtype=torch.float32, device=device)[:, None] * frequency
-    column = torch.arange(columns, dtype=torch.float32, device=device)[:, None] * frequency
-    angle = torch.cat((row.repeat_interleave(columns, dim=0), column.repeat(rows, 1)), dim=-1)
-    return angle.cos(), angle.sin()
-
-
-def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates pairs (i, i + D / 2) of x (..., L, D) in float32."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
-
-
 def _grouped(x: Tensor, stride: int) -> Tensor:
     """(rows, columns, ...) -> (rows * columns, ...) in the patches' order of 2 x 2 groups."""
-    return rearrange(x, "(gh sh) (gw sw) d -> (gh gw sh sw) d", sh=stride, sw=stride)
+    return rearrange(x, "(gh sh) (gw sw) ... -> (gh gw sh sw) ...", sh=stride, sw=stride)
