@@ -71,6 +71,24 @@ def test_run(tmp_path: Path) -> None:
     assert "seconds" not in printed  # a CPU's clock says little
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--sizes", "0x16"], "--sizes: write each as WIDTHxHEIGHT"),
+        (["--sizes", "40x64"], "--sizes, --edit-side: sides are multiples of 16 pixels"),
+        (["--repeat", "0"], "--repeat: 1 is the least"),
+        (["--tokens", "1"], "--tokens: 2 is the least"),
+        (["--reference", "nowhere"], "--reference: nowhere holds no modeling_ovis_u1.py"),
+        (["--json", "/nowhere/x.json"], "--json: there is no folder /nowhere"),
+    ],
+)
+def test_wrong_arguments_are_told_first(options: list[str], told: str) -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "run.py", "--comfyui", comfyui_path(), *options]
+    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert told in ran.stderr
+
+
 def test_what_compiling_costs_is_told(comfyui: Path) -> None:
     from measuring import Measured
     from tables import first_table

@@ -13,6 +13,8 @@ from conftest import close
 from ovis_core import layout
 from ovis_core.networks.decoder import Decoder, modulated_norm
 from ovis_core.networks.packing import pack, unpack
+from ovis_core.networks.patches import scaled_positions
+from ovis_core.networks.positions import positions
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,39 @@ def test_velocity(decoder: Decoder, tensors: dict[str, Tensor], mode: None, time
     context, vector = decoder.refine(tensors["cond/t2i"])
     velocity = decoder(tensors["t2i/noise"], torch.tensor([float(time)]), context, vector)
     close(velocity, tensors[f"backbone/t2i/t{time}"])
+
+
+def test_positions_are_scaled_as_scale_rope_asks(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
+    context, vector = decoder.refine(tensors["cond/t2i"])
+
+    def velocity(**scaling: float) -> Tensor:
+        options = {"rope_options": scaling} if scaling else {}
+        return decoder(tensors["t2i/noise"], torch.tensor([0.73]), context, vector, transformer_options=options)
+
+    assert torch.equal(velocity(scale_x=1.0, shift_y=0.0), velocity())
+    assert not torch.allclose(velocity(scale_y=0.5), velocity(), atol=1e-3)
+    ids = positions(2, ((0, 3, 4), (1, 2, 2)), torch.device("cpu"))
+    scaled = scaled_positions(ids, slice(2, 14), {"scale_y": 0.5, "shift_y": 3.0, "shift_x": -1.0, "shift_t": 2.0})
+    # As FLUX has it: from the shift on in equal steps.
+    assert torch.equal(scaled[2:14, 1].unique(), torch.linspace(3.0, 4.0, 3))
+    assert torch.equal(scaled[2:14, 2].unique(), torch.linspace(-1.0, 2.0, 4))
+    assert scaled[2:14, 0].unique().tolist() == [2.0]
+    assert torch.equal(scaled[:2], ids[:2])
+    assert torch.equal(scaled[14:], ids[14:])
+
+
+@pytest.mark.parametrize("block", [("double_block", 0), ("single_block", 0)])
+def test_a_block_patch_may_leave_the_options_out(
+    decoder: Decoder, tensors: dict[str, Tensor], block: tuple[str, int]
+) -> None:
+    context, vector = decoder.refine(tensors["cond/t2i"])
+    given = (tensors["t2i/noise"], torch.tensor([0.73]), context, vector)
+
+    def patch(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        return extra["original_block"]({name: args[name] for name in args if name != "transformer_options"})
+
+    options = {"patches_replace": {"dit": {block: patch}}}
+    assert torch.equal(decoder(*given, transformer_options=options), decoder(*given))
 
 
 def test_each_of_a_batch_has_its_own_time(decoder: Decoder, tensors: dict[str, Tensor], mode: None) -> None:

@@ -189,6 +189,8 @@ def test_settings_of_the_command_line() -> None:
         settings_of("geneval", ("image",), {"img_cfg": 2.0})
     with pytest.raises(UserError, match="--txt-cfg: txt_cfg nan is not a number"):
         settings_of("geneval", ("image",), {"txt_cfg": float("nan")})
+    with pytest.raises(UserError, match="--steps: steps 0 is less than 1"):
+        settings_of("geneval", ("image",), {"steps": 0})
 
 
 def test_sizes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,34 @@ def test_eight_bits_take_little_at_full_size(comfyui: Path) -> None:
 
     assert size(layout.DECODER) == pytest.approx((2.25, 1.16), abs=0.02)
     assert size(layout.LANGUAGE) == pytest.approx((3.44, 2.03), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "told"),
+    [
+        (float("inf"), "fp8_e4m3fn", r"img_attn\.qkv\.weight holds NaN or infinity, so the file is damaged"),
+        (1e5, "fp16", r"img_attn\.qkv\.weight holds values that float16 cannot; choose bf16 or fp32"),
+    ],
+)
+def test_values_that_do_not_fit_are_told(
+    comfyui: Path, release: Path, tmp_path: Path, value: float, name: str, told: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from ovis_core.checkpoint import open_release
+    from ovis_core.native.loading import load
+    from ovis_core.precision import PRECISIONS
+    from ovis_core.weights_file import CheckpointError
+
+    damaged = Path(shutil.copytree(release, tmp_path / "damaged"))
+    for file in damaged.glob("*.safetensors"):
+        tensors = load_file(file)
+        for key in tensors:
+            if key.endswith("double_blocks.0.img_attn.qkv.weight"):
+                tensors[key][1, 2] = value
+        save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=told):
+        load(open_release(damaged), PRECISIONS[name])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -75,6 +76,29 @@ def test_what_a_user_types_is_literal(tokenizer: Tokenizer, typed: str) -> None:
 def test_what_is_no_character_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match=r"prompt: '\\ud800' is no character"):
         tokenizer.encode(prompts.text_to_image("a \ud800 cat"))
+
+
+def test_a_whole_file_counts_where_a_pair_is_not_whole(qwen25_tokenizer: Path, tmp_path: Path) -> None:
+    transformers.AutoTokenizer.from_pretrained(qwen25_tokenizer, use_fast=True).save_pretrained(tmp_path)
+    (tmp_path / "merges.txt").unlink(missing_ok=True)
+    (tmp_path / "vocab.json").write_bytes((qwen25_tokenizer / "vocab.json").read_bytes())
+    assert Tokenizer(tmp_path).encode(["a cat"])
+
+
+def test_half_a_tokenizer_is_told(qwen25_tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_bytes((qwen25_tokenizer / "vocab.json").read_bytes())
+    merges = (qwen25_tokenizer / "merges.txt").read_bytes().splitlines(keepends=True)
+    (tmp_path / "merges.txt").write_bytes(b"".join(merges[:150000]))
+    with pytest.raises(ValueError, match=r"tokenizer is not Qwen3's, or not whole\. Download"):
+        Tokenizer(tmp_path)
+
+
+def test_a_file_at_which_the_library_panics_is_named(tmp_path: Path) -> None:
+    """What it raises then is no `Exception`, and would end ComfyUI's worker."""
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"], "continuing_subword_prefix": "##"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    with pytest.raises(ValueError, match=r"tokenizer files cannot be read"):
+        Tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{}", '{"a": 0}'])

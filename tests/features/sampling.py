@@ -167,6 +167,10 @@ patch(
 )
 
 
+STAY = {f"{kind}_{axis}": value for axis in "xyt" for kind, value in (("scale", 1.0), ("shift", 0.0))}
+patch("ScaleROPE", CHANGES, STAY, STAY | {"scale_x": 0.5, "shift_y": 3.0})
+
+
 @row(AREA, "edit with Dual CFG Guider and ReferenceLatent", "the same as OvisU1Sampler on OvisU1EditEncode")
 def edit(lab: Lab) -> None:
     bench = lab.bench()
