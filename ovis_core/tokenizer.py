@@ -19,8 +19,8 @@ PIECES = (
     r"|\s+(?!\S)|\s+"
 )
 # What every such vocabulary makes of a text; the last of its merges is in it.
-PROBE = "Describe a caf\u00e9, \u6f22\u5b57 and 3 \u043a\u043e\u0448\u043a\u0438. \u2f57"
-PROBE_IDS = [74785, 264, 51950, 11, 6567, 120, 95, 18600, 323, 220, 18, 87415, 133041, 13, 220, 151642]
+PROBE = "Describe a caf\u00e9, \u6f22\u5b57 and \u043a\u043e\u0448\u043a\u0438 3\u2f57"
+PROBE_IDS = [74785, 264, 51950, 11, 6567, 120, 95, 18600, 323, 87415, 133041, 220, 18, 151642]
 MEND = "Download them again, or delete them to use those that ComfyUI ships."
 
 
