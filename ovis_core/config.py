@@ -17,13 +17,13 @@ KINDS = {
 }
 
 
-# What is built here and a config.json may say, but not otherwise.
+# A config.json says these, and nothing else is built here.
 PATCH_SIZE = 14  # pixels a side of what the visual tokenizer reads
 HIDDEN_STRIDE = 2  # patches a side of one visual token
 LATENT_CHANNELS = 4
 VAE_LEVELS = 4  # each at half the size of the one before
 
-# What is built here and no config.json says.
+# No config.json says these.
 LATENT_SCALE = 2 ** (VAE_LEVELS - 1)  # pixels a side of one latent
 LATENT_PATCH = 2  # latents a side of one of the decoder's tokens
 TIME_WIDTH = 256  # of the sinusoid that tells the decoder the time
