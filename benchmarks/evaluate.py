@@ -131,8 +131,9 @@ def need_writable(file: Path) -> None:
 def check_model(model: Path, weight_dtype: str) -> None:
     """Raises UserError where it is no whole Ovis-U1, or cannot be loaded that way; only headers are read."""
     import_core()
-    from ovis_core.checkpoint import CheckpointError, open_model
+    from ovis_core.checkpoint import open_model
     from ovis_core.precision import PRECISIONS
+    from ovis_core.weights_file import CheckpointError
 
     if not model.exists():
         raise UserError(f"--model: {model} is not there; name the folder of a release, or one file with all parts")

@@ -144,7 +144,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         print(f"matrix product {product / 1e12:.0f} TFLOP/s, copy {copy / 1e9:.0f} GB/s")
     errors = bench.errors(args.tokens)
     for what, error in errors.items():
-        print(f"{what}: ours is off by {error:.1e}")
+        print(f"checked first: {what}: ours is off by {error:.1e}")
+    if not bench.authors:
+        print("beside the authors' code: not asked for; --reference brings it")
     print(flush=True)
 
     meter = Meter(bench, device, args.repeat, product)

@@ -29,8 +29,10 @@ def time_table(measured: list[Measured], seconds: bool) -> str:
         cells = [cell(row[side].median, base) if side in row else "" for side in sides]
         return [*cells, cell(floors[0], base) if floors else ""]
 
-    unit = "seconds (of " if seconds else "time (of "
-    return _table(measured, f"{unit}the authors', else of generate's, else of ours)", line, "floor of ours")
+    # Each row's ratios are to the first of these sides that it has.
+    bases = ", else ".join(side for side in BASES if any(one.side == side for one in measured))
+    title = f"seconds (over those of {bases})" if seconds else f"time over that of {bases}"
+    return _table(measured, title, line, "floor of ours, by its arithmetic")
 
 
 def memory_table(measured: list[Measured]) -> str:
