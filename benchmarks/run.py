@@ -63,6 +63,8 @@ def arguments() -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < least:
             line.error(f"--{name.replace('_', '-')}: {least} is the least")
+    if args.json and not args.json.absolute().parent.is_dir():
+        line.error(f"--json: there is no folder {args.json.absolute().parent}")
     if args.reference and not (args.reference / "modeling_ovis_u1.py").is_file():
         line.error(f"--reference: {args.reference} holds no modeling_ovis_u1.py; name a folder of the release")
     if args.sides and args.sides == ["authors"] and not args.reference:

@@ -33,8 +33,6 @@ def parser(description: str) -> argparse.ArgumentParser:
 def parse(line: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments, with a ComfyUI that is one."""
     args = line.parse_args()
-    if args.json and not args.json.absolute().parent.is_dir():  # told before anything is measured
-        line.error(f"--json: there is no folder {args.json.absolute().parent}")
     if not args.comfyui or not (args.comfyui / "main.py").is_file():
         line.error("--comfyui: name the folder of a ComfyUI, the one that holds main.py")
     return args

@@ -50,22 +50,30 @@ SMALL = {
     "OvisU1Understand": {"max_new_tokens": 8},
 }
 NODES = "window.app.graph._nodes.map((n) => ({id: n.id, type: n.type, pos: [...n.pos], size: [...n.size]}))"
-# Scrolls over the templates, of which the page keeps those in sight; whether the one of this name has come.
-SCROLLED = """(name) => {
-    const images = [...document.querySelectorAll("[role=dialog] img")];
-    const found = images.some((image) => image.alt === name);
-    window.turn = (window.turn ?? 0) + 1;
-    if (!found) images[window.turn % images.length]?.scrollIntoView();
+# A step down the templates, of which the page keeps those in sight and brings more at the end; then from the top again.
+SCROLL = """const scroll = () => {
+    let box = document.querySelector("[role=dialog] img");
+    while (box && !(/auto|scroll/.test(getComputedStyle(box).overflowY) && box.scrollHeight > box.clientHeight + 1))
+        box = box.parentElement;
+    if (!box) return;
+    const end = box.scrollTop + box.clientHeight >= box.scrollHeight - 1;
+    box.scrollTop = end ? 0 : box.scrollTop + box.clientHeight / 2;
+};"""
+# Whether the template of this name has come; scrolls on where it has not.
+SCROLLED = f"""(name) => {{
+    {SCROLL}
+    const found = [...document.querySelectorAll("[role=dialog] img")].some((image) => image.alt === name);
+    if (!found) scroll();
     return found;
-}"""
+}}"""
 # Those of these names whose picture is there; scrolls on where there are none.
-LOADED = """(names) => {
+LOADED = f"""(names) => {{
+    {SCROLL}
     const images = [...document.querySelectorAll("[role=dialog] img")];
     const found = images.filter((image) => image.naturalWidth > 0 && names.includes(image.alt));
-    window.turn = (window.turn ?? 0) + 1;
-    if (!found.length) images[window.turn % images.length]?.scrollIntoView();
+    if (!found.length) scroll();
     return found.length ? found.map((image) => image.alt) : null;
-}"""
+}}"""
 
 
 @pytest.fixture(scope="module")
