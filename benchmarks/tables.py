@@ -53,9 +53,10 @@ def memory_table(measured: list[Measured]) -> str:
 def first_table(measured: list[Measured], seconds: bool) -> str:
     """What compiling costs, in runs of ours that are not compiled; `seconds`: with the time itself."""
     rows = []
+    plains = {one.name: one.median for one in measured if one.side == "ours"}
     for one in measured:
-        if one.first:
-            plain = next(other.median for other in measured if (other.name, other.side) == (one.name, "ours"))
+        if one.first and one.name in plains:
+            plain = plains[one.name]
             cost = f"{one.first / plain:.0f}"
             rows.append((one.name, f"{_short(one.first)} ({cost})" if seconds else cost))
     return markdown(rows, "first run, compiled", "runs of ours")
