@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import workspace
 from canvas import READABLE, overlaps
 from comfy_server import ComfyServer
 from graphs import NAMES, Graph, workflows
@@ -35,7 +36,6 @@ ARGS = [
     "--disable-sync",
 ]
 WAIT = 60_000  # ms
-PACK = "ovis-u1"  # the pack's folder in the server's base directory
 CANVAS = "#graph-canvas"
 FOUND = ".p-autocomplete-option, [data-testid=result-item]"
 STEP = 250  # ms from one step of scrolling to the next, in which the page draws what has come
@@ -157,7 +157,7 @@ def wait_for_nodes(page: Any, count: int) -> None:
 def browse_templates(page: Any) -> Any:
     """Opens the pack's page of the template browser; the dialog."""
     page.evaluate("() => { window.app.extensionManager.command.execute('Comfy.BrowseTemplates'); }")
-    entry = page.get_by_text(PACK, exact=True).first
+    entry = page.get_by_text(workspace.PACK, exact=True).first
     entry.scroll_into_view_if_needed()
     entry.click()
     return page.get_by_role("dialog")

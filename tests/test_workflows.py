@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+import workspace
 from canvas import READABLE, boxes, overlaps
+from conftest import ROOT
 from graphs import NAMES
 from workflow_api import read_workflow
 
@@ -37,3 +41,29 @@ def test_a_workflow_is_laid_out(name: str) -> None:
         right = places[target]["pos"][0] + places[target]["size"][0]
         assert places[source]["pos"][0] < right, (source, target)
     assert workflow["extra"]["ds"]["scale"] >= READABLE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_node_names_its_pack(name: str) -> None:
+    """The page looks a missing node's pack up by this id; several packs have nodes for this model."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    pack, version = (re.search(rf'(?m)^{key} = "(.+)"', project)[1] for key in ("name", "version"))
+    assert pack == workspace.PACK
+    for node in read_workflow(name)["nodes"]:
+        ours = node["type"].startswith("OvisU1")
+        named = node["properties"]
+        assert named["cnr_id"] == (pack if ours else "comfy-core"), node["type"]
+        if ours:
+            assert numbers(named["ver"]) <= numbers(version), "saved with a version that does not exist yet"
+        else:
+            assert numbers(named["ver"]) >= (0, 3, 75), "saved with a ComfyUI that the pack does not run in"
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def test_the_pages_name_the_pack_that_is_installed() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"`comfy node install {workspace.PACK}`" in readme
+    assert f"rename it to `{workspace.PACK}`" in readme
