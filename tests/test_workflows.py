@@ -10,7 +10,7 @@ import workspace
 from canvas import READABLE, overlaps, strays
 from conftest import ROOT
 from graphs import NAMES
-from workflow_api import read_workflow
+from workflow_api import TITLES, WORKFLOWS, read_workflow
 
 # A node's color says what it does: load, take words, make, show, or note. All others have #223.
 ROLES = {
@@ -62,3 +62,14 @@ def test_the_pages_name_the_pack_that_is_installed() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"`comfy node install {workspace.PACK}`" in readme
     assert f"rename it to `{workspace.PACK}`" in readme
+
+
+def test_a_file_is_named_as_the_template_browser_shows_it() -> None:
+    """Everything there is a template: the server lists every *.json of the folder, an index.json too."""
+    assert {file.stem for file in WORKFLOWS.glob("*.json")} == set(TITLES.values())
+    assert {file.stem for file in WORKFLOWS.glob("*.jpg")} == set(TITLES.values())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for title in TITLES.values():
+        assert title.startswith("Ovis-U1 ")
+        assert "_" not in title
+        assert f"*{title.removeprefix('Ovis-U1 ')}*" in readme, title
