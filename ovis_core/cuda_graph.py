@@ -60,7 +60,7 @@ def capture(model: LanguageModel, cache: KeyValueCache, tokens: int) -> Captured
     except RuntimeError as error:
         # A capture that fails leaves torch on its stream.
         torch.cuda.set_stream(current)
-        if not isinstance(error, torch.OutOfMemoryError):
+        if not isinstance(error, torch.cuda.OutOfMemoryError):
             _failed.add(device)  # it would fail again
         logging.warning("Ovis-U1: writes without a CUDA graph, which is slower: %s", error)
         return None

@@ -36,6 +36,7 @@ import make_checkpoint  # noqa: E402
 import workspace  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
 from features import training  # noqa: E402
+from page import browser, page, ready, rendering, shots  # noqa: E402, F401
 
 
 def comfyui_path() -> Path:

@@ -24,7 +24,7 @@ def photo(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def understand(info: dict[str, Any], photo: str, **inputs: Any) -> Graph:
-    """`workflows/understand.json` on the small model."""
+    """The workflow `understand` on the small model."""
     graph = load("understand", info).set("LoadImage", image=photo)
     return graph.set("OvisU1Understand", **{"max_new_tokens": 24, **inputs})
 
