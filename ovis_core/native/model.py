@@ -29,7 +29,7 @@ from ..precision import DEFAULT, LARGE, Precision, as_stored, in_precision
 from ..schedule import shift_for
 from ..stored import Stored, scaled_layers
 from .filling import fill, scaled_operations, scales_are_fixed
-from .layers import comfy_layers, prepare
+from .layers import comfy_layers, keep_patchable, prepare
 
 T = TypeVar("T")
 
@@ -253,6 +253,7 @@ def build_model(
     patcher_class = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
     patcher = patcher_class(model, load_device=load_device, offload_device=management.unet_offload_device())
     patcher.add_callback(CallbacksMP.ON_CLEANUP, _after_sampling)
+    keep_patchable(patcher)
     if not management.is_device_cpu(patcher.offload_device):
         model.to(patcher.offload_device)
     fill(model.diffusion_model, model_config.process_unet_state_dict(weights), assign=is_dynamic(patcher))
