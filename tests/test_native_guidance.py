@@ -187,3 +187,106 @@ def test_samplers_that_ask_for_uncond(
     sigmas = sigmas_for(loaded[0], noise, 3, 1.0)
     expected = pair.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, seed=5)
     close(sample(loaded[0], edited, *scales, sampler), expected, 1e-5)
+
+
+@pytest.fixture(scope="module")
+def drawn(loaded: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Positive and negative of text to image, of different length."""
+    from ovis_core.native.conditions import text_to_image
+
+    positive, negative = text_to_image(loaded[1], "a red fox in the deep snow of a long winter", "a dog", 128, 96)
+    assert positive[0][0].shape != negative[0][0].shape
+    return positive, negative
+
+
+def draw(model: Any, conds: tuple[Any, Any], cfg: float) -> Tensor:
+    """As core's KSampler does it."""
+    import comfy.samplers
+
+    noise = torch.randn(1, 4, 12, 16, generator=torch.Generator().manual_seed(5))
+    sampler = comfy.samplers.KSampler(
+        model, 3, torch.device("cpu"), "euler", "simple", model_options=model.model_options
+    )
+    return sampler.sample(noise, *conds, cfg, latent_image=torch.zeros_like(noise), seed=5)
+
+
+def nag(model: Any, **settings: float) -> Any:
+    nodes_nag = pytest.importorskip("comfy_extras.nodes_nag", reason="this ComfyUI has no NAGuidance")
+    return nodes_nag.NAGuidance.execute(model, **{"nag_scale": 5.0, "nag_alpha": 0.5, "nag_tau": 1.5, **settings})[0]
+
+
+@torch.inference_mode()
+def test_conditions_of_different_length_come_in_one_batch_for_patches_that_compare_them(
+    loaded: tuple[Any, ...], edited: tuple[Any, ...], drawn: tuple[Any, Any]
+) -> None:
+    batches = []
+
+    def record(out: Tensor, options: Args) -> Tensor:
+        batches.append(tuple(options["cond_or_uncond"]))
+        return out
+
+    model = loaded[0].clone()
+    model.set_model_attn1_output_patch(record)
+    close(draw(model, drawn, 6.0), draw(loaded[0], drawn, 6.0), 1e-5)
+    assert {frozenset(batch) for batch in batches} == {frozenset((0, 1))}
+    batches.clear()
+    close(sample(model, edited, 6.0, 1.5), sample(loaded[0], edited, 6.0, 1.5), 1e-5)
+    assert {frozenset(batch) for batch in batches} == {frozenset((0, 1)), frozenset((2,))}
+
+
+@torch.inference_mode()
+def test_naguidance(loaded: tuple[Any, ...], edited: tuple[Any, ...], drawn: tuple[Any, Any]) -> None:
+    def apart(a: Tensor, b: Tensor) -> float:
+        return float((a - b).norm() / b.norm())
+
+    off = nag(loaded[0], nag_alpha=0.0)
+    for run in (lambda model: draw(model, drawn, 1.0), lambda model: sample(model, edited, 1.0, 1.0)):
+        plain = run(loaded[0])
+        close(run(off), plain, 1e-5)
+        assert apart(run(nag(loaded[0])), plain) > 1e-3
+    # A negative as long as the positive needs no padding.
+    alike = (drawn[0], [[drawn[0][0][0] * 0.5, dict(drawn[1][0][1])]])
+    assert apart(draw(nag(loaded[0]), alike, 1.0), draw(loaded[0], alike, 1.0)) > 1e-3
+
+
+@torch.inference_mode()
+def test_naguidance_says_so_where_it_cannot_act(loaded: tuple[Any, ...], edited: tuple[Any, ...]) -> None:
+    positive, _, negative, _ = edited
+    patched = nag(loaded[0])
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^model: NAGuidance compares positive and negative"):
+            draw(patched, (positive, negative), 3.0)
+    # Other patches may run one condition alone.
+    from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+
+    both = SkipLayerGuidanceDiT.execute(patched, 3.0, 0.0, 1.0, "1", "1")[0]
+    assert sample(both, edited, 6.0, 1.5).isfinite().all()
+
+
+UNETS = {
+    "HyperTile": ("nodes_hypertile", {"tile_size": 64, "swap_size": 2, "max_depth": 0, "scale_depth": False}),
+    "TomePatchModel": ("nodes_tomesd", {"ratio": 0.3}),
+    "PerturbedAttentionGuidance": ("nodes_pag", {"scale": 3.0}),
+    "SelfAttentionGuidance": ("nodes_sag", {"scale": 0.5, "blur_sigma": 2.0}),
+    "PatchModelAddDownscale": (
+        "nodes_model_downscale",
+        {
+            **{"block_number": 3, "downscale_factor": 2.0, "start_percent": 0.0, "end_percent": 1.0},
+            **{"downscale_after_skip": True, "downscale_method": "bicubic", "upscale_method": "bicubic"},
+        },
+    ),
+}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("node", list(UNETS))
+def test_patches_of_unets_are_named(loaded: tuple[Any, ...], drawn: tuple[Any, Any], node: str) -> None:
+    import importlib
+
+    module, inputs = UNETS[node]
+    found = getattr(importlib.import_module(f"comfy_extras.{module}"), node)
+    patched = found.execute(loaded[0], **inputs)[0]
+    with pytest.raises(
+        ValueError, match=rf"^model: a node \({module}\) patches .* which Ovis-U1 does not have; remove"
+    ):
+        draw(patched, drawn, 3.0)
