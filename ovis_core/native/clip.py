@@ -27,7 +27,7 @@ from ..precision import DEFAULT, Precision, as_stored, in_precision
 from ..stored import Stored, scaled_layers
 from ..tokenizer import Tokenizer
 from .filling import fill, scaled_operations
-from .layers import comfy_layers, holding, prepare
+from .layers import comfy_layers, holding, keep_patchable, prepare
 from .progress import Writing
 from .tokens import SECTION, OvisTokenizer, own_section, refuse_unknown
 
@@ -245,9 +245,9 @@ def build_clip(
     else:
         clip = comfy.sd.CLIP(target, **kwargs)
         clip.load_sd(weights)
-    # These layers cast by themselves. Told to, they are taken for offloaded ones once they were loaded whole, and miss
-    # the patches of the next LoRA that does not fit.
+    # These layers cast by themselves, which ComfyUI would force on them. It may have loaded them already.
     clip.patcher.force_cast_weights = False
+    keep_patchable(clip.patcher)
     return clip
 
 
