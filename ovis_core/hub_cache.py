@@ -9,12 +9,20 @@ from pathlib import Path
 REPOSITORY_FOLDER = "models--"
 
 
-def hub_cache() -> Path:
-    """The folder of the cache, by the variables that the hub's client reads."""
+def hub_home() -> Path:
+    """The hub's folder for what it keeps, by the variables that its client reads."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    home = os.environ.get("HF_HOME") or f"{home}/huggingface"
-    folder = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
-    return Path(os.path.expandvars(folder)).expanduser()
+    return _expanded(os.environ.get("HF_HOME") or f"{home}/huggingface")
+
+
+def hub_cache() -> Path:
+    """The folder of the cache, likewise."""
+    folder = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return _expanded(folder) if folder else hub_home() / "hub"
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expandvars(path)).expanduser()
 
 
 def cached_repositories() -> dict[str, Path]:
