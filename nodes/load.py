@@ -74,16 +74,16 @@ class OvisU1Loader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, model_name: str, weight_dtype: str) -> str:
         """Changes when the model's files do, so that a new download is loaded."""
-        path = folders.find_models().get(model_name)
+        path = folders.find_model(model_name)
         return model_name if path is None else folders.fingerprint(path)
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
         check(cls, weight_dtype=weight_dtype)
-        problem = folders.missing(model_name)
-        if problem:
-            raise ValueError(problem)
-        return io.NodeOutput(*load(open_model(folders.find_models()[model_name]), PRECISIONS[weight_dtype]))
+        path = folders.find_model(model_name)
+        if path is None:
+            raise ValueError(folders.missing(model_name))
+        return io.NodeOutput(*load(open_model(path), PRECISIONS[weight_dtype]))
 
 
 class OvisU1LoadParts(io.ComfyNode):

@@ -50,7 +50,7 @@ class OvisTextModel(Multimodal):
         operations = (model_options or {}).get("custom_operations") or comfy.ops.manual_cast
         super().__init__(config, comfy_layers(operations, dtype, device))
         prepare(self, precision)
-        self.eval().requires_grad_(False)
+        self.train(False).requires_grad_(False)
         self.dtypes = {dtype}
         self.stored_dtype = dtype
         self.compute_dtype = compute_dtype

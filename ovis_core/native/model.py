@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -311,7 +312,11 @@ def build_model(
     # Where ComfyUI has dynamic VRAM, its own loaders use CoreModelPatcher.
     plain = comfy.model_patcher.ModelPatcher
     patcher_class = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
-    patcher = patcher_class(model, load_device=load_device, offload_device=management.unet_offload_device())
+    options = {}
+    if "fast_disk" in inspect.signature(patcher_class.__init__).parameters:
+        options["fast_disk"] = comfy.storage.state_dict_fast_disk(weights)
+    offload_device = management.unet_offload_device()
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device, **options)
     patcher.add_callback(CallbacksMP.ON_CLEANUP, _after_sampling)
     keep_patchable(patcher)
     if not management.is_device_cpu(patcher.offload_device):
