@@ -98,7 +98,7 @@ def main() -> int:
     try:
         with Ticker("starting ComfyUI"):
             server.start()
-        made = make(server, demo)
+        made = make(server, demo, workspace.ROOT / "output")
         report(comfyui, demo, device, made, time.monotonic() - begun)
         if not demo.real:
             next_steps(demo)
@@ -191,12 +191,12 @@ def _windows_hint() -> str:
     return " On Windows install the pack in your own ComfyUI instead, whose PyTorch knows your GPU."
 
 
-def make(server: ComfyServer, demo: Demo) -> Made:
-    """Paints, edits what was painted, asks about what was edited; files go to output/ in the checkout."""
+def make(server: ComfyServer, demo: Demo, folder: Path) -> Made:
+    """Paints, edits what was painted, asks about what was edited; files go to `folder`, over nothing."""
     info = server.object_info()
     if "OvisU1Loader" not in info:
         raise UserError(f"ComfyUI did not load the pack; its log {server.log} says why")
-    painted, edited, strip_file = new_files("ovis_u1_demo", "ovis_u1_demo_edit", "ovis_u1_demo_strip")
+    painted, edited, strip_file = new_files(folder, "ovis_u1_demo", "ovis_u1_demo_edit", "ovis_u1_demo_strip")
 
     painting = workflow_of("text_to_image", demo)
     put(painting, "PrimitiveInt", 0, demo.side)  # width and height
@@ -283,9 +283,8 @@ def text_of(result: Result) -> str:
     return str(texts[0]).strip()
 
 
-def new_files(*names: str) -> list[Path]:
-    """PNG files in output/ in the checkout with one number behind their names, where no other file is."""
-    folder = workspace.ROOT / "output"
+def new_files(folder: Path, *names: str) -> list[Path]:
+    """PNG files with one number behind their names, none of which is there yet."""
     folder.mkdir(exist_ok=True)
     for i in itertools.count(1):
         files = [folder / (f"{name}.png" if i == 1 else f"{name}_{i}.png") for name in names]

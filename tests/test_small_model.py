@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import lzma
 import random
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import Tensor
 
+import demo_run
 import workspace
 from comfy_prompt import PromptRejected
 from comfy_server import ComfyServer
 from conftest import ROOT, comfyui_path
+from evaluation.shapes import words, world
 from graphs import load
-
-sys.path.insert(0, str(ROOT / "small_model"))
-
 from ovis_core import built_in
 from ovis_core.weights_file import CheckpointError
 
@@ -85,9 +87,6 @@ def test_a_folder_that_cannot_be_used_is_named(packed: Path, tmp_path: Path) -> 
 
 
 def test_look_sees_what_was_drawn() -> None:
-    import words
-    import world
-
     rng = random.Random(11)
     for i in range(300):
         scene = world.make_scene(rng, test=i % 2 == 0, shapes=1 + i % 3 // 2)
@@ -100,9 +99,6 @@ def test_look_sees_what_was_drawn() -> None:
 
 
 def test_look_finds_nothing_where_there_is_nothing() -> None:
-    import torch
-    import world
-
     assert world.look(world.colour_of("blue").view(3, 1, 1).expand(3, 128, 128)) == world.Scene("blue", ())
     noise = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(1))
     scene = world.make_scene(random.Random(1), test=False)
@@ -158,3 +154,37 @@ def test_a_size_that_it_was_not_made_for_is_noticed(bare: ComfyServer) -> None:
         assert log.count(warned) == (side == 160)
         assert any("set width and height to 128" in text for text in said) == (side == 160)
     assert "Ovis-U1: ovis-u1-shapes (built in) draws one circle, square or triangle" in bare.log_text()
+
+
+# ---- the demo
+
+
+def seen(file: Path) -> world.Scene:
+    pixels: Tensor = torch.from_numpy(np.asarray(Image.open(file).convert("RGB")).copy())
+    return world.look(pixels.permute(2, 0, 1) / 255)
+
+
+@WHOLE
+def test_the_demo_paints_edits_and_answers(bare: ComfyServer, tmp_path: Path) -> None:
+    made = demo_run.make(bare, demo_run.choose(bare.base, None), tmp_path)
+    shape = world.Shape("circle", "red", "", "", 0, 0, 0)
+    painted, edited = seen(made.painted), seen(made.edited)
+    assert world.same(painted, world.Scene("yellow", (shape,)))
+    assert world.same(edited, painted.change(colour="green"))
+    assert world.kept(edited, painted)
+    assert made.answer == "green"
+    assert made.seconds < 60
+    strip = Image.open(made.strip)
+    assert strip.width > 2 * strip.height
+
+
+def test_the_demo_says_so_if_it_runs_on_random_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(built_in, "FILE", tmp_path / "nothing.xz")
+    (tmp_path / "base").mkdir()
+    demo = demo_run.choose(tmp_path / "base", None)
+    assert (demo.name, demo.side) == (demo_run.TINY, 256)
+    assert capsys.readouterr().out.startswith(
+        "This copy of the pack lacks its small trained model, so a model of random"
+    )
