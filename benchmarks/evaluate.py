@@ -100,8 +100,7 @@ def main() -> int:
     for name in ("comfyui", "model", "data", "out", "json"):
         if getattr(args, name) is not None:
             setattr(args, name, getattr(args, name).expanduser().resolve())
-    if not benchmark.of_data and args.model is None:
-        args.model = built_in_model()
+    args.model = unpacked(args.model)
     if args.data is not None and not args.data.exists():
         raise UserError(f"--data: {args.data} is not there; name the benchmark's data")
     if args.json:
@@ -133,12 +132,17 @@ def main() -> int:
         return finish(args, run, measured)
 
 
-def built_in_model() -> Path:
-    """The model that comes with the pack, unpacked into the cache folder. Raises UserError if it is not there."""
+def unpacked(model: Path | None) -> Path:
+    """The model; None and its packed file stand for the built-in one, which is unpacked into the cache folder.
+
+    Raises UserError if that one is not there.
+    """
     import_core()
     from ovis_core import built_in
     from ovis_core.weights_file import CheckpointError
 
+    if model not in (None, built_in.FILE):
+        return model
     if not built_in.is_there():
         raise UserError(f"--model: this copy of the pack lacks {built_in.FILE.name}; name a model")
     try:
