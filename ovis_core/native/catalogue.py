@@ -26,7 +26,7 @@ def missing(name: str) -> str:
     if _is_built_in(name):
         return ""
     problem = folders.missing(name)
-    if problem and built_in.is_there():
+    if problem and names() == [built_in.NAME]:
         return f"{problem} {built_in.NAME!r} works without a download: it draws {built_in.DRAWS}."
     return problem
 
@@ -35,7 +35,7 @@ def fingerprint(name: str) -> str:
     """Changes when the model's files do."""
     if _is_built_in(name):
         return built_in.fingerprint()
-    path = folders.find_models().get(name)
+    path = _path(name)
     return name if path is None else folders.fingerprint(path)
 
 
@@ -49,10 +49,14 @@ def open_named(name: str) -> Checkpoint:
         side = built_in.SIDE
         logging.info("Ovis-U1: %s draws %s, at %d x %d pixels.", built_in.NAME, built_in.DRAWS, side, side)
         return dataclasses.replace(open_model(file), side=side)
-    problem = folders.missing(name)
-    if problem:
-        raise ValueError(problem)
-    return open_model(folders.find_models()[name])
+    path = _path(name)
+    if path is None:
+        raise ValueError(missing(name))
+    return open_model(path)
+
+
+def _path(name: str) -> Path | None:
+    return folders.find_models().get(name)
 
 
 def _is_built_in(name: str) -> bool:
