@@ -1,4 +1,4 @@
-"""What the pack imports and needs to be installed."""
+"""What the pack needs: packages that it imports, and a ComfyUI that offers what it builds on."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from importlib.util import find_spec
 PACKAGES = {
     "einops": "einops",
     "filelock": "filelock",
-    "huggingface_hub": "huggingface_hub",
     "numpy": "numpy",
     "PIL": "pillow",
     "safetensors": "safetensors",
     "tokenizers": "tokenizers",
     "torch": "torch",
+}
+COMFYUI = "0.3.75"  # the oldest ComfyUI that the pack is tested on
+# The newest parts of it that the pack needs: module -> names in it.
+OFFERED = {
+    "comfy_api.latest": ("ComfyExtension", "io", "ui"),
+    "comfy.ops": ("cast_bias_weight", "uncast_bias_weight"),
+    "comfy.patcher_extension": ("WrapperExecutor", "get_all_wrappers"),
+    "comfy.quant_ops": (),
 }
 
 
@@ -27,6 +34,34 @@ def check_dependencies() -> None:
         )
 
 
+def check_comfyui() -> None:
+    """Raises ImportError that names the ComfyUI that is needed; looks only at what ComfyUI has imported itself."""
+    for name, parts in OFFERED.items():
+        module = sys.modules.get(name)
+        if not _is_there(name) or not all(hasattr(module, part) for part in parts if module is not None):
+            raise ImportError(too_old())
+
+
+def asks_for_nodes() -> bool:
+    """Whether this ComfyUI calls `comfy_entrypoint`. One that does not skips the pack and gives no reason."""
+    return _is_there("comfy_api.latest")
+
+
+def too_old() -> str:
+    """One sentence that names the ComfyUI that is needed, and this one."""
+    version = getattr(sys.modules.get("comfyui_version"), "__version__", "an older one")
+    return f"Ovis-U1 needs ComfyUI {COMFYUI} or newer, this is {version}; update ComfyUI"
+
+
+def is_about_comfyui(error: ImportError | AttributeError) -> bool:
+    """Whether something of ComfyUI was missing: a module, or a name in one."""
+    module = error.name if isinstance(error, ImportError) else getattr(error.obj, "__name__", None)
+    return (module or "").split(".")[0] in {name.split(".")[0] for name in OFFERED}
+
+
 def _is_there(module: str) -> bool:
-    spec = find_spec(module)
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:  # its package
+        return False
     return spec is not None and spec.origin is not None  # a folder that an uninstallation left holds no module

@@ -7,13 +7,27 @@ from pathlib import Path
 from typing import Any
 
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
+# Name in code and tests -> file. The template browser shows nothing of a pack's workflow but the name of its file.
+TITLES = {
+    "text_to_image": "Ovis-U1 text to image",
+    "edit": "Ovis-U1 edit an image",
+    "edit_masked": "Ovis-U1 edit inside a mask",
+    "edit_chain": "Ovis-U1 edit an image twice",
+    "understand": "Ovis-U1 ask about an image",
+    "multi_image": "Ovis-U1 ask about several images",
+    "video": "Ovis-U1 ask about a video",
+    "chat": "Ovis-U1 chat about an image",
+    "describe_and_redraw": "Ovis-U1 describe and redraw",
+    "pick_the_best": "Ovis-U1 pick the best of four",
+    "train_lora": "Ovis-U1 train a LoRA",
+}
 NOTES = {"Note", "MarkdownNote"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
 def read_workflow(name: str) -> dict[str, Any]:
     """One of the pack's, as the page saved it."""
-    return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((WORKFLOWS / f"{TITLES[name]}.json").read_text(encoding="utf-8"))
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,12 +24,12 @@ import world
 from networks import Conditioner, after_picture, core, make_decoder, prompts
 from training import Muon, Run, average, cosine, load_module, set_rate
 
-FAMILIES = 1600
+FAMILIES = 1200
 PART = 50  # families in one file
-STEPS = 6000
+STEPS = 5000
 BATCH = 16
 RATE = 2.5e-3
-SHORT, FULL = (48, 64, 96), (300, 270)  # tokens of a condition; the full ones are for text to image and for edits
+SHORT, FULL = (32, 48, 80), (300, 270)  # tokens of a condition; the full ones are for text to image and for edits
 FULL_SHARE = 0.9  # of the steps with short conditions
 DROPPED = 0.1  # share without the text, for guidance
 SHIFT = core.schedule.shift_for(64)
@@ -58,17 +59,33 @@ def edits(scenes: list[world.Scene], rng: random.Random) -> list[tuple[int, int,
 
 
 @torch.no_grad()
-def prepare(folder: Path, worker: int = 0, workers: int = 1, families: int = FAMILIES) -> None:
-    """Writes the files of every `workers`-th part that is not there yet."""
-    vae, conditioner = stage_vae.load(folder), Conditioner(stage_language.load(folder))
-    blank = blank_prefix(conditioner)
-    for part in range(worker, families // PART, workers):
-        file = folder / "data" / f"{part:04}.safetensors"
+def write_latents(folder: Path, worker: int = 0, workers: int = 1) -> None:
+    """Latents of every family, by the trained VAE; in files, of which those that are there are kept."""
+    vae = stage_vae.load(folder)
+
+    def make(families: list[tuple[list[world.Scene], list[str]]]) -> dict[str, Tensor]:
+        return {"latents": torch.cat([stage_vae.to_latents(vae, world.draw(scenes)) for scenes, _ in families])}
+
+    _write_parts(folder, "latents", make, worker, workers)
+
+
+@torch.no_grad()
+def write_conditions(folder: Path, worker: int = 0, workers: int = 1) -> None:
+    """Conditions of every family, by the trained language model; in files as the latents."""
+    conditioner = Conditioner(stage_language.load(folder))
+    _, blank = blank_prefix(conditioner)
+    _write_parts(folder, "conditions", lambda families: _conditions(families, conditioner, blank), worker, workers)
+
+
+def _write_parts(folder: Path, name: str, make: Callable[..., dict[str, Tensor]], worker: int, workers: int) -> None:
+    for part in range(worker, FAMILIES // PART, workers):
+        file = folder / "data" / f"{name}-{part:04}.safetensors"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(_part(part, vae, conditioner, blank[1]), file.with_suffix(".new"))
+            rng = random.Random(f"family {part}")
+            save_file(make([family(rng) for _ in range(PART)]), file.with_suffix(".new"))
             file.with_suffix(".new").replace(file)
-            print(f"data: part {part + 1} of {families // PART}", flush=True)
+            print(f"{name}: part {part + 1} of {FAMILIES // PART}", flush=True)
 
 
 def blank_prefix(conditioner: Conditioner) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -77,24 +94,20 @@ def blank_prefix(conditioner: Conditioner) -> tuple[Tensor, list[tuple[Tensor, T
     return prefix[0], kept
 
 
-def _part(part: int, vae: nn.Module, conditioner: Conditioner, blank: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    rng = random.Random(f"family {part}")
-    latents, prefixes, captions, instructions, plain, links = [], [], [], [], [], []
-    for _ in range(PART):
-        scenes, texts = family(rng)
-        pictures, begin = world.draw(scenes), 4 * (len(latents))
-        latents.append(stage_vae.to_latents(vae, pictures))
+def _conditions(families: list, conditioner: Conditioner, blank: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    rng = random.Random(1)
+    prefixes, captions, instructions, plain, links = [], [], [], [], []
+    for begin, (scenes, texts) in enumerate(families):
         rows = [after_picture(prompts.text_to_image(text)) for text in texts]
         captions += conditioner.text(rows, blank, [0] * len(rows))
-        prefix, kept = conditioner.picture(pictures)
+        prefix, kept = conditioner.picture(world.draw(scenes))
         prefixes.append(prefix)
         made = edits(scenes, rng)
         rows = [after_picture(prompts.about_image(text)) for _, _, text in made]
         instructions += conditioner.text(rows, kept, [a for a, _, _ in made])
-        links += [(begin + a, begin + b) for a, b, _ in made]
+        links += [(4 * begin + a, 4 * begin + b) for a, b, _ in made]
         plain += conditioner.text([after_picture(prompts.unconditional())] * 4, kept, range(4))
     return {
-        "latents": torch.cat(latents),
         "prefixes": torch.cat(prefixes).half(),
         "links": torch.tensor(links),
         "plain": torch.stack(plain).half(),
@@ -117,9 +130,9 @@ class Data:
         self.instructions: list[Tensor] = []
         self.plain: list[Tensor] = []
         self.links: list[tuple[int, int]] = []
-        for file in sorted((folder / "data").glob("*.safetensors")):
-            part, begin = load_file(file), len(self.latents)
-            self.latents += part["latents"].unbind()
+        for file in sorted((folder / "data").glob("latents-*.safetensors")):
+            part, begin = load_file(file.with_name(file.name.replace("latents", "conditions"))), len(self.latents)
+            self.latents += load_file(file)["latents"].unbind()
             self.prefixes += part["prefixes"].unbind()
             self.plain += part["plain"].unbind()
             self.captions += part["captions"].split(part["captions_lengths"].tolist())
@@ -134,7 +147,7 @@ class Data:
 
 
 def train(folder: Path, scale: float = 1.0) -> None:
-    """The whole stage; `prepare` has been run."""
+    """The whole stage; latents and conditions have been written."""
     data, decoder = Data(folder), make_decoder()
     batches = Batches(data, Conditioner(stage_language.load(folder)))
     matrices = [w for name, w in decoder.named_parameters() if w.ndim == 2 and "blocks" in name]

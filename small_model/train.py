@@ -1,7 +1,7 @@
 """Trains the small model: `train.py STAGE --folder FOLDER`, with the Python of an environment that has diffusers.
 
-Stages: vae and language, which do not need each other and can run side by side; decoder, after both; export, which
-writes the checkpoint. Each resumes where it was stopped. `COMFYUI_PATH` names a ComfyUI, for its tokenizer's files.
+Stages: vae, then latents; language, then conditions; decoder, which needs all of these; export, which writes the
+checkpoint. The first two pairs can run side by side. Each resumes where it was stopped. `COMFYUI_PATH` names a ComfyUI, for its tokenizer's files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 
-STAGES = ("vae", "language", "decoder", "export")
+STAGES = ("vae", "latents", "language", "conditions", "decoder", "export")
 
 
 def main() -> int:
@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--folder", type=Path, default=Path("small_model_run"), help="where the stages keep their files")
     parser.add_argument("--threads", type=int, default=1, help="of this process; one each for two stages is fastest")
+    parser.add_argument("--worker", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="the I-th of N that write data")
     parser.add_argument("--scale", type=float, default=1.0, help="times as many steps")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -35,10 +36,14 @@ def main() -> int:
         import stage_language
 
         stage_language.train(args.folder, args.scale)
-    elif args.stage == "decoder":
+    elif args.stage in ("latents", "conditions", "decoder"):
         import stage_decoder
 
-        stage_decoder.train(args.folder, args.scale)
+        if args.stage == "decoder":
+            stage_decoder.train(args.folder, args.scale)
+        else:
+            write = stage_decoder.write_latents if args.stage == "latents" else stage_decoder.write_conditions
+            write(args.folder, *args.worker)
     else:
         import export
 

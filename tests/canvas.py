@@ -25,3 +25,19 @@ def overlaps(nodes: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
         for a, b in combinations(boxes(nodes), 2)
         if a[1] < b[3] and b[1] < a[3] and a[2] < b[4] and b[2] < a[4]
     ]
+
+
+def strays(nodes: list[dict[str, Any]], groups: list[dict[str, Any]]) -> list[str]:
+    """Nodes that stick out of their group, lie under its title or in none; notes that lie over a group."""
+    notes = {f"{node['id']} {node['type']}" for node in nodes if node["type"] == "MarkdownNote"}
+    found = []
+    for what, left, top, right, bottom in boxes(nodes):
+        places = [group["bounding"] for group in groups]
+        if what in notes:
+            wrong = any(left < x + w and x < right and top < y + h and y < bottom for x, y, w, h in places)
+        else:
+            inside = [x <= left and y + TITLE <= top and right <= x + w and bottom <= y + h for x, y, w, h in places]
+            wrong = inside.count(True) != 1
+        if wrong:
+            found.append(what)
+    return found

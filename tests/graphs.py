@@ -12,9 +12,9 @@ from torch import Tensor
 
 from comfy_prompt import Result
 from comfy_server import ComfyServer
-from workflow_api import WORKFLOWS, read_workflow, to_api
+from workflow_api import TITLES, read_workflow, to_api
 
-NAMES = sorted(file.stem for file in WORKFLOWS.glob("*.json"))
+NAMES = sorted(TITLES)
 Prompt = dict[str, dict[str, Any]]
 
 
@@ -84,7 +84,7 @@ def load(name: str, object_info: dict[str, Any]) -> Graph:
 def text_to_image(
     object_info: dict[str, Any], width: int = 128, height: int = 96, steps: int = 3, seed: int = 7
 ) -> Graph:
-    """`workflows/text_to_image.json` on the small model."""
+    """The workflow `text_to_image` on the small model."""
     graph = load("text_to_image", object_info).set("OvisU1Sampler", steps=steps, seed=seed)
     sizes = {"width": width, "height": height}
     return graph.set("OvisU1TextEncode", **sizes).set("EmptyLatentImage", **sizes)

@@ -18,8 +18,7 @@ import workspace
 from comfy_server import ComfyServer
 from conftest import ROOT, comfyui_path
 from graphs import load, saved_image, text_to_image
-from ovis_core import built_in
-from ovis_core.dependencies import PACKAGES
+from ovis_core import built_in, dependencies
 from test_structure import roots
 from workspace.environment import pack_requirements
 
@@ -163,6 +162,54 @@ def test_a_dependency_that_is_missing_is_named_in_one_line(pack: Path, release: 
     assert "Traceback" not in log
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "reason"),
+    [
+        ("dependencies.py", '"comfy.quant_ops": (),', '"comfy.nobody_s": (),', ""),
+        ("dependencies.py", '"comfy.quant_ops": (),', '"comfy.ops": ("nobody_s",),', ""),
+        ("native/layers.py", "import comfy.quant_ops\n", "import comfy.nobody_s\n", " (No module named"),
+        ("native/layers.py", "import comfy.quant_ops\n", "comfy.ops.nobody_s\n", " (module 'comfy.ops'"),
+    ],
+)
+def test_a_comfyui_that_is_too_old_is_named_in_one_line(
+    pack: Path, release: Path, tmp_path: Path, file: str, old: str, new: str, reason: str
+) -> None:
+    """In a copy of the pack that wants a part which no ComfyUI has: one that the pack asks for, or one that it uses."""
+    base = make_base(tmp_path, pack, release)
+    changed = base / "custom_nodes" / FOLDER / "ovis_core" / file
+    text = changed.read_text(encoding="utf-8")
+    assert old in text
+    changed.write_text(text.replace(old, new), encoding="utf-8")
+    with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
+        info = running.object_info()
+        log = running.log_text()
+    assert info.keys() >= TAKEN
+    assert not NODES & info.keys()
+    (said,) = [line for line in log.splitlines() if "Ovis-U1 needs" in line]
+    version = workspace.describe_comfyui(comfyui_path(), "").version
+    assert f"Ovis-U1 needs ComfyUI 0.3.75 or newer, this is {version}; update ComfyUI{reason}" in said
+    assert "Traceback" not in log
+
+
+def test_a_comfyui_that_never_asks_for_nodes_is_named() -> None:
+    """One from before `comfy_entrypoint`, by the import that it does all the same."""
+    script = f"""
+import importlib.util, sys
+root = {str(ROOT)!r}
+spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", submodule_search_locations=[root])
+pack = sys.modules["pack"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pack)
+"""
+    ran = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True)
+    (said,) = ran.stderr.splitlines()
+    assert "Ovis-U1 needs ComfyUI 0.3.75 or newer, this is an older one; update ComfyUI" in said
+
+
+def test_the_comfyui_that_is_needed_is_the_same_everywhere() -> None:
+    for page in ("README.md", "pyproject.toml"):
+        assert dependencies.COMFYUI in (ROOT / page).read_text(encoding="utf-8"), page
+
+
 def test_what_an_uninstallation_left_does_not_count(tmp_path: Path) -> None:
     (tmp_path / "einops").mkdir()
     assert check(path=tmp_path).returncode == 0
@@ -173,7 +220,7 @@ def test_what_an_uninstallation_left_does_not_count(tmp_path: Path) -> None:
 def test_a_dependency_that_is_missing_is_named() -> None:
     """In a Python without any packages, which ComfyUI could not run in."""
     said = check("-S").stderr.splitlines()[-1]
-    for wanted in PACKAGES.values():
+    for wanted in dependencies.PACKAGES.values():
         assert wanted in said
     assert f'"{sys.executable}" -m pip install einops filelock' in said
 
@@ -183,7 +230,7 @@ def test_what_is_imported_is_what_is_checked() -> None:
     found = set().union(*map(roots, files)) - set(sys.stdlib_module_names)
     own = {"ovis_core", "nodes"}
     comfyui = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "node_helpers", "server", "comfy_execution"}
-    assert found - own - comfyui == PACKAGES.keys()
+    assert found - own - comfyui == dependencies.PACKAGES.keys()
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])

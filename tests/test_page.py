@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-import shutil
 import urllib.parse
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from canvas import READABLE, overlaps
+import workspace
+from canvas import READABLE, overlaps, strays
 from comfy_server import ComfyServer
 from graphs import NAMES, Graph, workflows
-from pictures import picture
-from workflow_api import read_workflow, to_api
+from page import (
+    CUT,
+    GROUPS,
+    NODES,
+    SHOWN,
+    drop,
+    open_dropped,
+    run,
+    select,
+    set_widgets,
+    wait_for_nodes,
+)
+from workflow_api import TITLES, read_workflow, to_api
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-SHOTS = Path(__file__).resolve().parent.parent / "output" / "screenshots"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
-# No sandbox: the tests may run as root. The rest keeps the browser from looking for its maker's servers.
-ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-WAIT = 60_000  # ms
-PACK = "ovis-u1"  # the pack's folder in the server's base directory
-CANVAS = "#graph-canvas"
 FOUND = ".p-autocomplete-option, [data-testid=result-item]"
 STEP = 250  # ms from one step of scrolling to the next, in which the page draws what has come
-WINDOW = {"width": 1440, "height": 900}  # of a small laptop
 SMALL = {
     "OvisU1Loader": {"model_name": "tiny"},
     "OvisU1Sampler": {"steps": 2},
@@ -49,7 +39,6 @@ SMALL = {
     "EmptyLatentImage": {"width": 128, "height": 128},
     "OvisU1Understand": {"max_new_tokens": 8},
 }
-NODES = "window.app.graph._nodes.map((n) => ({id: n.id, type: n.type, pos: [...n.pos], size: [...n.size]}))"
 # A step down the templates, of which the page keeps those in sight and brings more at the end; then from the top again.
 SCROLL = """const scroll = () => {
     let box = document.querySelector("[role=dialog] img");
@@ -76,88 +65,10 @@ LOADED = f"""(names) => {{
 }}"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip("no Chromium was found; install one or name it in BROWSER_PATH")
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=ARGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
-def ready(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> ComfyServer:
-    """The server with a picture to load, and past its first start."""
-    example = tmp_path_factory.mktemp("page") / "example.png"
-    picture(512, 512).save(example)
-    server.upload(example)
-    # A first start would open the template browser over the canvas.
-    settings = json.dumps({"Comfy.TutorialCompleted": True}).encode()
-    urllib.request.urlopen(urllib.request.Request(f"{server.url}/settings", settings, method="POST")).close()
-    return server
-
-
-@pytest.fixture
-def page(browser: Any, ready: ComfyServer) -> Iterator[Any]:
-    """A page with an empty graph."""
-    page = browser.new_page(viewport=WINDOW)
-    page.set_default_timeout(WAIT)
-    page.goto(ready.url)
-    page.wait_for_function("window.app?.graph && window.app.extensionManager?.command")
-    # The default graph comes a moment later.
-    page.wait_for_function("window.app.graph._nodes.length > 0")
-    page.evaluate("window.app.graph.clear()")
-    yield page
-    page.close()
-
-
-def set_widgets(page: Any, values: dict[str, dict[str, Any]]) -> None:
-    """Class of nodes -> values of their widgets."""
-    page.evaluate(
-        """(all) => { for (const [type, values] of Object.entries(all))
-            window.app.graph._nodes.filter((n) => n.type === type).forEach((n) =>
-                n.widgets.forEach((w) => { if (w.name in values) w.value = values[w.name]; })); }""",
-        values,
-    )
-
-
-def run(page: Any) -> None:
-    page.evaluate("() => { window.app.graph.setDirtyCanvas(true, true); window.app.queuePrompt(0, 1); }")
-
-
-def drop(page: Any, data: bytes, name: str, kind: str) -> None:
-    """Lets a file fall on the canvas."""
-    transfer = page.evaluate_handle(
-        """([data, name, type]) => {
-            const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
-            const transfer = new DataTransfer();
-            transfer.items.add(new File([bytes], name, {type}));
-            return transfer;
-        }""",
-        [base64.b64encode(data).decode(), name, kind],
-    )
-    page.dispatch_event(CANVAS, "drop", {"dataTransfer": transfer, "clientX": 900, "clientY": 500})
-
-
-def open_dropped(page: Any, name: str) -> dict[str, Any]:
-    workflow = read_workflow(name)
-    drop(page, json.dumps(workflow).encode(), f"{name}.json", "application/json")
-    wait_for_nodes(page, len(workflow["nodes"]))
-    return workflow
-
-
-def wait_for_nodes(page: Any, count: int) -> None:
-    page.wait_for_function(f"window.app.graph._nodes.length === {count}")
-    page.wait_for_timeout(500)  # nodes take their sizes when they are drawn
-
-
 def browse_templates(page: Any) -> Any:
     """Opens the pack's page of the template browser; the dialog."""
     page.evaluate("() => { window.app.extensionManager.command.execute('Comfy.BrowseTemplates'); }")
-    entry = page.get_by_text(PACK, exact=True).first
+    entry = page.get_by_text(workspace.PACK, exact=True).first
     entry.scroll_into_view_if_needed()
     entry.click()
     return page.get_by_role("dialog")
@@ -182,11 +93,7 @@ def card(page: Any, dialog: Any, name: str) -> Any:
     return dialog.locator(f"img[alt='{name}']").first
 
 
-def select(page: Any, kind: str) -> None:
-    page.evaluate("(type) => window.app.canvas.selectNode(window.app.graph._nodes.find((n) => n.type === type))", kind)
-
-
-def test_nodes_are_found_by_search(page: Any, info: dict[str, Any]) -> None:
+def test_nodes_are_found_by_search(page: Any, shots: Path, info: dict[str, Any]) -> None:
     for words, names in {
         "ovis": {node["display_name"] for name, node in info.items() if name.startswith("OvisU1")},
         "ovis-u1 edit": {"Ovis-U1 Edit Encode"},
@@ -196,7 +103,7 @@ def test_nodes_are_found_by_search(page: Any, info: dict[str, Any]) -> None:
         search.press_sequentially(words)
         for name in names:
             page.locator(FOUND).filter(has_text=name).first.wait_for(state="attached")
-        page.screenshot(path=SHOTS / f"search_{words.replace(' ', '_')}.png")
+        page.screenshot(path=shots / f"search_{words.replace(' ', '_')}.png")
         if words != "ovis":
             page.locator(FOUND).filter(has_text=next(iter(names))).first.click()
             wait_for_nodes(page, 1)
@@ -206,11 +113,11 @@ def test_nodes_are_found_by_search(page: Any, info: dict[str, Any]) -> None:
         search.wait_for(state="detached")
 
 
-def test_templates_have_their_pictures(page: Any) -> None:
+def test_templates_have_their_pictures(page: Any, shots: Path) -> None:
     browse_templates(page)
     page.wait_for_function("document.querySelector('[role=dialog] img')?.naturalWidth > 0")
-    page.screenshot(path=SHOTS / "templates.png")
-    left = set(NAMES)
+    page.screenshot(path=shots / "templates.png")
+    left = set(TITLES.values())
     while left:
         # What is scrolled past may go again.
         some = page.wait_for_function(LOADED, arg=sorted(left), polling=STEP).json_value()
@@ -218,20 +125,20 @@ def test_templates_have_their_pictures(page: Any) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_opens_from_the_templates_and_runs(page: Any, info: dict[str, Any], name: str) -> None:
+def test_a_workflow_opens_from_the_templates_and_runs(page: Any, shots: Path, info: dict[str, Any], name: str) -> None:
     if name not in workflows(info):
         pytest.skip("this ComfyUI's Train LoRA has other outputs")
     workflow = read_workflow(name)
-    card(page, browse_templates(page), name).click()
+    card(page, browse_templates(page), TITLES[name]).click()
     wait_for_nodes(page, len(workflow["nodes"]))
     # The page draws a node whose type it does not know as a plain LGraphNode.
     unknown = page.evaluate(
         "window.app.graph._nodes.filter((n) => !(n.type in window.LiteGraph.registered_node_types)).map((n) => n.type)"
     )
     assert unknown == []
-    page.screenshot(path=SHOTS / f"{name}_opened.png")
+    page.screenshot(path=shots / f"{name}_opened.png")
     assert page.evaluate("window.app.canvas.ds.scale") >= READABLE
-    assert overlaps(page.evaluate(NODES)) == []
+    assert_nothing_is_hidden(page)
     prompt = page.evaluate("(async () => (await window.app.graphToPrompt()).output)()")
     for node in prompt.values():
         if node["class_type"] == "PreviewAny":
@@ -244,15 +151,18 @@ def test_a_workflow_opens_from_the_templates_and_runs(page: Any, info: dict[str,
     # A node takes up its images when it is drawn, so all of them must be in sight.
     set_widgets(page, SMALL)
     run(page)
-    page.wait_for_function(
-        """() => window.app.graph._nodes.every((n) =>
-            (n.type !== "SaveImage" || n.imgs?.length > 0) &&
-            (n.type !== "PreviewAny" || n.widgets.some((w) => typeof w.value === "string" && w.value !== "")))"""
-    )
+    page.wait_for_function(SHOWN)
     page.wait_for_timeout(500)
-    page.screenshot(path=SHOTS / f"{name}.png")
+    page.screenshot(path=shots / f"{name}.png")
     assert Graph(ours).find_all("SaveImage") + Graph(ours).find_all("PreviewAny")
-    assert overlaps(page.evaluate(NODES)) == []
+    assert_nothing_is_hidden(page)
+
+
+def assert_nothing_is_hidden(page: Any) -> None:
+    nodes = page.evaluate(NODES)
+    assert overlaps(nodes) == []
+    assert strays(nodes, page.evaluate(GROUPS)) == []
+    assert page.evaluate(CUT) == []
 
 
 def test_a_saved_picture_brings_its_graph_back(page: Any, ready: ComfyServer) -> None:
@@ -274,7 +184,7 @@ def test_a_saved_picture_brings_its_graph_back(page: Any, ready: ComfyServer) ->
     assert page.evaluate(f"{prompt}.value") == "a heron in the reeds"
 
 
-def test_a_wrong_value_shows_its_message(page: Any) -> None:
+def test_a_wrong_value_shows_its_message(page: Any, shots: Path) -> None:
     open_dropped(page, "text_to_image")
     set_widgets(page, SMALL | {"PrimitiveInt": {"value": 1000}})
     run(page)
@@ -286,10 +196,10 @@ def test_a_wrong_value_shows_its_message(page: Any) -> None:
     if details.count():
         details.first.dispatch_event("click")
     sentence.first.wait_for()
-    page.screenshot(path=SHOTS / "error.png")
+    page.screenshot(path=shots / "error.png")
 
 
-def test_the_help_panel_shows_our_page(page: Any) -> None:
+def test_the_help_panel_shows_our_page(page: Any, shots: Path) -> None:
     open_dropped(page, "text_to_image")
     info = page.get_by_test_id("info-button").first
     heading = page.get_by_role("heading", name="Typical mistakes")
@@ -302,31 +212,31 @@ def test_the_help_panel_shows_our_page(page: Any) -> None:
             continue
         break
     heading.wait_for(state="attached")
-    page.screenshot(path=SHOTS / "help.png")
+    page.screenshot(path=shots / "help.png")
     panel = heading.locator("xpath=..")
     assert panel.evaluate("(h) => h.scrollWidth <= h.clientWidth"), "the help page is wider than its panel"
 
 
-def test_text_shows_while_it_is_written_and_chats_show_their_turns(page: Any) -> None:
+def test_text_shows_while_it_is_written_and_chats_show_their_turns(page: Any, shots: Path) -> None:
     open_dropped(page, "chat")
     set_widgets(page, SMALL | {"OvisU1Understand": {"max_new_tokens": 300}})
     run(page)
-    text = "window.app.graph._nodes.filter((n) => n.type === '{}').map((n) => n.widgets.map((w) => w.value).at(-1))"
-    written = text.format("OvisU1Understand")
+    # Nodes 2.0 may keep the text out of the widgets.
+    written = """(() => { const node = window.app.graph._nodes.find((n) => n.type === "OvisU1Understand");
+        const element = document.querySelector(`[data-node-id="${node.id}"]`);
+        return `${node.widgets.map((w) => w.value).at(-1)} ${element?.innerText ?? ""}`; })()"""
     lengths = set()
-    first = page.wait_for_function(f"typeof {written}[0] === 'string' && {written}[0]")
-    lengths.add(len(first.json_value()))
     answers = (
         "window.app.graph._nodes.filter((n) => n.type === 'PreviewAny').map((n) =>"
         " n.widgets.map((w) => w.value).find((v) => typeof v === 'string' && v !== ''))"
     )
     while not all(page.evaluate(answers)):
-        lengths.add(len(page.evaluate(f"{written}[0]")))
+        lengths.add(len(page.evaluate(written)))
         page.wait_for_timeout(100)
     assert len(lengths) > 2, "the text came all at once"
     shown = page.evaluate(answers)
     assert len(shown) == 2
-    page.screenshot(path=SHOTS / "chat_written.png")
+    page.screenshot(path=shots / "chat_written.png")
     # What is shown can be marked and copied.
     areas = "[...document.querySelectorAll('textarea')].filter((a) => getComputedStyle(a).userSelect !== 'none')"
     values = page.evaluate(f"{areas}.map((area) => area.value)")

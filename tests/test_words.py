@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import workspace
 from comfy_server import ComfyServer
 from conftest import ROOT
 
@@ -86,7 +87,7 @@ def test_every_node_has_a_page(server: ComfyServer, info: dict[str, Any]) -> Non
     nodes = [name for name in info if name.startswith(OURS)]
     assert {file.stem for file in (ROOT / "web" / "docs").glob("*.md")} == set(nodes)
     for name in nodes:
-        with urllib.request.urlopen(f"{server.url}/extensions/ovis-u1/docs/{name}.md") as answer:
+        with urllib.request.urlopen(f"{server.url}/extensions/{workspace.PACK}/docs/{name}.md") as answer:
             page = answer.read().decode()
         assert page.startswith(f"# {info[name]['display_name']}"), name
         inputs = [key for kind in ("required", "optional") for key in info[name]["input"].get(kind, {})]

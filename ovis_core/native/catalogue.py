@@ -35,7 +35,7 @@ def fingerprint(name: str) -> str:
     """Changes when the model's files do."""
     if _is_built_in(name):
         return built_in.fingerprint()
-    path = _path(name)
+    path = folders.find_model(name)
     return name if path is None else folders.fingerprint(path)
 
 
@@ -49,14 +49,10 @@ def open_named(name: str) -> Checkpoint:
         side = built_in.SIDE
         logging.info("Ovis-U1: %s draws %s, at %d x %d pixels.", built_in.NAME, built_in.DRAWS, side, side)
         return dataclasses.replace(open_model(file), side=side)
-    path = _path(name)
+    path = folders.find_model(name)
     if path is None:
         raise ValueError(missing(name))
     return open_model(path)
-
-
-def _path(name: str) -> Path | None:
-    return folders.find_models().get(name)
 
 
 def _is_built_in(name: str) -> bool:

@@ -51,7 +51,6 @@ def layout_table(
     return pair_table(positions(text_length, grids, device), axes_dim, theta)
 
 
-@torch.library.custom_op("ovis_u1::rotary_table", mutates_args=())
 def compiled_table(
     text_length: int, numbers: Sequence[int], axes_dim: Sequence[int], theta: float, device: torch.device
 ) -> Tensor:
@@ -59,10 +58,21 @@ def compiled_table(
     return layout_table(text_length, _grids(numbers), device, axes_dim, theta)
 
 
-@compiled_table.register_fake
-def _(text_length: int, numbers: Sequence[int], axes_dim: Sequence[int], theta: float, device: torch.device) -> Tensor:
-    length = text_length + sum(rows * columns for _, rows, columns in _grids(numbers))
-    return torch.empty(1, 1, length, sum(axes_dim) // 2, 2, 2, device=device)
+if hasattr(torch.library, "custom_op"):  # torch 2.4; an older compiler puts the sines into every rotation
+    # The schema is written out because torch 2.4 cannot derive it from annotations that are strings.
+    compiled_table = torch.library.custom_op(
+        "ovis_u1::rotary_table",
+        compiled_table,
+        mutates_args=(),
+        schema="(SymInt text_length, SymInt[] numbers, SymInt[] axes_dim, float theta, Device device) -> Tensor",
+    )
+
+    @compiled_table.register_fake
+    def _(
+        text_length: int, numbers: Sequence[int], axes_dim: Sequence[int], theta: float, device: torch.device
+    ) -> Tensor:
+        length = text_length + sum(rows * columns for _, rows, columns in _grids(numbers))
+        return torch.empty(1, 1, length, sum(axes_dim) // 2, 2, 2, device=device)
 
 
 def _grids(numbers: Sequence[int]) -> list[Grid]:

@@ -1,12 +1,13 @@
 """A place to run the pack in: a ComfyUI, an environment of its own and a base directory. Standard library only."""
 
-from .base import link_folder, make_base
+from .base import PACK, link_folder, make_base
 from .cache import home, remove
 from .comfyui import ComfyUI, describe_comfyui, find_comfyui
 from .environment import ROOT, check_python, prepare_env
 from .processes import end_tree, hand_over, spawn, tail
 
 __all__ = [
+    "PACK",
     "ROOT",
     "ComfyUI",
     "check_python",

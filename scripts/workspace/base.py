@@ -9,16 +9,18 @@ from pathlib import Path
 
 from .cache import remove
 
+PACK = "ovis-u1-native"  # the name in the registry, which names the folder of an installed pack
+
 
 def make_base(folder: Path, pack: Path, comfyui: Path) -> Path:
     """A base directory with the pack linked into it and the pictures that `comfyui` brings, which is left untouched."""
     for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     try:
-        link_folder(pack, folder / "custom_nodes" / "ovis-u1")
+        link_folder(pack, folder / "custom_nodes" / PACK)
     except OSError:
         ignore = shutil.ignore_patterns(".git", "__pycache__", "output")
-        shutil.copytree(pack, folder / "custom_nodes" / "ovis-u1", ignore=ignore)
+        shutil.copytree(pack, folder / "custom_nodes" / PACK, ignore=ignore)
     for picture in (comfyui / "input").glob("example*.png"):
         if not (folder / "input" / picture.name).exists():
             shutil.copy(picture, folder / "input")

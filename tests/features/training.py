@@ -14,7 +14,7 @@ from graphs import saved_latent
 from .table import HEIGHT, PROMPT, WIDTH, Lab, apart, other, row
 
 STEPS = 60
-FOLDER = "ovis_u1_lora"  # as in workflows/train_lora.json
+FOLDER = "ovis_u1_lora"  # as in the workflow that trains a LoRA
 
 
 @row("training", "TrainLoraNode, SaveLoRA, LoraLoader", "loss falls; with the saved file the image moves to the data")
