@@ -71,6 +71,7 @@ class Checkpoint:
     """A checked model: all of its parts.
 
     tokenizer  folder of the tokenizer's files, or those files; None where none came with the weights
+    side       pixels of the sides of the pictures that it was trained on; None for a model that makes any size
     """
 
     config: OvisConfig
@@ -78,6 +79,7 @@ class Checkpoint:
     text: Part
     vae: Part
     tokenizer: Path | Mapping[str, bytes] | None
+    side: int | None = None
 
 
 def is_release(folder: Path) -> bool:

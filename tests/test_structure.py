@@ -19,7 +19,7 @@ COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_path
 HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
 # Of ovis_core, what needs nothing but Python.
 PLAIN = {"config", "layout", "prompts", "release", "sizes", "schedule", "download", "checkpoint"}
-PLAIN |= {"weights_file", "dependencies", "hub", "hub_cache", "__init__"}
+PLAIN |= {"weights_file", "dependencies", "built_in", "hub", "hub_cache", "__init__"}
 # Imports those named and reads a file's header; prints what came along of HEAVY. safetensors' own way takes numpy.
 LOAD_PLAIN = """
 import sys

@@ -48,11 +48,15 @@ def load_patcher(
 
 
 def _model(checkpoint: Checkpoint, precision: Precision, **options: Any) -> ModelPatcher:
-    return build_model(checkpoint.config.decoder, _weights(checkpoint.decoder), precision, **options)
+    patcher = build_model(checkpoint.config.decoder, _weights(checkpoint.decoder), precision, **options)
+    patcher.model.side = checkpoint.side
+    return patcher
 
 
 def _clip(checkpoint: Checkpoint, precision: Precision, **options: Any) -> comfy.sd.CLIP:
-    return build_clip(checkpoint.config, _weights(checkpoint.text), checkpoint.tokenizer, precision, **options)
+    clip = build_clip(checkpoint.config, _weights(checkpoint.text), checkpoint.tokenizer, precision, **options)
+    clip.tokenizer.side = checkpoint.side
+    return clip
 
 
 def _vae(checkpoint: Checkpoint) -> comfy.sd.VAE:

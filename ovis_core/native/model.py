@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 
 from ..carried import carried
 from ..checkpoint import TEXT
-from ..config import LATENT_CHANNELS, LATENT_PATCH, DecoderConfig
+from ..config import LATENT_CHANNELS, LATENT_PATCH, LATENT_SCALE, DecoderConfig
 from ..networks.attention import without_cudnn
 from ..networks.decoder import Decoder
 from ..networks.packing import grid_size
@@ -33,6 +33,7 @@ from ..schedule import shift_for
 from ..stored import Stored, scaled_layers
 from .filling import fill, scaled_operations, scales_are_fixed
 from .layers import comfy_layers, keep_patchable, prepare
+from .notice import warn_of_size
 
 T = TypeVar("T")
 
@@ -153,6 +154,7 @@ class OvisU1(comfy.model_base.BaseModel):
         # Text tokens cost what image tokens cost, and one of those covers several pixels of the latent.
         covers = LATENT_PATCH**2
         self.memory_usage_shape_process = {"c_crossattn": lambda shape: [shape[0], shape[2], shape[1] * covers]}
+        self.side: int | None = None  # as `Checkpoint.side`
 
     def shift(self, latent: Tensor) -> float:
         """mu of the model's schedule for latents (B, 4, H, W)."""
@@ -210,6 +212,9 @@ class OvisU1(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """Runs once per condition and sampling run: the place for the refiner, unless weights change meanwhile."""
         out = super().extra_conds(**kwargs)
+        noise = kwargs.get("noise")
+        if noise is not None:
+            warn_of_size(self.side, *(LATENT_SCALE * side for side in noise.shape[-2:]))
         hooks = kwargs.get("hooks")
         if hooks is not None and scales_are_fixed(self.diffusion_model) and hooks.get_type(EnumHookType.Weight):
             raise ValueError(

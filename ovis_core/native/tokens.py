@@ -16,6 +16,7 @@ from ..multimodal import Token, check_positions, sequence_length
 from ..pixels import VisualInput, blank_input, condition_input, evenly, to_pil, understanding_input
 from ..sizes import FACTOR, understanding_size
 from ..tokenizer import Tokenizer
+from .notice import warn_of_picture
 
 SECTION = "ovis_u1"  # key of our tokens in what CLIP.tokenize answers
 DEFAULT_SIZE = 1024  # of the blank picture, where a node such as CLIPTextEncode knows no size
@@ -40,6 +41,7 @@ class OvisTokenizer:
         self.positions: int = data["positions"]  # of the language model
         self.tokenizer = Tokenizer(data.get("source") or BUNDLED_TOKENIZER)
         self.carried: dict[str, Tensor] = data.get("carried", {})
+        self.side: int | None = None  # as `Checkpoint.side`
 
     def tokenize_with_weights(
         self,
@@ -113,6 +115,8 @@ class OvisTokenizer:
             pictures += positions(frames[0]) * len(frames) + 2
         words = sum(not isinstance(token, prompts.Picture) for token in self.tokenizer.encode(parts))
         check_positions(words, pictures, self.positions)
+        for picture in (*images, *frames):
+            warn_of_picture(self.side, *picture.shape[:2])
 
     def _look(self, images: Sequence[Tensor], frames: Sequence[Tensor]) -> list[VisualInput]:
         seen = []
