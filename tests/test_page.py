@@ -16,6 +16,7 @@ from page import (
     GROUPS,
     NODES,
     SHOWN,
+    SMALL,
     drop,
     open_dropped,
     run,
@@ -29,15 +30,6 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 
 FOUND = ".p-autocomplete-option, [data-testid=result-item]"
 STEP = 250  # ms from one step of scrolling to the next, in which the page draws what has come
-SMALL = {
-    "OvisU1Loader": {"model_name": "tiny"},
-    "OvisU1Sampler": {"steps": 2},
-    "PrimitiveInt": {"value": 128},
-    "TrainLoraNode": {"steps": 3},
-    "OvisU1TextEncode": {"width": 128, "height": 128},
-    "EmptyLatentImage": {"width": 128, "height": 128},
-    "OvisU1Understand": {"max_new_tokens": 8},
-}
 # A step down the templates, of which the page keeps those in sight and brings more at the end; then from the top again.
 SCROLL = """const scroll = () => {
     let box = document.querySelector("[role=dialog] img");
