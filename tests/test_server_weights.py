@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from comfy_prompt import PromptFailed, PromptRejected
 from comfy_server import ComfyServer
 from graphs import Graph, saved_latent, text_to_image
+from test_convert import misplaced
 
 MAPS = Path("/proc/self/maps")
 MARK = "ovis_u1.config.json"  # what our parts carry their numbers in
@@ -88,6 +89,11 @@ def test_every_tensor_comes_back(saved: dict[str, Path], weights: dict[str, Any]
         assert torch.equal(whole.pop(there), tensor), name
     left = {name for name in whole if not name.startswith("first_stage_model.")}
     assert left == {f"model.diffusion_model.{MARK}", f"text_encoders.{MARK}"}
+
+
+def test_what_core_saved_is_aligned(saved: dict[str, Path]) -> None:
+    for file in saved.values():
+        assert misplaced(file) == []
 
 
 def test_parts_that_core_saved(
