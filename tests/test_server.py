@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from comfy_prompt import PromptFailed, PromptRejected
 from comfy_server import ComfyServer
-from graphs import WORKFLOWS, Graph, load, saved_image, saved_latent, text_to_image, workflows
+from graphs import Graph, load, saved_image, saved_latent, text_to_image, workflows
 from ovis_core import built_in
+from workflow_api import read_workflow
 
 NODES = {
     "OvisU1ModelMerge",
@@ -71,14 +71,14 @@ def test_every_input_and_output_is_explained(info: dict[str, Any]) -> None:
 
 def test_the_workflow_fits_the_nodes(info: dict[str, Any]) -> None:
     """Every widget value of the saved workflow is one that its node takes."""
-    for file in (WORKFLOWS / f"{name}.json" for name in workflows(info)):
-        workflow = json.loads(file.read_text(encoding="utf-8"))
+    for name in workflows(info):
+        workflow = read_workflow(name)
         slots = {(link[1], link[2]): link[5] for link in workflow["links"]}
         for node in workflow["nodes"]:
             for slot, output in enumerate(node.get("outputs", [])):
                 if node["type"] in info and output["links"]:
                     assert info[node["type"]]["output"][slot] == slots[node["id"], slot], node["type"]
-        for node in load(file.stem, info).prompt.values():
+        for node in load(name, info).prompt.values():
             inputs = info[node["class_type"]]["input"]
             specs = {**inputs.get("required", {}), **inputs.get("optional", {})}
             assert set(node["inputs"]) <= set(specs), node["class_type"]
