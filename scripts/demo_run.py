@@ -23,7 +23,7 @@ from demo_strip import strip
 from import_core import import_core
 from make_checkpoint import write_release
 from workflow_api import read_workflow, to_api
-from workspace import ComfyUI
+from workspace import PACK, ComfyUI
 
 MODELS = Path("models") / "ovis_u1"
 TINY = "tiny-random"
@@ -328,7 +328,7 @@ def serve(server: ComfyServer, image: Path, demo: Demo) -> None:
     print()
     print(f"ComfyUI is at {server.url}. Drop {image.name} onto its page: the image brings this graph along.")
     size = f", and {demo.side} for width and height" if demo.side else ""
-    print("For others open the page's template browser under ovis-u1, and choose")
+    print(f"For others open the page's template browser under {PACK}, and choose")
     print(f"{demo.name} in Ovis-U1 Load Model{size}.")
     print("Ctrl+C stops it.", flush=True)
     try:

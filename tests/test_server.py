@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from comfy_prompt import PromptFailed, PromptRejected
 from comfy_server import ComfyServer
 from graphs import Graph, load, saved_image, saved_latent, text_to_image, workflows
 from ovis_core import built_in
+from workflow_api import read_workflow
 
 NODES = {
     "OvisU1ModelMerge",
