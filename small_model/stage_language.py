@@ -10,9 +10,6 @@ import random
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 import words
 import world
 from networks import (
@@ -31,6 +28,8 @@ from networks import (
     see,
     states,
 )
+from torch import Tensor, nn
+from torch.nn import functional as F
 from training import Run, cosine, load_module, set_rate
 
 STEPS = 2200
@@ -173,7 +172,7 @@ def condition_loss(head: nn.Module, both: Tensor, ends: Tensor, wanted: Tensor) 
 
 
 def attribute_loss(scores: Tensor, targets: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Cross entropy (sum over attributes) and share right, of scores (..., sum(sizes)) for targets (..., len(sizes))."""
+    """Cross entropy, summed over attributes, and share right: scores (..., sum(sizes)), targets (..., len(sizes))."""
     loss, right = torch.zeros(()), []
     for part, target in zip(scores.flatten(0, -2).split(sizes, 1), targets.flatten(0, -2).unbind(1), strict=True):
         loss = loss + F.cross_entropy(part, target, ignore_index=UNKNOWN)
@@ -195,7 +194,7 @@ def attributes(scene: world.Scene) -> list[int]:
 
 
 def regions(scene: world.Scene) -> Tensor:
-    """For each visual token (tokens, 3): kind of the shape that it shows a part of (0: none), its colour, the ground."""
+    """For each visual token (tokens, 3): kind of the shape that it shows (0: none), its colour, the background."""
     ground = COLOURS.index(scene.background)
     out = torch.tensor([0, ground, ground]).repeat(TOKENS, 1)
     for shape in scene.shapes:
