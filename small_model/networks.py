@@ -226,8 +226,9 @@ def _to_bytes(pixels: Tensor) -> Tensor:
     return pixels.clamp(0, 1).mul(255).round() / 255
 
 
-def see(model: torch.nn.Module, cut: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, k, hidden) of the visual tokens `chosen` (B, k) alone, and their features (B, k, 4 * width).
+def see(model: torch.nn.Module, cut: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings (B, k, hidden) of the visual tokens `chosen` (B, k) alone, their features (B, k, 4 * width), and the
+    states of their patches after the first block (B, 4 * k, width).
 
     cut  `patches`. With every token chosen this is the pack's own visual tokenizer.
     """
@@ -240,10 +241,12 @@ def see(model: torch.nn.Module, cut: Tensor, chosen: Tensor) -> tuple[Tensor, Te
     learned = core.networks.vision._grouped(before.pos_embed[0].unflatten(0, (side, side)), 2)
     x = before.patchifier["norm"](x) + learned[index]
     cos, sin = (table[index] for table in _vision_tables())
-    for block in backbone.trunk["blocks"]:
+    first, *others = backbone.trunk["blocks"]
+    x = early = first(x, cos, sin)
+    for block in others:
         x = block(x, cos, sin)
     features = x.reshape(batch, k, -1)
-    return model.visual_tokenizer.words(features) @ model.vte.weight[: -config.INDICATORS], features
+    return model.visual_tokenizer.words(features) @ model.vte.weight[: -config.INDICATORS], features, early
 
 
 @cache
@@ -310,7 +313,7 @@ class Conditioner:
     def picture(self, pictures: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Pictures (B, 3, 128, 128) -> conditions (B, 261, 2 * hidden) to their end, and keys and values by block."""
         chosen = torch.arange(TOKENS).expand(len(pictures), -1)
-        seen, _ = see(self.model, patches(pictures, True), chosen)
+        seen, *_ = see(self.model, patches(pictures, True), chosen)
         kept: list[tuple[Tensor, Tensor]] = []
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -83,7 +83,8 @@ def _write_parts(folder: Path, name: str, make: Callable[..., dict[str, Tensor]]
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             rng = random.Random(f"family {part}")
-            save_file(make([family(rng) for _ in range(PART)]), file.with_suffix(".new"))
+            tensors = make([family(rng) for _ in range(PART)])
+            save_file({key: value.contiguous() for key, value in tensors.items()}, file.with_suffix(".new"))
             file.with_suffix(".new").replace(file)
             print(f"{name}: part {part + 1} of {FAMILIES // PART}", flush=True)
 

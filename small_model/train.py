@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 
-STAGES = ("vae", "latents", "language", "conditions", "decoder", "export")
+STAGES = ("vae", "latents", "eyes", "language", "conditions", "decoder", "export")
 
 
 def main() -> int:
@@ -37,6 +37,10 @@ def main() -> int:
 
         stage_vae.train(args.folder, args.scale)
         print(stage_vae.report(args.folder))
+    elif args.stage == "eyes":
+        import stage_eyes
+
+        stage_eyes.train(args.folder, args.scale)
     elif args.stage == "language":
         import stage_language
 

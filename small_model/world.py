@@ -134,7 +134,7 @@ def colour_of(name: str) -> Tensor:
     return _PALETTE[_NAMES.index(name)]
 
 
-def distance(shape: Shape, side: int = SIDE, corner: Sequence[float] | Tensor = (0, 0), step: int = 1) -> Tensor:
+def distance(shape: Shape, side: int = SIDE, corner: Sequence[float] | Tensor = (0, 0), step: float = 1) -> Tensor:
     """(side, side) distances in pixels to the shape's outline, negative inside; `step` pixels between two of them."""
     grid = torch.arange(side) * step + step / 2
     x = (grid + float(corner[0]) - shape.x).expand(side, side)

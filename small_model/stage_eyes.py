@@ -1,0 +1,144 @@
+"""The visual tokenizer and its embedding table, trained so that each visual token names what it shows.
+
+Shape is what a small ViT learns last: it would rather guess it from the colours. So most pictures here have any two
+colours, and each patch says which way the outline runs through it: from that, attention has only to count.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import world
+from networks import GRID, REGION, TOKENS, VISION, WIDTH, make_multimodal, patches, see
+from training import Run, cosine, load_module, set_rate
+
+STEPS = 3000
+RATE = 2e-3
+PICTURES = 12  # a step
+CHOSEN = 112  # visual tokens of each that are computed, most of them near shapes
+WHOLE = 0.7  # share of the steps after which every third step reads whole pictures, and fewer of them
+ANY_COLOURS = 0.6  # share of pictures in colours without a name
+DIRECTIONS = 12  # of an outline's normal
+NEAR = 2.9  # pixels from a patch's centre to an outline that runs through it
+
+COLOURS, KINDS = list(world.COLOURS), list(world.KINDS)
+REGIONS = (len(KINDS) + 1, len(COLOURS), len(COLOURS))
+UNKNOWN = -100  # as a target: not counted
+
+
+def train(folder: Path, scale: float = 1.0) -> None:
+    """The whole stage."""
+    model = make_multimodal()
+    heads = nn.ModuleDict(
+        {
+            "outline": nn.Linear(VISION["hidden_size"], DIRECTIONS + 1),
+            "features": nn.Linear(4 * VISION["hidden_size"], sum(REGIONS)),
+            "words": nn.Linear(WIDTH, sum(REGIONS)),
+        }
+    )
+    weights = [*model.visual_tokenizer.parameters(), *model.vte.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def step(i: int, steps: int) -> dict[str, float]:
+        set_rate([optimizer], RATE * cosine(i, steps, 100))
+        whole = i >= WHOLE * steps and i % 3 == 0
+        losses = picture_losses(model, heads, PICTURES // 3 if whole else PICTURES, TOKENS if whole else CHOSEN)
+        optimizer.zero_grad(set_to_none=True)
+        sum(value for name, value in losses.items() if not name.endswith("right")).backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        return {name: value.item() for name, value in losses.items()}
+
+    Run(folder, "eyes", {"model": model, "heads": heads}, [optimizer]).train(step, round(STEPS * scale))
+
+
+def picture_losses(model: nn.Module, heads: nn.ModuleDict, count: int, k: int) -> dict[str, Tensor]:
+    """Losses of what the chosen visual tokens of fresh pictures show."""
+    rng = random
+    scenes = [world.make_scene(rng, False, 1 if rng.random() < 0.6 else 2) for _ in range(count)]
+    anyhow = [rng.random() < ANY_COLOURS for _ in scenes]
+    pictures = torch.stack([recoloured(scene) if any_ else world.draw([scene])[0] for scene, any_ in zip(scenes, anyhow, strict=True)])
+    chosen = torch.stack([choose(scene, k) for scene in scenes])
+    seen, features, early = see(model, patches(pictures, rng.random() < 0.5), chosen)
+
+    targets = torch.stack([regions(scene) for scene in scenes])
+    targets[torch.tensor(anyhow), :, 1:] = UNKNOWN
+    targets = targets.gather(1, chosen[..., None].expand(-1, -1, 3))
+    lines = torch.stack([outlines(scene) for scene in scenes]).gather(1, chosen[..., None].expand(-1, -1, 4))
+    outline = F.cross_entropy(heads["outline"](early).flatten(0, 1), lines.flatten())
+    losses = {"outline": outline}
+    for name, x, weight in (("features", features, 1.0), ("words", seen, 1.0)):
+        loss, right = attribute_loss(heads[name](x), targets, REGIONS)
+        losses |= {name: weight * loss, f"{name} kind right": right}
+    return losses
+
+
+def recoloured(scene: world.Scene) -> Tensor:
+    """The scene's picture (3, 128, 128) in any colours, well apart."""
+    while True:
+        ground, *colours = torch.rand(1 + len(scene.shapes), 3, 1, 1)
+        if all((colour - ground).norm() > 0.35 for colour in colours):
+            break
+    picture = ground.expand(3, world.SIDE, world.SIDE)
+    for shape, colour in zip(scene.shapes, colours, strict=True):
+        picture = picture + (0.5 - world.distance(shape)).clamp(0, 1) * (colour - picture)
+    return picture
+
+
+def regions(scene: world.Scene) -> Tensor:
+    """For each visual token (tokens, 3): kind of the shape that it shows (0: none), its colour, the background."""
+    ground = COLOURS.index(scene.background)
+    out = torch.tensor([0, ground, ground]).repeat(TOKENS, 1)
+    for shape in scene.shapes:
+        away = world.distance(shape, GRID, step=REGION).flatten()
+        out[away < REGION / 2, 0] = 1 + KINDS.index(shape.kind)
+        out[away < 0, 1] = COLOURS.index(shape.colour)
+    return out
+
+
+def outlines(scene: world.Scene) -> Tensor:
+    """For each patch, by visual token (tokens, 4): the direction of the outline's normal in it, or that it has none."""
+    side, step = 2 * GRID, REGION / 2
+    out = torch.full((side, side), DIRECTIONS)
+    for shape in scene.shapes:
+        away = world.distance(shape, side, step=step)
+        dy, dx = torch.gradient(away)
+        direction = (torch.atan2(dy, dx) / (2 * math.pi) * DIRECTIONS).round().long() % DIRECTIONS
+        out = torch.where(away.abs() < NEAR, direction, out)
+    return out.view(GRID, 2, GRID, 2).transpose(1, 2).reshape(TOKENS, 4)
+
+
+def choose(scene: world.Scene, k: int) -> Tensor:
+    """Indexes (k,) of visual tokens, ascending: those near the shapes, and others by chance."""
+    if k == TOKENS:
+        return torch.arange(TOKENS)
+    away = torch.stack([world.distance(shape, GRID, step=REGION).flatten() for shape in scene.shapes]).amin(0)
+    order = torch.rand(TOKENS) + 2.0 * (away < REGION)
+    return order.topk(k).indices.sort().values
+
+
+def attribute_loss(scores: Tensor, targets: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Cross entropy, summed over attributes, and the share of the first that is right where there is something.
+
+    scores (..., sum(sizes)), targets (..., len(sizes))
+    """
+    loss, first = torch.zeros(()), torch.zeros(())
+    for i, (part, target) in enumerate(
+        zip(scores.flatten(0, -2).split(sizes, 1), targets.flatten(0, -2).unbind(1), strict=True)
+    ):
+        if bool((target != UNKNOWN).any()):
+            loss = loss + F.cross_entropy(part, target, ignore_index=UNKNOWN)
+        if i == 0:
+            first = (part.argmax(1) == target)[target > 0].float().mean()
+    return loss, first
+
+
+def load(folder: Path) -> nn.Module:
+    """Language model and visual tokenizer, of which the second is trained."""
+    return load_module(folder, "eyes", make_multimodal())
