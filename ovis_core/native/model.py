@@ -27,10 +27,10 @@ from ..networks.attention import without_cudnn
 from ..networks.decoder import Decoder
 from ..networks.packing import grid_size
 from ..networks.patches import check_patches, origin
-from ..precision import DEFAULT, LARGE, Precision, as_stored, in_precision
+from ..precision import DEFAULT, LARGE, Precision, in_precision
 from ..schedule import shift_for
 from ..stored import Stored, scaled_layers
-from .filling import fill, scaled_operations, scales_are_fixed
+from .filling import fill, for_device, scaled_operations, scales_are_fixed
 from .layers import comfy_layers, keep_patchable, prepare
 
 T = TypeVar("T")
@@ -290,7 +290,7 @@ def build_model(
     model_config = ModelConfig(config)
     supported = model_config.supported_inference_dtypes
     load_device = management.get_torch_device()
-    precision = as_stored(precision, weights)
+    precision = for_device(precision, weights, load_device)
     weights = in_precision(weights, precision)
     small = {name: stored.meta for name, stored in weights.items() if not LARGE.search(name)}
     dtype = precision.every or management.unet_dtype(
