@@ -232,3 +232,16 @@ def test_a_flag_for_a_type_that_the_device_does_not_have(comfyui: Path, monkeypa
     assert choose_dtypes(torch.float32, torch.device("cpu"))[0] == torch.float8_e4m3fn
     monkeypatch.setattr(model_management, "directml_enabled", True)
     assert choose_dtypes(torch.float32, torch.device("privateuseone"))[0] == torch.float32
+
+
+def test_float64(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfy import model_management
+
+    from ovis_core.native.filling import castable, wide_dtype
+
+    assert castable(torch.float64, torch.device("cpu"))
+    assert not castable(torch.float64, MPS)
+    assert wide_dtype(MPS) == torch.bfloat16
+    monkeypatch.setattr(model_management, "directml_enabled", True)
+    assert not castable(torch.float64, torch.device("privateuseone"))
+    assert wide_dtype(torch.device("privateuseone")) == torch.float32

@@ -27,7 +27,7 @@ from ..pixels import VisualInput
 from ..precision import DEFAULT, Precision, in_precision
 from ..stored import Stored, scaled_layers
 from ..tokenizer import Tokenizer
-from .filling import fill, for_device, scaled_operations
+from .filling import castable, fill, for_device, scaled_operations
 from .layers import comfy_layers, holding, keep_patchable, prepare
 from .progress import Writing
 from .tokens import SECTION, OvisTokenizer, own_section
@@ -258,7 +258,7 @@ def choose_dtypes(
         return precision.every, torch.float32 if precision.every == torch.float32 else compute
     if any(getattr(cli_args, flag, False) for flag in DTYPE_FLAGS):
         asked = model_management.text_encoder_dtype(device)
-        if model_management.supports_cast(device, asked):
+        if castable(asked, device):
             return asked, compute
         logging.warning("Ovis-U1: %s does not work on this device (%s) and is not used.", asked, device.type)
     if stored == torch.float32:

@@ -31,9 +31,9 @@ def for_device(precision: Precision, weights: Mapping[str, Stored], device: torc
             f"weight_dtype: {chosen} does not work on this device ({device.type}); choose default or one of "
             f"{', '.join(possible)}."
         )
-    wide = "bf16" if "bf16" in possible else "fp32"
+    wide = wide_dtype(device)
     logging.warning("Ovis-U1: the weights' type does not work on this device (%s); loading as %s.", device.type, wide)
-    return PRECISIONS[wide]
+    return Precision(every=wide)
 
 
 def _castable(precision: Precision, weights: Mapping[str, Stored], device: torch.device) -> bool:
@@ -43,7 +43,22 @@ def _castable(precision: Precision, weights: Mapping[str, Stored], device: torch
         kept = {stored.dtype for stored in weights.values() if stored.dtype.is_floating_point}
         if precision.large is not None:
             kept.add(precision.large)
-    return all(comfy.model_management.supports_cast(device, dtype) for dtype in kept)
+    return all(castable(dtype, device) for dtype in kept)
+
+
+def castable(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether ComfyUI can cast weights of this type on `device`."""
+    management = comfy.model_management
+    if dtype != torch.float64:
+        return management.supports_cast(device, dtype)
+    if hasattr(management, "supports_fp64"):
+        return management.supports_fp64(device)
+    return not (management.is_device_mps(device) or management.is_intel_xpu() or management.directml_enabled)
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The type for weights whose own the device does not have."""
+    return torch.bfloat16 if castable(torch.bfloat16, device) else torch.float32
 
 
 def fill(network: nn.Module, weights: Mapping[str, Stored], assign: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -30,7 +31,7 @@ from ..networks.patches import check_patches, origin
 from ..precision import DEFAULT, LARGE, Precision, in_precision
 from ..schedule import shift_for
 from ..stored import Stored, scaled_layers
-from .filling import fill, for_device, scaled_operations, scales_are_fixed
+from .filling import castable, fill, for_device, scaled_operations, scales_are_fixed, wide_dtype
 from .layers import comfy_layers, keep_patchable, prepare
 
 T = TypeVar("T")
@@ -298,6 +299,10 @@ def build_model(
         supported_dtypes=list(supported),
         weight_dtype=comfy.utils.weight_dtype(small),
     )
+    if not castable(dtype, load_device):
+        wide = wide_dtype(load_device)
+        logging.warning("Ovis-U1: %s does not work on this device (%s); loading as %s.", dtype, load_device.type, wide)
+        dtype = wide
     # On a GPU ComfyUI would compute in the type of float16 weights.
     stand_in = dtype if dtype in supported else torch.bfloat16
     cast = management.unet_manual_cast(stand_in, load_device, supported)
