@@ -43,8 +43,8 @@ def lab(comfyui: Path, server: ComfyServer, info: dict[str, Any], release: Path)
 def test_feature(lab: Lab, done: dict[str, str], row: Row) -> None:
     done[row.name] = "failed"
     try:
-        row.run(lab)
+        outcome = row.run(lab)
     except Unavailable as error:
         done[row.name] = f"this ComfyUI has no {error}"
         pytest.skip(done[row.name])
-    done[row.name] = "works"
+    done[row.name] = outcome or "works"

@@ -200,6 +200,26 @@ def test_a_hook_acts_whatever_was_loaded_before(comfyui: Path, part: Any) -> Non
         close(found, compute(), 2e-6)
 
 
+@torch.no_grad()
+def test_a_patch_of_the_vae_acts_whatever_was_loaded_before(comfyui: Path, loaded: tuple[Any, ...]) -> None:
+    patcher, image = loaded[2].patcher, torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    plain = loaded[2].encode(image)
+    forced = patcher.clone()
+    forced.force_cast_weights = True
+    patcher.detach()
+    load_whole(forced)
+    changed = patcher.clone()
+    weights = {name: w for name, w in patcher.model.state_dict().items() if w.ndim == 4 and "conv" in name}
+    changed.add_patches({name: ("diff", (0.1 * weight,)) for name, weight in weights.items()}, 1.0)
+    changed.partially_load(CPU, patcher.model_size() // 3)
+    named = layers(changed)
+    for key in weights:
+        layer = named[key.removesuffix(".weight")]
+        assert getattr(layer, "comfy_patched_weights", False) or len(layer.weight_function) == 1, key
+    changed.detach()
+    assert torch.equal(loaded[2].encode(image), plain)
+
+
 @contextmanager
 def merged(patcher: Any, patches: dict[str, tuple[str, tuple[Tensor]]]) -> Iterator[None]:
     """Within it the weights hold the patches."""

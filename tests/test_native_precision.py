@@ -171,3 +171,77 @@ def test_what_is_not_finite_is_seen(dtype: torch.dtype) -> None:
         broken = tensor.float()
         broken[17, 3] = value
         assert not is_finite(broken.to(dtype))
+
+
+MPS = torch.device("mps")  # named, not used: what ComfyUI says of it needs none
+
+
+def stored(*dtypes: torch.dtype) -> dict[str, Any]:
+    from ovis_core.stored import Stored
+
+    return {f"layer{i}.weight": Stored.of(torch.zeros(2, 2).to(dtype)) for i, dtype in enumerate(dtypes)}
+
+
+@pytest.mark.parametrize("name", ["fp8_e4m3fn", "fp8_e4m3fn_fast"])
+def test_a_type_that_the_device_does_not_have_is_refused(comfyui: Path, name: str) -> None:
+    from ovis_core.native.filling import for_device
+    from ovis_core.precision import PRECISIONS
+
+    weights = stored(torch.bfloat16, torch.float32)
+    with pytest.raises(
+        ValueError, match=rf"^weight_dtype: {name} .*\(mps\); choose default or one of bf16, fp16, fp32\.$"
+    ):
+        for_device(PRECISIONS[name], weights, MPS)
+    assert for_device(PRECISIONS[name], weights, torch.device("cpu")) == PRECISIONS[name]
+
+
+def test_8_bit_files_load_on_a_device_that_does_not_have_the_type(comfyui: Path) -> None:
+    from ovis_core.native.filling import for_device
+    from ovis_core.precision import DEFAULT, PRECISIONS
+
+    small = stored(torch.float8_e4m3fn, torch.bfloat16)
+    assert for_device(DEFAULT, small, MPS) == PRECISIONS["bf16"]
+    assert for_device(DEFAULT, small, torch.device("cpu")) == PRECISIONS["fp8_e4m3fn"]
+    for name in ("bf16", "fp16", "fp32"):
+        assert for_device(PRECISIONS[name], small, MPS) == PRECISIONS[name]
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert for_device(DEFAULT, stored(dtype), MPS) == DEFAULT
+
+
+def test_directml_has_neither_bfloat16_nor_8_bits(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI answers so with --directml; the switch alone is set here."""
+    from comfy import model_management
+
+    from ovis_core.native.filling import for_device
+    from ovis_core.precision import DEFAULT, PRECISIONS
+
+    monkeypatch.setattr(model_management, "directml_enabled", True)
+    device = torch.device("privateuseone")
+    assert for_device(DEFAULT, stored(torch.bfloat16), device) == PRECISIONS["fp32"]
+    with pytest.raises(ValueError, match=r"^weight_dtype: bf16 .*; choose default or one of fp16, fp32\.$"):
+        for_device(PRECISIONS["bf16"], stored(torch.float32), device)
+
+
+def test_a_flag_for_a_type_that_the_device_does_not_have(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfy import model_management
+    from comfy.cli_args import args
+
+    from ovis_core.native.clip import choose_dtypes
+
+    monkeypatch.setattr(args, "fp8_e4m3fn_text_enc", True)
+    assert choose_dtypes(torch.float32, torch.device("cpu"))[0] == torch.float8_e4m3fn
+    monkeypatch.setattr(model_management, "directml_enabled", True)
+    assert choose_dtypes(torch.float32, torch.device("privateuseone"))[0] == torch.float32
+
+
+def test_float64(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfy import model_management
+
+    from ovis_core.native.filling import castable, wide_dtype
+
+    assert castable(torch.float64, torch.device("cpu"))
+    assert not castable(torch.float64, MPS)
+    assert wide_dtype(MPS) == torch.bfloat16
+    monkeypatch.setattr(model_management, "directml_enabled", True)
+    assert not castable(torch.float64, torch.device("privateuseone"))
+    assert wide_dtype(torch.device("privateuseone")) == torch.float32

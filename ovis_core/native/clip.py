@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
@@ -23,10 +24,10 @@ from ..multimodal import Multimodal, Token, sequence_length
 from ..networks.cache import KeysAndValues, KeyValueCache
 from ..next_token import GREEDY, Sampling
 from ..pixels import VisualInput
-from ..precision import DEFAULT, Precision, as_stored, in_precision
+from ..precision import DEFAULT, Precision, in_precision
 from ..stored import Stored, scaled_layers
 from ..tokenizer import Tokenizer
-from .filling import fill, scaled_operations
+from .filling import castable, fill, for_device, scaled_operations
 from .layers import comfy_layers, holding, keep_patchable, prepare
 from .progress import Writing
 from .tokens import SECTION, OvisTokenizer, own_section, refuse_unknown
@@ -211,7 +212,7 @@ def build_clip(
     disable_dynamic  no dynamic VRAM, where ComfyUI has it
     """
     load_device = model_management.text_encoder_device()
-    precision = as_stored(precision, weights)
+    precision = for_device(precision, weights, load_device)
     weights = in_precision(weights, precision)
     stored = weights["llm.model.embed_tokens.weight"].dtype
     dtype, compute_dtype = choose_dtypes(stored, load_device, precision)
@@ -263,7 +264,10 @@ def choose_dtypes(
     if precision.every is not None:
         return precision.every, torch.float32 if precision.every == torch.float32 else compute
     if any(getattr(cli_args, flag, False) for flag in DTYPE_FLAGS):
-        return model_management.text_encoder_dtype(device), compute
+        asked = model_management.text_encoder_dtype(device)
+        if castable(asked, device):
+            return asked, compute
+        logging.warning("Ovis-U1: %s does not work on this device (%s) and is not used.", asked, device.type)
     if stored == torch.float32:
         return compute, compute
     return stored, compute

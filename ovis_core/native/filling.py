@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,54 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
+from ..precision import DEFAULT, PRECISIONS, Precision, as_stored
 from ..stored import MARK, OLDER_SCALE, SCALE, Stored, scale_marks, scaled_layers
+
+
+def for_device(precision: Precision, weights: Mapping[str, Stored], device: torch.device) -> Precision:
+    """The precision for these weights, of types that ComfyUI can cast on `device`.
+
+    By default that is as they are stored, or the widest next to it that the device has. Raises ValueError where
+    another one was asked for.
+    """
+    stored = as_stored(precision, weights)
+    if _castable(stored, weights, device):
+        return stored
+    possible = [name for name, other in PRECISIONS.items() if other != DEFAULT and _castable(other, weights, device)]
+    if precision != DEFAULT:
+        chosen = next(name for name, other in PRECISIONS.items() if other == precision)
+        raise ValueError(
+            f"weight_dtype: {chosen} does not work on this device ({device.type}); choose default or one of "
+            f"{', '.join(possible)}."
+        )
+    wide = wide_dtype(device)
+    logging.warning("Ovis-U1: the weights' type does not work on this device (%s); loading as %s.", device.type, wide)
+    return Precision(every=wide)
+
+
+def _castable(precision: Precision, weights: Mapping[str, Stored], device: torch.device) -> bool:
+    if precision.every is not None:
+        kept = {precision.every}
+    else:
+        kept = {stored.dtype for stored in weights.values() if stored.dtype.is_floating_point}
+        if precision.large is not None:
+            kept.add(precision.large)
+    return all(castable(dtype, device) for dtype in kept)
+
+
+def castable(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether ComfyUI can cast weights of this type on `device`."""
+    management = comfy.model_management
+    if dtype != torch.float64:
+        return management.supports_cast(device, dtype)
+    if hasattr(management, "supports_fp64"):
+        return management.supports_fp64(device)
+    return not (management.is_device_mps(device) or management.is_intel_xpu() or management.directml_enabled)
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The type for weights whose own the device does not have."""
+    return torch.bfloat16 if castable(torch.bfloat16, device) else torch.float32
 
 
 def fill(network: nn.Module, weights: Mapping[str, Stored], assign: bool) -> None:

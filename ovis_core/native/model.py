@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -28,10 +29,10 @@ from ..networks.attention import without_cudnn
 from ..networks.decoder import Decoder
 from ..networks.packing import grid_size
 from ..networks.patches import check_patches, origin
-from ..precision import DEFAULT, LARGE, Precision, as_stored, in_precision
+from ..precision import DEFAULT, LARGE, Precision, in_precision
 from ..schedule import shift_for
 from ..stored import Stored, scaled_layers
-from .filling import fill, scaled_operations, scales_are_fixed
+from .filling import castable, fill, for_device, scaled_operations, scales_are_fixed, wide_dtype
 from .layers import comfy_layers, keep_patchable, prepare
 from .notice import warn_of_size
 
@@ -296,7 +297,7 @@ def build_model(
     model_config = ModelConfig(config)
     supported = model_config.supported_inference_dtypes
     load_device = management.get_torch_device()
-    precision = as_stored(precision, weights)
+    precision = for_device(precision, weights, load_device)
     weights = in_precision(weights, precision)
     small = {name: stored.meta for name, stored in weights.items() if not LARGE.search(name)}
     dtype = precision.every or management.unet_dtype(
@@ -304,6 +305,10 @@ def build_model(
         supported_dtypes=list(supported),
         weight_dtype=comfy.utils.weight_dtype(small),
     )
+    if not castable(dtype, load_device):
+        wide = wide_dtype(load_device)
+        logging.warning("Ovis-U1: %s does not work on this device (%s); loading as %s.", dtype, load_device.type, wide)
+        dtype = wide
     # On a GPU ComfyUI would compute in the type of float16 weights.
     stand_in = dtype if dtype in supported else torch.bfloat16
     cast = management.unet_manual_cast(stand_in, load_device, supported)

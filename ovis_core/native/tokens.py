@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,24 @@ SPECIAL_TOKENS = {
     prompts.Control.TURN_START: "<|im_start|>",
     prompts.Control.TURN_END: "<|im_end|>",
 }
+# What nodes for other models say besides the prompt and what changes nothing here: a template that the text is put into
+# (`TEXT_ALONE` is none), and how T5's tokens are padded.
+OTHER_MODELS_OPTIONS = {"llama_template", "tokenizer_options"}
+TEXT_ALONE = "{}"
+
+
+class Tokens(dict[str, list[list[tuple]]]):
+    """Tokens by the name of their text encoder, of which there is one.
+
+    Nodes that fill the several text encoders of other models find the prompt under each of their names.
+
+    without_text  ids of the model's own prompt without text
+    """
+
+    without_text: tuple[int, ...] = ()
+
+    def __missing__(self, name: str) -> list[list[tuple]]:
+        return self[SECTION]
 
 
 class OvisTokenizer:
@@ -64,12 +83,16 @@ class OvisTokenizer:
         """
         if QUESTION_OPTIONS & kwargs.keys():
             return _numbered({SECTION: [[(t, 1.0) for t in self._core_question(text, **kwargs)]]}, return_word_ids)
-        images = kwargs.pop("images", None)
-        if not is_empty(images):
-            raise ValueError("images: this node cannot give Ovis-U1 a picture; use Ovis-U1 Edit Encode.")
-        refuse_unknown(kwargs)
+        _refuse_more_than_text(kwargs)
         parts = prompts.text_to_image(text) if text.strip() else prompts.unconditional()
-        return _numbered(self.tokenize_parts(parts, [self.blank(height, width)]), return_word_ids)
+        tokens = Tokens(_numbered(self.tokenize_parts(parts, [self.blank(height, width)]), return_word_ids))
+        tokens.without_text = self.without_text
+        return tokens
+
+    @cached_property
+    def without_text(self) -> tuple[int, ...]:
+        """Ids of the model's own prompt without text."""
+        return _ids([(token,) for token in self.place(prompts.unconditional(), [blank_input(FACTOR, FACTOR)])])
 
     def tokenize_parts(
         self, parts: Sequence[prompts.Part], pictures: Sequence[VisualInput]
@@ -219,8 +242,37 @@ def _numbered(tokens: dict[str, list[list[tuple]]], number: bool) -> dict[str, l
     return {name: [[(*p, i) for i, p in enumerate(pairs)] for pairs in batch] for name, batch in tokens.items()}
 
 
+def _refuse_more_than_text(said: dict[str, Any]) -> None:
+    """Raises ValueError where a node that encodes prompts says what would be dropped."""
+    if not is_empty(said.pop("images", None)):
+        raise ValueError("images: this node cannot give Ovis-U1 a picture; use Ovis-U1 Edit Encode.")
+    for name, value in said.items():
+        if not is_empty(value) and (name not in OTHER_MODELS_OPTIONS or value == TEXT_ALONE):
+            raise ValueError(
+                f"clip: this node is made for another model and gives its text encoder {name}, which Ovis-U1 does not "
+                "take; use Ovis-U1 Text Encode, or Ovis-U1 Edit Encode for images."
+            )
+
+
+def _ids(sequence: Sequence[tuple]) -> tuple[int, ...]:
+    return tuple(token[0] for token in sequence if not isinstance(token[0], VisualInput))
+
+
 def own_section(tokens: dict[str, list[list[tuple]]]) -> list[list[tuple]]:
-    """The sequences of tokens that an `OvisTokenizer` made; raises ValueError where another one did."""
+    """The sequences of tokens that an `OvisTokenizer` made, those of the one prompt where there are several sections.
+
+    Raises ValueError for another CLIP's tokens, and where a node gave different prompts to several text encoders.
+    """
     if SECTION not in tokens:
         raise ValueError("tokens: they were not made by this CLIP; tokenize with the CLIP of Ovis-U1 Load Model.")
-    return tokens[SECTION]
+    if not isinstance(tokens, Tokens):
+        return tokens[SECTION]
+    found = {tuple(map(_ids, section)): section for section in tokens.values() if section}
+    if len(found) > 1:  # an input that was left empty says nothing
+        found = {ids: section for ids, section in found.items() if set(ids) != {tokens.without_text}}
+    if len(found) > 1:
+        raise ValueError(
+            "clip: this node gives several text encoders different prompts, and Ovis-U1 has one text encoder; write "
+            "the same prompt in each input, or use Ovis-U1 Text Encode."
+        )
+    return next(iter(found.values()))

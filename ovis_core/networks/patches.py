@@ -113,7 +113,7 @@ def run_double(
 
     def original(args: Args) -> Args:
         own = args.get("transformer_options", options)
-        img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], own, args.get("attn_mask"))
+        img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], own, args.get("attn_mask", mask))
         return {"img": img, "txt": txt}
 
     args = {"img": img, "txt": txt, "vec": vec, "pe": pe, "attn_mask": mask, "transformer_options": options}
@@ -136,7 +136,7 @@ def run_single(
 
     def original(args: Args) -> Args:
         own = args.get("transformer_options", options)
-        return {"img": block(args["img"], args["vec"], args["pe"], own, args.get("attn_mask"))}
+        return {"img": block(args["img"], args["vec"], args["pe"], own, args.get("attn_mask", mask))}
 
     args = {"img": x, "vec": vec, "pe": pe, "attn_mask": mask, "transformer_options": options}
     return replacement(args, {"original_block": original})["img"]

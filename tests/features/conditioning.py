@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .table import HEIGHT, OTHER, WIDTH, Bench, Lab, other, row, same
+import pytest
+
+from comfy_prompt import PromptFailed
+
+from .table import HEIGHT, OTHER, PROMPT, WIDTH, Bench, Lab, other, row, same
 
 AREA = "conditioning"
 Link = list[Any]
@@ -126,3 +130,30 @@ def reference(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     red, blue = bench.run(*(bench.ksampler(positive=with_image(color)) for color in (0xFF0000, 0x0000FF)))
     other(red, lab.plain())
     other(blue, red)
+
+
+def encoder(node: str, prompts: tuple[str, ...]) -> None:
+    """A row for a node that fills the several text encoders of another model."""
+
+    @row(
+        AREA,
+        node,
+        "with one prompt in every input the same as CLIPTextEncode; with two a sentence names the node to take",
+    )
+    def check(lab: Lab) -> None:
+        bench = lab.bench()
+        plain = bench.node("CLIPTextEncode", clip=bench.clip, text=PROMPT)
+        given = bench.node(node, clip=bench.clip, **dict.fromkeys(prompts, PROMPT))
+        one, two = bench.run(*(bench.ksampler(positive=positive) for positive in (plain, given)))
+        same(two, one)
+        bench = lab.bench()
+        mixed = bench.node(node, clip=bench.clip, **{**dict.fromkeys(prompts, PROMPT), prompts[0]: OTHER})
+        bench.save_latent(bench.ksampler(positive=mixed), "features")
+        with pytest.raises(PromptFailed, match=r"different prompts.*use Ovis-U1 Text Encode"):
+            bench.execute()
+
+
+encoder("CLIPTextEncodeFlux", ("clip_l", "t5xxl"))
+encoder("CLIPTextEncodeSD3", ("clip_l", "clip_g", "t5xxl"))
+encoder("CLIPTextEncodeSDXL", ("text_g", "text_l"))
+encoder("CLIPTextEncodeHiDream", ("clip_l", "clip_g", "t5xxl", "llama"))

@@ -123,54 +123,6 @@ def model_sampling(lab: Lab) -> None:
     other(three, two)
 
 
-def patch(node: str, what: str, neutral: dict[str, Any] | None, strong: dict[str, Any]) -> None:
-    """A row for a node that takes a MODEL: neutral settings change nothing, strong ones do."""
-
-    def run(lab: Lab) -> None:
-        bench = lab.bench()
-        # A high scale, because this model's conditions are close to each other.
-        settings = [strong] if neutral is None else [strong, neutral]
-        models = [bench.node(node, model=bench.model, **inputs) for inputs in settings]
-        plain, changed, *unchanged = bench.run(*(bench.ksampler(model=m, cfg=12.0) for m in (bench.model, *models)))
-        other(changed, plain)
-        for latent in unchanged:
-            same(latent, plain)
-
-    row(AREA, node, what)(run)
-
-
-CHANGES = "changes the image, and with neutral settings does not"
-patch("RescaleCFG", CHANGES, {"multiplier": 0.0}, {"multiplier": 0.7})
-patch("FreSca", CHANGES, {"scale_low": 1.0, "scale_high": 1.0}, {"scale_low": 0.5, "scale_high": 1.5})
-patch("CFGZeroStar", "changes the image", None, {})
-patch("Mahiro", "changes the image", None, {})
-
-
-@row(AREA, "APG", "changes the image; with neutral settings it is a scale higher by one, which is what core computes")
-def apg(lab: Lab) -> None:
-    bench = lab.bench()
-    neutral = bench.node("APG", model=bench.model, eta=1.0, norm_threshold=0.0, momentum=0.0)
-    strong = bench.node("APG", model=bench.model, eta=0.0, norm_threshold=2.0, momentum=0.5)
-    higher, one, two = bench.run(
-        bench.ksampler(cfg=12.0), bench.ksampler(model=neutral, cfg=11.0), bench.ksampler(model=strong, cfg=11.0)
-    )
-    same(one, higher)
-    other(two, one)
-
-
-LAYERS = {"start_percent": 0.0, "end_percent": 1.0, "rescaling_scale": 0.0}
-patch(
-    "SkipLayerGuidanceDiT",
-    CHANGES,
-    {"double_layers": "1", "single_layers": "1", "scale": 0.0, **LAYERS},
-    {"double_layers": "1", "single_layers": "1", "scale": 3.0, **LAYERS},
-)
-
-
-STAY = {f"{kind}_{axis}": value for axis in "xyt" for kind, value in (("scale", 1.0), ("shift", 0.0))}
-patch("ScaleROPE", CHANGES, STAY, STAY | {"scale_x": 0.5, "shift_y": 3.0})
-
-
 @row(AREA, "edit with Dual CFG Guider and ReferenceLatent", "the same as OvisU1Sampler on OvisU1EditEncode")
 def edit(lab: Lab) -> None:
     bench = lab.bench()

@@ -12,26 +12,10 @@ from safetensors.torch import save_file
 
 from comfy_server import ComfyServer
 
-from .table import HEIGHT, WIDTH, Lab, other, row, same
+from .table import HEIGHT, WIDTH, Lab, row, same
 
 AREA = "speed"
 SIDE = 512  # the longer one of a preview, as ComfyUI sends it
-
-
-def cache_node(node: str, off: dict[str, float], on: dict[str, float]) -> None:
-    def run(lab: Lab) -> None:
-        bench = lab.bench()
-        patched = [bench.node(node, model=bench.model, verbose=False, **settings) for settings in (off, on)]
-        plain, same_steps, fewer = bench.run(*(bench.ksampler(model=m, steps=8) for m in (bench.model, *patched)))
-        same(same_steps, plain)
-        other(fewer, plain, 1e-4)
-
-    row(AREA, node, "at threshold 0 nothing changes; at a high one steps are skipped")(run)
-
-
-RANGE = {"start_percent": 0.0, "end_percent": 1.0}
-cache_node("EasyCache", {"reuse_threshold": 0.0, **RANGE}, {"reuse_threshold": 3.0, **RANGE})
-cache_node("LazyCache", {"reuse_threshold": 0.0, **RANGE}, {"reuse_threshold": 3.0, **RANGE})
 
 
 @row(AREA, "TorchCompileModel", "the compiled model gives the same image to rounding")

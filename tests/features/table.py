@@ -26,7 +26,7 @@ class Row:
     area: str
     feature: str
     what: str
-    run: Callable[[Lab], object]
+    run: Callable[[Lab], str | None]  # the outcome, where it is another than "works"
 
     @property
     def name(self) -> str:
@@ -37,10 +37,10 @@ class Row:
 ROWS: list[Row] = []
 
 
-def row(area: str, feature: str, what: str) -> Callable[[Callable[[Lab], object]], Callable[[Lab], object]]:
+def row(area: str, feature: str, what: str) -> Callable[[Callable[[Lab], str | None]], Callable[[Lab], str | None]]:
     """Registers a function as a row; `what` says what it checks."""
 
-    def register(run: Callable[[Lab], object]) -> Callable[[Lab], object]:
+    def register(run: Callable[[Lab], str | None]) -> Callable[[Lab], str | None]:
         ROWS.append(Row(area, feature, what, run))
         return run
 
@@ -135,6 +135,21 @@ class Bench(Graph):
     def refined(self, conditioning: list[Any]) -> list[Any]:
         """Conditioning after the refiner."""
         return self.node("OvisU1Refine", model=self.model, conditioning=conditioning)
+
+    def edited(self) -> list[list[Any]]:
+        """Positive, image_only, negative and latent of an edit of the bench's size."""
+        image = self.node("LoadImage", image=self.lab.noise_picture(WIDTH, HEIGHT))
+        given = {"clip": self.clip, "vae": self.vae, "image": image, "prompt": "make it red", "negative_prompt": OTHER}
+        node, _ = self.node("OvisU1EditEncode", **given, megapixels=0.0)
+        return [[node, slot] for slot in range(4)]
+
+    def edit_sampler(self, edited: list[list[Any]], txt_cfg: float, img_cfg: float, **inputs: Any) -> list[Any]:
+        """The two-scale edit of `edited`."""
+        positive, image_only, negative, latent = edited
+        given = {"model": self.model, "seed": 7, "steps": STEPS, "sampler_name": "euler", "scheduler": "simple"}
+        links = {"positive": positive, "image_only": image_only, "negative": negative, "latent": latent}
+        scales = {"txt_cfg": txt_cfg, "img_cfg": img_cfg, "denoise": 1.0}
+        return self.node("OvisU1Sampler", **{**given, **links, **scales, **inputs})
 
     def ksampler(self, **inputs: Any) -> list[Any]:
         """Core's KSampler on the bench's links."""
