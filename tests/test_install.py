@@ -18,7 +18,7 @@ import workspace
 from comfy_server import ComfyServer
 from conftest import ROOT, comfyui_path
 from graphs import load, saved_image, text_to_image
-from ovis_core.dependencies import PACKAGES
+from ovis_core.dependencies import OPTIONAL, PACKAGES
 from test_structure import roots
 from workspace.environment import pack_requirements
 
@@ -178,7 +178,7 @@ def test_what_is_imported_is_what_is_checked() -> None:
     found = set().union(*map(roots, files)) - set(sys.stdlib_module_names)
     own = {"ovis_core", "nodes"}
     comfyui = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "node_helpers", "server", "comfy_execution"}
-    assert found - own - comfyui == PACKAGES.keys()
+    assert found - own - comfyui == {*PACKAGES, *OPTIONAL}
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
