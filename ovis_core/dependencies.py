@@ -24,6 +24,9 @@ OFFERED = {
     "comfy.quant_ops": (),
 }
 
+# Used where it is there: certificates for Pythons that have none, and the hub's fast client.
+OPTIONAL = ("certifi", "hf_xet")
+
 
 def check_dependencies() -> None:
     """Raises ImportError that says what is missing, and how to install it; imports nothing."""

@@ -16,7 +16,7 @@ import re
 import shutil
 import threading
 import urllib.error
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -44,7 +44,8 @@ WANTED = (
     "README.md",
 )
 LOCK = ".download.lock"
-CHECKED = ".checked"  # the record of what was checked
+CHECKED = ".checked"  # the record of what was checked: name -> size, time and hash
+ALL_OF = ""  # in it: the repository and revision that are there as a whole
 # What a write ends with, without naming its file; an error of the network has neither of these numbers nor a file.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 INTERVAL = 0.5  # seconds from one report of progress to the next
@@ -113,13 +114,19 @@ def download(
         f"model.safetensors.index.json and every model-*.safetensors of {repository} into {folder} by hand."
     )
     try:
-        info = hub.model_info(repository, revision)
+        try:
+            info = hub.model_info(repository, revision)
+        except OSError as error:
+            if not _is_out_of_reach(error) or anew or not _is_whole(folder, repository, revision):
+                raise
+            logging.warning("Ovis-U1: %s was checked before, and the hub cannot be reached (%s)", folder, _line(error))
+            return folder
         files = list(_wanted(info.get("siblings") or []))
         if not any(file.name.endswith(".safetensors") for file in files):
             raise DownloadError(f"repository: {repository} holds no safetensors files; choose another one.")
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=0), _reporting(folder, files, report) as doing:
-            run = _Run(repository, str(info.get("sha") or revision), folder, doing, stop or threading.Event())
+            run = _Run(repository, revision, str(info.get("sha") or revision), folder, doing, stop or threading.Event())
             run.bring(files, nearby, anew)
     except (DownloadError, Stopped):
         raise
@@ -174,9 +181,17 @@ class _Run:
     """One download into one folder."""
 
     def __init__(
-        self, repository: str, revision: str, folder: Path, doing: Callable[[str], object], stop: threading.Event
+        self,
+        repository: str,
+        asked: str,
+        revision: str,
+        folder: Path,
+        doing: Callable[[str], object],
+        stop: threading.Event,
     ) -> None:
+        """asked: the name of a revision; revision: the commit that it is."""
         self.repository = repository
+        self.asked = asked
         self.revision = revision
         self.folder = folder
         self.doing = doing
@@ -198,6 +213,9 @@ class _Run:
             self._fetch(file)
             self.doing(f"checking {file.name}")
             self._take(file)
+        names = {file.name for file in files}
+        checked = {name: state for name, state in _read_checked(self.folder).items() if name in names}
+        _write_checked(self.folder, checked | {ALL_OF: [self.repository, self.asked]})
 
     def go_on(self) -> None:
         """Raises `Stopped` when it was asked to stop."""
@@ -341,10 +359,7 @@ class _Run:
         if checked.get(file.name) == state:
             return
         checked[file.name] = state
-        part = self.folder / f"{CHECKED}.part"
-        with suppress(OSError):  # then it is read again the next time
-            part.write_text(json.dumps(checked), encoding="utf-8")
-            part.replace(self.folder / CHECKED)
+        _write_checked(self.folder, checked)
 
 
 class _Local(Exception):
@@ -367,6 +382,31 @@ def _read_checked(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _write_checked(folder: Path, checked: Mapping[str, Any]) -> None:
+    part = folder / f"{CHECKED}.part"
+    with suppress(OSError):  # then it is read again the next time
+        part.write_text(json.dumps(checked), encoding="utf-8")
+        part.replace(folder / CHECKED)
+
+
+def _is_whole(folder: Path, repository: str, revision: str) -> bool:
+    """Whether a folder holds all of this revision, and nothing has changed since it was checked."""
+    checked = _read_checked(folder)
+    if checked.pop(ALL_OF, None) != [repository, revision] or not checked:
+        return False
+    try:
+        return all(
+            isinstance(state, list) and state[:2] == _state(folder / name, File(name, 0, ""))[:2]
+            for name, state in checked.items()
+        )
+    except OSError:
+        return False
+
+
+def _is_out_of_reach(error: OSError) -> bool:
+    return not isinstance(error, urllib.error.HTTPError) or error.code >= 500
 
 
 def _state(path: Path, file: File) -> list[Any]:

@@ -11,10 +11,11 @@ import os
 import re
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -26,6 +27,7 @@ from .hub_cache import hub_home
 HUB = "https://huggingface.co"
 YES = {"1", "ON", "YES", "TRUE"}
 TIMEOUT = 10.0  # seconds without a byte
+XET_TIMEOUT = 60.0  # the same over Xet, which sends large pieces and tries again by itself
 BLOCK = 1 << 18  # bytes at once
 LINK = re.compile(r'<([^>]+)>\s*;\s*rel="?([\w-]+)"?')
 MOST_REDIRECTS = 5
@@ -108,33 +110,46 @@ def xet_client() -> Any:
 
 
 def read_by_xet(client: Any, file: XetFile, size: int, start: int, stop: threading.Event) -> Iterator[bytes]:
-    """A file's bytes from `start` on, in order, until `stop` is set. Raises what `hf_xet` raises."""
+    """A file's bytes from `start` on, in order, until `stop` is set or nothing comes any more.
+
+    Raises what `hf_xet` raises.
+    """
     session = client.XetSession()
     group = session.new_download_stream_group(token_refresh_url=file.token_url, token_refresh_headers=_authorization())
-    stream = group.download_stream(client.XetFileInfo(file.content, size), start=start)
     # A stream that waits for its next block cannot be cancelled; the session that it runs in can.
-    with _when_set(stop, session.sigint_abort):
-        yield from stream
+    with _Watch(stop, session.sigint_abort) as watch:
+        for block in group.download_stream(client.XetFileInfo(file.content, size), start=start):
+            watch.came()
+            yield block
 
 
-@contextmanager
-def _when_set(stop: threading.Event, act: Callable[[], object]) -> Iterator[None]:
-    """Within it `act` is called once when `stop` is set."""
-    ended = threading.Event()
+class _Watch:
+    """Within it `act` is called once: when `stop` is set, or when nothing came for `XET_TIMEOUT` seconds."""
 
-    def watch() -> None:
-        while not ended.is_set():
-            if stop.wait(0.1):
-                act()
+    def __init__(self, stop: threading.Event, act: Callable[[], object]) -> None:
+        self._stop = stop
+        self._act = act
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.came()
+
+    def came(self) -> None:
+        """Something came."""
+        self._last = time.monotonic()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            if self._stop.wait(0.1) or time.monotonic() - self._last > XET_TIMEOUT:
+                self._act()
                 return
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
 
 
 def _is_on(name: str) -> bool:

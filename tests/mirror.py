@@ -35,6 +35,7 @@ class Mirror:
     pause: float = 0.0  # seconds after each 64 KiB
     xet: bool = False
     storage_fails_after: int = -1  # pieces that Xet sends; -1: it does not fail
+    storage_pause: float = 0.0  # seconds before each of them
     token: str = ""  # what a reader has to show
     moved: str = ""  # another mirror, to which files are redirected
     refused: int = 0  # an answer to every request for a file, instead of it
@@ -82,6 +83,7 @@ def serve(folder: Path) -> Iterator[Mirror]:
                 self._refuse(404, {})
             elif mirror.xet and path.startswith("/xorbs/"):
                 mirror.storage_fails_after -= 1
+                time.sleep(mirror.storage_pause)
                 self._send(serialized(find(mirror.folder, path.rsplit("/", 1)[1], mirror.damage)), {})
             else:
                 self._refuse(404, {"X-Error-Code": "RepoNotFound"})

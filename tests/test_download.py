@@ -153,7 +153,7 @@ def test_a_package_that_is_missing_or_broken(
     assert (WEIGHTS in files_asked(mirror)) == (module == "hf_xet")
 
 
-@pytest.mark.parametrize("reason", ["off", "old", "the mirror has none", "it fails"])
+@pytest.mark.parametrize("reason", ["off", "old", "the mirror has none", "it fails", "nothing comes"])
 def test_no_xet(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     mirror.xet = reason != "the mirror has none"
     if reason == "off":
@@ -162,6 +162,11 @@ def test_no_xet(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, r
         monkeypatch.setitem(sys.modules, "hf_xet", ModuleType("hf_xet"))
     elif reason == "it fails":
         mirror.storage_fails_after = 2
+    elif reason == "nothing comes":
+        from ovis_core import hub
+
+        monkeypatch.setattr(hub, "XET_TIMEOUT", 1.0)
+        mirror.storage_pause = 30.0
     folder = fetch()
     assert (folder / WEIGHTS).read_bytes() == (mirror.folder / WEIGHTS).read_bytes()
     assert WEIGHTS in files_asked(mirror)
@@ -428,6 +433,49 @@ def test_no_network(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DownloadError, match=by_hand):
         fetch()
+
+
+def test_no_network_and_a_release_that_was_checked(
+    mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node may stay in a graph; what has changed, or is another's, is not taken for it."""
+    from ovis_core.download import DownloadError, download
+
+    folder = fetch()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert fetch() == folder
+    with pytest.raises(DownloadError, match="cannot be reached"):
+        download("owner/small", folder, "another")
+    with pytest.raises(DownloadError, match="cannot be reached"):
+        download("owner/small", folder, anew=True)
+    os.utime(folder / WEIGHTS)
+    with pytest.raises(DownloadError, match="cannot be reached"):
+        fetch()
+    monkeypatch.setenv("HF_ENDPOINT", mirror.url)
+    fetch()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert fetch() == folder
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
+        fetch()
+
+
+@pytest.mark.parametrize("kept", [1000, 12_345_678])
+def test_it_resumes_over_xet(mirror: Mirror, models: Path, kept: int) -> None:
+    from ovis_core.download import File, _part
+
+    mirror.xet = True
+    entry = max(describe(mirror.folder)["siblings"], key=lambda entry: entry["size"])
+    right = (mirror.folder / entry["rfilename"]).read_bytes()
+    assert len(right) > 12_345_678
+    (models / NAME).mkdir(parents=True)
+    _part(models / NAME, File(entry["rfilename"], entry["size"], entry["lfs"]["sha256"])).write_bytes(right[:kept])
+    assert (fetch() / entry["rfilename"]).read_bytes() == right
+    assert f"bytes={kept}-{len(right) - 1}" in {wanted for path, _, wanted in _asked_of(mirror, "/reconstructions/")}
+
+
+def _asked_of(mirror: Mirror, part: str) -> list[tuple[str, str, str | None]]:
+    return [(path, method, wanted) for method, path, wanted in mirror.asked if part in path]
 
 
 def test_no_room(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

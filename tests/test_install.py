@@ -230,7 +230,7 @@ def test_what_is_imported_is_what_is_checked() -> None:
     found = set().union(*map(roots, files)) - set(sys.stdlib_module_names)
     own = {"ovis_core", "nodes"}
     comfyui = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "node_helpers", "server", "comfy_execution"}
-    assert found - own - comfyui == dependencies.PACKAGES.keys()
+    assert found - own - comfyui == {*dependencies.PACKAGES, *dependencies.OPTIONAL}
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])

@@ -43,7 +43,7 @@ def find_models(fresh: bool = False) -> dict[str, Path]:
     """
     global _last
     listing = _last
-    if listing is None or fresh or folder_paths.cache_helper.active or not listing.is_current():
+    if listing is None or fresh or _page_asks() or not listing.is_current():
         listing = _Listing()
         listing.search()
         _last = listing
@@ -57,7 +57,7 @@ def find_model(name: str) -> Path | None:
         return None
     for fresh in (False, True):
         path = find_models(fresh).get(name)
-        if path is not None and (_is_release(path) if path.suffix != ".safetensors" else _is_ours(path)):
+        if path is not None and (_is_release(path) or _is_ours(path)):
             return path
     return None
 
@@ -178,6 +178,11 @@ class _Listing:
 
     def _see(self, folder: Path) -> None:
         self._seen.setdefault(folder, _changed(folder))
+
+
+def _page_asks() -> bool:
+    """Whether ComfyUI is making its list of nodes for the page; it keeps what it reads of folders meanwhile."""
+    return getattr(getattr(folder_paths, "cache_helper", None), "active", True)
 
 
 _last: _Listing | None = None
