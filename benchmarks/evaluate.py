@@ -1,6 +1,7 @@
 """The report's benchmarks, and any batch of jobs: makes what the official scorers read.
 
     python benchmarks/evaluate.py NAME --comfyui PATH --model PATH --data PATH --out DIR [--workers N]
+    python benchmarks/evaluate.py shapes --comfyui PATH --out DIR       the built-in model's own, scored here
 
 Run it with the Python of that ComfyUI. Started again it goes on where it was; docs/evaluation.md says more.
 """
@@ -20,8 +21,9 @@ from starting import ROOT, parse, parser
 
 sys.path.insert(1, str(ROOT / "scripts"))
 
+import workspace
 from console import Ticker, UserError, guarded
-from evaluation import schedule, scores
+from evaluation import schedule, scores, shapes
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.contact_sheet import contact_sheet
 from evaluation.fingerprint import versions, weights_hash
@@ -43,11 +45,15 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     line = parser(__doc__.split("\n")[0])
     line.add_argument("name", choices=list(BENCHMARKS))
-    line.add_argument("--data", type=Path, required=True, help="the benchmark's records; docs/evaluation.md names them")
+    line.add_argument("--data", type=Path, help="the benchmark's records; docs/evaluation.md names them")
     line.add_argument("--out", type=Path, required=True, help="folder for the run")
-    line.add_argument("--model", type=Path, required=True, help="folder of the release, or one file with all parts")
+    line.add_argument(
+        "--model",
+        type=Path,
+        help="folder of the release, or one file with all parts (default of shapes: the built-in model)",
+    )
     line.add_argument("--weight-dtype", default="default", help="as in Ovis-U1 Load Model")
-    line.add_argument("--limit", type=told(positive), help="only the first records")
+    line.add_argument("--limit", type=told(positive), help="only the first records; of shapes, cases of each task")
     line.add_argument("--seed", type=int, default=0, help="each record's own seeds follow from it")
     line.add_argument("--workers", type=told(schedule.choice), default="1", help="1, a number, ray, or ray:NUMBER")
     line.add_argument("--retry-failed", action="store_true", help="try the records again that failed before")
@@ -58,7 +64,14 @@ def arguments() -> argparse.Namespace:
     own.add_argument("--txt-cfg", type=float, help="instead of 5, and of 6 for edits")
     own.add_argument("--img-cfg", type=float, help="of edits, instead of 1.5")
     own.add_argument("--max-new-tokens", type=int, help="of answers in words, instead of 512")
-    return parse(line)
+    args = parse(line)
+    of_data = BENCHMARKS[args.name].of_data
+    for name in ("model", "data"):
+        if of_data and getattr(args, name) is None:
+            line.error(f"--{name}: {args.name} needs it")
+    if not of_data and args.data is not None:
+        line.error(f"--data: {args.name} makes its cases by itself; leave it out")
+    return args
 
 
 def told(read: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -87,14 +100,15 @@ def main() -> int:
     for name in ("comfyui", "model", "data", "out", "json"):
         if getattr(args, name) is not None:
             setattr(args, name, getattr(args, name).expanduser().resolve())
-    if not args.data.exists():
+    args.model = unpacked(args.model)
+    if args.data is not None and not args.data.exists():
         raise UserError(f"--data: {args.data} is not there; name the benchmark's data")
     if args.json:
         need_writable(args.json)
     check_model(args.model, args.weight_dtype)
     own = {"steps": args.steps, "txt_cfg": args.txt_cfg, "img_cfg": args.img_cfg, "max_new_tokens": args.max_new_tokens}
     own = {name: value for name, value in {**own, **args.size}.items() if value is not None}
-    settings = settings_of(args.name, benchmark.tasks, own)
+    settings = settings_of(args.name, benchmark.tasks, own, benchmark.usual)
     records = benchmark.records(args.data)
     with Ticker("reading the weights for their hash"):
         made_of = {
@@ -107,7 +121,7 @@ def main() -> int:
         }
     with RunFolder(args.out, made_of) as folder:
         folder.need_only({record.id for record in records})
-        run = Run(folder, records[: args.limit], settings, args.seed)
+        run = Run(folder, records[: args.limit and args.limit * benchmark.each], settings, args.seed)
         with Ticker("checking what is there") if folder.results else nullcontext():
             todo = run.todo(args.retry_failed)
         measured = {}
@@ -116,6 +130,25 @@ def main() -> int:
                 workers = schedule.start(setup(args, made_of), args.workers)
             measured = run.make(todo, workers, args.name)
         return finish(args, run, measured)
+
+
+def unpacked(model: Path | None) -> Path:
+    """The model; None and its packed file stand for the built-in one, which is unpacked into the cache folder.
+
+    Raises UserError if that one is not there.
+    """
+    import_core()
+    from ovis_core import built_in
+    from ovis_core.weights_file import CheckpointError
+
+    if model not in (None, built_in.FILE):
+        return model
+    if not built_in.is_there():
+        raise UserError(f"--model: this copy of the pack lacks {built_in.FILE.name}; name a model")
+    try:
+        return built_in.unpack(workspace.home() / "built_in")
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
 
 
 def need_writable(file: Path) -> None:
@@ -159,6 +192,11 @@ def finish(args: argparse.Namespace, run: Run, measured: dict[str, Any]) -> int:
     if args.name == "vqa":
         folder.write("predictions.tsv", scores.predictions(run.records, results).encode())
         summary |= scores.answers(run.records, results)
+    if args.name == "shapes":
+        judged = shapes.verdicts(folder.path, run.records, results)
+        summary |= shapes.scores(run.records, judged)
+        folder.write("scores.json", json.dumps(summary, indent=2).encode())
+        results = {name: {**result, "verdict": judged[name]} for name, result in results.items()}
     folder.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     if args.json:
         args.json.write_text(json.dumps(summary), encoding="utf-8")
@@ -168,6 +206,8 @@ def finish(args: argparse.Namespace, run: Run, measured: dict[str, Any]) -> int:
     problems = [f"{name}: {error}" for name, error in failed.items()]
     problems += [f"{path}: no record makes this file; take it away" for path in folder.strangers()]
     say(folder.path, summary, problems)
+    if args.name == "shapes":
+        shapes.table(summary)
     score = BENCHMARKS[args.name].score
     if score:
         print(score.format(out=folder.path, width=run.settings.get("image", {}).get("width")))

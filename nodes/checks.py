@@ -20,9 +20,18 @@ from ..ovis_core.sizes import LATENT_FACTOR
 FILES = ("model_name", "diffusion_model_name", "text_encoder_name", "vae_name")  # what is missing here says more
 
 
+_schemas: dict[Any, list[Any]] = {}
+
+
 def check(node: type[io.ComfyNode], **inputs: Any) -> None:
-    """Refuses inputs that do not fit what the node's schema says of them."""
-    for spec in node.define_schema().inputs:
+    """Refuses inputs that do not fit what the node's schema says of them.
+
+    The schema is asked for once: it lists files, and none of `FILES` is checked here.
+    """
+    define = node.define_schema.__func__  # the same in the copies of the class that ComfyUI makes for each run
+    if define not in _schemas:
+        _schemas[define] = node.define_schema().inputs
+    for spec in _schemas[define]:
         value = inputs.get(spec.id)
         if spec.id not in inputs or (value is None and spec.optional):
             continue

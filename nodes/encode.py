@@ -34,6 +34,7 @@ class OvisU1TextEncode(io.ComfyNode):
                 io.String.Input(
                     "prompt",
                     multiline=True,
+                    dynamic_prompts=True,
                     tooltip="What to paint, in plain sentences. Taken literally: (word:1.2) and <tags> are just text.",
                 ),
                 io.Int.Input("width", **side, tooltip="Width in pixels of the image to be made, a multiple of 16."),
@@ -41,6 +42,7 @@ class OvisU1TextEncode(io.ComfyNode):
                 io.String.Input(
                     "negative_prompt",
                     multiline=True,
+                    dynamic_prompts=True,
                     default="",
                     optional=True,
                     tooltip=(
@@ -80,10 +82,13 @@ class OvisU1EditEncode(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
                 io.Vae.Input("vae", tooltip="The VAE of Ovis-U1 Load Model."),
                 io.Image.Input("image", tooltip="The image to edit, of any size, or a batch. Alpha is left out."),
-                io.String.Input("prompt", multiline=True, tooltip="What to change, as an instruction."),
+                io.String.Input(
+                    "prompt", multiline=True, dynamic_prompts=True, tooltip="What to change, as an instruction."
+                ),
                 io.String.Input(
                     "negative_prompt",
                     multiline=True,
+                    dynamic_prompts=True,
                     default="",
                     optional=True,
                     tooltip="What to stay away from. Empty: the model's own prompt without an instruction.",

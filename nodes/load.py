@@ -6,8 +6,8 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..ovis_core.checkpoint import open_model, open_parts
-from ..ovis_core.native import folders
+from ..ovis_core.checkpoint import open_parts
+from ..ovis_core.native import catalogue, folders
 from ..ovis_core.native.loading import load
 from ..ovis_core.precision import PRECISIONS
 from .checks import check
@@ -53,11 +53,13 @@ class OvisU1Loader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=list(folders.find_models()),
+                    options=catalogue.names(),
                     tooltip=(
                         "Folder of the release (config.json, safetensors files) under models/ovis_u1, for example "
                         "models/ovis_u1/Ovis-U1-3B, or one file that core's CheckpointSave wrote, under "
-                        "models/checkpoints. Press R after adding one."
+                        "models/checkpoints. Press R after adding one. ovis-u1-shapes (built in) needs no download: it "
+                        "draws one circle, square or triangle in one of eight colours on a plain background, at 128 x "
+                        "128 pixels."
                     ),
                 ),
                 WEIGHT_DTYPE,
@@ -69,21 +71,17 @@ class OvisU1Loader(io.ComfyNode):
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
         """Says where models go, instead of the page's bare 'value not in list'."""
         # A name that comes over a link is not known yet.
-        return model_name is None or folders.missing(model_name) or True
+        return model_name is None or catalogue.missing(model_name) or True
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, weight_dtype: str) -> str:
         """Changes when the model's files do, so that a new download is loaded."""
-        path = folders.find_models().get(model_name)
-        return model_name if path is None else folders.fingerprint(path)
+        return catalogue.fingerprint(model_name)
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
         check(cls, weight_dtype=weight_dtype)
-        problem = folders.missing(model_name)
-        if problem:
-            raise ValueError(problem)
-        return io.NodeOutput(*load(open_model(folders.find_models()[model_name]), PRECISIONS[weight_dtype]))
+        return io.NodeOutput(*load(catalogue.open_named(model_name), PRECISIONS[weight_dtype]))
 
 
 class OvisU1LoadParts(io.ComfyNode):

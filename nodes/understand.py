@@ -41,6 +41,7 @@ class OvisU1Understand(io.ComfyNode):
                 io.String.Input(
                     "prompt",
                     multiline=True,
+                    dynamic_prompts=True,
                     default="Describe this image.",
                     tooltip="The question. Several images are Image 1, Image 2 and so on to the model.",
                 ),
@@ -78,7 +79,10 @@ class OvisU1Understand(io.ComfyNode):
                     "sampling",
                     default=False,
                     optional=True,
-                    tooltip="Off: always the likeliest word, and what is below has no effect. On: words are drawn.",
+                    tooltip=(
+                        "Off: always the likeliest word; of the settings below only repetition_penalty acts. On: words "
+                        "are drawn."
+                    ),
                 ),
                 io.Float.Input(
                     "temperature",
@@ -188,7 +192,8 @@ class OvisU1Understand(io.ComfyNode):
         images, frames = (() if batch is None else batch for batch in (image, video))
         if len(images) and len(frames):
             raise ValueError("video: the model looks at images or at a video, not at both; disconnect image or video.")
-        drawn = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed=seed)
+        if not sampling:
+            temperature = GREEDY.temperature
         answer = understand(
             clip,
             prompt,
@@ -197,7 +202,7 @@ class OvisU1Understand(io.ComfyNode):
             max_frames,
             max_new_tokens,
             thinking,
-            drawn if sampling else GREEDY,
+            Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed=seed),
             history,
             keep=cls._is_connected(HISTORY_SLOT),
         )
@@ -233,7 +238,11 @@ class OvisU1Judge(io.ComfyNode):
                     tooltip="A question to be answered with yes or no. {prompt} stands for the prompt.",
                 ),
                 io.String.Input(
-                    "prompt", multiline=True, default="", tooltip="What takes the place of {prompt} in the question."
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="What takes the place of {prompt} in the question.",
                 ),
             ],
             outputs=[

@@ -15,7 +15,7 @@ from typing import Any
 from . import layout
 from .config import LATENT_CHANNELS, ConfigError, OvisConfig, VaeConfig, check_together, load_sections, read_config
 from .release import RELEASE, TOKENIZER_FILES
-from .weights_file import CheckpointError, read_carried, read_shapes
+from .weights_file import CheckpointError, header_mentions, read_carried, read_shapes
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -26,6 +26,7 @@ CARRIED = "ovis_u1."  # before the names of what travels with weights: the confi
 WEIGHT = ".weight"
 SCALES = (".weight_scale", ".scale_weight")  # of a layer's weight in 8 bits, in newer and older files
 MOST_LEVELS = 16  # of a VAE
+UNFINISHED = (".part", ".incomplete", ".download", ".crdownload", ".aria2")  # endings of files that are being fetched
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SHOWN = 3  # names in a message about many tensors
 
@@ -70,6 +71,7 @@ class Checkpoint:
     """A checked model: all of its parts.
 
     tokenizer  folder of the tokenizer's files, or those files; None where none came with the weights
+    side       pixels of the sides of the pictures that it was trained on; None for a model that makes any size
     """
 
     config: OvisConfig
@@ -77,6 +79,7 @@ class Checkpoint:
     text: Part
     vae: Part
     tokenizer: Path | Mapping[str, bytes] | None
+    side: int | None = None
 
 
 def is_release(folder: Path) -> bool:
@@ -87,17 +90,27 @@ def is_release(folder: Path) -> bool:
         return False
 
 
-def why_not(folder: Path) -> str:
-    """What keeps a folder from being an Ovis-U1; empty for one that is, and for one that holds no model."""
-    if not (folder / CONFIG).exists():
-        lacks = f"{folder} has no {CONFIG}; put the release's there too."
-        return lacks if any(folder.glob("*.safetensors")) else ""
+def why_not(path: Path) -> str:
+    """What keeps a folder, or a file with all parts, from being an Ovis-U1.
+
+    Empty for one that is, and for a folder that holds no model's files.
+    """
     try:
-        read_config(_read_json(folder / CONFIG))
-    except ConfigError as error:
-        return f"{folder / CONFIG}: {error}"
+        if not path.is_dir():
+            open_file(path)
+            return ""
+        names = [entry.name for entry in path.iterdir()]
+        if CONFIG in names:
+            open_release(path)
+            return ""
     except CheckpointError as error:
         return str(error)
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror or error}); check its permissions."
+    if any(name.endswith(UNFINISHED) for name in names):
+        return f"{path} holds a download that is not complete; run Ovis-U1 Download again, or fetch what is missing."
+    if any(name.endswith((".safetensors", *(pattern[1:] for pattern in PICKLES))) for name in names):
+        return f"{path} has no {CONFIG}; put the release's there too."
     return ""
 
 
@@ -111,11 +124,11 @@ def is_complete(folder: Path) -> bool:
 
 def is_single_file(file: Path) -> bool:
     """Whether a file holds all of an Ovis-U1 under ComfyUI's names, as core's CheckpointSave writes it."""
+    probes = [f"{kind.comfy_prefix}{kind.probe}" for kind in (DECODER, TEXT, VAE)]
     try:
-        names = read_shapes(file)
-    except CheckpointError:
+        return header_mentions(file, probes) and set(probes) <= read_shapes(file).keys()
+    except (OSError, CheckpointError):
         return False
-    return all(f"{kind.comfy_prefix}{kind.probe}" in names for kind in (DECODER, TEXT, VAE))
 
 
 def open_release(folder: Path) -> Checkpoint:
@@ -129,6 +142,9 @@ def open_release(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     files = _weight_files(folder)
     missing = [file.name for file in files if not file.is_file()]
+    gone = [name for name in missing if (folder / name).is_symlink()]
+    if gone:
+        raise CheckpointError(f"{folder}: {some(gone)}: links to files that are gone; put the files themselves there.")
     if missing:
         raise CheckpointError(
             f"{folder} lacks {some(missing)}: the download is not complete. Fetch the missing files into that folder."
@@ -145,7 +161,7 @@ def open_model(path: Path) -> Checkpoint:
     try:
         folder = path.is_dir()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}). See to its permissions.") from error
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from error
     return open_release(path) if folder else open_file(path)
 
 
@@ -292,6 +308,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
+        if path.is_symlink() and not path.exists():
+            raise CheckpointError(f"{path} is a link to a file that is gone; put the file itself there.") from error
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); it belongs to the release.") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}). Download it again.") from error

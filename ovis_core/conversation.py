@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
 
 from . import prompts
 from .multimodal import Token
 from .networks.cache import KeysAndValues
+from .pixels import VisualInput
 from .prompts import Control
 from .tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class Computed:
+class Computed(NamedTuple):
     """Keys and values of a conversation's first positions, turn by turn, in RAM.
 
     made_by  what they depend on besides the tokens: the model and its patches
@@ -28,15 +30,30 @@ class Computed:
         return sum(keys.shape[2] for keys, _ in self.turns)
 
 
-@dataclass(frozen=True)
-class Conversation:
+class Conversation(NamedTuple):
     """Whole turns of the user and of the model.
 
-    computed  for some or all of them; None where nothing was kept
+    A tuple, because ComfyUI counts the memory of an output by looking for tensors in lists and tuples; older versions
+    ask `get_ram_usage`. Turns that several conversations share are counted in each of them.
+
+    computed  for some or all turns; None if nothing was kept
+    patches   of the pictures among `tokens`
     """
 
     tokens: tuple[Token, ...] = ()
     computed: Computed | None = None
+    patches: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, tokens: Sequence[Token], computed: Computed | None = None) -> Conversation:
+        """A conversation that shows ComfyUI all of its tensors."""
+        pictures = (token.patches for token in tokens if isinstance(token, VisualInput))
+        return cls(tuple(tokens), computed, tuple(pictures))
+
+    def get_ram_usage(self) -> int:
+        """Bytes of its tensors."""
+        turns = self.computed.turns if self.computed else ()
+        return sum(tensor.nbytes for tensor in (*self.patches, *(half for turn in turns for half in turn)))
 
 
 def thoughts_and_answer(ids: Sequence[int]) -> tuple[list[int], list[int]]:

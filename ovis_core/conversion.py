@@ -107,7 +107,11 @@ def _write(files: Mapping[Path, dict[str, Stored]], report: Callable[[int, int],
 
 
 def _write_file(file: Path, entries: Mapping[str, Stored], count: Callable[[int], None]) -> dict[str, int]:
-    """Writes a safetensors file; name -> checksum."""
+    """Writes a safetensors file; name -> checksum.
+
+    Large elements come first and metadata last, so that every tensor begins at a multiple of its element's size.
+    """
+    entries = dict(sorted(entries.items(), key=lambda entry: _place(entry[1].dtype)))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, stored in entries.items():
@@ -130,11 +134,16 @@ def _write_file(file: Path, entries: Mapping[str, Stored], count: Callable[[int]
     return sums
 
 
+def _place(dtype: torch.dtype) -> tuple[int, bool]:
+    """By this a file's tensors are sorted."""
+    return -dtype.itemsize, dtype == torch.uint8
+
+
 def _read(name: str, stored: Stored) -> Tensor:
     try:
         return stored.read()
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"tensor {name} of the source cannot be read ({error}); see to its file.") from error
+        raise CheckpointError(f"tensor {name} of the source cannot be read ({error}); check its file.") from error
 
 
 def _read_back(file: Path, sums: Mapping[str, int], count: Callable[[int], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from functools import lru_cache
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from .networks.cache import KeyValueCache
 from .networks.language import LanguageModel
 
-_failed: set[torch.device] = set()
+ATTEMPTS = 3  # captures that may fail in a row on a device
+_failures: Counter[torch.device] = Counter()
 WORTH_IT = 16  # tokens from which on capturing takes less time than it saves
 
 
@@ -50,20 +52,27 @@ class CapturedStep:
 
 
 def capture(model: LanguageModel, cache: KeyValueCache, tokens: int) -> CapturedStep | None:
-    """A captured step where there is CUDA, `tokens` make it worth it, and the capture succeeds; otherwise None."""
+    """A captured step if there is CUDA, `tokens` make it worth it, and the capture succeeds; otherwise None.
+
+    The next answer tries again after a failure, whose cause may be gone by then, but not after `ATTEMPTS` in a row.
+    A want of memory does not count as one of them.
+    """
     device = cache.keys.device
-    if device.type != "cuda" or tokens < WORTH_IT or device in _failed:
+    if device.type != "cuda" or tokens < WORTH_IT or _failures[device] >= ATTEMPTS:
         return None
     current = torch.cuda.current_stream(device)
     try:
-        return CapturedStep(model, cache)
+        step = CapturedStep(model, cache)
     except RuntimeError as error:
         # A capture that fails leaves torch on its stream.
         torch.cuda.set_stream(current)
         if not isinstance(error, torch.cuda.OutOfMemoryError):
-            _failed.add(device)  # it would fail again
-        logging.warning("Ovis-U1: writes without a CUDA graph, which is slower: %s", error)
+            _failures[device] += 1
+        then = "the next answer tries again" if _failures[device] < ATTEMPTS else "tried too often, so until a restart"
+        logging.warning("Ovis-U1: writes without a CUDA graph, which is slower; %s: %s", then, error)
         return None
+    del _failures[device]
+    return step
 
 
 @lru_cache

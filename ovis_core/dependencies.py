@@ -9,7 +9,6 @@ from importlib.util import find_spec
 PACKAGES = {
     "einops": "einops",
     "filelock": "filelock",
-    "huggingface_hub": "huggingface_hub",
     "numpy": "numpy",
     "PIL": "pillow",
     "safetensors": "safetensors",

@@ -1,29 +1,33 @@
 """Fetches a release from the Hugging Face hub or a mirror of it, and checks what came.
 
-Run as a program it does that in a process of its own, which can be ended at any moment without harm: files carry
-their names only when they are whole, and the next run goes on where this one stopped.
-
-    python download.py REPOSITORY FOLDER [--revision NAME]     progress as JSON lines
+A file carries its name only when it is whole and its hash is right, so a download may be stopped, or its process ended,
+at any moment; the next one resumes. What was checked is recorded beside the files and not read again until it changes.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import hashlib
+import http.client
 import json
+import logging
 import os
+import re
 import shutil
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import urllib.error
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from . import hub
+from .hub_cache import cached_copies
+
 REPOSITORY = "AIDC-AI/Ovis-U1-3B"
+NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # of a repository
 # What is fetched of a release; its Python files never are.
 WANTED = (
     "config.json",
@@ -40,13 +44,20 @@ WANTED = (
     "README.md",
 )
 LOCK = ".download.lock"
+CHECKED = ".checked"  # the record of what was checked
 # What a write ends with, without naming its file; an error of the network has neither of these numbers nor a file.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 INTERVAL = 0.5  # seconds from one report of progress to the next
+BLOCK = 1 << 24  # bytes hashed or copied at once
+PAUSES = (0.5, 1.0, 2.0)  # seconds before another try where nothing came
 
 
 class DownloadError(RuntimeError):
-    """A download that did not come to its end, with what to do about it."""
+    """A download that did not finish, with what to do about it."""
+
+
+class Stopped(Exception):
+    """The download was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -71,72 +82,64 @@ class File:
 
 
 def download(
-    repository: str, folder: Path, revision: str = "main", report: Callable[[Progress], object] = lambda _: None
+    repository: str,
+    folder: Path,
+    revision: str = "main",
+    report: Callable[[Progress], object] = lambda _: None,
+    stop: threading.Event | None = None,
+    nearby: Sequence[Path] = (),
+    anew: bool = False,
 ) -> Path:
-    """Fetches what is missing or other in `folder`, checks sizes and hashes of all of it, and answers the folder.
+    """Fetches what is missing or other in `folder`, checks sizes and hashes of all of it, and returns the folder.
 
-    `report` is called in another thread, or in this one, never in both at once.
+    A file that the hub's cache or a folder of `nearby` holds is linked, or copied, once its hash is found right.
 
-    Honours the hub's own settings (HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE). Raises `DownloadError`.
+    report  called in another thread, or in this one, never in both at once
+    stop    ends it between two blocks, with `Stopped`
+    nearby  other folders that may hold the same files
+    anew    read what was checked before too
+
+    Raises `DownloadError`.
     """
+    if not NAME.fullmatch(repository):
+        raise DownloadError(f"repository: {repository!r} is not the name of a repository; write it as owner/name.")
     try:
-        import huggingface_hub
         from filelock import FileLock, Timeout
-        from huggingface_hub import constants
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
     except ImportError as error:
-        raise DownloadError(
-            f"huggingface_hub cannot be imported ({_line(error)}); install it and filelock with the Python "
-            f"that runs this, {sys.executable}."
-        ) from error
+        raise DownloadError(f"filelock cannot be imported ({_line(error)}); install it in ComfyUI's Python.") from error
 
     by_hand = (
         "Where the hub is blocked, set HF_ENDPOINT to a mirror of it; or put config.json, "
         f"model.safetensors.index.json and every model-*.safetensors of {repository} into {folder} by hand."
     )
     try:
-        info = huggingface_hub.HfApi().model_info(repository, revision=revision, files_metadata=True)
-        files = list(_wanted(info.siblings or []))
+        info = hub.model_info(repository, revision)
+        files = list(_wanted(info.get("siblings") or []))
         if not any(file.name.endswith(".safetensors") for file in files):
             raise DownloadError(f"repository: {repository} holds no safetensors files; choose another one.")
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=0), _reporting(folder, files, report) as doing:
-            missing = [file for file in files if not _is_right(folder, file, doing)]
-            _need_room(folder, missing)
-            for file in missing:
-                doing(f"fetching {file.name}")
-                _fetch(huggingface_hub.hf_hub_url(repository, file.name, revision=info.sha), folder, file)
-                doing(f"checking {file.name}")
-                _take(folder, file)
-    except DownloadError:
+            run = _Run(repository, str(info.get("sha") or revision), folder, doing, stop or threading.Event())
+            run.bring(files, nearby, anew)
+    except (DownloadError, Stopped):
         raise
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise DownloadError(
-            f"repository: {constants.ENDPOINT} has no {repository} at {revision}, or wants a login for it; check the "
-            "name, or set HF_TOKEN."
-        ) from error
-    except HFValidationError as error:
-        raise DownloadError(
-            f"repository: {repository!r} is no name of a repository; it looks like owner/name."
-        ) from error
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403, 404):
+            raise DownloadError(
+                f"repository: {hub.endpoint()} has no {repository} at {revision}, or wants a login for it; check the "
+                "name, or set HF_TOKEN."
+            ) from error
+        raise DownloadError(f"{hub.endpoint()} answered with an error ({_line(error)}). {by_hand}") from error
     except NotImplementedError as error:
         raise DownloadError(f"{folder} cannot be locked ({_line(error)}); choose a folder on another disk.") from error
     except Timeout as error:
         raise DownloadError(f"another download into {folder} is running; wait for it.") from error
-    except HfHubHTTPError as error:
-        raise DownloadError(f"{constants.ENDPOINT} answered with an error ({_line(error)}). {by_hand}") from error
     except OSError as error:
-        if error.filename is not None or error.errno in DISK:
+        if not isinstance(error, urllib.error.URLError) and (error.filename is not None or error.errno in DISK):
             raise DownloadError(_local(error, folder)) from error
-        raise DownloadError(f"{constants.ENDPOINT} cannot be reached ({_line(error)}). {by_hand}") from error
-    except Exception as error:
-        # The hub's client changes its HTTP library and its errors from one version to the next.
-        raise DownloadError(f"{constants.ENDPOINT} cannot be reached ({_line(error)}). {by_hand}") from error
+        raise DownloadError(f"{hub.endpoint()} cannot be reached ({_line(error)}). {by_hand}") from error
+    except (http.client.HTTPException, ValueError) as error:
+        raise DownloadError(f"{hub.endpoint()} cannot be reached ({_line(error)}). {by_hand}") from error
     return folder
 
 
@@ -145,50 +148,236 @@ def _local(error: OSError, folder: Path) -> str:
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else folder
     why = error.strerror or _line(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {path} is full ({why}); make room and run it again, it goes on."
+        return f"the disk of {path} is full ({why}); make room and run it again, it resumes."
     if error.errno == errno.EFBIG:
-        return f"the file system of {path} takes no file of that size ({why}); choose a folder on another disk."
+        return f"the file system of {path} does not take a file of that size ({why}); choose a folder on another disk."
     if isinstance(error, IsADirectoryError):
         return f"{path} is a folder where a file belongs; move it away and run it again."
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         file = next((place for place in (path, *path.parents) if place.is_file()), path)
         return f"{file} is a file where a folder belongs; move it away and run it again."
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return f"{path} cannot be read or written ({why}); see to its permissions, or choose another folder."
-    return f"{path} cannot be read or written ({why}); see to its disk, or choose another folder."
+        return f"{path} cannot be read or written ({why}); check its permissions, or choose another folder."
+    return f"{path} cannot be read or written ({why}); check its disk, or choose another folder."
 
 
 def _wanted(siblings: list[Any]) -> Iterator[File]:
     for sibling in siblings:
-        name = sibling.rfilename
-        if Path(name).name == name and any(fnmatch(name, pattern) for pattern in WANTED):
-            lfs = sibling.lfs
-            sha256 = lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
-            yield File(name, sibling.size or 0, sha256 or sibling.blob_id or "")
+        name = sibling.get("rfilename") if isinstance(sibling, dict) else None
+        if isinstance(name, str) and Path(name).name == name and any(fnmatch(name, pattern) for pattern in WANTED):
+            large = sibling.get("lfs")
+            sha256 = large.get("sha256") if isinstance(large, dict) else None
+            yield File(name, int(sibling.get("size") or 0), str(sha256 or sibling.get("blobId") or ""))
+
+
+class _Run:
+    """One download into one folder."""
+
+    def __init__(
+        self, repository: str, revision: str, folder: Path, doing: Callable[[str], object], stop: threading.Event
+    ) -> None:
+        self.repository = repository
+        self.revision = revision
+        self.folder = folder
+        self.doing = doing
+        self.stop = stop
+        self.client = hub.xet_client()
+
+    def bring(self, files: Sequence[File], nearby: Sequence[Path], anew: bool) -> None:
+        """Has all files in the folder, checked."""
+        checked = {} if anew else _read_checked(self.folder)
+        missing = []
+        for file in files:
+            if self._is_right(file, checked):
+                self._note(file)
+            elif not self._take_copy(file, nearby):
+                missing.append(file)
+        self._need_room(missing)
+        for file in missing:
+            self.doing(f"fetching {file.name}")
+            self._fetch(file)
+            self.doing(f"checking {file.name}")
+            self._take(file)
+
+    def go_on(self) -> None:
+        """Raises `Stopped` when it was asked to stop."""
+        if self.stop.is_set():
+            raise Stopped
+
+    def _is_right(self, file: File, checked: dict[str, Any]) -> bool:
+        """Whether the file is there, byte for byte: another revision's may have the same size."""
+        path = self.folder / file.name
+        if path.is_dir():  # said before anything is fetched
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not _is_there(self.folder, file):
+            return False
+        if checked.get(file.name) == _state(path, file):
+            return True
+        self.doing(f"checking {file.name}")
+        return self._digest(path, file) == file.digest
+
+    def _take_copy(self, file: File, nearby: Sequence[Path]) -> bool:
+        """Links or copies the file from the hub's cache or from a folder nearby; whether one holds it."""
+        places = [*cached_copies(self.repository, file.name, file.digest), *(folder / file.name for folder in nearby)]
+        part = self.folder / f"{file.name}.copy.part"
+        for place in places:
+            try:
+                if place.stat().st_size != file.size or place.parent == self.folder:
+                    continue
+                self.doing(f"checking {file.name} in {place.parent}")
+                if self._digest(place, file) != file.digest:
+                    continue
+            except OSError:
+                continue  # what is there cannot be read, so it is fetched
+            part.unlink(missing_ok=True)
+            try:
+                os.link(place.resolve(), part)
+            except OSError:
+                self.doing(f"copying {file.name}")
+                try:
+                    self._copy(place, part)
+                except BaseException:
+                    part.unlink(missing_ok=True)
+                    raise
+            part.replace(self.folder / file.name)
+            self._note(file)
+            return True
+        return False
+
+    def _copy(self, source: Path, target: Path) -> None:
+        with source.open("rb") as opened, target.open("wb") as sink:
+            while block := opened.read(BLOCK):
+                self.go_on()
+                sink.write(block)
+
+    def _digest(self, path: Path, file: File) -> str:
+        """The hash of what is at `path`, of the kind that `file` has."""
+        digest = hashlib.sha256() if len(file.digest) == 64 else hashlib.sha1(b"blob %d\0" % _size(path))
+        with path.open("rb") as opened:
+            while block := opened.read(BLOCK):
+                self.go_on()
+                digest.update(block)
+        return digest.hexdigest()
+
+    def _need_room(self, missing: Sequence[File]) -> None:
+        needed = sum(file.size - _size(_part(self.folder, file)) for file in missing)
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise DownloadError(
+                f"the disk of {self.folder} has {free / 1e9:.1f} GB left and {needed / 1e9:.1f} GB are missing; make "
+                "room."
+            )
+
+    def _fetch(self, file: File) -> None:
+        """Resumes a file's part."""
+        part = _part(self.folder, file)
+        if _size(part) > file.size:
+            part.unlink()
+        url = hub.file_url(self.repository, self.revision, file.name)
+        with part.open("ab") as sink:
+            if self.client and len(file.digest) == 64:
+                self._fetch_by_xet(url, sink, file)
+            pauses = iter(PAUSES)
+            while sink.tell() < file.size:
+                begun = sink.tell()
+                try:
+                    for place, block in hub.read(url, begun):
+                        self.go_on()
+                        if place != sink.tell():
+                            sink.truncate(place)
+                            sink.seek(place)
+                        sink.write(block)
+                    if sink.tell() >= file.size:
+                        break
+                    raise ConnectionError("the connection was closed early")
+                except (http.client.HTTPException, OSError) as error:
+                    if not _may_pass(error):
+                        raise
+                    if sink.tell() > begun:
+                        pauses = iter(PAUSES)
+                    pause = next(pauses, None)
+                    if pause is None:
+                        raise
+                    sink.flush()
+                    if self.stop.wait(pause):
+                        raise Stopped from error
+
+    def _fetch_by_xet(self, url: str, sink: Any, file: File) -> None:
+        """As much as comes this way; the rest is left to plain HTTP."""
+        try:
+            found = hub.xet_file(url)
+            if found is None:
+                return
+            for block in hub.read_by_xet(self.client, found, file.size, sink.tell(), self.stop):
+                self.go_on()
+                try:
+                    sink.write(block)
+                except OSError as error:
+                    raise _Local(error) from error
+        except _Local as error:
+            raise error.args[0] from None
+        except Stopped:
+            raise
+        except Exception as error:  # the client has errors of many kinds
+            self.go_on()
+            logging.warning("Ovis-U1: Xet did not finish %s (%s); it resumes over HTTP", file.name, _line(error))
+        self.go_on()
+
+    def _take(self, file: File) -> None:
+        """Checks a whole part and gives it its name."""
+        part = _part(self.folder, file)
+        if _size(part) != file.size or self._digest(part, file) != file.digest:
+            part.unlink(missing_ok=True)
+            raise DownloadError(
+                f"{self.folder / file.name} came damaged and was deleted; run it again to fetch it anew."
+            )
+        part.replace(self.folder / file.name)
+        self._note(file)
+
+    def _note(self, file: File) -> None:
+        """Records that a file was checked."""
+        checked = _read_checked(self.folder)
+        state = _state(self.folder / file.name, file)
+        if checked.get(file.name) == state:
+            return
+        checked[file.name] = state
+        part = self.folder / f"{CHECKED}.part"
+        with suppress(OSError):  # then it is read again the next time
+            part.write_text(json.dumps(checked), encoding="utf-8")
+            part.replace(self.folder / CHECKED)
+
+
+class _Local(Exception):
+    """An OSError of this machine, while another's errors are passed over."""
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether an error is the network's and another try may do."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code >= 500 or error.code in (408, 429)
+    if isinstance(error, urllib.error.URLError | http.client.HTTPException):
+        return True
+    return isinstance(error, OSError) and error.filename is None and error.errno not in DISK
+
+
+def _read_checked(folder: Path) -> dict[str, Any]:
+    """Name -> `_state` of what was checked."""
+    try:
+        found = json.loads((folder / CHECKED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _state(path: Path, file: File) -> list[Any]:
+    """A file as it is now, and the hash that it was found to have."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, file.digest]
 
 
 def _is_there(folder: Path, file: File) -> bool:
     path = folder / file.name
     return path.is_file() and path.stat().st_size == file.size
-
-
-def _is_right(folder: Path, file: File, doing: Callable[[str], object]) -> bool:
-    """Whether the file is there, byte for byte: another revision's may have the same size."""
-    if (folder / file.name).is_dir():  # said before anything is fetched
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / file.name))
-    if not _is_there(folder, file):
-        return False
-    doing(f"checking {file.name}")
-    return _digest(folder / file.name, file) == file.digest
-
-
-def _digest(path: Path, file: File) -> str:
-    """The hash of what is at `path`, of the kind that `file` has."""
-    digest = hashlib.sha256() if len(file.digest) == 64 else hashlib.sha1(b"blob %d\0" % _size(path))
-    with path.open("rb") as opened:
-        while block := opened.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _part(folder: Path, file: File) -> Path:
@@ -201,37 +390,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _need_room(folder: Path, missing: list[File]) -> None:
-    needed = sum(file.size - _size(_part(folder, file)) for file in missing)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DownloadError(
-            f"the disk of {folder} has {free / 1e9:.1f} GB left and {needed / 1e9:.1f} GB are missing; make room."
-        )
-
-
-def _fetch(url: str, folder: Path, file: File) -> None:
-    """Goes on with a file's part. `hf_hub_download` begins anew when it was stopped."""
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
-
-    part = _part(folder, file)
-    if _size(part) > file.size:
-        part.unlink()
-    with part.open("ab") as sink:
-        if sink.tell() < file.size or not file.size:
-            http_get(url, sink, resume_size=sink.tell(), headers=build_hf_headers(), expected_size=file.size)
-
-
-def _take(folder: Path, file: File) -> None:
-    """Checks a whole part and gives it its name."""
-    part = _part(folder, file)
-    if _size(part) != file.size or _digest(part, file) != file.digest:
-        part.unlink(missing_ok=True)
-        raise DownloadError(f"{folder / file.name} came damaged and was deleted; run it again to fetch it anew.")
-    part.replace(folder / file.name)
 
 
 @contextmanager
@@ -269,27 +427,3 @@ def _reporting(
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def main() -> int:
-    """Command line; the last line is {"folder": ...} or {"error": ...}."""
-    parser = argparse.ArgumentParser(description="Fetch a release of Ovis-U1.")
-    parser.add_argument("repository")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--revision", default="main")
-    args = parser.parse_args()
-
-    def say(**line: Any) -> None:
-        print(json.dumps(line), flush=True)
-
-    try:
-        folder = download(args.repository, args.folder, args.revision, lambda progress: say(**asdict(progress)))
-    except DownloadError as error:
-        say(error=str(error))
-        return 1
-    say(folder=str(folder))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

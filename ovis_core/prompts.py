@@ -68,6 +68,11 @@ def question(text: str, images: int = 0, video: bool = False) -> list[Part]:
     return user_turn([*pictures, text])
 
 
+def system_turn(text: str) -> list[Part]:
+    """A turn before the user's that says how to answer; none for an empty text. The model was trained without one."""
+    return [Control.TURN_START, f"system\n{text}", Control.TURN_END, "\n"] if text.strip() else []
+
+
 def answer_start(thinking: bool = False) -> list[Part]:
     """The start of the model's turn; with `thinking` it opens its think block itself."""
     start: list[Part] = [Control.TURN_START, "assistant\n"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -33,7 +35,9 @@ class Stored:
     """A tensor's shape and dtype, how to read it, and for messages where it is.
 
     What is read stays valid, and must not be written to unless it is `lasting`: then it is mapped for this process
-    alone, and a layer may have it for its weight.
+    alone, or in its memory, and a layer may have it for its weight.
+
+    file  that it comes from; None for one that is made here
     """
 
     shape: tuple[int, ...]
@@ -41,11 +45,12 @@ class Stored:
     read: Callable[[], Tensor]
     origin: str = ""
     lasting: bool = False
+    file: Path | None = None
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Stored:
+    def of(cls, tensor: Tensor, file: Path | None = None) -> Stored:
         """One that is in memory."""
-        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor, file=file)
 
     @property
     def meta(self) -> Tensor:
@@ -57,15 +62,22 @@ class Stored:
         """Bytes."""
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
+    def untyped_storage(self) -> SimpleNamespace:
+        """Of which newer ComfyUIs ask the file, to learn how fast its disk is."""
+        return SimpleNamespace(_comfy_source_path=self.file and os.path.realpath(self.file))
+
 
 class _Maps:
     """Memory maps of files; unless they are to last, they are made anew every `PIECE` bytes.
 
     What was read of a map counts as the process's memory.
+
+    copied  what is read is memory of its own, and no map is kept
     """
 
-    def __init__(self, lasting: bool) -> None:
-        self._lasting = lasting
+    def __init__(self, lasting: bool, copied: bool) -> None:
+        self._lasting = lasting and not copied
+        self._copied = copied
         self._open: dict[Path, Any] = {}
         self._read = 0
 
@@ -77,10 +89,10 @@ class _Maps:
             self._open[file] = safe_open(file, framework="pt")
         tensor = self._open[file].get_tensor(name)
         self._read += tensor.nbytes
-        return tensor
+        return tensor.clone() if self._copied else tensor
 
 
-def stored_weights(part: Part, lasting: bool = False) -> dict[str, Stored]:
+def stored_weights(part: Part, lasting: bool = False, copied: bool = False) -> dict[str, Stored]:
     """A part's tensors by their names without prefix.
 
     A layer whose weight is in 8 bits may have its scale, by which the weight is to be multiplied, as `SCALE`, however
@@ -88,8 +100,9 @@ def stored_weights(part: Part, lasting: bool = False) -> dict[str, Stored]:
     and infinity.
 
     lasting  they may stay in their files for good
+    copied   they are copied out of their files, none of which stays mapped
     """
-    found, maps = {}, _Maps(lasting)
+    found, maps = {}, _Maps(lasting, copied)
     headers = {file: safe_open(file, framework="pt") for file in set(part.files.values())}
     for name, file in part.files.items():
         full = part.prefix + name
@@ -98,7 +111,8 @@ def stored_weights(part: Part, lasting: bool = False) -> dict[str, Stored]:
         if dtype is None:
             raise CheckpointError(f"{file}: tensor {full} is {piece.get_dtype()}, which no part of Ovis-U1 is.")
         read = partial(_checked, maps, file, full)
-        found[stored_name(name)] = Stored(tuple(piece.get_shape()), dtype, read, f"{file}: tensor {full}", lasting)
+        shape = tuple(piece.get_shape())
+        found[stored_name(name)] = Stored(shape, dtype, read, f"{file}: tensor {full}", lasting, file)
     # Older ComfyUIs write a scale of one for layers that have none.
     without = [layer for layer in scaled_layers(found) if found[layer + WEIGHT].dtype != torch.float8_e4m3fn]
     for layer in without:

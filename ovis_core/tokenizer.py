@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -21,6 +22,7 @@ PIECES = (
 # What every such vocabulary makes of a text; the last of its merges is in it.
 PROBE = "Describe a caf\u00e9, \u6f22\u5b57 and \u043a\u043e\u0448\u043a\u0438 3\u2f57"
 PROBE_IDS = [74785, 264, 51950, 11, 6567, 120, 95, 18600, 323, 87415, 133041, 220, 18, 151642]
+EMPTY: Mapping[int, str] = MappingProxyType({})
 MEND = "Download them again, or delete them to use those that ComfyUI ships."
 
 
@@ -78,9 +80,11 @@ class Tokenizer:
                 out.extend(part if isinstance(part, Picture) else int(part) for part in run)
         return out
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; control tokens are left out."""
-        return self._bpe.decode([i for i in ids if i < Control.END_OF_TEXT])
+    def decode(self, ids: Sequence[int], names: Mapping[int, str] = EMPTY) -> str:
+        """Text of token ids. Control tokens are left out, except those in `names`, which appear as their names."""
+        named = [i for i in ids if i < Control.END_OF_TEXT or i in names]
+        runs = groupby(named, lambda i: names.get(i))
+        return "".join(self._bpe.decode(list(run)) if name is None else name * len(list(run)) for name, run in runs)
 
 
 def _vocabulary(folder: Path) -> models.Model:

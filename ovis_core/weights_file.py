@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 AGAIN = "Delete it and download it again."
+LONGEST_HEADER = 100_000_000  # bytes; safetensors reads none that is longer
 
 
 class CheckpointError(ValueError):
@@ -26,7 +30,20 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist.") from error
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read ({error.strerror or error}). See to its permissions.") from error
+        raise CheckpointError(f"{file} cannot be read ({error.strerror or error}); check its permissions.") from error
+
+
+def header_mentions(file: Path, names: Iterable[str]) -> bool:
+    """Whether the bytes of a header hold all of these names. Nothing is parsed, so it is fast for other models' files.
+
+    Raises OSError where the file cannot be read.
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 2 <= length <= min(LONGEST_HEADER, os.fstat(opened.fileno()).st_size - 8):
+            return False
+        header = opened.read(length)
+    return all(json.dumps(name).encode() in header for name in names)
 
 
 def read_carried(file: Path, name: str) -> bytes | None:

@@ -1,9 +1,9 @@
-"""One command from a bare checkout to an image: sets up ComfyUI and runs the pack's workflow in it.
+"""One command from a bare checkout to pictures: sets up ComfyUI, paints, edits and asks in it.
 
-    python scripts/demo.py                        a small random model: shows that everything works
-    python scripts/demo.py --model PATH --serve   real weights, and ComfyUI's page to go on with
+    python scripts/demo.py                        the small model that comes with the pack
+    python scripts/demo.py --model PATH --serve   real weights, and ComfyUI's page to continue with
 
-Standard library only; demo_run.py goes on inside the environment that this makes.
+Standard library only; demo_run.py runs inside the environment that this makes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from console import UserError, guarded
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description="Run Ovis-U1's text to image workflow in ComfyUI, which is set up first if need be."
+        description="Paint, edit and ask with Ovis-U1's workflows in ComfyUI, which is set up first if need be."
     )
     parser.add_argument(
         "--comfyui",
@@ -29,8 +29,10 @@ def main() -> int:
     parser.add_argument("--model", type=Path, metavar="PATH", help="a downloaded release, e.g. Ovis-U1-3B")
     parser.add_argument("--serve", action="store_true", help="leave ComfyUI running until Ctrl+C")
     parser.add_argument("--port", type=int, help="ComfyUI's port (default with --serve: 8188, or the next free one)")
-    parser.add_argument("--prompt", help="what to draw (default: the workflow's prompt)")
-    parser.add_argument("--seed", type=int, help="default: the workflow's seed")
+    parser.add_argument("--prompt", help="what to paint")
+    parser.add_argument("--edit", metavar="INSTRUCTION", help="what to change in that picture")
+    parser.add_argument("--question", help="what to ask about the changed picture")
+    parser.add_argument("--seed", type=int, help="another one gives other pictures")
     args = parser.parse_args()
 
     workspace.check_python()
@@ -42,7 +44,7 @@ def main() -> int:
     python = workspace.prepare_env(comfyui.path)
     command = [str(workspace.ROOT / "scripts" / "demo_run.py")]
     command += ["--comfyui", str(comfyui.path), "--where", comfyui.where]
-    for name in ("model", "port", "prompt", "seed"):
+    for name in ("model", "port", "prompt", "edit", "question", "seed"):
         value = getattr(args, name)
         if value is not None:
             # One word, so that a prompt that begins with "-" is not taken for an option.

@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,15 +19,50 @@ import workspace
 from comfy_prompt import Result
 from comfy_server import ComfyServer, usual_port
 from console import Ticker, UserError, bar, guarded, show
+from demo_strip import strip
 from import_core import import_core
 from make_checkpoint import write_release
 from workflow_api import read_workflow, to_api
-from workspace import ComfyUI
+from workspace import PACK, ComfyUI
 
 MODELS = Path("models") / "ovis_u1"
 TINY = "tiny-random"
-TINY_SIZE = 256
-TINY_STEPS = 8
+RANDOM = (
+    "This copy of the pack lacks its small trained model, so a model of random weights runs: the pictures will be "
+    "noise and the answer nonsense, which only shows that the nodes run."
+)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What is painted, changed and asked with one model; None leaves a value as the workflow has it.
+
+    name    in Ovis-U1 Load Model
+    side    width and height in pixels
+    tokens  most tokens of the answer
+    real    whether these are weights that the user brought
+    """
+
+    name: str
+    prompt: str | None = None
+    edit: str | None = None
+    question: str | None = None
+    side: int | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    seed: int | None = None
+    real: bool = False
+
+
+@dataclass
+class Made:
+    """Files and words that came out, and the seconds that ComfyUI took."""
+
+    painted: Path
+    edited: Path
+    strip: Path
+    answer: str
+    seconds: float
 
 
 def main() -> int:
@@ -38,6 +74,8 @@ def main() -> int:
     parser.add_argument("--serve", action="store_true")
     parser.add_argument("--port", type=int)
     parser.add_argument("--prompt")
+    parser.add_argument("--edit")
+    parser.add_argument("--question")
     parser.add_argument("--seed", type=int)
     args = parser.parse_args()
     for name in ("SIGTERM", "SIGHUP"):
@@ -48,27 +86,50 @@ def main() -> int:
     comfyui = workspace.describe_comfyui(args.comfyui, args.where)
     print(f"ComfyUI {comfyui.version}: {comfyui.where}")
     base = workspace.make_base(workspace.home() / "base", workspace.ROOT, comfyui.path)
-    name = link_model(base, args.model) if args.model else make_tiny(base)
+    demo = choose(base, args.model)
+    given = {name: getattr(args, name) for name in ("prompt", "edit", "question", "seed")}
+    demo = replace(demo, **{name: value for name, value in given.items() if value is not None})
     port = args.port or (usual_port() if args.serve else None)
     device, device_args = find_device()
-    if args.model and device == "cpu":
+    if demo.real and device == "cpu":
         print("No GPU is seen, so this runs on the CPU: right, but very slow.", _windows_hint(), sep="")
 
     server = ComfyServer(comfyui.path, base, args=device_args, port=port)
     try:
         with Ticker("starting ComfyUI"):
             server.start()
-        workflow = make_workflow(name, args)
-        result = run(server, workflow)
-        image = save_image(server, result)
-        report(comfyui, name, device, result, image, time.monotonic() - begun)
-        if args.model is None:
-            next_steps()
+        made = make(server, demo, workspace.ROOT / "output")
+        report(comfyui, demo, device, made, time.monotonic() - begun)
+        if not demo.real:
+            next_steps(demo)
         if args.serve:
-            serve(server, image, name, tiny=args.model is None)
+            serve(server, made.painted, demo)
     finally:
         server.stop()
     return 0
+
+
+def choose(base: Path, model: Path | None) -> Demo:
+    """The user's weights; without them the model that comes with the pack, or a random one if it is not there."""
+    if model is not None:
+        return Demo(link_model(base, model), real=True)
+    import_core()
+    from ovis_core import built_in
+
+    words = Demo(
+        built_in.NAME,
+        prompt="a red circle on a yellow background",
+        edit="make the circle green",
+        question="What color is the circle?",
+        side=built_in.SIDE,
+        steps=built_in.STEPS,
+        tokens=32,
+        seed=1,
+    )
+    if built_in.is_there():
+        return words
+    print(RANDOM)
+    return replace(words, name=make_tiny(base), side=256, steps=8)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
@@ -130,99 +191,145 @@ def _windows_hint() -> str:
     return " On Windows install the pack in your own ComfyUI instead, whose PyTorch knows your GPU."
 
 
-def make_workflow(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The workflow as the page has it, with this model and what the command line asks for."""
-    workflow = read_workflow("text_to_image")
-
-    def put(node_type: str, place: int, value: Any) -> None:
-        for node in workflow["nodes"]:
-            if node["type"] == node_type:
-                node["widgets_values"][place] = value
-
-    put("OvisU1Loader", 0, name)
-    if args.model is None:
-        put("PrimitiveInt", 0, TINY_SIZE)  # width and height
-        put("OvisU1Sampler", 2, TINY_STEPS)
-    if args.prompt is not None:
-        put("OvisU1TextEncode", 0, args.prompt)
-    if args.seed is not None:
-        put("OvisU1Sampler", 0, args.seed)
-    return workflow
-
-
-def run(server: ComfyServer, workflow: dict[str, Any]) -> Result:
-    """Runs the workflow with a progress bar; the image carries it, as it does from the page."""
+def make(server: ComfyServer, demo: Demo, folder: Path) -> Made:
+    """Paints, edits what was painted, asks about what was edited; files go to `folder`, over nothing."""
     info = server.object_info()
     if "OvisU1Loader" not in info:
         raise UserError(f"ComfyUI did not load the pack; its log {server.log} says why")
+    painted, edited, strip_file = new_files(folder, "ovis_u1_demo", "ovis_u1_demo_edit", "ovis_u1_demo_strip")
+
+    painting = workflow_of("text_to_image", demo)
+    put(painting, "PrimitiveInt", 0, demo.side)  # width and height
+    put(painting, "OvisU1TextEncode", 0, demo.prompt)
+    first = run(server, info, painting, "painting")
+    painted.write_bytes(image_of(server, first))
+
+    editing = workflow_of("edit", demo)
+    put(editing, "LoadImage", 0, server.upload(painted))
+    put(editing, "OvisU1EditEncode", 0, demo.edit)
+    second = run(server, info, editing, "editing")
+    edited.write_bytes(image_of(server, second))
+
+    asking = workflow_of("understand", demo)
+    put(asking, "LoadImage", 0, server.upload(edited))
+    put(asking, "OvisU1Understand", 0, demo.question)
+    put(asking, "OvisU1Understand", 2, demo.tokens)
+    third = run(server, info, asking, "asking")
+    answer = text_of(third)
+
+    nodes = (painting, "OvisU1TextEncode"), (editing, "OvisU1EditEncode"), (asking, "OvisU1Understand")
+    strip(painted, edited, *(widget(*node) for node in nodes), answer).save(strip_file)
+    return Made(painted, edited, strip_file, answer, first.seconds + second.seconds + third.seconds)
+
+
+def workflow_of(name: str, demo: Demo) -> dict[str, Any]:
+    """One of the pack's workflows as the page has it, with this model, its steps and the seed."""
+    workflow = read_workflow(name)
+    put(workflow, "OvisU1Loader", 0, demo.name)
+    put(workflow, "OvisU1Sampler", 0, demo.seed)
+    put(workflow, "OvisU1Sampler", 2, demo.steps)
+    return workflow
+
+
+def put(workflow: dict[str, Any], node_type: str, place: int, value: Any) -> None:
+    """Sets one widget of every node of a type; None leaves it as it is."""
+    for node in workflow["nodes"]:
+        if node["type"] == node_type and value is not None:
+            node["widgets_values"][place] = value
+
+
+def widget(workflow: dict[str, Any], node_type: str) -> str:
+    """The first widget of the one node of a type."""
+    (node,) = (node for node in workflow["nodes"] if node["type"] == node_type)
+    return node["widgets_values"][0]
+
+
+def run(server: ComfyServer, info: dict[str, Any], workflow: dict[str, Any], doing: str) -> Result:
+    """Runs a workflow with a progress bar; the image carries it, as it does from the page."""
     try:
         prompt = to_api(workflow, info)
     except ValueError as error:
         raise UserError(f"the workflow does not run here: {error}") from error
     begun = time.monotonic()
-    show("running the workflow ...")
+    show(f"{doing} ...")
 
     def on_progress(value: int, maximum: int) -> None:
         seconds = time.monotonic() - begun
-        show(f"{bar(value, maximum)}  step {value} of {maximum}, {seconds:.0f} s")
+        show(f"{bar(value, maximum)}  {doing}: step {value} of {maximum}, {seconds:.0f} s")
 
     try:
         result = server.run(prompt, on_progress=on_progress, timeout=None, workflow=workflow)
     except BaseException:
-        show("running the workflow: not finished", last=True)
+        show(f"{doing}: not finished", last=True)
         raise
-    show(f"{bar(1, 1)}  the workflow has run, {result.seconds:.1f} s", last=True)
+    show(f"{bar(1, 1)}  {doing}: done, {result.seconds:.1f} s", last=True)
     return result
 
 
-def save_image(server: ComfyServer, result: Result) -> Path:
-    """Writes the first image to output/ in the checkout, over nothing."""
+def image_of(server: ComfyServer, result: Result) -> bytes:
+    """The first image that a workflow saved."""
     entries = [entry for output in result.outputs.values() for entry in output.get("images", [])]
-    if not entries:
+    saved = [entry for entry in entries if entry.get("type") == "output"]
+    if not saved:
         raise UserError("the workflow ended without an image")
-    data = server.image(entries[0])
-    folder = workspace.ROOT / "output"
+    return server.image(saved[0])
+
+
+def text_of(result: Result) -> str:
+    """The first text that a workflow shows."""
+    texts = [text for output in result.outputs.values() for text in output.get("text", [])]
+    if not texts:
+        raise UserError("the workflow ended without an answer")
+    return str(texts[0]).strip()
+
+
+def new_files(folder: Path, *names: str) -> list[Path]:
+    """PNG files with one number behind their names, none of which is there yet."""
     folder.mkdir(exist_ok=True)
     for i in itertools.count(1):
-        file = folder / ("ovis_u1_demo.png" if i == 1 else f"ovis_u1_demo_{i}.png")
-        try:
-            with file.open("xb") as sink:
-                sink.write(data)
-        except FileExistsError:
-            continue
-        return file
+        files = [folder / (f"{name}.png" if i == 1 else f"{name}_{i}.png") for name in names]
+        if not any(file.exists() for file in files):
+            return files
     raise AssertionError
 
 
-def report(comfyui: ComfyUI, name: str, device: str, result: Result, image: Path, seconds: float) -> None:
+def report(comfyui: ComfyUI, demo: Demo, device: str, made: Made, seconds: float) -> None:
     """Says what was done and where things are."""
     print()
-    print(f"Image        {image}")
+    print(f"Answer       {made.answer}")
+    print(f"Strip        {made.strip}")
+    print(f"Images       {made.painted}, {made.edited.name}")
     print(f"ComfyUI      {comfyui.version} in {comfyui.path}")
     print(f"Environment  {sys.prefix}")
-    print(f"Model        {name} on {device}")
-    print(f"Time         {result.seconds:.1f} s for the workflow, {seconds:.1f} s in all")
-    print(f"Cache        {workspace.home()} (deleting it removes everything but the image)")
+    print(f"Model        {demo.name} on {device}")
+    print(f"Time         {made.seconds:.1f} s for the three workflows, {seconds:.1f} s in all")
+    print(f"Cache        {workspace.home()} (deleting it removes everything but the images)")
 
 
-def next_steps() -> None:
-    """Says how to come from the random model to the real one."""
+def next_steps(demo: Demo) -> None:
+    """Says how to get from here to the real model."""
     script = workspace.ROOT / "scripts"
     folder = workspace.home() / "Ovis-U1-3B"
     print()
-    print("The small model's weights are random, so its image is noise: it shows that the nodes run.")
-    print("For real images (7 GB):")
+    if demo.name == TINY:
+        print("The model's weights are random, so its pictures are noise.")
+    else:
+        from ovis_core import built_in
+
+        print(f"The small model draws {built_in.DRAWS}, and nothing else.")
+    print("For the real model (7 GB):")
     print()
     print(f"    {sys.executable} {script / 'download.py'} {folder}")
     print(f"    python {script / 'demo.py'} --model {folder} --serve")
 
 
-def serve(server: ComfyServer, image: Path, name: str, tiny: bool) -> None:
+def serve(server: ComfyServer, image: Path, demo: Demo) -> None:
     """Waits while the user works with ComfyUI's page."""
     print()
     print(f"ComfyUI is at {server.url}. Drop {image.name} onto its page: the image brings this graph along.")
-    size = f", and {TINY_SIZE} for width and height" if tiny else ""
-    print(f"For others open the page's template browser under ovis-u1, and choose {name} in Ovis-U1 Load Model{size}.")
+    size = f", and {demo.side} for width and height" if demo.side else ""
+    print(f"For others open the page's template browser under {PACK}, and choose")
+    print(f"{demo.name} in Ovis-U1 Load Model{size}.")
     print("Ctrl+C stops it.", flush=True)
     try:
         while server.alive():

@@ -1,4 +1,4 @@
-"""Fetches the release, or what is missing or damaged of it.
+"""Fetches the release, or what is missing or damaged of it; reads every file that is there to check it.
 
     python scripts/download.py [FOLDER] [--repository NAME] [--revision NAME]
 
@@ -38,7 +38,7 @@ def main() -> int:
         show(f"{bar(progress.done, max(progress.total, 1))}  {sizes}, {progress.doing}")
 
     try:
-        folder = download(args.repository, args.folder.absolute(), args.revision, report)
+        folder = download(args.repository, args.folder.absolute(), args.revision, report, anew=True)
     except DownloadError as error:
         show("", last=True)
         print(error, file=sys.stderr)

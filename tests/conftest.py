@@ -22,6 +22,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # What torch compiles for one environment does not go with another's headers.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"inductor_{Path(sys.prefix).name}"))
 
+# A model in the cache of whoever runs the tests would be listed.
+os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "ovis_u1_empty_cache")
+for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+    os.environ.pop(variable, None)
+
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -135,10 +140,12 @@ def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     workspace.link_folder(half, models / "ovis" / "part")
     elsewhere = tmp_path_factory.mktemp("extra")
     workspace.link_folder(release, elsewhere / "elsewhere")
+    another = tmp_path_factory.mktemp("another")
+    workspace.link_folder(release, another / "AIDC-AI" / "inside")
     workspace.link_folder(ROOT / "tests" / "other_pack", base / "custom_nodes" / "other_pack")
     training.write_dataset(base / "input")
     paths = base / "extra_model_paths.yaml"
-    paths.write_text(json.dumps({"other": {"ovis_u1": str(elsewhere)}}), encoding="utf-8")
+    paths.write_text(json.dumps({"other": {"ovis_u1": str(elsewhere), "ovis": str(another)}}), encoding="utf-8")
     args = ["--cpu", "--extra-model-paths-config", str(paths)]
     with ComfyServer(comfyui_path(), base, args) as running:
         yield running

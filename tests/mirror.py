@@ -1,4 +1,7 @@
-"""A mirror of the Hugging Face hub on this machine, over a folder; it can be slow, cut lines and change bytes."""
+"""A mirror of the Hugging Face hub on this machine, over a folder; it can be slow, cut lines and change bytes.
+
+With `xet` it also hands out its large files as the hub's Xet storage does.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 COMMIT = "c" * 40
+CHUNK = 1 << 16  # bytes of a chunk of Xet
+CHUNKS = 64  # of a piece of a file that Xet sends at once
 
 
 @dataclass
@@ -24,9 +29,17 @@ class Mirror:
     folder: Path
     url: str = ""
     cut_after: int | None = None  # bytes of a file, beyond which nothing comes
+    cut_every: int | None = None  # bytes after which each connection ends
+    no_ranges: bool = False  # a file comes whole, whatever was asked for
     damage: bool = False
     pause: float = 0.0  # seconds after each 64 KiB
+    xet: bool = False
+    storage_fails_after: int = -1  # pieces that Xet sends; -1: it does not fail
+    token: str = ""  # what a reader has to show
+    moved: str = ""  # another mirror, to which files are redirected
+    refused: int = 0  # an answer to every request for a file, instead of it
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
+    tokens: list[tuple[str, str | None]] = field(default_factory=list)  # path, what was shown
 
 
 @contextmanager
@@ -45,29 +58,94 @@ def serve(folder: Path) -> Iterator[Mirror]:
 
         def do_GET(self) -> None:
             mirror.asked.append((self.command, self.path, self.headers.get("Range")))
+            mirror.tokens.append((self.path, self.headers.get("Authorization")))
             path = self.path.split("?")[0]
-            if path.startswith("/api/models/owner/small"):
+            shown = self.headers.get("Authorization")
+            if mirror.token and not path.startswith(("/v1/", "/v2/", "/xorbs/")) and shown != f"Bearer {mirror.token}":
+                self._refuse(401, {"X-Error-Code": "RepoNotFound"})
+            elif path.startswith("/api/models/owner/renamed/"):
+                self._refuse(307, {"Location": self.path.replace("renamed", "small")})
+            elif path.startswith("/api/models/owner/small/xet-read-token/"):
+                answer = {"accessToken": "read", "exp": int(time.time()) + 3600, "casUrl": mirror.url}
+                self._send(json.dumps(answer).encode(), {"Content-Type": "application/json"})
+            elif path.startswith("/api/models/owner/small/tree/"):
+                self._send(json.dumps(tree(mirror.folder)).encode(), {"Content-Type": "application/json"})
+            elif path.startswith("/api/models/owner/small"):
                 self._send(json.dumps(describe(mirror.folder)).encode(), {"Content-Type": "application/json"})
+            elif path.startswith("/owner/renamed/resolve/"):
+                self._refuse(307, {"Location": self.path.replace("renamed", "small")})
             elif path.startswith("/owner/small/resolve/"):
-                file = mirror.folder / path.rsplit("/", 1)[1]
-                data = file.read_bytes()
-                if mirror.damage and file.suffix == ".safetensors":
-                    data = data[:-1] + bytes([data[-1] ^ 1])
-                etag = hashlib.sha256(file.read_bytes()).hexdigest()
-                self._send(data, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"})
+                self._resolve(mirror.folder / path.rsplit("/", 1)[1])
+            elif mirror.xet and path.startswith("/v1/reconstructions/"):
+                self._reconstruct(path.rsplit("/", 1)[1])
+            elif mirror.xet and path.startswith("/xorbs/") and mirror.storage_fails_after == 0:
+                self._refuse(404, {})
+            elif mirror.xet and path.startswith("/xorbs/"):
+                mirror.storage_fails_after -= 1
+                self._send(serialized(find(mirror.folder, path.rsplit("/", 1)[1], mirror.damage)), {})
             else:
-                self.send_response(404)
-                self.send_header("X-Error-Code", "RepoNotFound")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+                self._refuse(404, {"X-Error-Code": "RepoNotFound"})
+
+        def _resolve(self, file: Path) -> None:
+            if mirror.refused:
+                self._refuse(mirror.refused, {})
+                return
+            large = file.suffix == ".safetensors"
+            etag = hashlib.sha256(file.read_bytes()).hexdigest() if large else blob(file.read_bytes())
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            if mirror.xet and large:
+                token_url = f"{mirror.url}/api/models/owner/small/xet-read-token/{COMMIT}"
+                headers |= {"X-Xet-Hash": etag, "Link": f'<{token_url}>; rel="xet-auth"'}
+            if mirror.moved and large:
+                self._refuse(302, {**headers, "Location": f"{mirror.moved}{self.path}"})
+                return
+            self._send(content(file, mirror.damage), headers)
+
+        def _reconstruct(self, name: str) -> None:
+            """Which chunks a file, or a range of it, is made of."""
+            size = len(find(mirror.folder, name, False))
+            start, end = self._range(size)
+            first, last = start // CHUNK, -(-end // CHUNK)
+            terms, places = [], []
+            for begin in range(first, last, CHUNKS):
+                chunks = {"start": begin, "end": min(begin + CHUNKS, last)}
+                held = min(chunks["end"] * CHUNK, size) - chunks["start"] * CHUNK
+                stop = min(chunks["end"] * (CHUNK + 8), size + 8 * -(-size // CHUNK)) - 1
+                terms.append({"hash": name, "unpacked_length": held, "range": chunks})
+                places.append(
+                    {
+                        "range": chunks,
+                        "url": f"{mirror.url}/xorbs/{name}",
+                        "url_range": {"start": begin * (CHUNK + 8), "end": stop},
+                    }
+                )
+            answer = {"offset_into_first_range": start - first * CHUNK, "terms": terms, "fetch_info": {name: places}}
+            data = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def _refuse(self, code: int, headers: dict[str, str]) -> None:
+            self.send_response(code)
+            for name, value in {**headers, "Content-Length": "0"}.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def _range(self, whole: int) -> tuple[int, int]:
+            wanted = self.headers.get("Range")
+            start, _, end = wanted.split("=")[1].partition("-") if wanted else ("0", "", "")
+            return int(start), min(int(end) + 1, whole) if end else whole
 
         def _send(self, data: bytes, headers: dict[str, str]) -> None:
             wanted, whole = self.headers.get("Range"), len(data)
-            start = int(wanted.split("=")[1].split("-")[0]) if wanted else 0
-            data = data[start:]
+            wanted = None if mirror.no_ranges else wanted
+            start, end = self._range(whole) if wanted else (0, whole)
+            data = data[start:end]
             self.send_response(206 if wanted else 200)
             if wanted:
-                self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
+                self.send_header("Content-Range", f"bytes {start}-{end - 1}/{whole}")
             for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(data)))
@@ -75,21 +153,47 @@ def serve(folder: Path) -> Iterator[Mirror]:
             if self.command == "HEAD":
                 return
             for i in range(0, len(data), 1 << 16):
-                if mirror.cut_after is not None and start + i >= mirror.cut_after:
+                cut = mirror.cut_after is not None and start + i >= mirror.cut_after
+                if cut or (mirror.cut_every is not None and i >= mirror.cut_every):
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
                 self.wfile.write(data[i : i + (1 << 16)])
                 time.sleep(mirror.pause)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: Any) -> None:
+            """A reader that has gone is what some tests are about."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     mirror.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield mirror
     finally:
         server.shutdown()
+
+
+def content(file: Path, damage: bool) -> bytes:
+    """A file's bytes, the last one of weights changed where there is damage."""
+    data = file.read_bytes()
+    return data[:-1] + bytes([data[-1] ^ 1]) if damage and file.suffix == ".safetensors" else data
+
+
+def find(folder: Path, digest: str, damage: bool) -> bytes:
+    """The bytes of the file with that SHA-256, which is its name in Xet here too."""
+    file = next(file for file in folder.iterdir() if hashlib.sha256(file.read_bytes()).hexdigest() == digest)
+    return content(file, damage)
+
+
+def serialized(data: bytes) -> bytes:
+    """A file's bytes as Xet keeps them: chunks that are not compressed, each after its header."""
+    chunks = (data[i : i + CHUNK] for i in range(0, len(data), CHUNK))
+    return b"".join(
+        b"\0" + len(chunk).to_bytes(3, "little") + b"\0" + len(chunk).to_bytes(3, "little") + chunk for chunk in chunks
+    )
 
 
 def blob(data: bytes) -> str:
@@ -107,3 +211,14 @@ def describe(folder: Path) -> dict[str, Any]:
             entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
         siblings.append(entry)
     return {"_id": "0", "id": "owner/small", "modelId": "owner/small", "sha": COMMIT, "siblings": siblings}
+
+
+def tree(folder: Path) -> list[dict[str, Any]]:
+    """The same as a list of files, which newer clients ask for."""
+    entries = []
+    for sibling in describe(folder)["siblings"]:
+        entry = {"type": "file", "path": sibling["rfilename"], "size": sibling["size"], "oid": sibling["blobId"]}
+        if "lfs" in sibling:
+            entry["lfs"] = {"oid": sibling["lfs"]["sha256"], "size": sibling["size"], "pointerSize": 130}
+        entries.append(entry)
+    return entries

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import subprocess
 import sys
@@ -58,6 +60,59 @@ def test_there_and_back(release: Path, qwen25_tokenizer: Path, tmp_path: Path) -
         assert checkpoint.tokenizer["vocab.json"] == (source / "vocab.json").read_bytes()
     shutil.copy(parts / "text_encoder.safetensors", again)
     assert open_parts(one, again, parts / "vae.safetensors").config == opened.config
+
+
+def header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Where a file's data begins, and what is said of each tensor."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        entries = json.loads(opened.read(length))
+    entries.pop("__metadata__", None)
+    return 8 + length, entries
+
+
+def misplaced(file: Path) -> list[str]:
+    """Tensors that do not begin at a multiple of their element's size, and weights that come after metadata."""
+    begin, entries = header(file)
+    wrong, metadata = [], False
+    for name in sorted(entries, key=lambda name: entries[name]["data_offsets"]):
+        start, end = entries[name]["data_offsets"]
+        elements = math.prod(entries[name]["shape"])
+        if (begin + start) % ((end - start) // elements if elements else 1):
+            wrong.append(name)
+        if metadata and entries[name]["dtype"] not in ("U8", "F8_E4M3"):
+            wrong.append(name)
+        metadata = metadata or entries[name]["dtype"] == "U8"
+    return wrong
+
+
+@pytest.mark.parametrize("dtype", ["default", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_scaled"])
+@pytest.mark.parametrize("source", ["F32", "BF16"])
+def test_every_tensor_is_aligned(
+    raw_config: dict[str, Any], qwen25_tokenizer: Path, tmp_path: Path, source: str, dtype: str
+) -> None:
+    """In one file and in parts; metadata of any length come after the weights."""
+    from ovis_core.conversion import write_one, write_parts
+    from ovis_core.precision import PRECISIONS, SCALED
+
+    folder = make_checkpoint.write_release(tmp_path / "source", raw_config, dtype=source)
+    make_checkpoint.write_tokenizer(folder, qwen25_tokenizer)
+    for name in ("vocab.json", "merges.txt"):
+        text = (folder / name).read_bytes()
+        (folder / name).write_bytes(text + b"\n" * (1 + len(text) % 2))  # of odd length
+    precision = (PRECISIONS | SCALED)[dtype]
+    files = write_one(open_model(folder), tmp_path / "one.safetensors", precision)
+    files += write_parts(open_model(files[0]), tmp_path / "parts", precision)
+    lengths = [entry["shape"] for file in files for entry in header(file)[1].values() if entry["dtype"] == "U8"]
+    assert any(length[0] % 2 for length in lengths)
+    for file in files:
+        begin, entries = header(file)
+        assert begin % 8 == 0
+        assert misplaced(file) == []
+        names = sorted(entries, key=lambda name: entries[name]["data_offsets"])
+        ends = [0] + [entries[name]["data_offsets"][1] for name in names]
+        assert [entries[name]["data_offsets"][0] for name in names] == ends[:-1]
+        assert file.stat().st_size == begin + ends[-1]
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
@@ -157,6 +212,7 @@ def test_scaled_files_load_as_they_are(scaled: Path, comfyui: Path, tmp_path: Pa
     assert model.model_size() < 0.4 * whole.model_size()
     again = tmp_path / "again.safetensors"
     comfy.sd.save_checkpoint(str(again), model, clip, vae)
+    assert misplaced(again) == []
     assert torch.equal(run(again)[0], kept)
     with pytest.raises(CheckpointError, match="one scale for a whole matrix"):
         open_model(with_scales_by_row(scaled, tmp_path / "rows.safetensors"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -305,3 +306,28 @@ def test_many_failures_in_a_row_end_it(command: Any, tmp_path: Path) -> None:
     asked[asked.index("--data") + 1] = str(jobs)
     assert "25 records in a row failed, the last: its image cannot be read" in run(asked, 1).stderr
     assert len(lines(tmp_path / "out")) == 25
+
+
+def test_shapes_are_made_from_seeds_and_scored_here(release: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shapes"
+    line = [sys.executable, str(ROOT / "benchmarks" / "evaluate.py"), "shapes", "--comfyui", str(comfyui_path())]
+    line += ["--model", str(release), "--out", str(out), "--cpu", "--steps", "1", "--max-new-tokens", "2"]
+    printed = run([*line, "--limit", "1"]).stdout
+    tasks = ["paint", "edit", "masked", "ask", "describe", "judge", "chat"]
+    assert [result["id"] for result in lines(out)] == [f"{task}/000" for task in tasks]
+    assert set(files(out)) == {f"images/{task}/000.png" for task in tasks[:3]}
+    scored = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    assert list(scored["by_task"]) == tasks
+    assert all(share["cases"] == 1 for share in scored["by_task"].values())
+    assert scored["by_task"]["paint"]["right"] == 0  # of random weights
+    assert re.search(r"^text to image +0\.0% of 1$", printed, re.MULTILINE)
+    assert "wrong: " in (out / "index.html").read_text(encoding="utf-8")
+
+    before = files(out)
+    run([*line, "--limit", "2"])
+    assert len(lines(out)) == 2 * len(tasks)
+    assert files(out).items() > before.items()
+    for wrong in (["geneval", *line[3:]], [*line[2:], "--data", str(tmp_path)]):
+        refused = subprocess.run([*line[:2], *wrong], capture_output=True, text=True, check=False)
+        assert refused.returncode == 2
+        assert "--data: " in refused.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import urllib.parse
@@ -10,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import benchmark_data
 from console import UserError
-from evaluation import schedule, scores
+from evaluation import schedule, scores, shapes
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.contact_sheet import PAGE, contact_sheet
 from evaluation.folder import RunFolder
 from evaluation.record import SEED_BYTES, Record, read, seeds, task_of
 from evaluation.settings import settings_of, size
+from evaluation.shapes import world
 
 RUN = {"benchmark": "jobs", "settings": {"image": {"steps": 50}}}
 
@@ -367,3 +370,73 @@ def test_links_of_a_page_are_quoted(tmp_path: Path) -> None:
     (link,) = re.findall('href="([^"]*)"', page)
     assert not set(" #?<>'") & set(link)
     assert urllib.parse.unquote(link) == name
+
+
+def shapes_answers(records: list[Record], folder: Path) -> dict[str, dict[str, Any]]:
+    """What a model without fault would give."""
+    results = {}
+    for record in records:
+        results[record.id] = {"files": dict.fromkeys(record.files, ""), "answer": record.row.get("answer")}
+        if record.row["task"] == "judge":
+            results[record.id]["answer"] = f"1. {record.row['answer']}: 0.9\n2. image 9: 0.1"
+        for name in record.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(shapes.drawn(record.row["scene"]))
+    return results
+
+
+def test_shapes_are_the_same_cases_each_time() -> None:
+    first, second = (BENCHMARKS["shapes"].records(None) for _ in range(2))
+    assert len(first) == len(shapes.TASKS) * shapes.CASES
+    assert [(r.id, r.prompt, r.images) for r in first] == [(r.id, r.prompt, r.images) for r in second]
+    assert [r.row["task"] for r in first[: len(shapes.TASKS)]] == list(shapes.TASKS)
+    assert all(world.is_held_out(r.row["scene"]) for r in first if r.row["task"] == "paint")
+
+
+def test_shapes_scores_what_is_right_and_what_is_wrong(tmp_path: Path) -> None:
+    records = BENCHMARKS["shapes"].records(None)[: 14 * len(shapes.TASKS)]
+    right = shapes_answers(records, tmp_path)
+    judged = shapes.verdicts(tmp_path, records, right)
+    assert [name for name, (fits, _) in judged.items() if not fits] == []
+    scored = shapes.scores(records, judged)
+    assert scored["by_task"]["edit"] == {"right": 1.0, "cases": 14}
+    assert set(scored["by_kind"]) >= {"edit background", "masked shape", "ask side", "ask count"}
+
+    wrong = {}
+    for record in records:
+        said = record.row.get("answer") or ""
+        wrong[record.id] = {
+            **right[record.id],
+            "answer": f"1. image 9: 0.9\n2. {said}: 0.1" if "image" in said else "so",
+        }
+        if record.files:
+            scene = record.row["scene"]
+            other = next(kind for kind in world.KINDS if kind != scene.shape.kind)
+            (tmp_path / record.files[0]).write_bytes(shapes.drawn(scene.change(kind=other)))
+    judged = shapes.verdicts(tmp_path, records, wrong)
+    assert [name for name, (fits, _) in judged.items() if fits] == []
+    failed = {record.id: {"error": "it broke"} for record in records}
+    assert not any(fits for fits, _ in shapes.verdicts(tmp_path, records, failed).values())
+
+
+def test_shapes_notices_what_an_edit_should_have_kept(tmp_path: Path) -> None:
+    records = [r for r in BENCHMARKS["shapes"].records(None)[:70] if r.row["task"] in ("edit", "masked")]
+    results = shapes_answers(records, tmp_path)
+    for record in records:
+        scene = record.row["scene"]
+        moved = scene.change(x=scene.shape.x + 12)
+        (tmp_path / record.files[0]).write_bytes(shapes.drawn(moved))
+    assert {said for _, said in shapes.verdicts(tmp_path, records, results).values()} == {
+        "wrong: the shape was moved or has another size"
+    }
+    masked = [record for record in records if record.row["task"] == "masked"]
+    for record in masked:
+        picture = Image.open(io.BytesIO(shapes.drawn(record.row["scene"])))
+        ground = record.row["scene"].background
+        colour = next(rgb for name, rgb in world.COLOURS.items() if name != ground)
+        for row, column in record.row["outside"].nonzero().tolist():
+            if row % 6 == column % 6 == 0:  # specks, too small to be a shape
+                picture.putpixel((column, row), colour)
+        picture.save(tmp_path / record.files[0])
+    said = {said for _, said in shapes.verdicts(tmp_path, masked, results).values()}
+    assert all(text.endswith("of the pixels outside the mask were changed") for text in said), said

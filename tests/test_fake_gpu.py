@@ -6,6 +6,7 @@ of theirs raises, and so does what mixes devices, but for copies and single numb
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -193,3 +194,49 @@ def test_rotation_takes_a_kernel_of_comfyui_where_there_is_one(
         assert kernels() == 1
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
         assert kernels() == 0
+
+
+def test_a_failed_capture_is_tried_again_and_given_up_after_several(
+    text: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ovis_core import cuda_graph
+
+    tried: list[str] = []
+    current, streams = object(), []
+
+    def graph(fail: str) -> Any:
+        def make(*_: Any) -> Any:
+            tried.append(fail)
+            raise {"memory": torch.cuda.OutOfMemoryError, "sync": RuntimeError}[fail](fail)
+
+        return make
+
+    # The driver's part; what is between it and the answer is ours.
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    importlib.reload(cuda_graph)  # what it knows of other captures is gone
+    cache = text.read(list(range(20)), 40, GPU, HALF)[0]
+
+    def answer(fail: str | None) -> bool:
+        """Whether a capture was tried."""
+        before = len(tried)
+        with monkeypatch.context() as patched:
+            if fail is None:
+                patched.setattr(cuda_graph, "CapturedStep", lambda *_: tried.append("works") or "captured")
+            else:
+                patched.setattr(torch.cuda, "CUDAGraph", graph(fail))
+            captured = cuda_graph.capture(text.llm, cache, 40)
+        assert (captured == "captured") == (fail is None and len(tried) > before)
+        return len(tried) > before
+
+    assert answer("sync")
+    assert answer("sync")
+    assert answer(None)
+    assert all(answer("memory") for _ in range(10))
+    assert all(answer("sync") for _ in range(cuda_graph.ATTEMPTS))
+    assert not answer("sync")
+    assert not answer(None)
+    assert streams == [current] * (len(tried) - 1)
+    assert len(caplog.records) == len(streams)
+    assert "the next answer tries again" in caplog.text
+    assert caplog.records[-1].getMessage().count("until a restart") == 1

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from answering import Transformers, greedy
 from conftest import close
 from ovis_core import generation, prompts
 from ovis_core.conversation import closed, thoughts_and_answer
 from ovis_core.multimodal import Multimodal, Token, after, sequence_length
 from ovis_core.networks import language
-from ovis_core.next_token import GREEDY
+from ovis_core.next_token import GREEDY, Sampling
 from ovis_core.pixels import VisualInput, understanding_input
 from ovis_core.prompts import Control, Picture
 from ovis_core.tokenizer import Tokenizer
@@ -70,6 +71,21 @@ def test_golden(text_model: Multimodal, case: tuple[list[Token], Any]) -> None:
     assert top.values.tolist() == pytest.approx(expected["first_step_top5_logits"], abs=1e-3)
     assert list(generation.write(text_model, cache, logits, GREEDY, 24, ends=False)) == expected["output_ids"]
     assert cache.length == sequence_length(tokens) + 23
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_the_repetition_penalty_of_greedy_text_is_that_of_transformers(
+    text_model: Multimodal, config: Any, weights: dict[str, Tensor], case: tuple[list[Token], Any], penalty: float
+) -> None:
+    """Asked as the authors' code asks it, with embeddings: it then counts the answer alone, not the prompt."""
+    tokens, expected = case
+    reference = Transformers(config.language, weights, CPU).model
+    embeds = text_model.embed(tokens, CPU, torch.float32)[None]
+    ids = reference.generate(inputs_embeds=embeds, repetition_penalty=penalty, **greedy(24))[0].tolist()
+    cache, logits = text_model.read(tokens, 24, CPU, torch.float32)
+    sampling = Sampling(temperature=0.0, repetition_penalty=penalty)
+    assert list(generation.write(text_model, cache, logits, sampling, 24, ends=False)) == ids
+    assert (ids == expected["output_ids"]) == (penalty == 1.0)
 
 
 def test_chat_ids(tokenizer: Tokenizer, golden: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ import workspace
 from comfy_server import ComfyServer
 from conftest import ROOT, comfyui_path
 from graphs import load, saved_image, text_to_image
-from ovis_core import dependencies
+from ovis_core import built_in, dependencies
 from test_structure import roots
 from workspace.environment import pack_requirements
 
@@ -116,6 +116,10 @@ def test_it_runs_and_writes_nothing_into_its_folder(installed: ComfyServer, pack
 
 def test_the_archive_holds_what_users_need_and_no_more(pack: Path) -> None:
     have = {path.relative_to(pack).as_posix() for path in pack.rglob("*") if path.is_file()}
+    model = {path for path in have if path.startswith("small_model/")}
+    assert model == ({built_in.FILE.relative_to(ROOT).as_posix()} if built_in.is_there() else set())
+    assert sum((pack / path).stat().st_size for path in model) <= 12 * 2**20
+    have -= model
     assert {path.split("/")[0] for path in have} == {
         *("__init__.py", "nodes", "ovis_core", "web", "locales", "workflows", "docs", "scripts", "tests"),
         *("README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,39 @@ def test_without_a_gpu_weights_stay_in_their_file(comfyui: Path, release: Path) 
     weight.data.add_(1.0)
     again = load(open_release(release))[0].model.diffusion_model.double_blocks[0].img_attn.qkv.weight
     assert torch.equal(again, before)
+
+
+def test_the_disk_that_weights_come_from_is_told_to_newer_comfyuis(
+    release: Path, comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As their loaders do: they ask storages for their file, and hand the answer to the patcher."""
+    import comfy
+    import comfy.model_patcher
+
+    from ovis_core.checkpoint import open_release
+    from ovis_core.native.loading import load
+
+    asked: list[set[str]] = []
+
+    class Storage:
+        """Of newer ComfyUIs, which have it as the module `comfy.storage`."""
+
+        @staticmethod
+        def state_dict_fast_disk(state_dict: Any) -> bool:
+            paths = {getattr(value.untyped_storage(), "_comfy_source_path", None) for value in state_dict.values()}
+            asked.append(paths - {None})
+            return True
+
+    class Patcher(comfy.model_patcher.ModelPatcher):
+        def __init__(self, *args: Any, fast_disk: bool = False, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.fast_disk = fast_disk
+
+    monkeypatch.setattr(comfy, "storage", Storage, raising=False)
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Patcher, raising=False)
+    checkpoint = open_release(release)
+    assert load(checkpoint)[0].fast_disk is True
+    assert asked[-1] == {os.path.realpath(file) for file in checkpoint.decoder.files.values()}
 
 
 def mapped(tensor: Tensor) -> str:

@@ -91,6 +91,163 @@ def test_core_generate_text(clip: Any, golden: dict[str, Any], name: str) -> Non
     assert clip.decode(ids) == golden["generate"][name]["text"]
 
 
+def as_the_newest_generate_text(
+    clip: Any, prompt: str, room: int = 24, thinking: bool = False, **inputs: Any
+) -> tuple[str, str]:
+    """What core's node of the newest ComfyUI says to a CLIP, and how it splits what comes back: (text, thinking)."""
+    said = {"images": None, "video": None, "audio": None, "system_prompt": "", **inputs}
+    tokens = clip.tokenize(prompt, skip_template=False, min_length=1, thinking=thinking, **said)
+    model = clip.load_model().model
+    # CLIP.generate of the newest ComfyUI hands on these.
+    drawn = {"do_sample": False, "max_length": room, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
+    penalties = {"repetition_penalty": 1.0, "seed": None, "presence_penalty": 0.0}
+    written = clip.tokenizer.decode(model.generate(tokens, **drawn, **penalties, mtp=True), skip_special_tokens=True)
+    reasoning, _, text = written.partition("</think>")
+    if not reasoning.lstrip().startswith("<think>"):
+        reasoning, text = "", written
+    return text.strip(), reasoning.replace("<think>", "", 1).strip()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_newest_generate_text_sees_and_answers(clip: Any, golden: dict[str, Any], name: str) -> None:
+    """Its pictures come as a list of batches, each of its own size."""
+    prompt, images, frames = CASES[name]
+    inputs = {"images": [image[None] for image in images] or None, "video": torch.stack(frames) if frames else None}
+    assert as_the_newest_generate_text(clip, prompt, **inputs) == (golden["generate"][name]["text"].strip(), "")
+
+
+def test_images_of_all_batches_are_seen_in_order(clip: Any) -> None:
+    def grids(**images: Any) -> list[Any]:
+        tokens = clip.tokenize("?", thinking=False, **images)["ovis_u1"][0]
+        return [token.grid for token, _ in tokens if not isinstance(token, int)]
+
+    first, second = grids(image=FIRST[None]), grids(image=SECOND[None])
+    assert first != second
+    pair = torch.stack((FIRST, FIRST))
+    assert grids(images=[pair, SECOND[None]]) == [*first, *first, *second]
+    assert grids(images={"image_0": SECOND[None], "image_1": FIRST[None]}) == [*second, *first]
+    assert grids(image=FIRST[None], images=[SECOND[None]]) == [*first, *second]
+    assert grids(images=pair) == [*first, *first]
+    assert grids(images=[]) == grids(images={}) == grids(images=None) == []
+    with pytest.raises(ValueError, match=r"video: .*not at both"):
+        grids(images=[FIRST[None]], video=torch.stack(FRAMES))
+    with pytest.raises(ValueError, match="images: its shape is"):
+        grids(images=[FIRST])
+    with pytest.raises(ValueError, match=r"images: expected an IMAGE.*got str; connect an IMAGE"):
+        grids(images=["photo.png"])
+
+
+def test_a_system_prompt_is_a_turn_before_the_question(clip: Any) -> None:
+    encode = clip.tokenizer.tokenizer.encode
+
+    def ids(system: Any) -> list[int]:
+        (tokens,) = clip.tokenize("Hello", system_prompt=system, thinking=False)["ovis_u1"]
+        return [token for token, _ in tokens]
+
+    plain = ids("")
+    assert ids(None) == ids("  ") == plain
+    assert [token for token, _ in clip.tokenize("Hello", thinking=False)["ovis_u1"][0]] == plain
+    turn = [Control.TURN_START, *encode(["system\nAnswer in verse."]), Control.TURN_END, *encode(["\n"])]
+    assert ids("Answer in verse.") == [*turn, *plain]
+    # Its words are words.
+    assert ids("<|im_end|>").count(Control.TURN_END) == ids("x").count(Control.TURN_END) == 2
+    said, unsaid = (
+        as_the_newest_generate_text(clip, WORDS, system_prompt=said)[0] for said in ("Answer in verse.", "")
+    )
+    assert said != unsaid
+    with pytest.raises(ValueError, match="system_prompt: it needs the default template"):
+        clip.tokenize("x", system_prompt="Answer in verse.", skip_template=True)
+
+
+def test_generate_text_gets_the_think_block_and_splits_it(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovis_core import generation
+
+    encode = clip.tokenizer.tokenizer.encode
+    thoughts, answer = encode(["\nHm, a cat.\n"]), encode(["\n\nA cat."])
+    whole = [Control.THINK, *thoughts, Control.END_THINK, *answer, Control.TURN_END]
+    for written, expected in ((whole, ("A cat.", "Hm, a cat.")), (whole[:4], ("", "Hm"))):
+        script = list(written)
+        monkeypatch.setattr(
+            generation.NextToken, "__call__", lambda self, logits, script=script: torch.tensor([script.pop(0)])
+        )
+        assert as_the_newest_generate_text(clip, "?", len(written), thinking=True) == expected
+    decode = clip.tokenizer.decode
+    assert decode(whole) == "<think>\nHm, a cat.\n</think>\n\nA cat."
+    assert decode(whole, skip_special_tokens=False) == "<think>\nHm, a cat.\n</think>\n\nA cat.<|im_end|>"
+    assert decode([Control.TURN_END, Control.TURN_END], skip_special_tokens=False) == 2 * "<|im_end|>"
+
+
+UNKNOWN = {"lyrics": "la", "image_embeds": torch.ones(1, 2), "llama_template": "{}", "image_interleave": 2}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_we_do_not_know_is_refused_and_not_dropped(clip: Any, name: str) -> None:
+    words = rf"{name}: Ovis-U1 does not take this input; empty it, or remove the node that sets it\."
+    for question in ({}, {"thinking": False}):
+        with pytest.raises(ValueError, match=words):
+            clip.tokenize("x", **question, **{name: UNKNOWN[name]})
+        for empty in (None, "", [], {}, False):
+            assert clip.tokenize("x", **question, **{name: empty})["ovis_u1"]
+    tokens = clip.tokenize("x", thinking=False)
+    with pytest.raises(ValueError, match=words):
+        clip.cond_stage_model.generate(tokens, max_length=1, **{name: UNKNOWN[name]})
+
+
+def test_options_for_other_tokenizers_are_refused(clip: Any) -> None:
+    other = clip.clone()
+    if not hasattr(other, "set_tokenizer_option"):
+        pytest.skip("this ComfyUI has no options of tokenizers")
+    other.set_tokenizer_option("t5xxl_min_padding", 3)
+    with pytest.raises(ValueError, match="tokenizer_options: Ovis-U1 does not take"):
+        other.tokenize("x")
+    with pytest.raises(ValueError, match="min_length: Ovis-U1 reads no padding, got 5000"):
+        clip.tokenize("x", min_length=5000)
+
+
+def test_comfyui_counts_a_conversation_and_gives_its_memory_back(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By ComfyUI's own cache for little RAM, with outputs beside it that are a bit larger and a bit smaller."""
+    import gc
+    import time
+    import weakref
+    from types import SimpleNamespace
+
+    import psutil
+    from comfy_execution import caching
+
+    first = ask(clip, "What is it?", [FIRST])
+    talk = ask(clip, "What colour?", before=first.conversation).conversation
+    held = [x for turn in talk.computed.turns for x in turn] + [
+        t.patches for t in talk.tokens if not isinstance(t, int)
+    ]
+    size = sum(x.nbytes for x in held)
+    assert len(held) == 5
+    # Older versions count a plain tensor by half, and that of an object in full.
+    old = not hasattr(caching.RAMPressureCache, "ram_release")
+    tensors = [torch.zeros(int(size * part) * (2 if old else 1), dtype=torch.uint8) for part in (0.9, 1.1)]
+    cache = caching.RAMPressureCache(caching.CacheKeySetID)
+    outputs = {"smaller": [[tensors[0]]], "talk": [["text"], [talk], ["reasoning"]], "larger": [[tensors[1]]]}
+    for key, output in outputs.items():
+        cache.cache[key] = (output, {}) if old else SimpleNamespace(outputs=output, ui={})
+        cache.timestamps[key] = time.time()
+        cache.used_generation[key] = 0
+        cache.children[key] = {}
+    left = 2  # evictions until there is enough memory
+
+    def memory() -> Any:
+        return SimpleNamespace(available=2**50 if len(cache.cache) <= 3 - left else 0)
+
+    monkeypatch.setattr(psutil, "virtual_memory", memory)
+    alive = [weakref.ref(x) for x in held]
+    del first, talk, held, outputs
+    if old:
+        cache.poll(ram_headroom=1)
+    else:
+        assert cache.ram_release(2**30, free_active=True) >= size + tensors[1].nbytes
+    assert list(cache.cache) == ["smaller"]
+    gc.collect()
+    assert not any(ref() for ref in alive)
+
+
 def test_a_text_without_the_template_goes_on(clip: Any, golden: dict[str, Any]) -> None:
     tokens = clip.tokenize("Once upon", image=FIRST[None], skip_template=True, min_length=1)
     ((seen, _), *rest) = tokens["ovis_u1"][0]

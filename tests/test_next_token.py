@@ -77,3 +77,23 @@ def test_seeds() -> None:
 def test_nearly_greedy(sampling: Sampling) -> None:
     choose = NextToken(sampling, 50, CPU)
     assert [int(choose(logits(i))) for i in range(50)] == [int(logits(i).argmax()) for i in range(50)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.00001])
+@pytest.mark.parametrize("penalty", [0.7, 1.3, 5.0])
+def test_penalties_act_on_greedy_text_as_in_transformers(temperature: float, penalty: float) -> None:
+    steps = logits_process.RepetitionPenaltyLogitsProcessor(penalty)
+    choose, written = NextToken(Sampling(temperature, repetition_penalty=penalty), 60, CPU), []
+    for i in range(60):
+        scores = logits(i % 3, words=30)
+        expected = steps(torch.tensor([written], dtype=torch.int64), scores[None].clone())[0]
+        written.append(int(expected.argmax()))
+        assert int(choose(scores)) == written[-1]
+    plain = NextToken(Sampling(temperature), 60, CPU)
+    # Under 1 what was written becomes likelier still.
+    assert (written == [int(plain(logits(i % 3, words=30))) for i in range(60)]) == (penalty < 1)
+
+
+def test_presence_penalty_acts_on_greedy_text() -> None:
+    choose, scores = NextToken(Sampling(temperature=0.0, presence_penalty=100.0), 6, CPU), logits(words=6)
+    assert [int(choose(scores)) for _ in range(6)] == scores.argsort(descending=True).tolist()

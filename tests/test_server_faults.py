@@ -75,11 +75,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "git lfs pull",
     ),
     "pickles": (pickles, r"holds pytorch_model\.bin and no safetensors files.*download the release's safetensors"),
-    "no config": (lambda f: (f / CONFIG).unlink(), r"was not found; choose"),
-    "a config that is no JSON": (lambda f: (f / CONFIG).write_text("{"), r"was not found; choose"),
+    "no config": (lambda f: (f / CONFIG).unlink(), r"cannot be used: .* has no config\.json; put the release's there"),
+    "a config that is no JSON": (lambda f: (f / CONFIG).write_text("{"), r"cannot be used: .*config\.json is not JSON"),
     "another model's config": (
         lambda f: edit_json(f / CONFIG, lambda v: v.update(model_type="ovis")),
-        r"was not found; choose",
+        r"cannot be used: .*config\.json: model_type is 'ovis', not .ovis_u1.",
     ),
     "absurd sizes": (
         lambda f: edit_json(f / CONFIG, lambda v: v["llm_config"].update(hidden_size=10**12)),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import time
+from collections.abc import Callable
 from typing import Any
 
+import aiohttp
 import pytest
 
-from comfy_prompt import PromptFailed, PromptRejected, Result
+from comfy_prompt import PromptFailed, PromptRejected, Result, shown
 from comfy_server import ComfyServer
 from conftest import comfyui_path
 from graphs import Graph, load, saved_image, saved_images
@@ -71,6 +75,85 @@ def test_text_shows_while_it_is_written(server: ComfyServer, info: dict[str, Any
     assert counted == sorted(counted)
     assert counted[-1] == 300
     assert len(set(counted)) > 3
+
+
+def texts_of_a_bystander(server: ComfyServer, work: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """What `work` answers, and the texts that meanwhile came to another page, which asked for nothing."""
+
+    async def listen() -> tuple[Any, list[str]]:
+        url = f"{server.url}/ws?clientId=bystander"
+        async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as messages:
+            await messages.receive()  # it is connected
+            answer = await asyncio.to_thread(work)
+            # Messages to one page keep their order, so after this one nothing of the prompt can come.
+            await asyncio.to_thread(
+                server.queue, {"1": {"class_type": "PreviewAny", "inputs": {"source": "end"}}}, "bystander"
+            )
+            events: list[dict[str, Any]] = []
+            while not any(event["type"] == "execution_success" for event in events):
+                message = await messages.receive(timeout=60)
+                events += shown(message.data) if message.type == aiohttp.WSMsgType.BINARY else [message.json()]
+            return answer, [event["data"]["text"] for event in events if event["type"] == "progress_text"]
+
+    return asyncio.run(listen())
+
+
+def test_text_shows_on_the_page_that_asked_and_on_no_other(
+    server: ComfyServer, info: dict[str, Any], photo: str
+) -> None:
+    graph = understand(info, photo, prompt="Whose is it?", max_new_tokens=60)
+    result, seen = texts_of_a_bystander(server, lambda: server.run(graph.prompt))
+    own = [event["data"]["text"] for event in result.events if event["type"] == "progress_text"]
+    assert own[-1] == text(result, graph).rstrip("\ufffd").strip()
+    assert seen == []
+
+
+def test_text_of_a_prompt_without_a_page_shows_nowhere(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+    graph = understand(info, photo, prompt="Nobody's?", max_new_tokens=60)
+
+    def work() -> dict[str, Any]:
+        prompt = server.queue(graph.prompt)
+        while server.waiting():
+            time.sleep(0.1)
+        return server.history(prompt)
+
+    entry, seen = texts_of_a_bystander(server, work)
+    assert entry["outputs"][graph.find("OvisU1Understand")]["text"][0]
+    assert seen == []
+
+
+def test_the_repetition_penalty_acts_without_sampling(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+    def answer(**inputs: Any) -> str:
+        graph = understand(info, photo, **inputs)
+        return text(server.run(graph.prompt), graph)
+
+    plain, penalized = answer(), answer(repetition_penalty=1.8)
+    assert plain != penalized
+    assert answer(repetition_penalty=1.8, sampling=True, temperature=0.0) == penalized
+    # What is about drawing has no effect where nothing is drawn.
+    assert answer(temperature=1.5, top_p=0.1, top_k=3, min_p=0.5, seed=9) == plain
+
+
+def test_prompts_are_dynamic_and_questions_to_judge_by_are_not(info: dict[str, Any]) -> None:
+    texts = {
+        (node[len("OvisU1") :], name): spec[1].get("dynamicPrompts", False)
+        for node, said in info.items()
+        if node.startswith("OvisU1")
+        for kind in ("required", "optional")
+        for name, spec in said["input"].get(kind, {}).items()
+        if spec[0] == "STRING"
+    }
+    assert texts == {
+        ("TextEncode", "prompt"): True,
+        ("TextEncode", "negative_prompt"): True,
+        ("EditEncode", "prompt"): True,
+        ("EditEncode", "negative_prompt"): True,
+        ("Understand", "prompt"): True,
+        ("Judge", "question"): False,
+        ("Judge", "prompt"): True,
+        ("Download", "repository"): False,
+        ("Download", "revision"): False,
+    }
 
 
 def test_interrupt_while_writing_and_the_next_prompt_works(

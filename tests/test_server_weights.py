@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from comfy_prompt import PromptFailed, PromptRejected
 from comfy_server import ComfyServer
 from graphs import Graph, saved_latent, text_to_image
+from test_convert import misplaced
 
+MAPS = Path("/proc/self/maps")
 MARK = "ovis_u1.config.json"  # what our parts carry their numbers in
 
 
@@ -87,6 +89,11 @@ def test_every_tensor_comes_back(saved: dict[str, Path], weights: dict[str, Any]
         assert torch.equal(whole.pop(there), tensor), name
     left = {name for name in whole if not name.startswith("first_stage_model.")}
     assert left == {f"model.diffusion_model.{MARK}", f"text_encoders.{MARK}"}
+
+
+def test_what_core_saved_is_aligned(saved: dict[str, Path]) -> None:
+    for file in saved.values():
+        assert misplaced(file) == []
 
 
 def test_parts_that_core_saved(
@@ -180,3 +187,46 @@ def test_a_vae_that_cannot_be_used(
     with pytest.raises(CheckpointError, match=words) as caught:
         load(open_parts(saved["decoder"], saved["text"], file))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def mapped(server: ComfyServer) -> set[str]:
+    """Names of the weight files that the server's process has mapped."""
+    lines = Path(f"/proc/{server.pid}/maps").read_text(encoding="utf-8").splitlines()
+    return {Path(line.split(maxsplit=5)[-1]).name for line in lines if ".safetensors" in line}
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux tells what is mapped this way")
+def test_disable_mmap(
+    server: ComfyServer, info: dict[str, Any], saved: dict[str, Path], expected: Any, scaled: Path
+) -> None:
+    """Nothing of the model's files stays mapped, in any form of them; the results are the same to rounding.
+
+    Memory that is mapped begins at other addresses, for which products are summed in another order.
+    """
+    forms = {
+        "a release": text_to_image(info),
+        "one file": text_to_image(info).set("OvisU1Loader", model_name="checkpoints/whole.safetensors"),
+        "parts": parts(text_to_image(info)),
+        "in 8 bits": text_to_image(info).set("OvisU1Loader", weight_dtype="fp8_e4m3fn"),
+        "scaled": text_to_image(info).set("OvisU1Loader", model_name=f"checkpoints/{scaled.name}"),
+    }
+    latent(server, forms["a release"].copy().set("OvisU1Sampler", seed=7))
+    assert mapped(server), "without the flag they are, on a CPU"
+    args = ["--cpu", "--disable-mmap", "--extra-model-paths-config", str(server.base / "extra_model_paths.yaml")]
+    with ComfyServer(server.comfyui, server.base, args) as own:
+        for name, graph in forms.items():
+            made = latent(own, graph)
+            assert mapped(own) == set(), name
+            if name in ("a release", "one file", "parts"):
+                assert float((made - expected).norm() / expected.norm()) < 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def scaled(server: ComfyServer, release: Path) -> Path:
+    from ovis_core.checkpoint import open_model
+    from ovis_core.conversion import write_one
+    from ovis_core.precision import SCALED
+
+    file = server.base / "models" / "checkpoints" / "scaled.safetensors"
+    write_one(open_model(release), file, SCALED["fp8_scaled"])
+    return file

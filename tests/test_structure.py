@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pathspec import GitIgnoreSpec
 from safetensors.torch import save_file
 
 from conftest import ROOT
@@ -18,7 +19,7 @@ COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_path
 HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
 # Of ovis_core, what needs nothing but Python.
 PLAIN = {"config", "layout", "prompts", "release", "sizes", "schedule", "download", "checkpoint"}
-PLAIN |= {"weights_file", "dependencies", "__init__"}
+PLAIN |= {"weights_file", "dependencies", "built_in", "hub", "hub_cache", "__init__"}
 # Imports those named and reads a file's header; prints what came along of HEAVY. safetensors' own way takes numpy.
 LOAD_PLAIN = """
 import sys
@@ -132,6 +133,21 @@ def test_every_file_is_on_the_plan_above_what_it_imports(file: Path) -> None:
 
 def is_import(value: ast.expr, names: list[str]) -> bool:
     return isinstance(value, ast.Name) and value.id in names
+
+
+# What the scanners of a registry look for in a pack: programs that are started, and code that comes as data.
+STARTERS = {"subprocess", "multiprocessing", "runpy", "pty", "ctypes", "pickle", "marshal", "base64", "code", "pip"}
+CALLS = re.compile(r"\b(eval|exec|__import__)\(|\bos\.(system|popen|exec\w*|spawn\w*|posix_spawn|fork)\b")
+
+
+def test_what_is_delivered_starts_nothing() -> None:
+    ignored = GitIgnoreSpec.from_lines((ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines())
+    sources = [file for folder in ("nodes", "ovis_core", "scripts") for file in (ROOT / folder).rglob("*.py")]
+    files = [file for file in [ROOT / "__init__.py", *sources] if not ignored.match_file(file.relative_to(ROOT))]
+    assert len(files) > 40
+    for file in files:
+        assert not roots(file) & STARTERS, file
+        assert not CALLS.search(file.read_text(encoding="utf-8")), file
 
 
 def test_sources_can_be_read_on_windows() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from console import UserError
@@ -14,24 +14,32 @@ from .jobs import job, job_rows
 from .questions import vqa, vqa_rows
 from .record import Record
 from .rows import Row
+from .settings import REPORT, Settings
+from .shapes import SETTINGS, TASKS, shapes, shapes_rows
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """A benchmark.
 
-    rows    its data's path -> rows, in order
-    record  a row -> what it asks; raises ValueError where that cannot be told
-    tasks   what it asks for; their settings belong to the run
-    score   commands that score its results, with {out} and {width}; empty where there is none
+    rows     its data's path -> rows, in order
+    record   a row -> what it asks; raises ValueError where that cannot be told
+    tasks    what it asks for; their settings belong to the run
+    score    commands that score its results, with {out} and {width}; empty where there is none
+    usual    the settings of its tasks
+    of_data  whether it reads data; otherwise it makes its cases, and runs the built-in model if no other is named
+    each     how many records --limit counts as one
     """
 
-    rows: Callable[[Path], Iterator[Row]]
+    rows: Callable[[Path | None], Iterator[Row]]
     record: Callable[[Row], Record]
     tasks: tuple[str, ...]
     score: str = ""
+    usual: Settings = field(default_factory=lambda: REPORT)
+    of_data: bool = True
+    each: int = 1
 
-    def records(self, data: Path) -> list[Record]:
+    def records(self, data: Path | None) -> list[Record]:
         """All records, also the wrong ones. Raises UserError where the data as a whole is wrong."""
         try:
             records = [self._record(row) for row in self.rows(data)]
@@ -55,7 +63,7 @@ class Benchmark:
             return Record(place, self.tasks[0], "", wrong=wrong)
 
 
-def _need_apart(data: Path, records: list[Record]) -> None:
+def _need_apart(data: Path | None, records: list[Record]) -> None:
     """Raises UserError where two records have one id or would write one file."""
     known: set[str] = set()
     files: dict[str, str] = {}  # a file's name, as systems that ignore case know it -> its record
@@ -113,4 +121,5 @@ BENCHMARKS = {
         "  PRED_FORMAT=tsv python run.py --data DATASET --model MODEL --mode eval --reuse",
     ),
     "jobs": Benchmark(job_rows, job, ("image", "edit", "question", "choice")),
+    "shapes": Benchmark(shapes_rows, shapes, tuple(SETTINGS), usual=SETTINGS, of_data=False, each=len(TASKS)),
 }

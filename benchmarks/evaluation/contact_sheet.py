@@ -98,6 +98,9 @@ def _words(record: Record, result: Mapping[str, Any]) -> Iterator[str]:
         key = record.row.get("answer")
         wanted = f", key {key}" if key not in (None, "") else ""
         yield f'<p class="answer">{html.escape(str(result["answer"]) + sure + wanted)}</p>'
+    if "verdict" in result:
+        right, said = result["verdict"]
+        yield f'<p class="{"answer" if right else "failed"}">{html.escape(said)}</p>'
 
 
 def _figure(source: Source, caption: str, link: str = "") -> str:

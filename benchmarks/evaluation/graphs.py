@@ -73,10 +73,35 @@ def _edit(work: Work, pictures: list[Any], seed: int, _: str) -> Graph:
     }
 
 
+def _masked(work: Work, pictures: list[Any], seed: int, name: str) -> Graph:
+    """As `_edit`, inside the mask that is the picture's alpha channel."""
+    made = _edit(work, pictures, seed, name)
+    made["inside"] = _node("SetLatentNoiseMask", samples=["words", 3], mask=[pictures[0], 1])
+    made["latent"]["inputs"]["latent"] = ["inside", 0]
+    return made
+
+
 def _question(work: Work, pictures: list[Any], _: int, name: str) -> Graph:
     about = {"clip": CLIP, "prompt": work.prompt, "image": pictures}
     # Without sampling no seed changes the answer.
     return {ANSWER: _node("OvisU1Understand", **about, sampling=False, seed=int(name[:8], 16), **work.settings)}
+
+
+def _chat(work: Work, pictures: list[Any], _: int, name: str) -> Graph:
+    """A turn for each line of the prompt; the last answer counts."""
+    turns, made, before = work.prompt.splitlines(), {}, {"image": pictures}
+    for number, line in enumerate(turns, 1):
+        turn = ANSWER if number == len(turns) else f"turn {number}"
+        about = {"clip": CLIP, "prompt": line, **before, **work.settings}
+        made[turn] = _node("OvisU1Understand", **about, sampling=False, seed=int(name[:8], 16))
+        before = {"history": [turn, 1]}
+    return made
+
+
+def _judge(work: Work, pictures: list[Any], _: int, __: str) -> Graph:
+    question = 'Does this image fit the description "{prompt}"? Answer yes or no.'
+    about = {"clip": CLIP, "images": pictures, "question": question, "prompt": work.prompt}
+    return {"judge": _node("OvisU1Judge", **about), ANSWER: _node("PreviewAny", source=["judge", 2])}
 
 
 def _choice(work: Work, pictures: list[Any], _: int, name: str) -> Graph:
@@ -94,4 +119,12 @@ def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-TASKS = {"image": _image, "edit": _edit, "question": _question, "choice": _choice}
+TASKS = {
+    "image": _image,
+    "edit": _edit,
+    "masked": _masked,
+    "question": _question,
+    "chat": _chat,
+    "judge": _judge,
+    "choice": _choice,
+}

@@ -42,24 +42,24 @@ KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or
 SIZE = re.compile(r"(\d+)\s*x\s*(\d+)")
 
 
-def settings_of(benchmark: str, tasks: Iterable[str], own: Mapping[str, Any]) -> Settings:
-    """The report's, but for those that the command line has. Raises UserError."""
-    settings = {task: {name: own.get(name, value) for name, value in REPORT[task].items()} for task in tasks}
+def settings_of(benchmark: str, tasks: Iterable[str], own: Mapping[str, Any], usual: Settings = REPORT) -> Settings:
+    """The usual ones of each task, but for those that the command line has. Raises UserError."""
+    settings = {task: {name: own.get(name, value) for name, value in usual[task].items()} for task in tasks}
     for name in sorted(own):
         option = f"--{name.replace('_', '-')}"
         task = next((task for task in settings if name in settings[task]), None)
         if task is None:
             raise UserError(f"{option}: {benchmark} has no such setting; leave it out")
         try:
-            need_setting(task, name, own[name])
+            need_setting(task, name, own[name], usual)
         except ValueError as error:
             raise UserError(f"{option}: {error}") from error
     return settings
 
 
-def need_setting(task: str, name: str, value: Any) -> Any:
+def need_setting(task: str, name: str, value: Any, usual: Settings = REPORT) -> Any:
     """A setting's value. Raises ValueError where it is of another kind: ComfyUI would take a list for a link."""
-    kind = type(REPORT[task][name])
+    kind = type(usual[task][name])
     fits = type(value) is kind or (kind is float and type(value) is int)
     if not fits or (kind is float and not -math.inf < value < math.inf):
         raise ValueError(f"{name} {reprlib.repr(value)} is not {KINDS[kind]}")

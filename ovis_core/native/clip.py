@@ -27,9 +27,9 @@ from ..precision import DEFAULT, Precision, as_stored, in_precision
 from ..stored import Stored, scaled_layers
 from ..tokenizer import Tokenizer
 from .filling import fill, scaled_operations
-from .layers import comfy_layers, holding, prepare
+from .layers import comfy_layers, holding, keep_patchable, prepare
 from .progress import Writing
-from .tokens import SECTION, OvisTokenizer, own_section
+from .tokens import SECTION, OvisTokenizer, own_section, refuse_unknown
 
 DTYPE_FLAGS = ("fp8_e4m3fn_text_enc", "fp8_e5m2_text_enc", "fp16_text_enc", "bf16_text_enc", "fp32_text_enc")
 
@@ -50,7 +50,7 @@ class OvisTextModel(Multimodal):
         operations = (model_options or {}).get("custom_operations") or comfy.ops.manual_cast
         super().__init__(config, comfy_layers(operations, dtype, device))
         prepare(self, precision)
-        self.eval().requires_grad_(False)
+        self.train(False).requires_grad_(False)
         self.dtypes = {dtype}
         self.stored_dtype = dtype
         self.compute_dtype = compute_dtype
@@ -170,17 +170,24 @@ class OvisTextModel(Multimodal):
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         presence_penalty: float = 0.0,
+        mtp: bool | int = True,
+        **unknown: Any,
     ) -> list[int]:
         """As `comfy.sd.CLIP.generate` asks it of the models of core's Generate Text; the CLIP has loaded the weights
-        already, but not asked for a cache of `max_length`."""
+        already, but not asked for a cache of `max_length`.
+
+        mtp  speculative decoding with prediction heads for further tokens, which no Ovis-U1 has: no effect
+
+        Raises ValueError for any other option that is not empty.
+        """
+        refuse_unknown(unknown)
         sequence = [token[0] for token in own_section(tokens)[0]]
         room = self.room(sequence, max_length)
         loaded = [m for m in model_management.current_loaded_models if m.model is not None and m.model.model is self]
         model_management.free_memory(self.memory_for(sequence, room), self.run_device, keep_loaded=loaded)
-        drawn = Sampling(
-            temperature, top_p, top_k, min_p, repetition_penalty or 1.0, presence_penalty or 0.0, seed or 0
-        )
-        return self.write(sequence, room, drawn if do_sample else GREEDY)[0]
+        temperature = temperature if do_sample else GREEDY.temperature
+        penalties = (repetition_penalty or 1.0, presence_penalty or 0.0)
+        return self.write(sequence, room, Sampling(temperature, top_p, top_k, min_p, *penalties, seed or 0))[0]
 
     def load_sd(self, sd: Mapping[str, Stored]) -> tuple[list[str], list[str]]:
         """Loads weights with the release's names. Raises `CheckpointError` for NaN or infinity.
@@ -238,9 +245,9 @@ def build_clip(
     else:
         clip = comfy.sd.CLIP(target, **kwargs)
         clip.load_sd(weights)
-    # These layers cast by themselves. Told to, they are taken for offloaded ones once they were loaded whole, and miss
-    # the patches of the next LoRA that does not fit.
+    # These layers cast by themselves, which ComfyUI would force on them. It may have loaded them already.
     clip.patcher.force_cast_weights = False
+    keep_patchable(clip.patcher)
     return clip
 
 

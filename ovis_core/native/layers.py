@@ -12,6 +12,8 @@ import comfy.quant_ops
 import torch
 from comfy.cli_args import args
 from comfy.ldm.modules.attention import attention_pytorch, attention_sub_quad
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
 from ..networks.layers import Layers
@@ -103,3 +105,25 @@ def prepare(network: nn.Module, precision: Precision) -> None:
         # With dynamic VRAM there is no weight yet.
         if layer.weight is not None:
             layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=precision.large), requires_grad=False)
+
+
+def keep_patchable(patcher: ModelPatcher) -> None:
+    """Makes a partial load after a whole one patch every layer, for this patcher and its clones.
+
+    A patcher whose compute dtype was set (`force_cast_weights`) marks the layers that it loads whole as those that it
+    leaves behind. The mark outlasts unloading, and the next partial load skips marked layers and their patches.
+    """
+    patcher.add_callback(CallbacksMP.ON_LOAD, _unmark_whole_layers)
+    _unmark_whole_layers(patcher)
+
+
+def _unmark_whole_layers(patcher: ModelPatcher, *loading: Any) -> None:
+    for layer in patcher.model.modules():
+        if not getattr(layer, "comfy_patched_weights", False):
+            continue  # not loaded whole
+        if hasattr(layer, "prev_comfy_cast_weights"):
+            layer.__dict__.setdefault("ovis_u1_casts", layer.prev_comfy_cast_weights)
+            del layer.prev_comfy_cast_weights
+        elif hasattr(layer, "ovis_u1_casts"):
+            # Loaded without the compute dtype: as it was before.
+            layer.comfy_cast_weights = layer.__dict__.pop("ovis_u1_casts")

@@ -48,15 +48,20 @@ def load_patcher(
 
 
 def _model(checkpoint: Checkpoint, precision: Precision, **options: Any) -> ModelPatcher:
-    return build_model(checkpoint.config.decoder, _weights(checkpoint.decoder), precision, **options)
+    patcher = build_model(checkpoint.config.decoder, _weights(checkpoint.decoder), precision, **options)
+    patcher.model.side = checkpoint.side
+    return patcher
 
 
 def _clip(checkpoint: Checkpoint, precision: Precision, **options: Any) -> comfy.sd.CLIP:
-    return build_clip(checkpoint.config, _weights(checkpoint.text), checkpoint.tokenizer, precision, **options)
+    clip = build_clip(checkpoint.config, _weights(checkpoint.text), checkpoint.tokenizer, precision, **options)
+    clip.tokenizer.side = checkpoint.side
+    return clip
 
 
 def _vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
-    weights = {name: stored.read() for name, stored in stored_weights(checkpoint.vae).items()}
+    stored_vae = stored_weights(checkpoint.vae, copied=comfy.utils.DISABLE_MMAP)
+    weights = {name: stored.read() for name, stored in stored_vae.items()}
     try:
         return build_vae(checkpoint.config.vae, weights)
     except RuntimeError as error:
@@ -72,11 +77,12 @@ def _vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
 def _weights(part: Part) -> dict[str, Stored]:
     """The weights of a part, without prefix, where the running ComfyUI looks for them."""
     # Without a GPU weights stay where they are in the file, and only what a pass takes needs memory.
-    weights = stored_weights(part, lasting=comfy.model_management.get_torch_device().type == "cpu")
+    on_cpu = comfy.model_management.get_torch_device().type == "cpu"
+    weights = stored_weights(part, lasting=on_cpu, copied=comfy.utils.DISABLE_MMAP)
     memory = getattr(comfy, "memory_management", None)
     if memory is not None and memory.aimdo_enabled:
         # Dynamic VRAM takes weights from files that it has opened itself.
         files = {file: comfy.utils.load_torch_file(str(file), safe_load=True) for file in set(part.files.values())}
         names = {stored_name(name): (part.prefix + name, file) for name, file in part.files.items()}
-        weights = {name: Stored.of(files[names[name][1]][names[name][0]]) for name in weights}
+        weights = {name: Stored.of(files[file][full], file) for name in weights for full, file in [names[name]]}
     return weights

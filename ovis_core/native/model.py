@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -18,21 +19,25 @@ import torch
 from comfy.hooks import EnumHookType
 from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..carried import carried
 from ..checkpoint import TEXT
-from ..config import LATENT_CHANNELS, LATENT_PATCH, DecoderConfig
+from ..config import LATENT_CHANNELS, LATENT_PATCH, LATENT_SCALE, DecoderConfig
 from ..networks.attention import without_cudnn
 from ..networks.decoder import Decoder
 from ..networks.packing import grid_size
+from ..networks.patches import check_patches, origin
 from ..precision import DEFAULT, LARGE, Precision, as_stored, in_precision
 from ..schedule import shift_for
 from ..stored import Stored, scaled_layers
 from .filling import fill, scaled_operations, scales_are_fixed
-from .layers import comfy_layers, prepare
+from .layers import comfy_layers, keep_patchable, prepare
+from .notice import warn_of_size
 
 T = TypeVar("T")
 
+NAG = "nodes_nag"  # core's NAGuidance
 REFINED = "ovis_u1_refined"  # marks a condition whose tensor and pooled_output come from the refiner
 
 # ComfyUI counts a pass's memory as latent pixels * bytes of the dtype * factor * 0.01 MiB. At hidden size 1536 the live
@@ -41,6 +46,21 @@ MEMORY_FACTOR = 0.59
 
 # The release's names of the QK norms' scales, and ComfyUI's layers' name.
 NORM_SCALE, NORM_WEIGHT = "_norm.scale", "_norm.weight"
+
+
+class PaddedText(comfy.conds.CONDRegular):
+    """Text tokens (B, L, hidden) that come in one batch with longer or shorter ones, zeros at their end."""
+
+    def can_concat(self, other: comfy.conds.CONDRegular) -> bool:
+        """Whether both differ in length alone."""
+        same_width = self.cond.shape[::2] == other.cond.shape[::2]
+        return isinstance(other, PaddedText) and same_width and self.cond.device == other.cond.device
+
+    def concat(self, others: list[comfy.conds.CONDRegular]) -> Tensor:
+        """One batch, as long as the longest."""
+        texts = [self.cond, *(other.cond for other in others)]
+        longest = max(text.shape[1] for text in texts)
+        return torch.cat([pad(text, (0, 0, 0, longest - text.shape[1])) for text in texts])
 
 
 class NativeDecoder(Decoder):
@@ -85,13 +105,14 @@ class NativeDecoder(Decoder):
         ref_latents: list[Tensor] | None,
         control: dict[str, Any] | None,
         transformer_options: dict[str, Any],
+        text_lengths: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         if y is None:
             context, y = self.refine(context)
         if control is not None:
             raise ValueError("conditioning: no ControlNet exists for Ovis-U1; disconnect it.")
-        return super().forward(x, timestep, context, y, ref_latents or (), transformer_options)
+        return super().forward(x, timestep, context, y, ref_latents or (), transformer_options, text_lengths)
 
 
 class ModelConfig(comfy.supported_models_base.BASE):
@@ -129,9 +150,11 @@ class OvisU1(comfy.model_base.BaseModel):
     def __init__(self, model_config: ModelConfig, device: Any = None) -> None:
         super().__init__(model_config, comfy.model_base.ModelType.FLUX, device=device, unet_model=NativeDecoder)
         self.memory_usage_factor_conds = ("ref_latents", "c_crossattn")
+        self.pair_seen = False  # in this sampling run, see `_check_pair`
         # Text tokens cost what image tokens cost, and one of those covers several pixels of the latent.
         covers = LATENT_PATCH**2
         self.memory_usage_shape_process = {"c_crossattn": lambda shape: [shape[0], shape[2], shape[1] * covers]}
+        self.side: int | None = None  # as `Checkpoint.side`
 
     def shift(self, latent: Tensor) -> float:
         """mu of the model's schedule for latents (B, 4, H, W)."""
@@ -155,9 +178,43 @@ class OvisU1(comfy.model_base.BaseModel):
             )
         return condition.to(device, self.manual_cast_dtype or self.get_dtype())
 
+    def apply_model(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] = {},  # noqa: B006 (as ComfyUI declares it)
+        **kwargs: Any,
+    ) -> Tensor:
+        """x0 of one pass. Raises ValueError for patches that can have no effect."""
+        check_patches(transformer_options)
+        self._check_pair(transformer_options)
+        return super().apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    def _check_pair(self, options: dict[str, Any]) -> None:
+        """Refuses a node that compares the two conditions of guidance where they do not come in one batch.
+
+        The first pass of a sampling run decides; patches may add passes of single conditions later.
+        """
+        patches = options.get("patches", {}).get("attn1_output_patch", ())
+        batch = options.get("cond_or_uncond")
+        if self.pair_seen or not batch or not any(origin(patch) == NAG for patch in patches):
+            return
+        if 0 in batch and 1 not in batch:
+            raise ValueError(
+                "model: NAGuidance compares positive and negative in one batch, and these two cannot be batched: only "
+                "one has a reference image, or one has hooks, or memory is short; change that, or remove NAGuidance."
+            )
+        self.pair_seen = 0 in batch
+
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """Runs once per condition and sampling run: the place for the refiner, unless weights change meanwhile."""
         out = super().extra_conds(**kwargs)
+        noise = kwargs.get("noise")
+        if noise is not None:
+            warn_of_size(self.side, *(LATENT_SCALE * side for side in noise.shape[-2:]))
         hooks = kwargs.get("hooks")
         if hooks is not None and scales_are_fixed(self.diffusion_model) and hooks.get_type(EnumHookType.Weight):
             raise ValueError(
@@ -167,6 +224,9 @@ class OvisU1(comfy.model_base.BaseModel):
         tokens, vector = self._text(**kwargs)
         # CONDRegular keeps conditions of different length apart; CONDCrossAttn would repeat the shorter one.
         out["c_crossattn"] = comfy.conds.CONDRegular(tokens)
+        if vector is not None and self._compares_conditions():
+            out["c_crossattn"] = PaddedText(tokens)
+            out["text_lengths"] = comfy.conds.CONDRegular(torch.tensor([tokens.shape[1]], device=tokens.device))
         if vector is not None:
             out["y"] = comfy.conds.CONDRegular(vector)
         references = kwargs.get("reference_latents")
@@ -175,6 +235,12 @@ class OvisU1(comfy.model_base.BaseModel):
             latents = [self._reference(latent.to(kwargs["device"])) for latent in references]
             out["ref_latents"] = comfy.conds.CONDList(latents)
         return out
+
+    def _compares_conditions(self) -> bool:
+        """Whether patches see attention's output, which may want both conditions of guidance in one batch."""
+        patcher = self.current_patcher
+        options = {} if patcher is None else patcher.model_options.get("transformer_options", {})
+        return bool(options.get("patches", {}).get("attn1_output_patch"))
 
     def _text(self, device: torch.device, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """What the decoder takes for `context` and `y`; no `y` where the refiner is to run in each pass."""
@@ -251,8 +317,13 @@ def build_model(
     # Where ComfyUI has dynamic VRAM, its own loaders use CoreModelPatcher.
     plain = comfy.model_patcher.ModelPatcher
     patcher_class = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
-    patcher = patcher_class(model, load_device=load_device, offload_device=management.unet_offload_device())
+    options = {}
+    if "fast_disk" in inspect.signature(patcher_class.__init__).parameters:
+        options["fast_disk"] = comfy.storage.state_dict_fast_disk(weights)
+    offload_device = management.unet_offload_device()
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device, **options)
     patcher.add_callback(CallbacksMP.ON_CLEANUP, _after_sampling)
+    keep_patchable(patcher)
     if not management.is_device_cpu(patcher.offload_device):
         model.to(patcher.offload_device)
     fill(model.diffusion_model, model_config.process_unet_state_dict(weights), assign=is_dynamic(patcher))
@@ -260,6 +331,7 @@ def build_model(
 
 
 def _after_sampling(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    patcher.model.pair_seen = False
     patcher.model.diffusion_model.rotary_tables.clear()
 
 

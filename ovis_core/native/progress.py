@@ -60,9 +60,12 @@ class Writing:
 
 
 def show_text(text: str) -> None:
-    """Shows text on the node that is running; nothing where no server runs it."""
+    """Shows text on the running node, on the page that queued it; nowhere if no page did, or without a server."""
     node = get_executing_context()
     if node is not None:
         from server import PromptServer
 
-        PromptServer.instance.send_progress_text(text, node.node_id)
+        server = PromptServer.instance
+        # Without a client the text would go to every page that is open.
+        if server.client_id is not None:
+            server.send_progress_text(text, node.node_id, server.client_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_patcher
@@ -17,9 +18,19 @@ from torch import Tensor
 
 from ..schedule import shifted_times
 
+Conds = list[dict[str, Any]]  # a condition as `process_conds` leaves it
+
 SCHEDULER = "ovis_u1"
 MODEL_SAMPLING = "model_sampling"
 EPSILON = 1e-5  # of a sigma, for schedules that come to the same one by other roundings
+SINGULAR = 1e-3  # of a scale of 1, around which guidance by the text cannot be written as one pair
+# Entries of `model_options` that act on guidance, in the order in which core's sampling_function calls them.
+GUIDANCE_PATCHES = (
+    "sampler_calc_cond_batch_function",
+    "sampler_pre_cfg_function",
+    "sampler_cfg_function",
+    "sampler_post_cfg_function",
+)
 RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # what an empty LATENT says of its scale
 
 
@@ -80,11 +91,15 @@ class OvisGuider(comfy.samplers.CFGGuider):
         """The guided x0 of one step. Branches whose weight is zero are not run."""
         options = model_options or {}
         two = self._two_branches(timestep, options)
-        if two is None:
+        if two is not None:
+            uncond, cond, scale = two
+            uncond, cond = self.conds[uncond], self.conds[cond]
+        elif any(options.get(name) for name in GUIDANCE_PATCHES):
+            uncond, cond, scale = self._as_one_pair(x, timestep)
+        else:
             return self._three_branches(x, timestep, options)
-        uncond, cond, scale = two
         return comfy.samplers.sampling_function(
-            self.inner_model, x, timestep, self.conds[uncond], self.conds[cond], scale, model_options=options, seed=seed
+            self.inner_model, x, timestep, uncond, cond, scale, model_options=options, seed=seed
         )
 
     def _two_branches(self, timestep: Tensor, options: dict[str, Any]) -> tuple[str, str, float] | None:
@@ -105,15 +120,28 @@ class OvisGuider(comfy.samplers.CFGGuider):
         return None
 
     def _three_branches(self, x: Tensor, timestep: Tensor, options: dict[str, Any]) -> Tensor:
-        """The image's guidance by ComfyUI's function, which patches may replace, and the text's on top."""
-        negative, middle, positive = (self.conds[name] for name in ("negative", "middle", "positive"))
-        without, image_only, whole = comfy.samplers.calc_cond_batch(
-            self.inner_model, [negative, middle, positive], x, timestep, options
+        # In the order that patches of single passes know: the condition first, then what guidance starts from.
+        positive, middle, negative = (self.conds[name] for name in ("positive", "middle", "negative"))
+        whole, image_only, without = comfy.samplers.calc_cond_batch(
+            self.inner_model, [positive, middle, negative], x, timestep, options
         )
-        guided = comfy.samplers.cfg_function(
-            self.inner_model, image_only, without, self.img_cfg, x, timestep, options, cond=middle, uncond=negative
-        )
-        return guided + (whole - image_only) * self.cfg
+        return without + (image_only - without) * self.img_cfg + (whole - image_only) * self.cfg
+
+    def _as_one_pair(self, x: Tensor, timestep: Tensor) -> tuple[Conds, Conds, float]:
+        """(uncond, cond, scale) that guide as the three branches do, for patches, which know one pair.
+
+        Two scales are one: v = u + txt_cfg (cond - u) with u = r uncond + (1 - r) image_only,
+        r = (img_cfg - 1) / (txt_cfg - 1). Core weighs the entries of a condition by their masks, so u is a condition
+        as well. If txt_cfg is 1 or 0 the image's scale takes that place, and the mixture is on the other side.
+        """
+        txt, img = self.cfg, self.img_cfg
+        positive, middle, negative = (self.conds[name] for name in ("positive", "middle", "negative"))
+        if txt != 0.0 and not math.isclose(txt, 1.0, abs_tol=SINGULAR):
+            share = (img - 1.0) / (txt - 1.0)
+            return mixed([(negative, share), (middle, 1.0 - share)], x, timestep), positive, txt
+        scale = img or 1.0
+        parts = [(positive, txt / scale), (middle, (img - txt) / scale), (negative, 1.0 - img / scale)]
+        return negative, mixed(parts, x, timestep), scale
 
     def _guides_at(self, timestep: Tensor) -> bool:
         if self.interval == (0.0, 1.0):
@@ -122,6 +150,41 @@ class OvisGuider(comfy.samplers.CFGGuider):
         if self.interval[0] == 0.0:
             first = math.inf  # samplers that add noise start above the schedule
         return last + EPSILON < timestep[0].item() <= first + EPSILON
+
+
+def mixed(parts: Sequence[tuple[Conds, float]], x: Tensor, timestep: Tensor) -> Conds:
+    """One of core's processed conditions whose prediction is the sum of those of `parts` times their shares.
+
+    The shares' sum is 1. Areas, masks, strengths and timestep ranges act within each part.
+    """
+    return [entry for conds, share in parts if share != 0.0 for entry in _weighted(conds, share, x, timestep)]
+
+
+def _weighted(conds: Conds, share: float, x: Tensor, timestep: Tensor) -> Conds:
+    total, weights = torch.zeros_like(x), []
+    for entry in sorted(conds, key=lambda entry: "default" in entry):
+        place = comfy.samplers.get_area_and_mult(entry, x, timestep)
+        if place is None:  # not in its timestep range
+            continue
+        weight = torch.zeros_like(x)
+        _inside(weight, place.area).copy_(place.mult)
+        if "default" in entry:  # takes what the others leave
+            weight = (1.0 - total).relu()
+        weights.append((entry, weight))
+        total = total + weight
+    total = total.where(total != 0, 1.0)
+    return [
+        {name: value for name, value in entry.items() if name != "default"}
+        | {"mask": (share * weight / total)[:, 0], "mask_strength": 1.0, "strength": 1.0}
+        for entry, weight in weights
+    ]
+
+
+def _inside(x: Tensor, area: Sequence[int] | None) -> Tensor:
+    """The part of x (B, C, H, W) that an area of core's, (height, width, y, x), covers."""
+    for i in range(len(area or ()) // 2):
+        x = x.narrow(i + 2, area[i + len(area) // 2], area[i])
+    return x
 
 
 def with_shift(patcher: comfy.model_patcher.ModelPatcher, latent: Tensor) -> comfy.model_patcher.ModelPatcher:

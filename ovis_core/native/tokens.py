@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,25 @@ from PIL import Image
 from torch import Tensor
 
 from .. import prompts
-from ..conversation import thoughts_and_answer
-from ..multimodal import Token, check_positions
+from ..multimodal import Token, check_positions, sequence_length
 from ..pixels import VisualInput, blank_input, condition_input, evenly, to_pil, understanding_input
 from ..sizes import FACTOR, understanding_size
 from ..tokenizer import Tokenizer
+from .notice import warn_of_picture
 
 SECTION = "ovis_u1"  # key of our tokens in what CLIP.tokenize answers
 DEFAULT_SIZE = 1024  # of the blank picture, where a node such as CLIPTextEncode knows no size
 BUNDLED_TOKENIZER = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"
 MAX_FRAMES = 8  # of a video, where a node does not say
 # What nodes that generate text say to `tokenize`, and nodes that encode it do not.
-QUESTION_OPTIONS = {"image", "video", "audio", "thinking", "skip_template", "min_length"}
+QUESTION_OPTIONS = {"image", "video", "audio", "thinking", "skip_template", "min_length", "system_prompt"}
+# Tokens that decoders of text models show: what splits a think block off looks for its tags.
+THINK_TAGS = {prompts.Control.THINK: "<think>", prompts.Control.END_THINK: "</think>"}
+SPECIAL_TOKENS = {
+    prompts.Control.END_OF_TEXT: "<|endoftext|>",
+    prompts.Control.TURN_START: "<|im_start|>",
+    prompts.Control.TURN_END: "<|im_end|>",
+}
 
 
 class OvisTokenizer:
@@ -34,6 +41,7 @@ class OvisTokenizer:
         self.positions: int = data["positions"]  # of the language model
         self.tokenizer = Tokenizer(data.get("source") or BUNDLED_TOKENIZER)
         self.carried: dict[str, Tensor] = data.get("carried", {})
+        self.side: int | None = None  # as `Checkpoint.side`
 
     def tokenize_with_weights(
         self,
@@ -48,13 +56,18 @@ class OvisTokenizer:
         Where `text` is empty it is the model's own prompt without text. A token is a pair of (id or
         `VisualInput`, weight). Weights are always 1: the model reads sentences; parentheses mean themselves.
 
-        With what core's Generate Text says besides, it is a question to be answered: `image` a batch of images,
-        `video` of frames, `thinking`, and `skip_template` for the text alone, which the model goes on writing.
+        With an option of core's Generate Text it is a question to be answered: `image` is a batch of images,
+        `images` a list of batches, `video` a batch of frames, `system_prompt` the text of a turn before the user's,
+        `thinking` lets the model reason first, and `skip_template` leaves the text alone, which the model continues.
+
+        Raises ValueError for any other option that is not empty.
         """
         if QUESTION_OPTIONS & kwargs.keys():
             return _numbered({SECTION: [[(t, 1.0) for t in self._core_question(text, **kwargs)]]}, return_word_ids)
-        if kwargs.get("images") is not None and len(kwargs["images"]):
+        images = kwargs.pop("images", None)
+        if not is_empty(images):
             raise ValueError("images: this node cannot give Ovis-U1 a picture; use Ovis-U1 Edit Encode.")
+        refuse_unknown(kwargs)
         parts = prompts.text_to_image(text) if text.strip() else prompts.unconditional()
         return _numbered(self.tokenize_parts(parts, [self.blank(height, width)]), return_word_ids)
 
@@ -76,13 +89,16 @@ class OvisTokenizer:
         frames: Sequence[Tensor] = (),
         max_frames: int = MAX_FRAMES,
         thinking: bool = False,
+        system_prompt: str = "",
     ) -> list[Token]:
         """Tokens of the user's turn and of the start of the model's.
 
-        images      each (height, width, channels), 0 to 1
-        frames      of one video, likewise; evenly thinned to `max_frames`
+        images         each (height, width, channels), 0 to 1
+        frames         of one video, likewise; evenly thinned to `max_frames`
+        system_prompt  text of a turn before the user's; empty: no such turn
         """
-        parts = [*prompts.question(text, len(images), bool(len(frames))), *prompts.answer_start(thinking)]
+        asked = prompts.question(text, len(images), bool(len(frames)))
+        parts = [*prompts.system_turn(system_prompt), *asked, *prompts.answer_start(thinking)]
         frames = evenly(frames, max_frames)
         self._check_length(parts, images, frames)
         return self.place(parts, self._look(images, frames))
@@ -99,6 +115,8 @@ class OvisTokenizer:
             pictures += positions(frames[0]) * len(frames) + 2
         words = sum(not isinstance(token, prompts.Picture) for token in self.tokenizer.encode(parts))
         check_positions(words, pictures, self.positions)
+        for picture in (*images, *frames):
+            warn_of_picture(self.side, *picture.shape[:2])
 
     def _look(self, images: Sequence[Tensor], frames: Sequence[Tensor]) -> list[VisualInput]:
         seen = []
@@ -113,26 +131,35 @@ class OvisTokenizer:
         self,
         text: str,
         image: Tensor | None = None,
+        images: Sequence[Tensor] | Mapping[str, Tensor] | Tensor | None = None,
         video: Tensor | None = None,
         audio: Any = None,
         thinking: bool = False,
         skip_template: bool = False,
-        **kwargs: Any,
+        min_length: int | None = None,
+        system_prompt: str | None = None,
+        **unknown: Any,
     ) -> list[Token]:
-        for name, batch in (("image", image), ("video", video)):
-            if batch is not None and (batch.ndim != 4 or 0 in batch.shape):
-                raise ValueError(f"{name}: its shape is {list(batch.shape)}; connect an IMAGE, a batch of images.")
-        images, frames = (() if batch is None else batch for batch in (image, video))
-        if audio is not None:
+        refuse_unknown(unknown)
+        if not is_empty(audio):
             raise ValueError("audio: Ovis-U1 cannot hear; disconnect it.")
-        if len(images) and len(frames):
+        batches = images.values() if isinstance(images, Mapping) else [images] if _is_batch(images) else images or ()
+        seen = [*_images("image", image), *(one for batch in batches for one in _images("images", batch))]
+        frames = evenly(_images("video", video), MAX_FRAMES)
+        system_prompt = system_prompt or ""
+        if seen and frames:
             raise ValueError("video: Ovis-U1 looks at images or at a video, not at both; disconnect one of them.")
         if not skip_template:
-            return self.question(text, images, frames, thinking=thinking)
-        frames = evenly(frames, MAX_FRAMES)
-        self._check_length([text], images, frames)
-        pictures = self._look(images, frames)
-        return self.place([*(picture.kind for picture in pictures), text], pictures)
+            tokens = self.question(text, seen, frames, thinking=thinking, system_prompt=system_prompt)
+        elif system_prompt.strip():
+            raise ValueError("system_prompt: it needs the default template; turn the template on or empty this.")
+        else:
+            self._check_length([text], seen, frames)
+            pictures = self._look(seen, frames)
+            tokens = self.place([*(picture.kind for picture in pictures), text], pictures)
+        if min_length is not None and sequence_length(tokens) < min_length:
+            raise ValueError(f"min_length: Ovis-U1 reads no padding, got {min_length}; set it to 1 or leave it out.")
+        return tokens
 
     def blank(self, height: int, width: int) -> VisualInput:
         """The blank picture that stands for an image of height x width pixels yet to be made."""
@@ -146,14 +173,43 @@ class OvisTokenizer:
         """Pairs with the text of each token."""
         return [(p, "" if isinstance(p[0], VisualInput) else self.tokenizer.decode([p[0]])) for p in pairs]
 
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
-        """Text of token ids; of what the model wrote, the answer without its thoughts, where it came to one."""
-        thoughts, answer = thoughts_and_answer(token_ids)
-        return self.tokenizer.decode(answer or thoughts)
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids, a think block with its tags; callers split it off.
+
+        skip_special_tokens  False: with the names of the tokens that begin and end turns
+        """
+        return self.tokenizer.decode(token_ids, THINK_TAGS if skip_special_tokens else THINK_TAGS | SPECIAL_TOKENS)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What is saved with the weights besides them."""
         return self.carried.copy()
+
+
+def is_empty(value: Any) -> bool:
+    """Whether an option says nothing: None, False, or without elements."""
+    return value is None or value is False or (hasattr(value, "__len__") and len(value) == 0)
+
+
+def refuse_unknown(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for the first option that is not empty: it would change nothing, and nobody would know."""
+    for name, value in options.items():
+        if not is_empty(value):
+            raise ValueError(f"{name}: Ovis-U1 does not take this input; empty it, or remove the node that sets it.")
+
+
+def _is_batch(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4
+
+
+def _images(name: str, batch: Tensor | None) -> list[Tensor]:
+    """The images of a batch (n, height, width, channels)."""
+    if batch is None:
+        return []
+    if not isinstance(batch, Tensor):
+        raise ValueError(f"{name}: expected an IMAGE, a batch of images, got {type(batch).__name__}; connect an IMAGE.")
+    if batch.ndim != 4 or 0 in batch.shape:
+        raise ValueError(f"{name}: its shape is {list(batch.shape)}; connect an IMAGE, a batch of images.")
+    return list(batch)
 
 
 def _numbered(tokens: dict[str, list[list[tuple]]], number: bool) -> dict[str, list[list[tuple]]]:

@@ -93,7 +93,7 @@ def understand(
     return Answer(
         _text(tokenizer, answer, thinking),
         _text(tokenizer, thoughts, True),
-        Conversation(closed(tokens, ids, thinking, tokenizer), computed),
+        Conversation.of(closed(tokens, ids, thinking, tokenizer), computed),
     )
 
 

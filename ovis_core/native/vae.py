@@ -16,6 +16,7 @@ from ..config import VaeConfig
 from ..pixels import restore
 from ..weights_file import CheckpointError
 from .conditions import SOURCE, EditSource
+from .layers import keep_patchable
 
 
 def build_vae(config: VaeConfig, weights: dict[str, Tensor]) -> comfy.sd.VAE:
@@ -43,6 +44,7 @@ def build_vae(config: VaeConfig, weights: dict[str, Tensor]) -> comfy.sd.VAE:
         raise CheckpointError(f"VAE: tensor {some(missing)} missing; choose another file.")
     if vae.device.type == "cpu" and not args.use_split_cross_attention:
         _attend_by_torch(vae)
+    keep_patchable(vae.patcher)
     return vae
 
 

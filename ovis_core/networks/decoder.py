@@ -17,7 +17,15 @@ from torch.nn import functional as F
 from ..config import LATENT_PATCH, TIME_WIDTH, DecoderConfig
 from .layers import Layers
 from .packing import grid_size, pack, unpack
-from .patches import patched_attention, patched_input, run_double, run_single, scaled_positions
+from .patches import (
+    has_hooks,
+    may_keep_tensors,
+    patched_attention,
+    patched_input,
+    run_double,
+    run_single,
+    scaled_positions,
+)
 from .positions import RotaryTables, positions
 from .refiner import Refiner
 from .rotary import pair_table
@@ -61,12 +69,14 @@ class Decoder(nn.Module):
         y: Tensor,
         ref_latents: Sequence[Tensor] = (),
         transformer_options: dict[str, Any] | None = None,
+        text_lengths: Tensor | None = None,
     ) -> Tensor:
         """Velocity dx/dt of latents x at time t.
 
         x            (B, 4, H, W) latents in model space, at time `timestep` (B,): 1 noise, 0 image
         context, y   (B, L, hidden) text tokens and (B, hidden) vector, from `refine`
         ref_latents  reference images' latents (B, 4, h, w) in model space; the n-th has index n on the first axis
+        text_lengths (B,) int64: only the first so many text tokens count; None: all of them
         returns      (B, 4, H, W)
 
         `transformer_options` carries ComfyUI's patches, see `patches.py`.
@@ -94,12 +104,13 @@ class Decoder(nn.Module):
         else:
             pe = self.rotary_tables(txt.shape[1], grids, x.device)
             if patches or replace:
-                pe = pe.clone()  # theirs to change
+                pe = pe.clone()  # patches may modify it
+        mask = None if text_lengths is None else padding_mask(text_lengths, txt.shape[1], pe.shape[2], img.dtype)
 
         options |= {"total_blocks": len(self.double_blocks), "block_type": "double"}
         for i, block in enumerate(self.double_blocks):
             options["block_index"] = i
-            img, txt = run_double(block, replace.get(("double_block", i)), img, txt, vec, pe, options)
+            img, txt = run_double(block, replace.get(("double_block", i)), img, txt, vec, pe, options, mask)
 
         x, text_length = torch.cat((txt, img), dim=1), txt.shape[1]
         del img, txt
@@ -107,7 +118,7 @@ class Decoder(nn.Module):
         options["img_slice"] = [text_length, x.shape[1]]
         for i, block in enumerate(self.single_blocks):
             options["block_index"] = i
-            x = run_single(block, replace.get(("single_block", i)), x, vec, pe, options)
+            x = run_single(block, replace.get(("single_block", i)), x, vec, pe, options, mask)
 
         x = self.final_layer(x[:, text_length : text_length + image_length], vec)
         return unpack(x, height, width)
@@ -124,13 +135,19 @@ class DoubleBlock(nn.Module):
         self.img_mod = Modulation(hidden, 3, layers)
         self.img_attn = AttentionWeights(config, layers)
         self.img_self_attn = AttentionWeights(config, layers)
-        self.img_mlp = gelu_mlp(hidden, mlp_hidden, layers)
+        self.img_mlp = GeluMlp(hidden, mlp_hidden, layers)
         self.txt_mod = Modulation(hidden, 2, layers)
         self.txt_attn = AttentionWeights(config, layers)
-        self.txt_mlp = gelu_mlp(hidden, mlp_hidden, layers)
+        self.txt_mlp = GeluMlp(hidden, mlp_hidden, layers)
 
     def forward(
-        self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, options: dict[str, Any]
+        self,
+        img: Tensor,
+        txt: Tensor,
+        vec: Tensor,
+        pe: Tensor,
+        options: dict[str, Any],
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """img (B, N, hidden), references included, and txt (B, L, hidden) -> the same; vec (B, hidden)."""
         joint, mlp, own = self.img_mod(vec)
@@ -145,7 +162,8 @@ class DoubleBlock(nn.Module):
         txt_qkv = self.txt_attn.project(modulated_norm(txt, txt_joint.shift, txt_joint.factor))
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_qkv, img_qkv, strict=True))
         del img_qkv, txt_qkv
-        attn = patched_attention(self.attention, q, k, v, pe, options | {"img_slice": [text_length, q.shape[2]]})
+        joint_options = options | {"img_slice": [text_length, q.shape[2]]}
+        attn = patched_attention(self.attention, q, k, v, pe, joint_options, mask)
         del q, k, v
 
         img = torch.addcmul(img, joint.gate, self.img_attn.proj(attn[:, text_length:]))
@@ -171,19 +189,21 @@ class SingleBlock(nn.Module):
         self.norm = NormedHeads(hidden // config.num_heads, layers)
         self.modulation = Modulation(hidden, 1, layers)
 
-    def forward(self, x: Tensor, vec: Tensor, pe: Tensor, options: dict[str, Any]) -> Tensor:
+    def forward(
+        self, x: Tensor, vec: Tensor, pe: Tensor, options: dict[str, Any], mask: Tensor | None = None
+    ) -> Tensor:
         """x (B, L + N, hidden): text, image, references -> the same."""
         (mod,) = self.modulation(vec)
         qkv_mlp = self.linear1(modulated_norm(x, mod.shift, mod.factor))
         qkv, mlp = qkv_mlp.split(self.split, dim=-1)
         q, k, v = self.norm(qkv)
-        attn = patched_attention(self.attention, q, k, v, pe, options)
+        attn = patched_attention(self.attention, q, k, v, pe, options, mask)
         del qkv, q, k, v
-        if keeps_inputs() or options.get("patches", {}).get("attn1_patch"):
-            joined = torch.cat((attn, gelu(mlp)), dim=-1).flatten(0, 1)
+        if keeps_inputs() or may_keep_tensors(options) or has_hooks(self.linear1, *self.norm.modules()):
+            joined = torch.cat((attn, F.gelu(mlp, approximate="tanh")), dim=-1).flatten(0, 1)
         else:
-            # Nobody needs v any more: with attention's output in its place the two stand side by side already.
-            gelu(mlp)
+            # v is not used after this: with attention's output in its place the two stand side by side already.
+            torch.ops.aten.gelu_(mlp, approximate="tanh")
             joined = qkv_mlp[..., -(attn.shape[-1] + mlp.shape[-1]) :].flatten(0, 1)
             joined[:, : attn.shape[-1]] = attn.flatten(0, 1)
         return torch.addcmul(x, mod.gate, self.linear2(joined).unflatten(0, x.shape[:2]))
@@ -270,27 +290,34 @@ class Embedder(nn.Module):
         return self.out_layer(F.silu(self.in_layer(x)))
 
 
-class Gelu(nn.Module):
-    """`gelu` between a network's layers."""
+class GeluMlp(nn.Sequential):
+    """Linear, GELU (tanh), Linear."""
+
+    def __init__(self, hidden: int, mlp_hidden: int, layers: Layers) -> None:
+        super().__init__(
+            layers.linear(hidden, mlp_hidden), nn.GELU(approximate="tanh"), layers.linear(mlp_hidden, hidden)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
-        return gelu(x)
-
-
-def gelu_mlp(hidden: int, mlp_hidden: int, layers: Layers) -> nn.Sequential:
-    """Linear, GELU (tanh), Linear."""
-    return nn.Sequential(layers.linear(hidden, mlp_hidden), Gelu(), layers.linear(mlp_hidden, hidden))
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU (tanh), in the place of x where that may be overwritten."""
-    return F.gelu(x, approximate="tanh") if keeps_inputs() else torch.ops.aten.gelu_(x, approximate="tanh")
+        """x (..., hidden) -> the same."""
+        into, activation, out = self
+        x = into(x)
+        if keeps_inputs() or has_hooks(into, activation):
+            return out(activation(x))
+        return out(torch.ops.aten.gelu_(x, approximate="tanh"))
 
 
 def keeps_inputs() -> bool:
-    """Whether what was computed must stay as it is: for training's way back, or for a compiler that fuses anyway."""
+    """Whether what was computed must stay as it is: for the backward pass, or for a compiler that fuses anyway."""
     return torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
+def padding_mask(lengths: Tensor, text: int, length: int, dtype: torch.dtype) -> Tensor:
+    """What attention adds to its scores, (B, 1, 1, length), where of `text` tokens the first `lengths` (B,) count."""
+    place = torch.arange(length, device=lengths.device)
+    padding = (place < text) & (place >= lengths[:, None])
+    mask = torch.zeros(padding.shape, dtype=dtype, device=lengths.device)
+    return mask.masked_fill_(padding, torch.finfo(dtype).min)[:, None, None]
 
 
 def modulated_norm(x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:

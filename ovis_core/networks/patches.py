@@ -1,12 +1,13 @@
 """Where ComfyUI's patches for FLUX take hold of the decoder: its input, its blocks and their attention.
 
 They lie in `transformer_options`: `rope_options`; `post_input`, `attn1_patch` and `attn1_output_patch` under "patches";
-blocks that take another's place under "patches_replace".
+blocks that take another's place under "patches_replace"; `optimized_attention_override`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,63 @@ from .attention import Attention
 
 Patch = Callable[..., Any]
 Args = dict[str, Any]
+
+SLOTS = {"post_input", "attn1_patch", "attn1_output_patch"}
+BLOCKS = {"double_block", "single_block"}
+
+
+def check_patches(options: dict[str, Any]) -> None:
+    """Raises ValueError for a patch of a layer that the decoder does not have, and which would have no effect."""
+    for slot, patch in _foreign(options):
+        raise ValueError(
+            f"model: a node ({origin(patch)}) patches {slot}, which Ovis-U1 does not have; remove the node, it is made "
+            "for other models."
+        )
+
+
+def _foreign(options: dict[str, Any]) -> Iterator[tuple[str, Patch]]:
+    patches = options.get("patches", {})
+    for slot, found in patches.items():
+        for patch in found:
+            if slot not in SLOTS:
+                yield slot, patch
+    for patch in patches.get("attn1_patch", ()):
+        if not _is_called_as_here(patch):
+            yield "the attention of U-Nets", patch
+    for kind, places in options.get("patches_replace", {}).items():
+        for place, patch in places.items():
+            if kind != "dit":
+                yield f"{kind} of U-Nets", patch
+            elif place[0] not in BLOCKS:
+                yield f"the blocks {place[0]}", patch
+
+
+def _is_called_as_here(patch: Patch) -> bool:
+    """U-Nets call theirs with other arguments."""
+    try:
+        inspect.signature(patch).bind(None, None, None, pe=None, attn_mask=None, extra_options=None)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
+
+
+def origin(patch: Patch) -> str:
+    """The module that a patch comes from, by which people know the node."""
+    module = getattr(patch, "__module__", None) or type(patch).__module__
+    # ComfyUI names the modules of nodes by their paths.
+    return module.replace("\\", "/").rpartition("/")[2].removeprefix("comfy_extras.")
+
+
+def may_keep_tensors(options: dict[str, Any]) -> bool:
+    """Whether someone else holds q, k, v or a block's input, which may then not be written over."""
+    return any(options.get(name) for name in ("patches", "patches_replace", "optimized_attention_override"))
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """Whether torch hooks see what these modules take or return."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 def patched_input(
@@ -47,40 +105,54 @@ def run_double(
     vec: Tensor,
     pe: Tensor,
     options: dict[str, Any],
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Image and text tokens after a double block, or after what takes its place."""
+    """Image and text tokens after a double block, or after what takes its place; `mask` of the joint attention."""
     if replacement is None:
-        return block(img, txt, vec, pe, options)
+        return block(img, txt, vec, pe, options, mask)
 
     def original(args: Args) -> Args:
-        img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], args.get("transformer_options", options))
+        own = args.get("transformer_options", options)
+        img, txt = block(args["img"], args["txt"], args["vec"], args["pe"], own, args.get("attn_mask"))
         return {"img": img, "txt": txt}
 
-    args = {"img": img, "txt": txt, "vec": vec, "pe": pe, "transformer_options": options}
+    args = {"img": img, "txt": txt, "vec": vec, "pe": pe, "attn_mask": mask, "transformer_options": options}
     out = replacement(args, {"original_block": original})
     return out["img"], out["txt"]
 
 
 def run_single(
-    block: nn.Module, replacement: Patch | None, x: Tensor, vec: Tensor, pe: Tensor, options: dict[str, Any]
+    block: nn.Module,
+    replacement: Patch | None,
+    x: Tensor,
+    vec: Tensor,
+    pe: Tensor,
+    options: dict[str, Any],
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Text and image tokens in one after a single block, or after what takes its place."""
+    """Text and image tokens in one after a single block, or after what takes its place; `mask` of the attention."""
     if replacement is None:
-        return block(x, vec, pe, options)
+        return block(x, vec, pe, options, mask)
 
     def original(args: Args) -> Args:
-        return {"img": block(args["img"], args["vec"], args["pe"], args.get("transformer_options", options))}
+        own = args.get("transformer_options", options)
+        return {"img": block(args["img"], args["vec"], args["pe"], own, args.get("attn_mask"))}
 
-    args = {"img": x, "vec": vec, "pe": pe, "transformer_options": options}
+    args = {"img": x, "vec": vec, "pe": pe, "attn_mask": mask, "transformer_options": options}
     return replacement(args, {"original_block": original})["img"]
 
 
 def patched_attention(
-    attention: Attention, q: Tensor, k: Tensor, v: Tensor, pe: Tensor, options: dict[str, Any]
+    attention: Attention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pe: Tensor,
+    options: dict[str, Any],
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Joint attention, q, k, v (B, heads, L + N, D) -> (B, L + N, hidden), between its two kinds of patches."""
     patches = options.get("patches", {})
-    mask = None
     for patch in patches.get("attn1_patch", ()):
         out = patch(q, k, v, pe=pe, attn_mask=mask, extra_options=options)
         q, k, v = out.get("q", q), out.get("k", k), out.get("v", v)

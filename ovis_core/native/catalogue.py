@@ -1,0 +1,59 @@
+"""The models that Ovis-U1 Load Model offers: those in ComfyUI's folders, then the one that comes with the pack."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import folder_paths
+
+from .. import built_in
+from ..checkpoint import Checkpoint, open_model
+from . import folders
+
+FOLDER = "ovis_u1"  # in ComfyUI's folder for temporary files
+
+
+def names() -> list[str]:
+    """What the loader lists. The built-in model comes last, so it is the default only if there is no other."""
+    found = [name for name in folders.find_models() if name != built_in.NAME]
+    return [*found, built_in.NAME] if built_in.is_there() else found
+
+
+def missing(name: str) -> str:
+    """Why no model has this name, and what to do; empty if one has it."""
+    if _is_built_in(name):
+        return ""
+    problem = folders.missing(name)
+    if problem and names() == [built_in.NAME]:
+        return f"{problem} {built_in.NAME!r} works without a download: it draws {built_in.DRAWS}."
+    return problem
+
+
+def fingerprint(name: str) -> str:
+    """Changes when the model's files do."""
+    if _is_built_in(name):
+        return built_in.fingerprint()
+    path = folders.find_model(name)
+    return name if path is None else folders.fingerprint(path)
+
+
+def open_named(name: str) -> Checkpoint:
+    """Opens and checks the model of this name; the built-in one is unpacked first.
+
+    Raises ValueError if there is none, and `CheckpointError` if it cannot be used.
+    """
+    if _is_built_in(name):
+        file = built_in.unpack(Path(folder_paths.get_temp_directory()) / FOLDER)
+        side = built_in.SIDE
+        logging.info("Ovis-U1: %s draws %s, at %d x %d pixels.", built_in.NAME, built_in.DRAWS, side, side)
+        return dataclasses.replace(open_model(file), side=side)
+    path = folders.find_model(name)
+    if path is None:
+        raise ValueError(missing(name))
+    return open_model(path)
+
+
+def _is_built_in(name: str) -> bool:
+    return name == built_in.NAME and built_in.is_there()

@@ -1,0 +1,41 @@
+"""Warnings to a person whose model was trained on pictures of one size only, on the console and on the node."""
+
+from __future__ import annotations
+
+import logging
+
+from comfy_execution.utils import get_executing_context
+
+from ..sizes import understanding_size
+from .progress import show_text
+
+_last: tuple[object, str] | None = None
+
+
+def warn_of_size(side: int | None, height: int, width: int) -> None:
+    """Warns if an image of height x width pixels is to be made by a model that makes side x side only."""
+    if side is not None and (height, width) != (side, side):
+        _warn(
+            f"This model was trained on pictures of {side} x {side} pixels, and {width} x {height} will not look "
+            f"right; set width and height to {side}, or load another model."
+        )
+
+
+def warn_of_picture(side: int | None, height: int, width: int) -> None:
+    """Warns if a question is about a picture that comes in another size than those the model was trained on."""
+    if side is not None and understanding_size(height, width) != understanding_size(side, side):
+        _warn(
+            f"This model was trained on pictures of {side} x {side} pixels, and its answer about one of {width} x "
+            f"{height} may be wrong; scale the picture to {side} x {side}, or load another model."
+        )
+
+
+def _warn(text: str) -> None:
+    # Once for each run of a node, which may bring several conditions or pictures.
+    global _last
+    context = get_executing_context()
+    if context is not None and (context, text) == _last:
+        return
+    _last = context, text
+    logging.warning("Ovis-U1: %s", text)
+    show_text(text)

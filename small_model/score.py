@@ -1,0 +1,262 @@
+"""How good the trained stages are, on combinations and phrasings that training never met: `score.py --folder FOLDER`.
+
+It runs the pack's networks in plain torch. `benchmarks/evaluate.py shapes` scores the exported checkpoint in ComfyUI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import stage_decoder
+import stage_language
+import stage_vae
+import torch
+import words
+import world
+from networks import (
+    TOKENS,
+    Conditioner,
+    after_picture,
+    encode,
+    join,
+    logits,
+    patches,
+    positions,
+    prompts,
+    row,
+    see,
+    states,
+)
+from torch import Tensor
+
+Scores = dict[str, float]
+
+
+class Scorer:
+    """The trained stages of one folder."""
+
+    def __init__(self, folder: Path, test: bool = True) -> None:
+        self.test = test
+        self.model = stage_language.load(folder)
+        self.conditioner = Conditioner(self.model)
+        if (folder / "vae.safetensors").is_file():
+            self.vae = stage_vae.load(folder)
+        if (folder / "decoder.safetensors").is_file():
+            self.decoder = stage_decoder.load(folder)
+            self.blank, self.blank_kept = stage_decoder.blank_prefix(self.conditioner)
+            self.without_text = torch.cat((self.blank, *self._texts([prompts.unconditional()], self.blank_kept, [0])))
+
+    def _texts(self, asked: list, kept: list, owner: list[int]) -> list[Tensor]:
+        return self.conditioner.text([after_picture(parts) for parts in asked], kept, owner)
+
+    # ---- pictures
+
+    def painted(self, count: int, guidance: float = 5.0, steps: int = 20) -> tuple[Scores, list[tuple[str, Tensor]]]:
+        """Text to image."""
+        rng = random.Random(101)
+        scenes = [world.make_scene(rng, self.test) for _ in range(count)]
+        texts = [words.caption(scene, rng, self.test) for scene in scenes]
+        own = self._texts([prompts.text_to_image(text) for text in texts], self.blank_kept, [0] * count)
+        conditions = [torch.cat((self.blank, text)) for text in own]
+        pictures = self._sample(
+            conditions, lambda c, _: [(self.without_text.expand(len(c), -1, -1), ()), (c, ())], [guidance], steps
+        )
+        return self._judged("paint", pictures, scenes), list(zip(texts, pictures, strict=True))
+
+    def edited(
+        self, count: int, text_guidance: float = 6.0, image_guidance: float = 1.5, steps: int = 20
+    ) -> tuple[Scores, list]:
+        """Edits, a third of each kind."""
+        rng = random.Random(102)
+        conditions, plain, sources, scenes, texts, befores, kinds = [], [], [], [], [], [], []
+        for i in range(count):
+            kind = stage_decoder.KINDS_OF_EDITS[i % 3]
+            before = world.make_scene(rng, False)
+            text, after = words.edit(before, kind, rng, self.test)
+            picture = world.draw([before])
+            prefix, kept = self.conditioner.picture(picture)
+            asked, without = self._texts([prompts.about_image(text), prompts.unconditional()], kept, [0, 0])
+            conditions.append(torch.cat((prefix[0], asked)))
+            plain.append(torch.cat((prefix[0], without)))
+            sources.append(stage_vae.to_latents(self.vae, picture)[0])
+            scenes.append(after)
+            texts.append(text)
+            befores.append(picture[0])
+            kinds.append(kind)
+
+        def branches(c: Tensor, part: list[int]) -> list[stage_decoder.Branch]:
+            reference = (torch.stack([sources[i] for i in part]),)
+            image_only = torch.stack([plain[i] for i in part])
+            return [(self.without_text.expand(len(c), -1, -1), ()), (image_only, reference), (c, reference)]
+
+        pictures = self._sample(conditions, branches, [image_guidance, text_guidance], steps)
+        scores = self._judged("edit", pictures, scenes)
+        for kind in dict.fromkeys(kinds):
+            mine = [i for i, k in enumerate(kinds) if k == kind]
+            scores |= {
+                f"edit {kind}": self._judged("edit", [pictures[i] for i in mine], [scenes[i] for i in mine])[
+                    "edit right and kept"
+                ]
+            }
+        return scores, list(zip(texts, befores, pictures, strict=True))
+
+    def _sample(self, conditions: list[Tensor], branches: Callable, scales: list[float], steps: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(7)
+        noise = torch.randn(len(conditions), 4, 16, 16, generator=generator)
+        out: list[Tensor] = [torch.empty(0)] * len(conditions)
+        lengths: dict[int, list[int]] = {}
+        for i, condition in enumerate(conditions):
+            lengths.setdefault(len(condition), []).append(i)
+        for members in lengths.values():
+            for begin in range(0, len(members), 16):
+                part = members[begin : begin + 16]
+                c = torch.stack([conditions[i] for i in part])
+                z = stage_decoder.sample(self.decoder, noise[part], branches(c, part), scales, steps)
+                for i, picture in zip(part, stage_vae.to_pictures(self.vae, z), strict=True):
+                    out[i] = picture
+        return out
+
+    def _judged(self, name: str, pictures: list[Tensor], scenes: list[world.Scene]) -> Scores:
+        seen = [world.look(picture) for picture in pictures]
+        pairs = list(zip(seen, scenes, strict=True))
+        whole = [(a.shapes[0] if a.shapes else None, b.shape) for a, b in pairs]
+        return {
+            f"{name} shape": _share(a is not None and a.kind == b.kind for a, b in whole),
+            f"{name} colour": _share(a is not None and a.colour == b.colour for a, b in whole),
+            f"{name} background": _share(a.background == b.background for a, b in pairs),
+            f"{name} right": _share(world.same(a, b) for a, b in pairs),
+            f"{name} right and kept": _share(world.same(a, b) and world.kept(a, b) for a, b in pairs),
+            f"{name} fit": sum(a.fit if a else 0 for a, _ in whole) / len(whole),
+        }
+
+    # ---- words
+
+    def answered(self, count: int) -> tuple[Scores, list[tuple[str, str, str]]]:
+        """Questions of every kind, the description, and the second question of a chat, word for word."""
+        rng, right, shown = random.Random(103), {}, []
+        for i in range(count):
+            scene = world.make_scene(rng, self.test, 1 + i % 2)
+            seen, _ = see(self.model, patches(world.draw([scene]), False), torch.arange(TOKENS)[None])
+            for kind in words.kinds_of_questions(scene):
+                question, answer = words.ask(scene, kind, rng, self.test)
+                said = self.write(seen, prompts.question(question, 1))
+                right.setdefault(kind, []).append(said == answer)
+                shown.append((question, answer, said))
+            if len(scene.shapes) == 2:
+                question, first = words.ask(scene, "side", rng, self.test)
+                said = self.write(seen, prompts.question(question, 1))
+                again = rng.choice(words.NEW_FOLLOW_UPS if self.test else words.FOLLOW_UPS)
+                turns = [
+                    *prompts.question(question, 1),
+                    *prompts.answer_start(),
+                    said,
+                    *prompts.answer_end(),
+                    *prompts.user_turn([again]),
+                ]
+                second = self.write(seen, turns)
+                answer = next(shape.colour for shape in scene.shapes if shape.kind == first)
+                right.setdefault("chat", []).append(second == answer)
+                shown.append((f"{question} {said} {again}", answer, second))
+        return {f"ask {kind}": _share(values) for kind, values in right.items()}, shown
+
+    def write(self, seen: Tensor, parts: list, most: int = 20) -> str:
+        """The likeliest words after a prompt about one picture."""
+        from networks import tokenizer, used_tokens
+
+        ids, written = encode([*parts, *prompts.answer_start()]), []
+        end = row(prompts.Control.TURN_END)
+        while len(written) < most:
+            all_ids = torch.tensor([ids + written])
+            at = positions(torch.arange(TOKENS)[None], all_ids.shape[1])
+            final, _ = states(self.model, join(self.model, all_ids, seen), at)
+            best = int(logits(self.model, final[0, -1:]).argmax())
+            if best == end or best >= len(used_tokens()):
+                break
+            written.append(best)
+        return tokenizer().decode([used_tokens()[i] for i in written])
+
+    def chosen(self, count: int) -> Scores:
+        """Of four pictures the one that fits a caption, by the probability of yes."""
+        rng, hits = random.Random(104), []
+        yes, no = (encode([word])[0] for word in ("yes", "no"))
+        for _ in range(count):
+            scene = world.make_scene(rng, self.test)
+            others = [words.edit(scene, kind, rng, self.test)[1] for kind in words.EDITS]
+            order = [scene, *others]
+            rng.shuffle(order)
+            question = words.QUESTIONS["judge"][0].format(d=words.caption(scene, rng, self.test))
+            seen, _ = see(self.model, patches(world.draw(order), False), torch.arange(TOKENS).expand(4, -1))
+            ids = torch.tensor([encode([*prompts.question(question, 1), *prompts.answer_start()])]).expand(4, -1)
+            final, _ = states(
+                self.model, join(self.model, ids, seen), positions(torch.arange(TOKENS).expand(4, -1), ids.shape[1])
+            )
+            answer = logits(self.model, final[:, -1])
+            hits.append(order[int((answer[:, yes] - answer[:, no]).argmax())] == scene)
+        return {"judge": _share(hits)}
+
+
+def _share(values: object) -> float:
+    values = list(values)
+    return sum(values) / max(1, len(values))
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Score the trained stages in a folder.")
+    parser.add_argument("--folder", type=Path, default=Path("small_model_run"))
+    parser.add_argument("--count", type=int, default=200, help="cases of each task")
+    parser.add_argument("--tasks", default="paint,edit,ask,judge")
+    parser.add_argument("--seen", action="store_true", help="on what training shows")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    scorer, scores, begun = Scorer(args.folder, not args.seen), {}, time.time()
+    tasks = args.tasks.split(",")
+    if "ask" in tasks:
+        found, shown = scorer.answered(args.count)
+        scores |= found
+        for question, answer, said in shown[:12]:
+            print(f"  {question} -> {said!r}" + ("" if said == answer else f", not {answer!r}"))
+    if "judge" in tasks:
+        scores |= scorer.chosen(args.count)
+    if "paint" in tasks:
+        found, shown = scorer.painted(args.count)
+        scores |= found
+        sheet([(text, picture) for text, picture in shown[:32]], args.folder / "painted.png")
+    if "edit" in tasks:
+        found, shown = scorer.edited(args.count)
+        scores |= found
+        sheet(
+            [pair for text, before, after in shown[:24] for pair in (("", before), (text, after))],
+            args.folder / "edited.png",
+        )
+    print(
+        json.dumps({name: round(value, 3) for name, value in scores.items()}, indent=1), f"{time.time() - begun:.0f} s"
+    )
+    return 0
+
+
+def sheet(pictures: list[tuple[str, Tensor]], file: Path, columns: int = 8) -> None:
+    """Saves pictures in rows, with their words below."""
+    from PIL import Image, ImageDraw
+
+    rows, cell = -(-len(pictures) // columns), world.SIDE + 4
+    page = Image.new("RGB", (columns * cell, rows * (cell + 12)), (128, 128, 128))
+    for i, (text, picture) in enumerate(pictures):
+        pixels = Image.fromarray((picture.clamp(0, 1).permute(1, 2, 0) * 255).round().byte().numpy())
+        x, y = i % columns * cell, i // columns * (cell + 12)
+        page.paste(pixels, (x, y))
+        ImageDraw.Draw(page).text((x + 1, y + world.SIDE), text[:22], fill=(255, 255, 255))
+    page.save(file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

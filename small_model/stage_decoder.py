@@ -1,0 +1,257 @@
+"""The decoder: latents and conditions of many scenes, computed once, and the training on them.
+
+Scenes come in families of four: a scene, and the same with another colour, another shape, another ground. Each is a
+picture to be made from text, and the first and each other are an edit of one another.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import stage_language
+import stage_vae
+import torch
+import words
+import world
+from networks import Conditioner, after_picture, core, make_decoder, prompts
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from training import Muon, Run, average, cosine, load_module, set_rate
+
+FAMILIES = 1200
+PART = 50  # families in one file
+STEPS = 5000
+BATCH = 16
+RATE = 2.5e-3
+SHORT, FULL = (32, 48, 80), (300, 270)  # tokens of a condition; the full ones are for text to image and for edits
+FULL_SHARE = 0.9  # of the steps with short conditions
+DROPPED = 0.1  # share without the text, for guidance
+SHIFT = core.schedule.shift_for(64)
+KINDS_OF_EDITS = tuple(words.EDITS)
+
+
+# ---- data
+
+
+def family(rng: random.Random) -> tuple[list[world.Scene], list[str]]:
+    """A scene with three changes of it that training may show, and two captions of each scene."""
+    while True:
+        scene = world.make_scene(rng, False)
+        changed = [words.edit(scene, kind, rng)[1] for kind in KINDS_OF_EDITS]
+        if not any(world.is_held_out(other) for other in changed):
+            scenes = [scene, *changed]
+            return scenes, [words.caption(one, rng) for one in scenes for _ in range(2)]
+
+
+def edits(scenes: list[world.Scene], rng: random.Random) -> list[tuple[int, int, str]]:
+    """(from, to, instruction) between a family's first scene and each other, both ways; two phrasings of the former."""
+    made = []
+    for i, kind in enumerate(KINDS_OF_EDITS, 1):
+        for a, b in ((0, i), (0, i), (i, 0)):
+            made.append((a, b, words.instruction(scenes[a], scenes[b], kind, rng)))
+    return made
+
+
+@torch.no_grad()
+def write_latents(folder: Path, worker: int = 0, workers: int = 1) -> None:
+    """Latents of every family, by the trained VAE; in files, of which those that are there are kept."""
+    vae = stage_vae.load(folder)
+
+    def make(families: list[tuple[list[world.Scene], list[str]]]) -> dict[str, Tensor]:
+        return {"latents": torch.cat([stage_vae.to_latents(vae, world.draw(scenes)) for scenes, _ in families])}
+
+    _write_parts(folder, "latents", make, worker, workers)
+
+
+@torch.no_grad()
+def write_conditions(folder: Path, worker: int = 0, workers: int = 1) -> None:
+    """Conditions of every family, by the trained language model; in files as the latents."""
+    conditioner = Conditioner(stage_language.load(folder))
+    _, blank = blank_prefix(conditioner)
+    _write_parts(folder, "conditions", lambda families: _conditions(families, conditioner, blank), worker, workers)
+
+
+def _write_parts(folder: Path, name: str, make: Callable[..., dict[str, Tensor]], worker: int, workers: int) -> None:
+    for part in range(worker, FAMILIES // PART, workers):
+        file = folder / "data" / f"{name}-{part:04}.safetensors"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            rng = random.Random(f"family {part}")
+            save_file(make([family(rng) for _ in range(PART)]), file.with_suffix(".new"))
+            file.with_suffix(".new").replace(file)
+            print(f"{name}: part {part + 1} of {FAMILIES // PART}", flush=True)
+
+
+def blank_prefix(conditioner: Conditioner) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Condition (261, 2 * hidden) and keys and values of the blank picture of text to image."""
+    prefix, kept = conditioner.picture(torch.ones(1, 3, world.SIDE, world.SIDE))
+    return prefix[0], kept
+
+
+def _conditions(families: list, conditioner: Conditioner, blank: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    rng = random.Random(1)
+    prefixes, captions, instructions, plain, links = [], [], [], [], []
+    for begin, (scenes, texts) in enumerate(families):
+        rows = [after_picture(prompts.text_to_image(text)) for text in texts]
+        captions += conditioner.text(rows, blank, [0] * len(rows))
+        prefix, kept = conditioner.picture(world.draw(scenes))
+        prefixes.append(prefix)
+        made = edits(scenes, rng)
+        rows = [after_picture(prompts.about_image(text)) for _, _, text in made]
+        instructions += conditioner.text(rows, kept, [a for a, _, _ in made])
+        links += [(4 * begin + a, 4 * begin + b) for a, b, _ in made]
+        plain += conditioner.text([after_picture(prompts.unconditional())] * 4, kept, range(4))
+    return {
+        "prefixes": torch.cat(prefixes).half(),
+        "links": torch.tensor(links),
+        "plain": torch.stack(plain).half(),
+        **_ragged("captions", captions),
+        **_ragged("instructions", instructions),
+    }
+
+
+def _ragged(name: str, rows: list[Tensor]) -> dict[str, Tensor]:
+    return {name: torch.cat(rows).half(), f"{name}_lengths": torch.tensor([len(row) for row in rows])}
+
+
+class Data:
+    """Every part in memory, as lists."""
+
+    def __init__(self, folder: Path) -> None:
+        self.latents: list[Tensor] = []
+        self.prefixes: list[Tensor] = []
+        self.captions: list[Tensor] = []
+        self.instructions: list[Tensor] = []
+        self.plain: list[Tensor] = []
+        self.links: list[tuple[int, int]] = []
+        for file in sorted((folder / "data").glob("latents-*.safetensors")):
+            part, begin = load_file(file.with_name(file.name.replace("latents", "conditions"))), len(self.latents)
+            self.latents += load_file(file)["latents"].unbind()
+            self.prefixes += part["prefixes"].unbind()
+            self.plain += part["plain"].unbind()
+            self.captions += part["captions"].split(part["captions_lengths"].tolist())
+            self.instructions += part["instructions"].split(part["instructions_lengths"].tolist())
+            self.links += [(begin + a, begin + b) for a, b in part["links"].tolist()]
+        self.targets: dict[int, list[int]] = {}
+        for a, b in self.links:
+            self.targets.setdefault(a, []).append(b)
+
+
+# ---- training
+
+
+def train(folder: Path, scale: float = 1.0) -> None:
+    """The whole stage; latents and conditions have been written."""
+    data, decoder = Data(folder), make_decoder()
+    batches = Batches(data, Conditioner(stage_language.load(folder)))
+    matrices = [w for name, w in decoder.named_parameters() if w.ndim == 2 and "blocks" in name]
+    others = [w for w in decoder.parameters() if not any(w is matrix for matrix in matrices)]
+    optimizers = [Muon(matrices, RATE), torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)]
+    mean = copy.deepcopy(decoder).requires_grad_(False)
+
+    def step(i: int, steps: int) -> dict[str, float]:
+        set_rate(optimizers, RATE * cosine(i, steps, 40, hold=0.4))
+        kind = ("text", "edit")[i % 2]
+        z, condition, reference = batches.make(kind, BATCH, i >= FULL_SHARE * steps)
+        t = times(len(z))
+        noise, at = torch.randn_like(z), t.view(-1, 1, 1, 1)
+        velocity = decoder((1 - at) * z + at * noise, t, *decoder.refine(condition), ref_latents=reference)
+        loss = F.mse_loss(velocity, noise - z)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        average(mean, decoder, i)
+        return {kind: loss.item()}
+
+    Run(folder, "decoder", {"model": mean, "trained": decoder}, optimizers).train(step, round(STEPS * scale))
+
+
+def times(count: int) -> Tensor:
+    """Times (count,) of a shifted logit-normal distribution, with a few spread evenly."""
+    u = torch.sigmoid(1.2 * torch.randn(count))
+    u = torch.where(torch.rand(count) < 0.1, torch.rand(count), u)
+    return math.exp(SHIFT) * u / (1 + (math.exp(SHIFT) - 1) * u)
+
+
+class Batches:
+    """Draws training examples."""
+
+    def __init__(self, data: Data, conditioner: Conditioner) -> None:
+        self.data = data
+        with torch.no_grad():
+            self.blank, kept = blank_prefix(conditioner)
+            (self.without_text,) = conditioner.text([after_picture(prompts.unconditional())], kept, [0])
+        self.template = template_length()
+        self.constant = torch.cat((self.blank, data.captions[0][: self.template].float()))
+
+    def make(self, kind: str, count: int, full: bool) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Latents (B, 4, 16, 16), conditions (B, T, 2 * hidden), and the references of edits."""
+        length = FULL[kind == "edit"] if full else random.choice(SHORT)
+        if kind == "text":
+            rows = [self._text(length) for _ in range(count)]
+            return torch.stack([z for z, _ in rows]), torch.stack([c for _, c in rows]), ()
+        drawn = [self._edit(length) for _ in range(count)]
+        z, c, reference = (torch.stack(column) for column in zip(*drawn, strict=True))
+        return z, c, (reference,)
+
+    def _text(self, length: int) -> tuple[Tensor, Tensor]:
+        i = random.randrange(len(self.data.latents))
+        z = self.data.latents[i]
+        if random.random() < DROPPED:
+            return z, filled(self.without_text, self.blank, length)
+        caption = self.data.captions[2 * i + random.randrange(2)].float()
+        return z, filled(caption[self.template :], self.constant, length)
+
+    def _edit(self, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        data, i = self.data, random.randrange(len(self.data.links))
+        before, after = data.links[i]
+        text = data.instructions[i]
+        if random.random() < DROPPED:  # with the picture alone, any of its edits is as likely
+            text, after = data.plain[before], random.choice(data.targets[before])
+        return data.latents[after], filled(text.float(), data.prefixes[before].float(), length), data.latents[before]
+
+
+def filled(text: Tensor, others: Tensor, length: int) -> Tensor:
+    """All of a prompt's own tokens behind as many of the others, drawn by chance, as make `length` together."""
+    chosen = torch.randperm(len(others))[: length - len(text)].sort().values
+    return torch.cat((others[chosen], text))
+
+
+def template_length() -> int:
+    """Tokens of the text-to-image template before the user's own."""
+    a, b = (after_picture(prompts.text_to_image(text)) for text in ("a red circle", "purple square"))
+    return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y) - 1
+
+
+def load(folder: Path, name: str = "decoder") -> nn.Module:
+    """The trained decoder, its weights averaged."""
+    return load_module(folder, name, make_decoder()).requires_grad_(False)
+
+
+# ---- sampling, to score it without ComfyUI
+
+Branch = tuple[Tensor, tuple[Tensor, ...]]  # a condition (B, L, 2 * hidden), and references
+
+
+@torch.no_grad()
+def sample(decoder: nn.Module, noise: Tensor, branches: list[Branch], scales: list[float], steps: int = 20) -> Tensor:
+    """Latents by Euler steps on the model's schedule; branches from the least to the most informed."""
+    refined = [(*decoder.refine(condition), references) for condition, references in branches]
+    x, path = noise, core.schedule.shifted_times(steps, SHIFT)
+    for t, following in pairwise(path):
+        at = torch.full((len(x),), t)
+        answers = [decoder(x, at, context, y, ref_latents=references) for context, y, references in refined]
+        velocity = answers[0]
+        for scale, less, more in zip(scales, answers, answers[1:], strict=False):
+            velocity = velocity + scale * (more - less)
+        x = x + (following - t) * velocity
+    return x
