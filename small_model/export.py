@@ -7,15 +7,14 @@ import lzma
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
 import stage_decoder
 import stage_language
 import stage_vae
+import torch
 from networks import VOCABULARY, configuration, core, used_tokens
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 NAME = "ovis-u1-shapes.safetensors"
 TARGET = Path(__file__).resolve().parent / f"{NAME}.xz"
@@ -37,7 +36,11 @@ def write(folder: Path, target: Path = TARGET) -> Path:
     wanted = dict(core.layout.tensor_shapes(core.config.read_config(config)))
     wrong = [name for name, shape in wanted.items() if tuple(tensors[name].shape) != tuple(shape)]
     assert not wrong, wrong
-    save_file({name: tensors[name].bfloat16().contiguous() for name in wanted}, release / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensors[name].bfloat16().contiguous() for name in wanted},
+        release / "model.safetensors",
+        {"format": "pt"},
+    )
     (release / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     index = {"metadata": {}, "weight_map": dict.fromkeys(wanted, "model.safetensors")}
     (release / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
@@ -45,7 +48,9 @@ def write(folder: Path, target: Path = TARGET) -> Path:
     one.unlink(missing_ok=True)
     write_one(open_model(release), one, PRECISIONS["default"])
     scores = folder / "scores.json"
-    _add_metadata(one, {"config": json.dumps(config), "scores": scores.read_text("utf-8") if scores.is_file() else "{}"})
+    _add_metadata(
+        one, {"config": json.dumps(config), "scores": scores.read_text("utf-8") if scores.is_file() else "{}"}
+    )
     target.write_bytes(lzma.compress(one.read_bytes(), preset=9))
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, unpacked {one.stat().st_size / 1e6:.1f} MB")
     return target

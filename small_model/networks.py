@@ -24,10 +24,10 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from import_core import import_core
+import words  # noqa: E402
+import world  # noqa: E402
 
-import words
-import world
+from import_core import import_core  # noqa: E402
 
 core = import_core()
 for _name in ("prompts", "tokenizer", "pixels", "schedule", "multimodal", "networks.decoder", "networks.rotary"):
@@ -78,7 +78,13 @@ DECODER = {
     "base_shift": 0.5,
     "max_shift": 1.15,
 }
-VAE = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": (64,) * 4, "layers_per_block": 1}
+VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "block_out_channels": (64,) * 4,
+    "layers_per_block": 1,
+}
 LATENT_SCALE = 0.13025
 
 GRID = 16  # visual tokens a side of a picture of the world, which is enlarged to 448 x 448 pixels
@@ -256,7 +262,7 @@ def _line_tables() -> tuple[Tensor, Tensor]:
 
 
 def join(model: torch.nn.Module, ids: Tensor, seen: Tensor) -> Tensor:
-    """Rows of text ids (B, L) with a picture's visual tokens (B, k, hidden) in their place -> (B, L + k + 2, hidden)."""
+    """Rows of text ids (B, L), a picture's visual tokens (B, k, hidden) in their place -> (B, L + k + 2, hidden)."""
     text = model.llm.model["embed_tokens"](ids)
     begin, end = model.vte.weight[torch.tensor(core.multimodal.BRACKETS[prompts.Picture.IMAGE])]
     begin, end = (mark.expand(len(ids), 1, -1) for mark in (begin, end))
@@ -273,8 +279,10 @@ def positions(chosen: Tensor, length: int) -> Tensor:
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def states(model: torch.nn.Module, x: Tensor, at: Tensor, attend: Callable[[int], Attend] | None = None) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, L, hidden) at positions (B, L) or (L,) -> the last states, normed, and those before the last block.
+def states(
+    model: torch.nn.Module, x: Tensor, at: Tensor, attend: Callable[[int], Attend] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Embeddings (B, L, hidden) at positions (B, L) or (L,) -> last states, normed, and those before the last block.
 
     attend  the attention of the i-th block, for keys and values that were computed before
     """
@@ -300,7 +308,7 @@ class Conditioner:
         self.start = torch.tensor(encode(prompts.unconditional())[:BEFORE])
 
     def picture(self, pictures: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Pictures (B, 3, 128, 128) -> conditions (B, 261, 2 * hidden) up to their end, and keys and values by block."""
+        """Pictures (B, 3, 128, 128) -> conditions (B, 261, 2 * hidden) to their end, and keys and values by block."""
         chosen = torch.arange(TOKENS).expand(len(pictures), -1)
         seen, _ = see(self.model, patches(pictures, True), chosen)
         kept: list[tuple[Tensor, Tensor]] = []

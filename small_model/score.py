@@ -1,6 +1,6 @@
 """How good the trained stages are, on combinations and phrasings that training never met: `score.py --folder FOLDER`.
 
-It runs the pack's networks in plain torch. `benchmarks/evaluate.py shapes` scores the exported checkpoint through ComfyUI.
+It runs the pack's networks in plain torch. `benchmarks/evaluate.py shapes` scores the exported checkpoint in ComfyUI.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import torch
-from torch import Tensor
-
 import stage_decoder
 import stage_language
 import stage_vae
+import torch
 import words
 import world
 from networks import (
@@ -37,6 +35,7 @@ from networks import (
     see,
     states,
 )
+from torch import Tensor
 
 Scores = dict[str, float]
 
@@ -67,10 +66,14 @@ class Scorer:
         texts = [words.caption(scene, rng, self.test) for scene in scenes]
         own = self._texts([prompts.text_to_image(text) for text in texts], self.blank_kept, [0] * count)
         conditions = [torch.cat((self.blank, text)) for text in own]
-        pictures = self._sample(conditions, lambda c, _: [(self.without_text.expand(len(c), -1, -1), ()), (c, ())], [guidance], steps)
+        pictures = self._sample(
+            conditions, lambda c, _: [(self.without_text.expand(len(c), -1, -1), ()), (c, ())], [guidance], steps
+        )
         return self._judged("paint", pictures, scenes), list(zip(texts, pictures, strict=True))
 
-    def edited(self, count: int, text_guidance: float = 6.0, image_guidance: float = 1.5, steps: int = 20) -> tuple[Scores, list]:
+    def edited(
+        self, count: int, text_guidance: float = 6.0, image_guidance: float = 1.5, steps: int = 20
+    ) -> tuple[Scores, list]:
         """Edits, a third of each kind."""
         rng = random.Random(102)
         conditions, plain, sources, scenes, texts, befores, kinds = [], [], [], [], [], [], []
@@ -98,7 +101,11 @@ class Scorer:
         scores = self._judged("edit", pictures, scenes)
         for kind in dict.fromkeys(kinds):
             mine = [i for i, k in enumerate(kinds) if k == kind]
-            scores |= {f"edit {kind}": self._judged("edit", [pictures[i] for i in mine], [scenes[i] for i in mine])["edit right and kept"]}
+            scores |= {
+                f"edit {kind}": self._judged("edit", [pictures[i] for i in mine], [scenes[i] for i in mine])[
+                    "edit right and kept"
+                ]
+            }
         return scores, list(zip(texts, befores, pictures, strict=True))
 
     def _sample(self, conditions: list[Tensor], branches: Callable, scales: list[float], steps: int) -> list[Tensor]:
@@ -147,7 +154,13 @@ class Scorer:
                 question, first = words.ask(scene, "side", rng, self.test)
                 said = self.write(seen, prompts.question(question, 1))
                 again = rng.choice(words.NEW_FOLLOW_UPS if self.test else words.FOLLOW_UPS)
-                turns = [*prompts.question(question, 1), *prompts.answer_start(), said, *prompts.answer_end(), *prompts.user_turn([again])]
+                turns = [
+                    *prompts.question(question, 1),
+                    *prompts.answer_start(),
+                    said,
+                    *prompts.answer_end(),
+                    *prompts.user_turn([again]),
+                ]
                 second = self.write(seen, turns)
                 answer = next(shape.colour for shape in scene.shapes if shape.kind == first)
                 right.setdefault("chat", []).append(second == answer)
@@ -182,7 +195,9 @@ class Scorer:
             question = words.QUESTIONS["judge"][0].format(d=words.caption(scene, rng, self.test))
             seen, _ = see(self.model, patches(world.draw(order), False), torch.arange(TOKENS).expand(4, -1))
             ids = torch.tensor([encode([*prompts.question(question, 1), *prompts.answer_start()])]).expand(4, -1)
-            final, _ = states(self.model, join(self.model, ids, seen), positions(torch.arange(TOKENS).expand(4, -1), ids.shape[1]))
+            final, _ = states(
+                self.model, join(self.model, ids, seen), positions(torch.arange(TOKENS).expand(4, -1), ids.shape[1])
+            )
             answer = logits(self.model, final[:, -1])
             hits.append(order[int((answer[:, yes] - answer[:, no]).argmax())] == scene)
         return {"judge": _share(hits)}
@@ -219,8 +234,13 @@ def main() -> int:
     if "edit" in tasks:
         found, shown = scorer.edited(args.count)
         scores |= found
-        sheet([pair for text, before, after in shown[:24] for pair in (("", before), (text, after))], args.folder / "edited.png")
-    print(json.dumps({name: round(value, 3) for name, value in scores.items()}, indent=1), f"{time.time() - begun:.0f} s")
+        sheet(
+            [pair for text, before, after in shown[:24] for pair in (("", before), (text, after))],
+            args.folder / "edited.png",
+        )
+    print(
+        json.dumps({name: round(value, 3) for name, value in scores.items()}, indent=1), f"{time.time() - begun:.0f} s"
+    )
     return 0
 
 

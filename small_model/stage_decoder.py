@@ -10,18 +10,18 @@ import copy
 import math
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 import stage_language
 import stage_vae
+import torch
 import words
 import world
 from networks import Conditioner, after_picture, core, make_decoder, prompts
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
 from training import Muon, Run, average, cosine, load_module, set_rate
 
 FAMILIES = 1200
@@ -247,7 +247,7 @@ def sample(decoder: nn.Module, noise: Tensor, branches: list[Branch], scales: li
     """Latents by Euler steps on the model's schedule; branches from the least to the most informed."""
     refined = [(*decoder.refine(condition), references) for condition, references in branches]
     x, path = noise, core.schedule.shifted_times(steps, SHIFT)
-    for t, following in zip(path, path[1:], strict=False):
+    for t, following in pairwise(path):
         at = torch.full((len(x),), t)
         answers = [decoder(x, at, context, y, ref_latents=references) for context, y, references in refined]
         velocity = answers[0]
@@ -255,5 +255,3 @@ def sample(decoder: nn.Module, noise: Tensor, branches: list[Branch], scales: li
             velocity = velocity + scale * (more - less)
         x = x + (following - t) * velocity
     return x
-
-

@@ -10,9 +10,6 @@ import random
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 import words
 import world
 from networks import (
@@ -31,6 +28,8 @@ from networks import (
     see,
     states,
 )
+from torch import Tensor, nn
+from torch.nn import functional as F
 from training import Run, cosine, load_module, set_rate
 
 STEPS = 2200
@@ -38,7 +37,7 @@ RATE = 2e-3
 PICTURES = 12  # a step
 CHOSEN = 112  # visual tokens of each that are computed, most of them near shapes
 CAPTIONS = 20  # a step
-FULL = 0.9  # share of the steps after which whole pictures are read, and a third as many of them
+FULL = 0.68  # share of the steps after which whole pictures are read, and fewer of them
 
 COLOURS, KINDS, SIZES, PLACES = list(world.COLOURS), list(world.KINDS), list(world.SIZES), list(world.PLACES)
 ATTRIBUTES = (len(KINDS), len(COLOURS), len(COLOURS), len(SIZES), len(PLACES))
@@ -63,7 +62,7 @@ def train(folder: Path, scale: float = 1.0) -> None:
     def step(i: int, steps: int) -> dict[str, float]:
         set_rate([optimizer], RATE * cosine(i, steps, 100))
         whole = i >= FULL * steps
-        losses = picture_losses(model, heads, PICTURES // 3 if whole else PICTURES, TOKENS if whole else CHOSEN)
+        losses = picture_losses(model, heads, PICTURES // 2 if whole else PICTURES, TOKENS if whole else CHOSEN)
         losses |= caption_losses(model, heads, blank)
         optimizer.zero_grad(set_to_none=True)
         sum(value for name, value in losses.items() if not name.endswith("right")).backward()
@@ -77,7 +76,7 @@ def train(folder: Path, scale: float = 1.0) -> None:
 def picture_losses(model: nn.Module, heads: nn.ModuleDict, count: int, k: int) -> dict[str, Tensor]:
     """Losses of questions about pictures, of instructions about the same pictures, and of each visual token."""
     rng = random
-    scenes = [world.make_scene(rng, False, 1 if rng.random() < 0.6 else 2) for _ in range(count)]
+    scenes = [world.make_scene(rng, False, 1 if i == 0 or rng.random() < 0.6 else 2) for i in range(count)]
     chosen = torch.stack([choose(scene, k) for scene in scenes])
     seen, features = see(model, patches(world.draw(scenes), rng.random() < 0.5), chosen)
 
@@ -173,7 +172,7 @@ def condition_loss(head: nn.Module, both: Tensor, ends: Tensor, wanted: Tensor) 
 
 
 def attribute_loss(scores: Tensor, targets: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Cross entropy (sum over attributes) and share right, of scores (..., sum(sizes)) for targets (..., len(sizes))."""
+    """Cross entropy, summed over attributes, and share right: scores (..., sum(sizes)), targets (..., len(sizes))."""
     loss, right = torch.zeros(()), []
     for part, target in zip(scores.flatten(0, -2).split(sizes, 1), targets.flatten(0, -2).unbind(1), strict=True):
         loss = loss + F.cross_entropy(part, target, ignore_index=UNKNOWN)
@@ -195,7 +194,7 @@ def attributes(scene: world.Scene) -> list[int]:
 
 
 def regions(scene: world.Scene) -> Tensor:
-    """For each visual token (tokens, 3): kind of the shape that it shows a part of (0: none), its colour, the ground."""
+    """For each visual token (tokens, 3): kind of the shape that it shows (0: none), its colour, the background."""
     ground = COLOURS.index(scene.background)
     out = torch.tensor([0, ground, ground]).repeat(TOKENS, 1)
     for shape in scene.shapes:

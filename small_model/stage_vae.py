@@ -7,11 +7,10 @@ import random
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 import world
 from networks import LATENT_SCALE, make_vae
+from torch import Tensor, nn
+from torch.nn import functional as F
 from training import Run, cosine, load_module, set_rate
 
 STEPS = {"vae_whole": 1900, "vae": 700}
@@ -111,7 +110,7 @@ def start_near_identity(vae: nn.Module) -> None:
 
 @torch.no_grad()
 def whiten(vae: nn.Module) -> None:
-    """Folds the latents' mean and deviation into the two 1 x 1 convolutions, so that the model's scale holds exactly."""
+    """Folds the latents' mean and deviation into the two 1 x 1 convolutions, so that the model's scale holds."""
     rng = random.Random(5)
     pictures = world.draw([world.make_scene(rng, False) for _ in range(48)]) * 2 - 1
     z = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(8)])

@@ -1,7 +1,8 @@
 """Trains the small model: `train.py STAGE --folder FOLDER`, with the Python of an environment that has diffusers.
 
 Stages: vae, then latents; language, then conditions; decoder, which needs all of these; export, which writes the
-checkpoint. The first two pairs can run side by side. Each resumes where it was stopped. `COMFYUI_PATH` names a ComfyUI, for its tokenizer's files.
+checkpoint. The first two pairs can run side by side. Each resumes where it was stopped. `COMFYUI_PATH` names a
+ComfyUI, for its tokenizer's files.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Train the small model, one stage at a time.")
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--folder", type=Path, default=Path("small_model_run"), help="where the stages keep their files")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("small_model_run"), help="where the stages keep their files"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of this process; one each for two stages is fastest")
-    parser.add_argument("--worker", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="the I-th of N that write data")
+    parser.add_argument(
+        "--worker", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="the I-th of N that write data"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="times as many steps")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -27,7 +27,9 @@ class Run:
     Each step seeds torch and Python by its number, so a run that was stopped continues as if it had not been.
     """
 
-    def __init__(self, folder: Path, name: str, modules: dict[str, nn.Module], optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
+    def __init__(
+        self, folder: Path, name: str, modules: dict[str, nn.Module], optimizers: Iterable[torch.optim.Optimizer] = ()
+    ) -> None:
         self.file, self.log = folder / f"{name}.safetensors", folder / f"{name}.jsonl"
         self.name, self.modules, self.optimizers = name, modules, list(optimizers)
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +61,11 @@ class Run:
 
     def save(self, step: int) -> None:
         """Writes everything, and then replaces the file of before in one step."""
-        tensors = {f"{name}.{key}": value for name, module in self.modules.items() for key, value in module.state_dict().items()}
+        tensors = {
+            f"{name}.{key}": value
+            for name, module in self.modules.items()
+            for key, value in module.state_dict().items()
+        }
         for i, optimizer in enumerate(self.optimizers):
             for parameter, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{i}.{parameter}.{key}": value for key, value in state.items()}

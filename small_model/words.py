@@ -65,7 +65,12 @@ NEW_EDITS = {
 
 # {s} the shape or the word "shape", {c} a colour, {d} a caption, {side} left or right.
 QUESTIONS = {
-    "colour": ("What color is the {s}?", "What colour is the {s}?", "Which color is the {s}?", "Tell me the color of the {s}."),
+    "colour": (
+        "What color is the {s}?",
+        "What colour is the {s}?",
+        "Which color is the {s}?",
+        "Tell me the color of the {s}.",
+    ),
     "background": ("What color is the background?", "What colour is the background?", "Which color is the background?"),
     "shape": ("What shape is it?", "Which shape is it?", "What shape is in the image?", "Tell me the shape."),
     "there": ("Is there a {s}?", "Is there a {s} in the image?"),
@@ -217,7 +222,9 @@ def _varied(text: str, rng: Random) -> str:
 
 def every_text(scenes: Sequence[Scene]) -> list[str]:
     """Every word that this world can use, in enough texts to find each token that it needs."""
-    texts = [f"a picture of {article(word)} {word} {word.capitalize()}" for word in (*SPARE, *COLOURS, *KINDS, "one", "two")]
+    texts = [
+        f"a picture of {article(word)} {word} {word.capitalize()}" for word in (*SPARE, *COLOURS, *KINDS, "one", "two")
+    ]
     for seed, scene in enumerate(scenes):
         for test in (False, True):
             rng = Random(seed)

@@ -29,7 +29,13 @@ COLOURS = {
 }
 KINDS = ("circle", "square", "triangle")
 SIZES = {"small": (18.0, 22.0), "": (27.0, 33.0), "large": (38.0, 43.0)}  # radius in pixels; "" is not mentioned
-PLACES = {"": (0, 0), "on the left": (-26, 0), "on the right": (26, 0), "at the top": (0, -26), "at the bottom": (0, 26)}
+PLACES = {
+    "": (0, 0),
+    "on the left": (-26, 0),
+    "on the right": (26, 0),
+    "at the top": (0, -26),
+    "at the bottom": (0, 26),
+}
 REACH = {"small": 1.2, "": 1.0, "large": 0.55}  # how far from the centre a place lies, by size
 PAIR_RADIUS = (18.0, 24.0)
 SMALLEST = 80  # pixels of a shape that `look` reports
@@ -151,9 +157,11 @@ CENTROID = {"circle": 0.0, "square": 0.0, "triangle": 0.2}
 
 
 def look(picture: Tensor) -> Scene:
-    """What a picture (3, 128, 128) in 0..1 shows: nearest colours, and for each patch of colour the shape that fits best."""
+    """What a picture (3, 128, 128) in 0..1 shows: nearest colours, and for each patch of colour the best shape."""
     nearest = (picture[None] - _PALETTE[:, :, None, None]).square().sum(1).argmin(0)
-    edge = torch.cat((nearest[:5].flatten(), nearest[-5:].flatten(), nearest[:, :5].flatten(), nearest[:, -5:].flatten()))
+    edge = torch.cat(
+        (nearest[:5].flatten(), nearest[-5:].flatten(), nearest[:, :5].flatten(), nearest[:, -5:].flatten())
+    )
     background = int(edge.bincount(minlength=len(_NAMES)).argmax())
     from_ground = (picture - _PALETTE[background].view(3, 1, 1)).norm(dim=0)
     labels, count = ndimage.label((from_ground > 0.25).numpy())
@@ -187,7 +195,9 @@ def _fit(mask: Tensor, colour: str) -> Shape:
     assert best is not None
     size = min(SIZES, key=lambda name: abs(sum(SIZES[name]) / 2 - best.radius))
     dx, dy = best.x - SIDE / 2, best.y - SIDE / 2
-    place = min(PLACES, key=lambda name: math.hypot(*(REACH[size] * p - d for p, d in zip(PLACES[name], (dx, dy), strict=True))))
+    place = min(
+        PLACES, key=lambda name: math.hypot(*(REACH[size] * p - d for p, d in zip(PLACES[name], (dx, dy), strict=True)))
+    )
     return replace(best, size=size, place=place)
 
 

@@ -39,6 +39,16 @@ WINDOW = {"width": 1440, "height": 900}  # of a small laptop
 CANVAS = "#graph-canvas"
 CLASSIC, NODES_2 = "classic", "nodes_2"  # nodes drawn on the canvas, or as elements of the page ("Nodes 2.0")
 ELEMENTS = "document.querySelectorAll('[data-node-id]').length"
+# Widgets of a quick run on the small model.
+SMALL = {
+    "OvisU1Loader": {"model_name": "tiny"},
+    "OvisU1Sampler": {"steps": 2},
+    "PrimitiveInt": {"value": 128},
+    "TrainLoraNode": {"steps": 3},
+    "OvisU1TextEncode": {"width": 128, "height": 128},
+    "EmptyLatentImage": {"width": 128, "height": 128},
+    "OvisU1Understand": {"max_new_tokens": 8},
+}
 # Nodes as they are drawn. An element of Nodes 2.0 holds its title, and may be larger than the graph says.
 NODES = """() => {
     const {ds, canvas} = window.app.canvas, origin = canvas.getBoundingClientRect();

@@ -268,6 +268,31 @@ def test_ruff_is_the_same_everywhere() -> None:
     assert len({version for found in ruffs for version in found}) == 1
 
 
+@pytest.mark.parametrize("lacks", ["custom_op", "infer_schema"])
+def test_an_older_torch_is_enough(lacks: str) -> None:
+    """While the pack is imported torch has no custom operators (2.3), or cannot read annotations like ours (2.4)."""
+    script = f"""
+import sys, torch
+kept = torch.library.{lacks}
+del torch.library.{lacks}, torch.OutOfMemoryError
+sys.path.insert(0, {str(ROOT / "scripts")!r})
+import import_core
+import_core.import_core()
+from importlib import import_module
+for name in {sorted(file.stem for file in (ROOT / "ovis_core").glob("*.py"))!r}:
+    import_module(f"ovis_core.{{name}}")
+from ovis_core.networks import positions
+torch.library.{lacks} = kept
+layout = 3, [0, 2, 2], [16, 24, 24], 1e4, torch.device("cpu")
+plain = positions.layout_table(3, [(0, 2, 2)], layout[4], layout[2], layout[3])
+assert torch.equal(positions.compiled_table(*layout), plain)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    core = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "ovis_core").rglob("*.py"))
+    assert "torch.OutOfMemoryError" not in core  # torch.cuda's is the same, and older
+
+
 def test_nothing_is_imported_that_comfyui_has_not_imported() -> None:
     """In a process of its own, up to where the nodes stand ready."""
     script = f"""

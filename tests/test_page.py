@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from page import (
     GROUPS,
     NODES,
     SHOWN,
+    SMALL,
     drop,
     open_dropped,
     run,
@@ -30,15 +30,6 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 
 FOUND = ".p-autocomplete-option, [data-testid=result-item]"
 STEP = 250  # ms from one step of scrolling to the next, in which the page draws what has come
-SMALL = {
-    "OvisU1Loader": {"model_name": "tiny"},
-    "OvisU1Sampler": {"steps": 2},
-    "PrimitiveInt": {"value": 128},
-    "TrainLoraNode": {"steps": 3},
-    "OvisU1TextEncode": {"width": 128, "height": 128},
-    "EmptyLatentImage": {"width": 128, "height": 128},
-    "OvisU1Understand": {"max_new_tokens": 8},
-}
 # A step down the templates, of which the page keeps those in sight and brings more at the end; then from the top again.
 SCROLL = """const scroll = () => {
     let box = document.querySelector("[role=dialog] img");
@@ -169,10 +160,9 @@ def test_a_saved_picture_brings_its_graph_back(page: Any, ready: ComfyServer) ->
     workflow = open_dropped(page, "text_to_image")
     set_widgets(page, SMALL | {"OvisU1TextEncode": {"prompt": "a heron in the reeds"}})
     run(page)
-    page.wait_for_function("window.app.graph._nodes.find((n) => n.type === 'SaveImage').imgs?.length > 0")
-    shown = page.evaluate("window.app.graph._nodes.find((n) => n.type === 'SaveImage').imgs[0].src")
-    asked = urllib.parse.parse_qs(urllib.parse.urlparse(shown).query)
-    entry = {"filename": asked["filename"][0], "subfolder": asked["subfolder"][0], "type": "output"}
+    page.wait_for_function(SHOWN)
+    saved = "window.app.graph._nodes.find((n) => n.type === 'SaveImage').id"
+    (entry,) = page.evaluate(f"window.app.nodeOutputs[{saved}].images")
     page.evaluate("window.app.graph.clear()")
     drop(page, ready.image(entry), "saved.png", "image/png")
     wait_for_nodes(page, len(workflow["nodes"]))
@@ -217,9 +207,11 @@ def test_the_help_panel_shows_our_page(page: Any, shots: Path) -> None:
     assert panel.evaluate("(h) => h.scrollWidth <= h.clientWidth"), "the help page is wider than its panel"
 
 
-def test_text_shows_while_it_is_written_and_chats_show_their_turns(page: Any, shots: Path) -> None:
+def test_text_shows_while_it_is_written_and_chats_show_their_turns(page: Any, shots: Path, rendering: str) -> None:
     open_dropped(page, "chat")
-    set_widgets(page, SMALL | {"OvisU1Understand": {"max_new_tokens": 300}})
+    # A question that was asked in the other rendering is answered at once, from the cache.
+    question = f"What is on this image? ({rendering})"
+    set_widgets(page, SMALL | {"OvisU1Understand": {"max_new_tokens": 300, "prompt": question}})
     run(page)
     # Nodes 2.0 may keep the text out of the widgets.
     written = """(() => { const node = window.app.graph._nodes.find((n) => n.type === "OvisU1Understand");

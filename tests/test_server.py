@@ -71,20 +71,20 @@ def test_every_input_and_output_is_explained(info: dict[str, Any]) -> None:
 
 def test_the_workflow_fits_the_nodes(info: dict[str, Any]) -> None:
     """Every widget value of the saved workflow is one that its node takes."""
-    for title in workflows(info):
-        workflow = read_workflow(title)
+    for name_of_workflow in workflows(info):
+        workflow = read_workflow(name_of_workflow)
         slots = {(link[1], link[2]): link[5] for link in workflow["links"]}
         for node in workflow["nodes"]:
             for slot, output in enumerate(node.get("outputs", [])):
                 if node["type"] in info and output["links"]:
                     assert info[node["type"]]["output"][slot] == slots[node["id"], slot], node["type"]
-        for node in load(title, info).prompt.values():
+        for node in load(name_of_workflow, info).prompt.values():
             inputs = info[node["class_type"]]["input"]
             specs = {**inputs.get("required", {}), **inputs.get("optional", {})}
             assert set(node["inputs"]) <= set(specs), node["class_type"]
             assert set(inputs.get("required", {})) <= set(node["inputs"]), node["class_type"]
             for name, value in node["inputs"].items():
-                assert fits(specs[name], value), f"{title}: {node['class_type']}.{name} is {value!r}"
+                assert fits(specs[name], value), f"{name_of_workflow}: {node['class_type']}.{name} is {value!r}"
 
 
 def fits(spec: list[Any], value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What trains the small model: the world it is trained on, the pack's own networks over batches, and runs that resume."""
+"""The training of the small model: its world, the pack's own networks over batches, and runs that resume."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from random import Random
 
 import pytest
 import torch
+
 from conftest import ROOT, close, comfyui_path
 
 sys.path.insert(0, str(ROOT / "small_model"))
 os.environ.setdefault("COMFYUI_PATH", str(comfyui_path()))
 
-import networks  # noqa: E402
-import stage_decoder  # noqa: E402
-import stage_language  # noqa: E402
-import training  # noqa: E402
-import words  # noqa: E402
-import world  # noqa: E402
+import networks
+import stage_decoder
+import stage_language
+import training
+import words
+import world
 
 
 @pytest.mark.parametrize("shapes", [1, 2])
@@ -120,7 +121,9 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> No
             layer = torch.nn.Linear(6, 6)
             optimizers = [training.Muon([layer.weight], 1e-2), torch.optim.AdamW([layer.bias], 1e-2)]
 
-            def step(i: int, steps: int, layer: torch.nn.Linear = layer, optimizers: list = optimizers) -> dict[str, float]:
+            def step(
+                i: int, steps: int, layer: torch.nn.Linear = layer, optimizers: list = optimizers
+            ) -> dict[str, float]:
                 loss = (layer(torch.randn(4, 6)) - 1).square().mean()
                 for optimizer in optimizers:
                     optimizer.zero_grad()
