@@ -11,11 +11,10 @@ import random
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 import world
 from networks import GRID, REGION, TOKENS, VISION, WIDTH, make_multimodal, patches, see
+from torch import Tensor, nn
+from torch.nn import functional as F
 from training import Run, cosine, load_module, set_rate
 
 STEPS = 3000
@@ -62,13 +61,14 @@ def picture_losses(model: nn.Module, heads: nn.ModuleDict, count: int, k: int) -
     """Losses of what the chosen visual tokens of fresh pictures show."""
     rng = random
     scenes = [world.make_scene(rng, False, 1 if rng.random() < 0.6 else 2) for _ in range(count)]
-    anyhow = [rng.random() < ANY_COLOURS for _ in scenes]
-    pictures = torch.stack([recoloured(scene) if any_ else world.draw([scene])[0] for scene, any_ in zip(scenes, anyhow, strict=True)])
+    unnamed = [rng.random() < ANY_COLOURS for _ in scenes]
+    drawn = [recoloured if other else draw_one for other in unnamed]
+    pictures = torch.stack([draw(scene) for draw, scene in zip(drawn, scenes, strict=True)])
     chosen = torch.stack([choose(scene, k) for scene in scenes])
     seen, features, early = see(model, patches(pictures, rng.random() < 0.5), chosen)
 
     targets = torch.stack([regions(scene) for scene in scenes])
-    targets[torch.tensor(anyhow), :, 1:] = UNKNOWN
+    targets[torch.tensor(unnamed), :, 1:] = UNKNOWN
     targets = targets.gather(1, chosen[..., None].expand(-1, -1, 3))
     lines = torch.stack([outlines(scene) for scene in scenes]).gather(1, chosen[..., None].expand(-1, -1, 4))
     outline = F.cross_entropy(heads["outline"](early).flatten(0, 1), lines.flatten())
@@ -77,6 +77,11 @@ def picture_losses(model: nn.Module, heads: nn.ModuleDict, count: int, k: int) -
         loss, right = attribute_loss(heads[name](x), targets, REGIONS)
         losses |= {name: weight * loss, f"{name} kind right": right}
     return losses
+
+
+def draw_one(scene: world.Scene) -> Tensor:
+    """The scene's picture (3, 128, 128)."""
+    return world.draw([scene])[0]
 
 
 def recoloured(scene: world.Scene) -> Tensor:
