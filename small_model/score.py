@@ -144,7 +144,7 @@ class Scorer:
         rng, right, shown = random.Random(103), {}, []
         for i in range(count):
             scene = world.make_scene(rng, self.test, 1 + i % 2)
-            seen, _ = see(self.model, patches(world.draw([scene]), False), torch.arange(TOKENS)[None])
+            seen, *_ = see(self.model, patches(world.draw([scene]), False), torch.arange(TOKENS)[None])
             for kind in words.kinds_of_questions(scene):
                 question, answer = words.ask(scene, kind, rng, self.test)
                 said = self.write(seen, prompts.question(question, 1))
@@ -193,7 +193,7 @@ class Scorer:
             order = [scene, *others]
             rng.shuffle(order)
             question = words.QUESTIONS["judge"][0].format(d=words.caption(scene, rng, self.test))
-            seen, _ = see(self.model, patches(world.draw(order), False), torch.arange(TOKENS).expand(4, -1))
+            seen, *_ = see(self.model, patches(world.draw(order), False), torch.arange(TOKENS).expand(4, -1))
             ids = torch.tensor([encode([*prompts.question(question, 1), *prompts.answer_start()])]).expand(4, -1)
             final, _ = states(
                 self.model, join(self.model, ids, seen), positions(torch.arange(TOKENS).expand(4, -1), ids.shape[1])

@@ -1,7 +1,8 @@
-"""Language model and visual tokenizer, trained together on questions, captions and instructions.
+"""The language model, on the trained visual tokenizer, which stays as it is: captions, instructions and questions.
 
-Three losses beside the answers' make a small model learn in minutes what it would need hours for: each visual token
-names what it shows, and the last two tokens of a prompt hold every attribute of the scene that it asks for.
+Pictures are seen once and asked about many times. Two losses beside the answers' show the model what to look for: the
+last two tokens of a prompt hold every attribute of the scene that it asks for, and the token before an answer holds
+what the picture shows.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import stage_eyes
 import torch
 import words
 import world
 from networks import (
-    GRID,
-    REGION,
     TOKENS,
     WIDTH,
     encode,
@@ -28,42 +28,92 @@ from networks import (
     see,
     states,
 )
+from safetensors.torch import load_file, save_file
+from stage_eyes import UNKNOWN, choose
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training import Run, cosine, load_module, set_rate
 
-STEPS = 2200
-RATE = 2e-3
-PICTURES = 12  # a step
-CHOSEN = 112  # visual tokens of each that are computed, most of them near shapes
-CAPTIONS = 20  # a step
-FULL = 0.68  # share of the steps after which whole pictures are read, and fewer of them
+PICTURES, PART = 3000, 100
+STEPS = 6000
+RATE = 1.5e-3
+ROWS = 24  # conversations a step
+INSTRUCTIONS, CAPTIONS = 10, 8
+TURNS = 4
+LENGTHS = (48, 80, 128, TOKENS)  # visual tokens of each picture that a step reads, most of them near shapes
 
 COLOURS, KINDS, SIZES, PLACES = list(world.COLOURS), list(world.KINDS), list(world.SIZES), list(world.PLACES)
 ATTRIBUTES = (len(KINDS), len(COLOURS), len(COLOURS), len(SIZES), len(PLACES))
-REGIONS = (len(KINDS) + 1, len(COLOURS), len(COLOURS))
-UNKNOWN = -100  # as a target: not counted
+SHOWN = (len(COLOURS), 2, len(KINDS), len(COLOURS), len(KINDS), len(COLOURS))  # ground, count, both shapes
+
+
+# ---- pictures, seen once
+
+
+@torch.no_grad()
+def write_seen(folder: Path, worker: int = 0, workers: int = 1) -> None:
+    """What the visual tokenizer makes of pictures for training; in files, of which those that are there are kept."""
+    model = stage_eyes.load(folder)
+    every = torch.arange(TOKENS)
+    for part in range(worker, PICTURES // PART, workers):
+        file = folder / "data" / f"seen-{part:04}.safetensors"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            seen = []
+            for i, scene in enumerate(scenes_of(part)):
+                cut = patches(world.draw([scene]), for_condition=bool(i % 2))
+                seen.append(see(model, cut, every[None])[0])
+            save_file({"seen": torch.cat(seen).half()}, file.with_suffix(".new"))
+            file.with_suffix(".new").replace(file)
+            print(f"seen: part {part + 1} of {PICTURES // PART}", flush=True)
+
+
+def scenes_of(part: int) -> list[world.Scene]:
+    """The scenes of one file, three of five with one shape."""
+    rng = random.Random(f"seen {part}")
+    return [world.make_scene(rng, False, 1 if i % 5 < 3 else 2) for i in range(PART)]
+
+
+class Seen:
+    """Scenes with what the visual tokenizer makes of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.scenes: list[world.Scene] = []
+        self.tokens: list[Tensor] = []
+        for file in sorted((folder / "data").glob("seen-*.safetensors")):
+            self.scenes += scenes_of(int(file.stem.split("-")[1]))
+            self.tokens += load_file(file)["seen"].unbind()
+        self.single = [i for i, scene in enumerate(self.scenes) if len(scene.shapes) == 1]
+
+    def draw(self, indexes: list[int], k: int) -> tuple[Tensor, Tensor]:
+        """k visual tokens of each picture (B, k, hidden), and which ones they are (B, k)."""
+        chosen = torch.stack([choose(self.scenes[i], k) for i in indexes])
+        taken = [self.tokens[i][which].float() for i, which in zip(indexes, chosen, strict=True)]
+        return torch.stack(taken), chosen
+
+
+# ---- training
 
 
 def train(folder: Path, scale: float = 1.0) -> None:
-    """The whole stage."""
-    model = make_multimodal()
-    heads = nn.ModuleDict(
-        {
-            "features": nn.Linear(4 * 96, sum(REGIONS)),
-            "words": nn.Linear(WIDTH, sum(REGIONS)),
-            "condition": nn.Linear(2 * WIDTH, sum(ATTRIBUTES)),
-        }
-    )
-    weights = [*model.parameters(), *heads.parameters()]
+    """The whole stage; `write_seen` has been run."""
+    model, data = stage_eyes.load(folder), Seen(folder)
+    heads = nn.ModuleDict({"condition": nn.Linear(2 * WIDTH, sum(ATTRIBUTES)), "shown": nn.Linear(WIDTH, sum(SHOWN))})
+    model.requires_grad_(False)
+    model.llm.requires_grad_(True)
+    weights = [*model.llm.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    blank = patches(torch.ones(1, 3, world.SIDE, world.SIDE), True)
+    with torch.no_grad():
+        blank = see(model, patches(torch.ones(1, 3, world.SIDE, world.SIDE), True), torch.arange(TOKENS)[None])[0]
 
     def step(i: int, steps: int) -> dict[str, float]:
         set_rate([optimizer], RATE * cosine(i, steps, 100))
-        whole = i >= FULL * steps
-        losses = picture_losses(model, heads, PICTURES // 2 if whole else PICTURES, TOKENS if whole else CHOSEN)
-        losses |= caption_losses(model, heads, blank)
+        k = random.choice(LENGTHS)
+        losses = question_losses(model, heads, data, ROWS if k < TOKENS else ROWS // 2, k)
+        if i % 2:
+            losses |= instruction_losses(model, heads, data, k)
+        else:
+            losses |= caption_losses(model, heads, blank, k)
         optimizer.zero_grad(set_to_none=True)
         sum(value for name, value in losses.items() if not name.endswith("right")).backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -73,57 +123,48 @@ def train(folder: Path, scale: float = 1.0) -> None:
     Run(folder, "language", {"model": model, "heads": heads}, [optimizer]).train(step, round(STEPS * scale))
 
 
-def picture_losses(model: nn.Module, heads: nn.ModuleDict, count: int, k: int) -> dict[str, Tensor]:
-    """Losses of questions about pictures, of instructions about the same pictures, and of each visual token."""
-    rng = random
-    scenes = [world.make_scene(rng, False, 1 if i == 0 or rng.random() < 0.6 else 2) for i in range(count)]
-    chosen = torch.stack([choose(scene, k) for scene in scenes])
-    seen, features = see(model, patches(world.draw(scenes), rng.random() < 0.5), chosen)
-
-    targets = torch.stack([regions(scene) for scene in scenes]).gather(1, chosen[..., None].expand(-1, -1, 3))
-    named = {
-        name: attribute_loss(heads[name](x), targets, REGIONS) for name, x in (("features", features), ("words", seen))
+def question_losses(model: nn.Module, heads: nn.ModuleDict, data: Seen, count: int, k: int) -> dict[str, Tensor]:
+    """Losses of conversations about pictures: the answers, and what the token before each of them knows."""
+    indexes = random.sample(range(len(data.scenes)), count)
+    seen, chosen = data.draw(indexes, k)
+    rows = [question_rows(data.scenes[i]) for i in indexes]
+    ids, _ = padded([ids for ids, _ in rows])
+    final, _ = states(model, join(model, ids, seen), positions(chosen, ids.shape[1]))
+    hidden, target, before, shown = [], [], [], []
+    for i, (_, answers) in enumerate(rows):
+        at = torch.tensor([place for answer in answers for place in answer])
+        hidden.append(final[i, k + 2 + at - 1])
+        target.append(ids[i, at])
+        first = torch.tensor([answer[0] for answer in answers])
+        before.append(final[i, k + 2 + first - 1])
+        shown.append(torch.tensor(what_is_shown(data.scenes[indexes[i]])).expand(len(answers), -1))
+    answered, wanted = logits(model, torch.cat(hidden)), torch.cat(target)
+    known, known_right = attribute_loss(heads["shown"](torch.cat(before)), torch.cat(shown), SHOWN)
+    return {
+        "answers": F.cross_entropy(answered, wanted),
+        "answers right": (answered.argmax(1) == wanted).float().mean(),
+        "shown": 0.3 * known,
+        "shown right": known_right,
     }
 
-    rows, answers, wanted = [], [], []
-    for scene in scenes:
-        ids, answer = question_rows(scene, 3)
-        rows.append(ids)
-        answers.append(answer)
-    single = [i for i, scene in enumerate(scenes) if len(scene.shapes) == 1]
-    for i in single:
-        kind = rng.choice([*words.EDITS, "none"])
-        text, after = words.edit(scenes[i], kind, rng) if kind != "none" else (prompts.UNCONDITIONAL, scenes[i])
+
+def instruction_losses(model: nn.Module, heads: nn.ModuleDict, data: Seen, k: int) -> dict[str, Tensor]:
+    """Losses of what the end of an instruction knows of the scene that it asks for."""
+    indexes = random.sample(data.single, INSTRUCTIONS)
+    seen, chosen = data.draw(indexes, k)
+    rows, wanted = [], []
+    for i in indexes:
+        kind = random.choice([*words.EDITS, *words.EDITS, "none"])
+        scene = data.scenes[i]
+        text, after = words.edit(scene, kind, random) if kind != "none" else (prompts.UNCONDITIONAL, scene)
         rows.append(encode(prompts.about_image(text)))
         wanted.append(attributes(after))
-    ids, lengths = padded(rows)
-    owner = torch.tensor([*range(count), *single])
-    x = join(model, ids, seen[owner])
-    final, before = states(model, x, positions(chosen[owner], ids.shape[1]))
-    offset = k + 2
-
-    hidden, target = [], []
-    for i, answer in enumerate(answers):
-        at = torch.tensor(answer)
-        hidden.append(final[i, offset + at - 1])
-        target.append(ids[i, at])
-    target = torch.cat(target)
-    answered = logits(model, torch.cat(hidden))
-    condition = torch.cat((final, before), -1)[count:]
-    asked = condition_loss(heads["condition"], condition, lengths[count:] + offset, torch.tensor(wanted))
-    return {
-        "answers": F.cross_entropy(answered, target),
-        "answers right": (answered.argmax(1) == target).float().mean(),
-        "features": 0.5 * named["features"][0],
-        "words": 0.5 * named["words"][0],
-        "words right": named["words"][1],
-        "edits": 0.5 * asked[0],
-        "edits right": asked[1],
-    }
+    loss, right = prompt_loss(model, heads["condition"], rows, wanted, seen, chosen)
+    return {"edits": 0.5 * loss, "edits right": right}
 
 
-def caption_losses(model: nn.Module, heads: nn.ModuleDict, blank: Tensor) -> dict[str, Tensor]:
-    """Loss of prompts for an image, which is blank as yet."""
+def caption_losses(model: nn.Module, heads: nn.ModuleDict, blank: Tensor, k: int) -> dict[str, Tensor]:
+    """The same of prompts for an image, which is blank as yet."""
     rows, wanted = [], []
     for _ in range(CAPTIONS):
         scene = world.make_scene(random, False)
@@ -132,13 +173,22 @@ def caption_losses(model: nn.Module, heads: nn.ModuleDict, blank: Tensor) -> dic
             text, target = spare(text, scene, target)
         rows.append(encode(prompts.text_to_image(text)))
         wanted.append(target)
-    ids, lengths = padded(rows)
-    chosen = torch.randperm(TOKENS)[:6].sort().values[None]
-    seen, _ = see(model, blank, chosen)
-    x = join(model, ids, seen.expand(len(ids), -1, -1))
-    both = torch.cat(states(model, x, positions(chosen.expand(len(ids), -1), ids.shape[1])), -1)
-    loss, right = condition_loss(heads["condition"], both, lengths + 8, torch.tensor(wanted))
+    chosen = torch.randperm(TOKENS)[:k].sort().values
+    seen = blank[:, chosen].expand(CAPTIONS, -1, -1)
+    loss, right = prompt_loss(model, heads["condition"], rows, wanted, seen, chosen.expand(CAPTIONS, -1))
     return {"captions": 0.5 * loss, "captions right": right}
+
+
+def prompt_loss(
+    model: nn.Module, head: nn.Module, rows: list[list[int]], wanted: list[list[int]], seen: Tensor, chosen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss and share right of the attributes in the last two tokens of each prompt's condition."""
+    ids, lengths = padded(rows)
+    both = torch.cat(states(model, join(model, ids, seen), positions(chosen, ids.shape[1])), -1)
+    ends = lengths + chosen.shape[1] + 2
+    last = torch.stack((ends - 1, ends - 2), 1)
+    taken = both.gather(1, last[..., None].expand(-1, -1, both.shape[-1]))
+    return attribute_loss(head(taken), torch.tensor(wanted)[:, None].expand(-1, 2, -1), ATTRIBUTES)
 
 
 def spare(text: str, scene: world.Scene, target: list[int]) -> tuple[str, list[int]]:
@@ -151,33 +201,27 @@ def spare(text: str, scene: world.Scene, target: list[int]) -> tuple[str, list[i
     return text.replace(scene.shape.kind, word), target
 
 
-def question_rows(scene: world.Scene, turns: int) -> tuple[list[int], list[int]]:
-    """Rows of a conversation, and where its answers' tokens stand, the end of the turn included."""
+def question_rows(scene: world.Scene) -> tuple[list[int], list[range]]:
+    """Rows of a conversation, and where each answer's tokens stand, the end of its turn included."""
     ids: list[int] = []
-    at: list[int] = []
-    for i, (question, answer) in enumerate(words.conversation(scene, turns, random)):
+    answers: list[range] = []
+    for i, (question, answer) in enumerate(words.conversation(scene, TURNS, random)):
         turn = prompts.question(question, 1) if i == 0 else ["\n", *prompts.user_turn([question])]
         ids += encode([*turn, *prompts.answer_start()])
         said = [*encode([answer]), row(prompts.Control.TURN_END)]
-        at += range(len(ids), len(ids) + len(said))
+        answers.append(range(len(ids), len(ids) + len(said)))
         ids += said
-    return ids, at
-
-
-def condition_loss(head: nn.Module, both: Tensor, ends: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and share right of the attributes in the last two tokens of each row of conditions (B, L, 2 * hidden)."""
-    last = torch.stack((ends - 1, ends - 2), 1)
-    taken = both.gather(1, last[..., None].expand(-1, -1, both.shape[-1]))
-    return attribute_loss(head(taken), wanted[:, None].expand(-1, 2, -1), ATTRIBUTES)
+    return ids, answers
 
 
 def attribute_loss(scores: Tensor, targets: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Cross entropy, summed over attributes, and share right: scores (..., sum(sizes)), targets (..., len(sizes))."""
     loss, right = torch.zeros(()), []
     for part, target in zip(scores.flatten(0, -2).split(sizes, 1), targets.flatten(0, -2).unbind(1), strict=True):
-        loss = loss + F.cross_entropy(part, target, ignore_index=UNKNOWN)
         counted = target != UNKNOWN
-        right.append((part.argmax(1) == target)[counted].float().mean())
+        if bool(counted.any()):
+            loss = loss + F.cross_entropy(part[counted], target[counted])
+            right.append((part.argmax(1) == target)[counted].float().mean())
     return loss, torch.stack(right).mean()
 
 
@@ -193,24 +237,11 @@ def attributes(scene: world.Scene) -> list[int]:
     ]
 
 
-def regions(scene: world.Scene) -> Tensor:
-    """For each visual token (tokens, 3): kind of the shape that it shows (0: none), its colour, the background."""
-    ground = COLOURS.index(scene.background)
-    out = torch.tensor([0, ground, ground]).repeat(TOKENS, 1)
-    for shape in scene.shapes:
-        away = world.distance(shape, GRID, step=REGION).flatten()
-        out[away < REGION / 2, 0] = 1 + KINDS.index(shape.kind)
-        out[away < 0, 1] = COLOURS.index(shape.colour)
-    return out
-
-
-def choose(scene: world.Scene, k: int) -> Tensor:
-    """Indexes (k,) of visual tokens, ascending: those near the shapes, and others by chance."""
-    if k == TOKENS:
-        return torch.arange(TOKENS)
-    away = torch.stack([world.distance(shape, GRID, step=REGION).flatten() for shape in scene.shapes]).amin(0)
-    order = torch.rand(TOKENS) + 2.0 * (away < REGION)
-    return order.topk(k).indices.sort().values
+def what_is_shown(scene: world.Scene) -> list[int]:
+    """A scene as indexes for `SHOWN`."""
+    shapes = [(KINDS.index(shape.kind), COLOURS.index(shape.colour)) for shape in scene.shapes]
+    first, second = (*shapes, (UNKNOWN, UNKNOWN))[:2]
+    return [COLOURS.index(scene.background), len(shapes) - 1, *first, *second]
 
 
 def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Trains the small model: `train.py STAGE --folder FOLDER`, with the Python of an environment that has diffusers.
 
-Stages: vae, then latents; language, then conditions; decoder, which needs all of these; export, which writes the
-checkpoint. The first two pairs can run side by side. Each resumes where it was stopped. `COMFYUI_PATH` names a
-ComfyUI, for its tokenizer's files.
+Stages: vae, then latents; eyes, then seen, language, conditions; decoder, which needs all of these; export, which
+writes the checkpoint. The first two lines can run side by side. Each resumes where it was stopped. `COMFYUI_PATH` names
+a ComfyUI, for its tokenizer's files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 
-STAGES = ("vae", "latents", "eyes", "language", "conditions", "decoder", "export")
+STAGES = ("vae", "latents", "eyes", "seen", "language", "conditions", "decoder", "export")
 
 
 def main() -> int:
@@ -41,10 +41,13 @@ def main() -> int:
         import stage_eyes
 
         stage_eyes.train(args.folder, args.scale)
-    elif args.stage == "language":
+    elif args.stage in ("seen", "language"):
         import stage_language
 
-        stage_language.train(args.folder, args.scale)
+        if args.stage == "seen":
+            stage_language.write_seen(args.folder, *args.worker)
+        else:
+            stage_language.train(args.folder, args.scale)
     elif args.stage in ("latents", "conditions", "decoder"):
         import stage_decoder
 

@@ -18,6 +18,7 @@ os.environ.setdefault("COMFYUI_PATH", str(comfyui_path()))
 
 import networks
 import stage_decoder
+import stage_eyes
 import stage_language
 import training
 import words
@@ -99,14 +100,14 @@ def test_visual_tokens_are_the_packs_own(model: torch.nn.Module) -> None:
     source = core.pixels.understanding_input([picture])
     expected = model.see(source, torch.device("cpu"), torch.float32)[1:-1]
     cut = source.patches.view(1, networks.TOKENS, networks.PATCHES, -1)
-    seen, _ = networks.see(model, cut, torch.arange(networks.TOKENS)[None])
+    seen, *_ = networks.see(model, cut, torch.arange(networks.TOKENS)[None])
     close(seen[0], expected)
 
 
 def test_losses_fall_to_what_the_world_says(model: torch.nn.Module) -> None:
     """The targets of the visual tokens: a shape's kind and colour where it lies, the ground elsewhere."""
     scene = world.make_scene(Random(2), False)
-    targets = stage_language.regions(scene)
+    targets = stage_eyes.regions(scene)
     ground = stage_language.COLOURS.index(scene.background)
     assert targets[0].tolist() == [0, ground, ground]
     at = int(scene.shape.y // networks.REGION) * networks.GRID + int(scene.shape.x // networks.REGION)
