@@ -25,8 +25,8 @@ BUNDLED_TOKENIZER = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"
 MAX_FRAMES = 8  # of a video, where a node does not say
 # What nodes that generate text say to `tokenize`, and nodes that encode it do not.
 QUESTION_OPTIONS = {"image", "video", "audio", "thinking", "skip_template", "min_length"}
-# What nodes for other models say besides the prompt and what changes nothing here: a template that the text is put into
-# (`TEXT_ALONE` is none), and how T5's tokens are padded.
+# Arguments of nodes for other models that can be ignored: another template around the text (but not `TEXT_ALONE`, which
+# asks for the text without one), and how T5 pads its tokens.
 OTHER_MODELS_OPTIONS = {"llama_template", "tokenizer_options"}
 TEXT_ALONE = "{}"
 
@@ -189,7 +189,7 @@ def _numbered(tokens: dict[str, list[list[tuple]]], number: bool) -> dict[str, l
 
 
 def _refuse_more_than_text(said: dict[str, Any]) -> None:
-    """Raises ValueError where a node that encodes prompts says what would be dropped."""
+    """Raises ValueError if a node that encodes prompts passes an argument that would be dropped."""
     images = said.pop("images", None)
     if images is not None and len(images):
         raise ValueError("images: this node cannot give Ovis-U1 a picture; use Ovis-U1 Edit Encode.")
@@ -209,14 +209,14 @@ def _ids(sequence: Sequence[tuple]) -> tuple[int, ...]:
 def own_section(tokens: dict[str, list[list[tuple]]]) -> list[list[tuple]]:
     """The sequences of tokens that an `OvisTokenizer` made, those of the one prompt where there are several sections.
 
-    Raises ValueError for another CLIP's tokens, and where a node gave different prompts to several text encoders.
+    Raises ValueError for another CLIP's tokens, and if a node gave different prompts to several text encoders.
     """
     if SECTION not in tokens:
         raise ValueError("tokens: they were not made by this CLIP; tokenize with the CLIP of Ovis-U1 Load Model.")
     if not isinstance(tokens, Tokens):
         return tokens[SECTION]
     found = {tuple(map(_ids, section)): section for section in tokens.values() if section}
-    if len(found) > 1:  # an input that was left empty says nothing
+    if len(found) > 1:  # an input that was left empty does not count
         found = {ids: section for ids, section in found.items() if set(ids) != {tokens.without_text}}
     if len(found) > 1:
         raise ValueError(
