@@ -18,8 +18,8 @@ from ..stored import MARK, OLDER_SCALE, SCALE, Stored, scale_marks, scaled_layer
 def for_device(precision: Precision, weights: Mapping[str, Stored], device: torch.device) -> Precision:
     """The precision for these weights, of types that ComfyUI can cast on `device`.
 
-    By default that is as they are stored, or the widest next to it that the device has. Raises ValueError where
-    another one was asked for.
+    By default they stay as they are stored, or become bfloat16 or float32 if the device does not have their type.
+    Raises ValueError if the user chose a type that it does not have.
     """
     stored = as_stored(precision, weights)
     if _castable(stored, weights, device):
@@ -57,7 +57,7 @@ def castable(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """The type for weights whose own the device does not have."""
+    """The type for weights if the device does not have the one that they are stored in."""
     return torch.bfloat16 if castable(torch.bfloat16, device) else torch.float32
 
 

@@ -195,7 +195,7 @@ class OvisU1(comfy.model_base.BaseModel):
         return super().apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def _check_pair(self, options: dict[str, Any]) -> None:
-        """Refuses a node that compares the two conditions of guidance where they do not come in one batch.
+        """Refuses a node that compares the two conditions of guidance if they do not come in one batch.
 
         The first pass of a sampling run decides; patches may add passes of single conditions later.
         """

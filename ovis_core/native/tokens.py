@@ -32,8 +32,8 @@ SPECIAL_TOKENS = {
     prompts.Control.TURN_START: "<|im_start|>",
     prompts.Control.TURN_END: "<|im_end|>",
 }
-# What nodes for other models say besides the prompt and what changes nothing here: a template that the text is put into
-# (`TEXT_ALONE` is none), and how T5's tokens are padded.
+# Arguments of nodes for other models that can be ignored: another template around the text (but not `TEXT_ALONE`, which
+# asks for the text without one), and how T5 pads its tokens.
 OTHER_MODELS_OPTIONS = {"llama_template", "tokenizer_options"}
 TEXT_ALONE = "{}"
 
@@ -243,7 +243,7 @@ def _numbered(tokens: dict[str, list[list[tuple]]], number: bool) -> dict[str, l
 
 
 def _refuse_more_than_text(said: dict[str, Any]) -> None:
-    """Raises ValueError where a node that encodes prompts says what would be dropped."""
+    """Raises ValueError if a node that encodes prompts passes an argument that would be dropped."""
     if not is_empty(said.pop("images", None)):
         raise ValueError("images: this node cannot give Ovis-U1 a picture; use Ovis-U1 Edit Encode.")
     for name, value in said.items():
@@ -261,14 +261,14 @@ def _ids(sequence: Sequence[tuple]) -> tuple[int, ...]:
 def own_section(tokens: dict[str, list[list[tuple]]]) -> list[list[tuple]]:
     """The sequences of tokens that an `OvisTokenizer` made, those of the one prompt where there are several sections.
 
-    Raises ValueError for another CLIP's tokens, and where a node gave different prompts to several text encoders.
+    Raises ValueError for another CLIP's tokens, and if a node gave different prompts to several text encoders.
     """
     if SECTION not in tokens:
         raise ValueError("tokens: they were not made by this CLIP; tokenize with the CLIP of Ovis-U1 Load Model.")
     if not isinstance(tokens, Tokens):
         return tokens[SECTION]
     found = {tuple(map(_ids, section)): section for section in tokens.values() if section}
-    if len(found) > 1:  # an input that was left empty says nothing
+    if len(found) > 1:  # an input that was left empty does not count
         found = {ids: section for ids, section in found.items() if set(ids) != {tokens.without_text}}
     if len(found) > 1:
         raise ValueError(

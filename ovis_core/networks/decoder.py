@@ -308,12 +308,12 @@ class GeluMlp(nn.Sequential):
 
 
 def keeps_inputs() -> bool:
-    """Whether what was computed must stay as it is: for the backward pass, or for a compiler that fuses anyway."""
+    """Whether activations must not be overwritten: for the backward pass, or because a compiler fuses anyway."""
     return torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
 def padding_mask(lengths: Tensor, text: int, length: int, dtype: torch.dtype) -> Tensor:
-    """What attention adds to its scores, (B, 1, 1, length), where of `text` tokens the first `lengths` (B,) count."""
+    """Attention mask (B, 1, 1, length), added to the scores: of `text` tokens only the first `lengths` (B,) count."""
     place = torch.arange(length, device=lengths.device)
     padding = (place < text) & (place >= lengths[:, None])
     mask = torch.zeros(padding.shape, dtype=dtype, device=lengths.device)

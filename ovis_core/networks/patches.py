@@ -60,19 +60,19 @@ def _is_called_as_here(patch: Patch) -> bool:
 
 
 def origin(patch: Patch) -> str:
-    """The module that a patch comes from, by which people know the node."""
+    """The module that defines a patch, by which people find the node."""
     module = getattr(patch, "__module__", None) or type(patch).__module__
     # ComfyUI names the modules of nodes by their paths.
     return module.replace("\\", "/").rpartition("/")[2].removeprefix("comfy_extras.")
 
 
 def may_keep_tensors(options: dict[str, Any]) -> bool:
-    """Whether someone else holds q, k, v or a block's input, which may then not be written over."""
+    """Whether patches may hold q, k, v or a block's input, which must then not be overwritten."""
     return any(options.get(name) for name in ("patches", "patches_replace", "optimized_attention_override"))
 
 
 def has_hooks(*modules: nn.Module) -> bool:
-    """Whether torch hooks see what these modules take or return."""
+    """Whether torch hooks see the inputs or outputs of these modules."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
