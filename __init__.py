@@ -10,7 +10,7 @@ from .ovis_core import dependencies
 if TYPE_CHECKING:
     from .nodes import OvisU1Extension
 
-WEB_DIRECTORY = "web"  # help pages of the nodes
+WEB_DIRECTORY = "web"  # help pages of the nodes, and the script that keeps their text on the page
 
 
 async def comfy_entrypoint() -> OvisU1Extension:

@@ -228,6 +228,7 @@ class OvisU1Judge(io.ComfyNode):
                 "Asks a yes-or-no question about each image and compares the model's probability of yes with that of "
                 "no: make four images, keep the best."
             ),
+            is_output_node=True,
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
                 io.Image.Input("images", tooltip="A batch of images."),
@@ -267,4 +268,5 @@ class OvisU1Judge(io.ComfyNode):
         if prompt.strip() and PROMPT_SLOT not in question:
             raise ValueError(f"question: it has no {PROMPT_SLOT}, so the prompt goes unread; add it, or empty prompt.")
         verdict = judge(clip, images, question.replace(PROMPT_SLOT, prompt))
-        return io.NodeOutput(verdict.scores, images[verdict.order[0], None], verdict.ranking)
+        best = images[verdict.order[0], None]
+        return io.NodeOutput(verdict.scores, best, verdict.ranking, ui=ui.PreviewText(verdict.ranking))

@@ -1,0 +1,94 @@
+// Keeps the text that a node of this pack shows: on a cached run, after a reload and in a saved workflow.
+//
+// While text is written the page shows it in a widget that it makes itself, forgets, and fills with the text as HTML. Here
+// a field takes its place, as in Preview as Text; its text lies among the node's properties, which a workflow keeps.
+
+import { app } from "../../scripts/app.js";
+
+const WIDGET = "$$node-text-preview"; // the page writes progress text into a widget of this name
+const PROPERTY = "ovis_u1_text";
+const LEFT = "OvisU1.text"; // in the tab's storage: the texts of a page that is being left
+const root = () => app.rootGraph ?? app.graph;
+const shows = (node) => node?.comfyClass?.startsWith("OvisU1") && node.constructor.nodeData?.output_node;
+
+function addField(node) {
+    const element = document.createElement("textarea");
+    element.className = "comfy-multiline-input";
+    element.readOnly = true;
+    element.style.cssText = "width: 100%; height: 100%; min-height: 56px; resize: none";
+    const widget = node.addDOMWidget(WIDGET, "ovis_u1_text", element, {
+        getMinHeight: () => 56,
+        getValue: () => element.value,
+        setValue: (text) => (element.value = text),
+        // Not in the prompt, where another text would run the node again, and not among the workflow's values.
+        serialize: false,
+    });
+    widget.serialize = false;
+}
+
+function show(node, text) {
+    const widget = node.widgets.find((w) => w.name === WIDGET);
+    if (widget) widget.value = text;
+}
+
+function keep(node, output) {
+    if (!output?.text) return;
+    const text = [output.text].flat().join("\n\n");
+    show(node, text);
+    if (node.properties[PROPERTY] === text) return;
+    node.properties[PROPERTY] = text;
+    // The page saves what its tracker of changes has seen.
+    const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+    (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+}
+
+// All nodes, those of subgraphs among them, with their names in the page's outputs.
+function nodes(graph = root()) {
+    return graph.nodes.flatMap((node) => [
+        { node, locator: graph === root() ? `${node.id}` : `${graph.id}:${node.id}` },
+        ...(node.subgraph ? nodes(node.subgraph) : []),
+    ]);
+}
+
+// The page saves a workflow half a second after a change, and a reload can come sooner.
+function leave() {
+    const texts = nodes().filter(({ node }) => shows(node) && node.properties[PROPERTY]);
+    const found = Object.fromEntries(texts.map(({ node, locator }) => [locator, { text: [node.properties[PROPERTY]] }]));
+    sessionStorage.setItem(LEFT, JSON.stringify({ graph: root().id, outputs: found }));
+}
+
+function takeUp(outputs) {
+    for (const { node, locator } of nodes()) if (shows(node) && outputs?.[locator]) keep(node, outputs[locator]);
+}
+
+let left = JSON.parse(sessionStorage.getItem(LEFT) ?? "null");
+sessionStorage.removeItem(LEFT);
+addEventListener("pagehide", leave);
+
+app.registerExtension({
+    name: "OvisU1.Text",
+    beforeRegisterNodeDef(nodeType, nodeData) {
+        if (!nodeData.name.startsWith("OvisU1") || !nodeData.output_node) return;
+        const { onConfigure, onExecuted, onNodeCreated } = nodeType.prototype;
+        nodeType.prototype.onNodeCreated = function (...args) {
+            onNodeCreated?.apply(this, args);
+            addField(this);
+        };
+        nodeType.prototype.onConfigure = function (...args) {
+            onConfigure?.apply(this, args);
+            const text = this.properties?.[PROPERTY];
+            if (typeof text === "string") show(this, text);
+        };
+        nodeType.prototype.onExecuted = function (...args) {
+            onExecuted?.apply(this, args);
+            keep(this, args[0]);
+        };
+    },
+    afterConfigureGraph() {
+        if (!left || left.graph !== root().id) return;
+        takeUp(left.outputs);
+        left = null;
+    },
+    // Another tab of the page, or a job that is opened from the queue.
+    onNodeOutputsUpdated: takeUp,
+});
