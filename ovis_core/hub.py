@@ -89,7 +89,9 @@ def xet_file(url: str) -> XetFile | None:
         token_url = links.get("xet-auth") or headers.get("X-Xet-Refresh-Route")
         if content and token_url:
             # The hub's answer that a mirror hands on names the hub.
-            return XetFile(content, urljoin(url, token_url.replace(HUB, endpoint(), 1)))
+            token_url = urljoin(url, token_url.replace(HUB, endpoint(), 1))
+            trusted = urlsplit(token_url).netloc == urlsplit(endpoint()).netloc  # the token is shown there
+            return XetFile(content, token_url) if trusted else None
         onward = headers.get("Location")
         if not onward or urlsplit(urljoin(url, onward)).netloc != urlsplit(url).netloc:
             return None

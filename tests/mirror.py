@@ -34,6 +34,7 @@ class Mirror:
     damage: bool = False
     pause: float = 0.0  # seconds after each 64 KiB
     xet: bool = False
+    xet_tokens: str = ""  # another mirror, to which readers are sent for a token
     storage_fails_after: int = -1  # pieces that Xet sends; -1: it does not fail
     storage_pause: float = 0.0  # seconds before each of them
     token: str = ""  # what a reader has to show
@@ -96,7 +97,7 @@ def serve(folder: Path) -> Iterator[Mirror]:
             etag = hashlib.sha256(file.read_bytes()).hexdigest() if large else blob(file.read_bytes())
             headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
             if mirror.xet and large:
-                token_url = f"{mirror.url}/api/models/owner/small/xet-read-token/{COMMIT}"
+                token_url = f"{mirror.xet_tokens or mirror.url}/api/models/owner/small/xet-read-token/{COMMIT}"
                 headers |= {"X-Xet-Hash": etag, "Link": f'<{token_url}>; rel="xet-auth"'}
             if mirror.moved and large:
                 self._refuse(302, {**headers, "Location": f"{mirror.moved}{self.path}"})

@@ -196,6 +196,18 @@ def test_a_token(
     assert f"Bearer {mirror.token}" not in stored
 
 
+def test_a_token_is_not_shown_to_whom_the_mirror_names(
+    mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    mirror.xet = True
+    with serve(mirror.folder) as another:
+        mirror.xet_tokens = another.url
+        assert (fetch() / WEIGHTS).is_file()
+        assert another.asked == []
+    assert WEIGHTS in files_asked(mirror)
+
+
 def test_a_repository_that_was_renamed(mirror: Mirror, way: str, models: Path) -> None:
     mirror.token = ""
     assert (fetch("owner/renamed") / WEIGHTS).is_file()
