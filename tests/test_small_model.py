@@ -46,11 +46,15 @@ def files(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_several_threads_unpack_one_whole_file(packed: Path, tmp_path: Path) -> None:
+def test_several_threads_unpack_one_whole_file(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "temp"
     with ThreadPoolExecutor(4) as pool:
         (made,) = set(pool.map(lambda _: built_in.unpack(folder), range(8)))
     assert made.read_bytes() == lzma.decompress(packed.read_bytes())
+    assert files(folder) == ["ovis-u1-shapes.safetensors"]
+    monkeypatch.setattr(built_in, "_unpacked", {})  # as in another process
+    before = made.stat().st_ino
+    assert built_in.unpack(folder).stat().st_ino == before
     assert files(folder) == ["ovis-u1-shapes.safetensors"]
 
 
