@@ -23,12 +23,12 @@ RUNS = "Ovis-U1: read "  # the log has it once for each answer that is written
 # What a node of a class shows: the values of its widgets that are texts and not inputs.
 SHOWN = """(type) => window.app.graph._nodes.filter((n) => n.type === type).map((n) =>
     n.widgets.filter((w) => w.name === "$$node-text-preview").map((w) => w.value).join("|"))"""
-# The texts in fields that can be seen and cannot be written into.
-SEEN = """() => [...document.querySelectorAll("textarea[readonly]")].filter((e) => {
-    const box = e.getBoundingClientRect();
-    return box.width > 20 && box.height > 20 && getComputedStyle(e).visibility !== "hidden" &&
-        e.className === "comfy-multiline-input";
-}).map((e) => e.value)"""
+# Whether a node of a class shows a text in a field of its own that can be seen.
+SEEN = """([type, text]) => window.app.graph._nodes.filter((n) => n.type === type).some((n) => n.widgets.some((w) => {
+    const box = w.element?.getBoundingClientRect();
+    return w.name === "$$node-text-preview" && w.element?.value === text && box.width > 20 && box.height > 20 &&
+        getComputedStyle(w.element).visibility !== "hidden";
+}))"""
 
 
 @pytest.fixture(params=[False, True], ids=["canvas", "nodes2"])
@@ -78,8 +78,7 @@ def wait_for_text(page: Any, node: str, text: str) -> None:
     page.evaluate(
         "(type) => window.app.canvas.centerOnNode(window.app.graph._nodes.find((n) => n.type === type))", node
     )
-    page.wait_for_function(f"([type, text]) => ({SHOWN})(type).includes(text)", arg=[node, text])
-    page.wait_for_function(f"(text) => ({SEEN})().includes(text)", arg=text)
+    page.wait_for_function(SEEN, arg=[node, text])
 
 
 @pytest.mark.parametrize(("name", "node"), [("understand", "OvisU1Understand"), ("pick_the_best", "OvisU1Judge")])
