@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 TILE = 320  # pixels of a picture's longer side
 GAP = 16
 WORDS = 76  # pixels of the room under the pictures
-COLUMNS = 34  # characters in a line
+COLUMNS = 38  # characters in a line
 SIZE, LARGE = 16, 44
 PAGE, INK, SOFT = (236, 236, 232), (30, 30, 28), (120, 120, 114)
 
