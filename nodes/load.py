@@ -57,9 +57,7 @@ class OvisU1Loader(io.ComfyNode):
                     tooltip=(
                         "Folder of the release (config.json, safetensors files) under models/ovis_u1, for example "
                         "models/ovis_u1/Ovis-U1-3B, or one file that core's CheckpointSave wrote, under "
-                        "models/checkpoints. Press R after adding one. ovis-u1-shapes (built in) needs no download: it "
-                        "draws one circle, square or triangle in one of eight colours on a plain background, at 128 x "
-                        "128 pixels."
+                        "models/checkpoints. Press R after adding one."
                     ),
                 ),
                 WEIGHT_DTYPE,
