@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from comfy_server import ComfyServer
-from test_page import SHOTS, SMALL, WAIT, WINDOW, browser, open_dropped, ready, run, set_widgets
-
-__all__ = ["browser", "ready"]  # fixtures
+from page import SMALL, open_dropped, run, set_widgets
 
 SHORT = {
     **SMALL,
@@ -29,26 +25,6 @@ SEEN = """([type, text]) => window.app.graph._nodes.filter((n) => n.type === typ
     return w.name === "$$node-text-preview" && w.element?.value === text && box.width > 20 && box.height > 20 &&
         getComputedStyle(w.element).visibility !== "hidden";
 }))"""
-
-
-@pytest.fixture(params=[False, True], ids=["canvas", "nodes2"])
-def page(request: pytest.FixtureRequest, browser: Any, ready: ComfyServer) -> Iterator[Any]:
-    """A page with an empty graph, in one rendering and in the other."""
-    set_nodes2(ready, request.param)
-    page = browser.new_page(viewport=WINDOW)
-    page.set_default_timeout(WAIT / 2)
-    page.goto(ready.url)
-    wait_for_graph(page)
-    assert page.evaluate("window.app.extensionManager.setting.get('Comfy.VueNodes.Enabled')") == request.param
-    page.evaluate("window.app.graph.clear()")
-    yield page
-    page.close()
-    set_nodes2(ready, False)
-
-
-def set_nodes2(server: ComfyServer, on: bool) -> None:
-    body = json.dumps({"Comfy.VueNodes.Enabled": on}).encode()
-    urllib.request.urlopen(urllib.request.Request(f"{server.url}/settings", body, method="POST")).close()
 
 
 def wait_for_graph(page: Any) -> None:
@@ -83,7 +59,7 @@ def wait_for_text(page: Any, node: str, text: str) -> None:
 
 @pytest.mark.parametrize(("name", "node"), [("understand", "OvisU1Understand"), ("pick_the_best", "OvisU1Judge")])
 def test_text_stays_after_a_reload_and_shows_on_a_cached_run(
-    page: Any, ready: ComfyServer, request: pytest.FixtureRequest, name: str, node: str
+    page: Any, ready: ComfyServer, shots: Path, name: str, node: str
 ) -> None:
     open_dropped(page, name)
     set_widgets(page, SHORT)
@@ -91,12 +67,12 @@ def test_text_stays_after_a_reload_and_shows_on_a_cached_run(
     (text,) = shown(page, node)
     assert text.strip()
     wait_for_text(page, node, text)
-    page.screenshot(path=SHOTS / f"text_{request.node.callspec.id}.png")
+    page.screenshot(path=shots / f"{name}_text.png")
 
     page.reload()
     wait_for_graph(page)
     wait_for_text(page, node, text)
-    page.screenshot(path=SHOTS / f"text_{request.node.callspec.id}_reloaded.png")
+    page.screenshot(path=shots / f"{name}_text_reloaded.png")
 
     # The same workflow as it came, without any text, and a run in which nothing is computed.
     page.evaluate("window.app.graph.clear()")
