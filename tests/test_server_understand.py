@@ -288,7 +288,7 @@ def test_pick_the_best(server: ComfyServer, info: dict[str, Any]) -> None:
     scores = graph.add("PreviewAny", source=graph.out("OvisU1Judge"))
     every = graph.add("SaveImage", images=graph.out("OvisU1Decode"), filename_prefix="tests/all")
     result = server.run(graph.prompt)
-    ranking = result.outputs[graph.find_all("PreviewAny")[0]]["text"][0].split("\n")
+    ranking = result.outputs[graph.find("OvisU1Judge")]["text"][0].split("\n")
     assert len(ranking) == 4
     place, score = zip(*(line.split(". image ")[1].split(": ") for line in ranking), strict=True)
     assert sorted(place) == ["1", "2", "3", "4"]
