@@ -127,3 +127,14 @@ def test_empty_words_are_not_refused(loaded: tuple[Any, ...]) -> None:
     assert [token[0] for token in given["ovis_u1"][0]][:3] == [t[0] for t in loaded[1].tokenize(PROMPT)["ovis_u1"][0]][
         :3
     ]
+
+
+@torch.inference_mode()
+def test_a_layer_cannot_be_chosen(loaded: tuple[Any, ...], plain: Tensor) -> None:
+    from nodes import CLIPSetLastLayer
+
+    clip = loaded[1]
+    (chosen,) = CLIPSetLastLayer().set_last_layer(clip, -2)
+    with pytest.raises(ValueError, match="clip: CLIP Set Last Layer chose a layer.*remove that node"):
+        chosen.encode_from_tokens_scheduled(chosen.tokenize(PROMPT))
+    assert torch.equal(clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))[0][0], plain)

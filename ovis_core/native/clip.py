@@ -62,7 +62,11 @@ class OvisTextModel(Multimodal):
             layer.register_forward_pre_hook(_stop_if_interrupted)
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
-        """ComfyUI's options; layers cannot be chosen, the condition is made of two fixed ones."""
+        """Takes ComfyUI's options. Raises ValueError for a chosen layer: the condition is made of two fixed ones."""
+        if options.get("layer") is not None:
+            raise ValueError(
+                "clip: CLIP Set Last Layer chose a layer, and Ovis-U1 encodes with two fixed layers; remove that node."
+            )
         self.execution_device = options.get("execution_device", self.execution_device)
 
     def reset_clip_options(self) -> None:
