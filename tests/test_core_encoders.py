@@ -135,6 +135,6 @@ def test_a_layer_cannot_be_chosen(loaded: tuple[Any, ...], plain: Tensor) -> Non
 
     clip = loaded[1]
     (chosen,) = CLIPSetLastLayer().set_last_layer(clip, -2)
-    with pytest.raises(ValueError, match="clip: CLIP Set Last Layer chose a layer.*remove that node"):
+    with pytest.raises(ValueError, match=r"clip: CLIP Set Last Layer chose a layer.*remove that node"):
         chosen.encode_from_tokens_scheduled(chosen.tokenize(PROMPT))
     assert torch.equal(clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))[0][0], plain)
