@@ -20,18 +20,12 @@ from ..ovis_core.sizes import LATENT_FACTOR
 FILES = ("model_name", "diffusion_model_name", "text_encoder_name", "vae_name")  # what is missing here says more
 
 
-_schemas: dict[Any, list[Any]] = {}
-
-
 def check(node: type[io.ComfyNode], **inputs: Any) -> None:
     """Refuses inputs that do not fit what the node's schema says of them.
 
-    The schema is asked for once: it lists files, and none of `FILES` is checked here.
+    The schema is the one that ComfyUI keeps: to define it anew would list files, and none of `FILES` is checked here.
     """
-    define = node.define_schema.__func__  # the same in the copies of the class that ComfyUI makes for each run
-    if define not in _schemas:
-        _schemas[define] = node.define_schema().inputs
-    for spec in _schemas[define]:
+    for spec in (node.SCHEMA or node.GET_SCHEMA()).inputs:
         value = inputs.get(spec.id)
         if spec.id not in inputs or (value is None and spec.optional):
             continue

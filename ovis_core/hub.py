@@ -90,10 +90,10 @@ def xet_file(url: str) -> XetFile | None:
         if content and token_url:
             # The hub's answer that a mirror hands on names the hub.
             token_url = urljoin(url, token_url.replace(HUB, endpoint(), 1))
-            trusted = urlsplit(token_url).netloc == urlsplit(endpoint()).netloc  # the token is shown there
+            trusted = _same_server(token_url, endpoint())  # the token is shown there
             return XetFile(content, token_url) if trusted else None
         onward = headers.get("Location")
-        if not onward or urlsplit(urljoin(url, onward)).netloc != urlsplit(url).netloc:
+        if not onward or not _same_server(urljoin(url, onward), url):
             return None
         url = urljoin(url, onward)  # a repository that was renamed
     return None
@@ -174,7 +174,7 @@ class _KeepAuthorization(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Message, newurl: str
     ) -> urllib.request.Request | None:
         new = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if new is not None and urlsplit(newurl).netloc == urlsplit(req.full_url).netloc:
+        if new is not None and _same_server(newurl, req.full_url):
             _authorize(new)
         return new
 
@@ -184,6 +184,11 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         return None
+
+
+def _same_server(a: str, b: str) -> bool:
+    """Whether two addresses have the same scheme and host: a token for https must not go over http."""
+    return urlsplit(a)[:2] == urlsplit(b)[:2]
 
 
 def _authorize(request: urllib.request.Request) -> None:

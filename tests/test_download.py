@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 
 from conftest import ROOT
 from mirror import Mirror, describe, serve
+from ovis_core import hub
 
 WEIGHTS = "model-00002-of-00002.safetensors"
 NAME = "owner--small"  # the folder; the authors' own has no owner before it
@@ -562,3 +565,23 @@ def test_the_script(mirror: Mirror, tmp_path: Path) -> None:
         assert ran.returncode == 1
         assert words in ran.stderr
         assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("onward", "same"),
+    [
+        ("https://hub.example/moved", True),
+        ("http://hub.example/moved", False),
+        ("https://storage.example/moved", False),
+        ("https://hub.example:8443/moved", False),
+    ],
+)
+def test_a_redirect_carries_the_token_only_to_the_same_scheme_and_host(
+    monkeypatch: pytest.MonkeyPatch, onward: str, same: bool
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    request = urllib.request.Request("https://hub.example/file")
+    hub._authorize(request)
+    assert request.get_header("Authorization") == "Bearer hf_secret"
+    new = hub._KeepAuthorization().redirect_request(request, None, 302, "Found", Message(), onward)
+    assert (new.get_header("Authorization") == "Bearer hf_secret") == same

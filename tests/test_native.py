@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -321,7 +322,7 @@ def test_the_disk_that_weights_come_from_is_told_to_newer_comfyuis(
             super().__init__(*args, **kwargs)
             self.fast_disk = fast_disk
 
-    monkeypatch.setattr(comfy, "storage", Storage, raising=False)
+    monkeypatch.setitem(sys.modules, "comfy.storage", Storage)
     monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Patcher, raising=False)
     checkpoint = open_release(release)
     assert load(checkpoint)[0].fast_disk is True

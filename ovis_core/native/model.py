@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import logging
 import math
@@ -324,7 +325,7 @@ def build_model(
     patcher_class = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
     options = {}
     if "fast_disk" in inspect.signature(patcher_class.__init__).parameters:
-        options["fast_disk"] = comfy.storage.state_dict_fast_disk(weights)
+        options["fast_disk"] = importlib.import_module("comfy.storage").state_dict_fast_disk(weights)
     offload_device = management.unet_offload_device()
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device, **options)
     patcher.add_callback(CallbacksMP.ON_CLEANUP, _after_sampling)
