@@ -147,7 +147,8 @@ def open_release(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: {some(gone)}: links to files that are gone; put the files themselves there.")
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {some(missing)}: the download is not complete. Fetch the missing files into that folder."
+            f"{folder} lacks {some(missing)}: the download is not complete; run Ovis-U1 Download "
+            "again, or fetch the missing files into that folder."
         )
     shapes = {file: read_shapes(file) for file in files}
     found = [_find(kind, shapes, folder) for kind in (DECODER, TEXT, VAE)]

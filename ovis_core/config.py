@@ -40,6 +40,8 @@ MOST_AXES = 16
 class ConfigError(ValueError):
     """A `config.json` that does not describe an Ovis-U1 which this package can run."""
 
+    __module__ = "builtins"  # ComfyUI shows the module before the name, and the pack's is a long path
+
 
 @dataclass(frozen=True)
 class LanguageConfig:

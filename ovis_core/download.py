@@ -56,6 +56,8 @@ PAUSES = (0.5, 1.0, 2.0)  # seconds before another try where nothing came
 class DownloadError(RuntimeError):
     """A download that did not finish, with what to do about it."""
 
+    __module__ = "builtins"  # ComfyUI shows the module before the name, and the pack's is a long path
+
 
 class Stopped(Exception):
     """The download was asked to stop."""
@@ -107,7 +109,7 @@ def download(
     try:
         from filelock import FileLock, Timeout
     except ImportError as error:
-        raise DownloadError(f"filelock cannot be imported ({_line(error)}); install it in ComfyUI's Python.") from error
+        raise DownloadError(f"filelock cannot be imported ({_line(error)}); run this with ComfyUI's Python, or install it there.") from error
 
     by_hand = (
         "Where the hub is blocked, set HF_ENDPOINT to a mirror of it; or put config.json, "

@@ -16,6 +16,8 @@ LONGEST_HEADER = 100_000_000  # bytes; safetensors reads none that is longer
 class CheckpointError(ValueError):
     """A model that cannot be used, with what to do about it."""
 
+    __module__ = "builtins"  # ComfyUI shows the module before the name, and the pack's is a long path
+
 
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor, from the header alone.

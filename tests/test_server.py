@@ -322,5 +322,6 @@ def test_folders_that_are_listed(info: dict[str, Any]) -> None:
 
 def test_a_broken_model_is_named(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = text_to_image(info).set("OvisU1Loader", model_name="half")
-    with pytest.raises(PromptFailed, match=r"half lacks model-00002-of-00002\.safetensors"):
+    with pytest.raises(PromptFailed, match=r"half lacks model-00002-of-00002\.safetensors") as failed:
         server.run(graph.prompt)
+    assert failed.value.kind == "CheckpointError"  # the page shows it before the sentence, and a path would hide that

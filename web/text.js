@@ -24,6 +24,7 @@ function addField(node) {
         serialize: false,
     });
     widget.serialize = false;
+    widget.label = "text"; // the panel of parameters shows it, not the name
 }
 
 function show(node, text) {
