@@ -109,7 +109,9 @@ def download(
     try:
         from filelock import FileLock, Timeout
     except ImportError as error:
-        raise DownloadError(f"filelock cannot be imported ({_line(error)}); run this with ComfyUI's Python, or install it there.") from error
+        raise DownloadError(
+            f"filelock cannot be imported ({_line(error)}); run this with ComfyUI's Python, or install it there."
+        ) from error
 
     by_hand = (
         "Where the hub is blocked, set HF_ENDPOINT to a mirror of it; or put config.json, "
