@@ -68,8 +68,11 @@ def capture(model: LanguageModel, cache: KeyValueCache, tokens: int) -> Captured
         torch.cuda.set_stream(current)
         if not isinstance(error, torch.cuda.OutOfMemoryError):
             _failures[device] += 1
-        then = "the next answer tries again" if _failures[device] < ATTEMPTS else "tried too often, so until a restart"
-        logging.warning("Ovis-U1: writes without a CUDA graph, which is slower; %s: %s", then, error)
+        again = _failures[device] < ATTEMPTS
+        then = "the next answer tries again" if again else "this stays so until ComfyUI restarts"
+        logging.warning(
+            "Ovis-U1: the CUDA graph could not be captured, so text is generated more slowly (%s): %s", then, error
+        )
         return None
     del _failures[device]
     return step

@@ -52,8 +52,8 @@ def asks_for_nodes() -> bool:
 
 def too_old() -> str:
     """One sentence that names the ComfyUI that is needed, and this one."""
-    version = getattr(sys.modules.get("comfyui_version"), "__version__", "an older one")
-    return f"Ovis-U1 needs ComfyUI {COMFYUI} or newer, this is {version}; update ComfyUI"
+    version = getattr(sys.modules.get("comfyui_version"), "__version__", "older")
+    return f"Ovis-U1 needs ComfyUI {COMFYUI} or newer and this one is {version}; update ComfyUI"
 
 
 def is_about_comfyui(error: ImportError | AttributeError) -> bool:

@@ -110,8 +110,8 @@ def download(
         raise DownloadError(f"filelock cannot be imported ({_line(error)}); install it in ComfyUI's Python.") from error
 
     by_hand = (
-        "Where the hub is blocked, set HF_ENDPOINT to a mirror of it; or put config.json, "
-        f"model.safetensors.index.json and every model-*.safetensors of {repository} into {folder} by hand."
+        "if the hub is blocked, set HF_ENDPOINT to a mirror of it, or put config.json, model.safetensors.index.json "
+        f"and every model-*.safetensors of {repository} into {folder} by hand."
     )
     try:
         try:
@@ -119,7 +119,9 @@ def download(
         except OSError as error:
             if not _is_out_of_reach(error) or anew or not _is_whole(folder, repository, revision):
                 raise
-            logging.warning("Ovis-U1: %s was checked before, and the hub cannot be reached (%s)", folder, _line(error))
+            logging.warning(
+                "Ovis-U1: the hub cannot be reached (%s); using %s, which was checked before", _line(error), folder
+            )
             return folder
         files = list(_wanted(info.get("siblings") or []))
         if not any(file.name.endswith(".safetensors") for file in files):
@@ -133,20 +135,24 @@ def download(
     except urllib.error.HTTPError as error:
         if error.code in (401, 403, 404):
             raise DownloadError(
-                f"repository: {hub.endpoint()} has no {repository} at {revision}, or wants a login for it; check the "
-                "name, or set HF_TOKEN."
+                f"repository: {hub.endpoint()} has no {repository} at {revision}, or it needs a login; check the "
+                "name and the revision, or set HF_TOKEN."
             ) from error
-        raise DownloadError(f"{hub.endpoint()} answered with an error ({_line(error)}). {by_hand}") from error
+        raise DownloadError(f"{hub.endpoint()} answered with an error ({_line(error)}); {by_hand}") from error
     except NotImplementedError as error:
         raise DownloadError(f"{folder} cannot be locked ({_line(error)}); choose a folder on another disk.") from error
     except Timeout as error:
         raise DownloadError(f"another download into {folder} is running; wait for it.") from error
+    except hub.Offline as error:
+        raise DownloadError(
+            f"{hub.endpoint()} is not asked because HF_HUB_OFFLINE is set; unset it and restart ComfyUI."
+        ) from error
     except OSError as error:
         if not isinstance(error, urllib.error.URLError) and (error.filename is not None or error.errno in DISK):
             raise DownloadError(_local(error, folder)) from error
-        raise DownloadError(f"{hub.endpoint()} cannot be reached ({_line(error)}). {by_hand}") from error
+        raise DownloadError(f"{hub.endpoint()} cannot be reached ({_line(error)}); {by_hand}") from error
     except (http.client.HTTPException, ValueError) as error:
-        raise DownloadError(f"{hub.endpoint()} cannot be reached ({_line(error)}). {by_hand}") from error
+        raise DownloadError(f"{hub.endpoint()} cannot be reached ({_line(error)}); {by_hand}") from error
     return folder
 
 
@@ -155,7 +161,7 @@ def _local(error: OSError, folder: Path) -> str:
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else folder
     why = error.strerror or _line(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {path} is full ({why}); make room and run it again, it resumes."
+        return f"the disk of {path} is full ({why}); free some space and run it again; it resumes."
     if error.errno == errno.EFBIG:
         return f"the file system of {path} does not take a file of that size ({why}); choose a folder on another disk."
     if isinstance(error, IsADirectoryError):
@@ -282,8 +288,8 @@ class _Run:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise DownloadError(
-                f"the disk of {self.folder} has {free / 1e9:.1f} GB left and {needed / 1e9:.1f} GB are missing; make "
-                "room."
+                f"the disk of {self.folder} has {free / 1e9:.1f} GB free and the download needs "
+                f"{needed / 1e9:.1f} GB more; free some space and run it again."
             )
 
     def _fetch(self, file: File) -> None:
@@ -338,7 +344,9 @@ class _Run:
             raise
         except Exception as error:  # the client has errors of many kinds
             self.go_on()
-            logging.warning("Ovis-U1: Xet did not finish %s (%s); it resumes over HTTP", file.name, _line(error))
+            logging.warning(
+                "Ovis-U1: Xet stopped at %s (%s); the download continues over HTTP", file.name, _line(error)
+            )
         self.go_on()
 
     def _take(self, file: File) -> None:
@@ -346,9 +354,7 @@ class _Run:
         part = _part(self.folder, file)
         if _size(part) != file.size or self._digest(part, file) != file.digest:
             part.unlink(missing_ok=True)
-            raise DownloadError(
-                f"{self.folder / file.name} came damaged and was deleted; run it again to fetch it anew."
-            )
+            raise DownloadError(f"{self.folder / file.name} arrived damaged and was deleted; run the download again.")
         part.replace(self.folder / file.name)
         self._note(file)
 

@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--prompt", help="what to paint")
     parser.add_argument("--edit", metavar="INSTRUCTION", help="what to change in that picture")
     parser.add_argument("--question", help="what to ask about the changed picture")
-    parser.add_argument("--seed", type=int, help="another one gives other pictures")
+    parser.add_argument("--seed", type=int, help="sampling seed")
     args = parser.parse_args()
 
     workspace.check_python()

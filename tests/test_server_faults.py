@@ -75,7 +75,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "git lfs pull",
     ),
     "pickles": (pickles, r"holds pytorch_model\.bin and no safetensors files.*download the release's safetensors"),
-    "no config": (lambda f: (f / CONFIG).unlink(), r"cannot be used: .* has no config\.json; put the release's there"),
+    "no config": (lambda f: (f / CONFIG).unlink(), r"cannot be used: .* has no config\.json; copy the release's"),
     "a config that is no JSON": (lambda f: (f / CONFIG).write_text("{"), r"cannot be used: .*config\.json is not JSON"),
     "another model's config": (
         lambda f: edit_json(f / CONFIG, lambda v: v.update(model_type="ovis")),

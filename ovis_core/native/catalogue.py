@@ -27,7 +27,10 @@ def missing(name: str) -> str:
         return ""
     problem = folders.missing(name)
     if problem and names() == [built_in.NAME]:
-        return f"{problem} {built_in.NAME!r} works without a download: it draws {built_in.DRAWS}."
+        return (
+            f"{problem.removesuffix('.')}; or choose {built_in.NAME!r}, which needs no download and draws "
+            f"{built_in.DRAWS}."
+        )
     return problem
 
 

@@ -271,7 +271,11 @@ def choose_dtypes(
         asked = model_management.text_encoder_dtype(device)
         if castable(asked, device):
             return asked, compute
-        logging.warning("Ovis-U1: %s does not work on this device (%s) and is not used.", asked, device.type)
+        logging.warning(
+            "Ovis-U1: the text encoder type %s from the command line does not work on this device (%s) and is ignored.",
+            asked,
+            device.type,
+        )
     if stored == torch.float32:
         return compute, compute
     return stored, compute

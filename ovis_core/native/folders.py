@@ -93,7 +93,7 @@ def missing(name: str) -> str:
         return f"model_name: {name!r} was not found; choose {choice}, or press R after adding one."
     refused = next(_refused({}), "")
     if refused:
-        return f"model_name: no Ovis-U1 model was found. {refused}"
+        return f"model_name: no Ovis-U1 model was found: {refused}"
     return (
         f"model_name: no Ovis-U1 model was found; run Ovis-U1 Download, or put the folder of AIDC-AI/Ovis-U1-3B into "
         f"{roots()[0]}, and press R to refresh."
@@ -255,7 +255,7 @@ def _report(found: Mapping[str, Path]) -> None:
     for reason in _refused(found):
         if reason not in _reported:
             _reported.add(reason)
-            logging.warning("Ovis-U1: this is not listed: %s", reason)
+            logging.warning("Ovis-U1: a folder is not listed as a model: %s", reason)
 
 
 def _refused(found: Mapping[str, Path]) -> Iterator[str]:

@@ -165,7 +165,7 @@ class OvisTokenizer:
     ) -> list[Token]:
         refuse_unknown(unknown)
         if not is_empty(audio):
-            raise ValueError("audio: Ovis-U1 cannot hear; disconnect it.")
+            raise ValueError("audio: Ovis-U1 does not take audio; disconnect it.")
         batches = images.values() if isinstance(images, Mapping) else [images] if _is_batch(images) else images or ()
         seen = [*_images("image", image), *(one for batch in batches for one in _images("images", batch))]
         frames = evenly(_images("video", video), MAX_FRAMES)
@@ -175,13 +175,19 @@ class OvisTokenizer:
         if not skip_template:
             tokens = self.question(text, seen, frames, thinking=thinking, system_prompt=system_prompt)
         elif system_prompt.strip():
-            raise ValueError("system_prompt: it needs the default template; turn the template on or empty this.")
+            raise ValueError(
+                "system_prompt: it works only with the default template; turn on use_default_template, or empty "
+                "system_prompt."
+            )
         else:
             self._check_length([text], seen, frames)
             pictures = self._look(seen, frames)
             tokens = self.place([*(picture.kind for picture in pictures), text], pictures)
         if min_length is not None and sequence_length(tokens) < min_length:
-            raise ValueError(f"min_length: Ovis-U1 reads no padding, got {min_length}; set it to 1 or leave it out.")
+            raise ValueError(
+                f"min_length: expected at most {sequence_length(tokens)}, the prompt's length, got {min_length}; "
+                "Ovis-U1 cannot pad prompts, so set it to 1."
+            )
         return tokens
 
     def blank(self, height: int, width: int) -> VisualInput:
@@ -229,9 +235,12 @@ def _images(name: str, batch: Tensor | None) -> list[Tensor]:
     if batch is None:
         return []
     if not isinstance(batch, Tensor):
-        raise ValueError(f"{name}: expected an IMAGE, a batch of images, got {type(batch).__name__}; connect an IMAGE.")
+        raise ValueError(f"{name}: expected an IMAGE, got {type(batch).__name__}; connect an IMAGE.")
     if batch.ndim != 4 or 0 in batch.shape:
-        raise ValueError(f"{name}: its shape is {list(batch.shape)}; connect an IMAGE, a batch of images.")
+        raise ValueError(
+            f"{name}: expected an IMAGE of 4 dimensions, none of them 0, got shape {list(batch.shape)}; connect an "
+            "IMAGE."
+        )
     return list(batch)
 
 
@@ -245,12 +254,12 @@ def _numbered(tokens: dict[str, list[list[tuple]]], number: bool) -> dict[str, l
 def _refuse_more_than_text(said: dict[str, Any]) -> None:
     """Raises ValueError if a node that encodes prompts passes an argument that would be dropped."""
     if not is_empty(said.pop("images", None)):
-        raise ValueError("images: this node cannot give Ovis-U1 a picture; use Ovis-U1 Edit Encode.")
+        raise ValueError("images: this node cannot pass images to Ovis-U1; use Ovis-U1 Edit Encode.")
     for name, value in said.items():
         if not is_empty(value) and (name not in OTHER_MODELS_OPTIONS or value == TEXT_ALONE):
             raise ValueError(
-                f"clip: this node is made for another model and gives its text encoder {name}, which Ovis-U1 does not "
-                "take; use Ovis-U1 Text Encode, or Ovis-U1 Edit Encode for images."
+                f"clip: this node is made for another model and sets {name}, which Ovis-U1 does not have; "
+                "use Ovis-U1 Text Encode, or Ovis-U1 Edit Encode for images."
             )
 
 
