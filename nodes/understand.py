@@ -266,7 +266,7 @@ class OvisU1Judge(io.ComfyNode):
                 f"prompt: it is empty and the question has {PROMPT_SLOT}; write it, or change the question."
             )
         if prompt.strip() and PROMPT_SLOT not in question:
-            raise ValueError(f"question: it has no {PROMPT_SLOT}, so the prompt goes unread; add it, or empty prompt.")
+            raise ValueError(f"question: it has no {PROMPT_SLOT}, so the prompt is not used; add it, or empty prompt.")
         verdict = judge(clip, images, question.replace(PROMPT_SLOT, prompt))
         best = images[verdict.order[0], None]
         return io.NodeOutput(verdict.scores, best, verdict.ranking, ui=ui.PreviewText(verdict.ranking))

@@ -300,7 +300,7 @@ def _weight_files(folder: Path) -> list[Path]:
             "they are not; download the release's safetensors files."
         )
     if any(folder.glob(SHARDS)) and not (folder / SINGLE).is_file():
-        raise CheckpointError(f"{folder} holds a model in pieces and no {INDEX}; put the release's there too.")
+        raise CheckpointError(f"{folder} holds a model in pieces and no {INDEX}; copy the release's {INDEX} into it.")
     return [folder / SINGLE]
 
 

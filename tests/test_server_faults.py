@@ -59,7 +59,7 @@ def pickles(folder: Path) -> None:
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing shard": (lambda f: (f / SECOND).unlink(), rf"lacks {SECOND}: the download is not complete"),
     "half a shard": (lambda f: cut(f / SECOND), rf"{SECOND} is damaged or not complete .*download it again"),
-    "no index": (lambda f: (f / INDEX).unlink(), rf"in pieces and no {INDEX}; put the release's there too"),
+    "no index": (lambda f: (f / INDEX).unlink(), rf"in pieces and no {INDEX}; copy the release's {INDEX}"),
     "an index of a missing file": (
         lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].update(more="model-00003-of-00003.safetensors")),
         r"lacks model-00003-of-00003\.safetensors",
@@ -69,7 +69,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"index\.json names files outside its folder",
     ),
     "another release's shard": (another_release, r"has shape .*do not belong together; download both again"),
-    "a web page": (lambda f: (f / FIRST).write_bytes(b"<!doctype html><p>404"), rf"{FIRST} is a web page and no weig"),
+    "a web page": (lambda f: (f / FIRST).write_bytes(b"<!doctype html><p>404"), rf"{FIRST} is a web page, not a weigh"),
     "an LFS pointer": (
         lambda f: (f / FIRST).write_bytes(b"version https://git-lfs.github.com/spec/v1"),
         "git lfs pull",
