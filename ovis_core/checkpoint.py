@@ -91,7 +91,7 @@ def is_release(folder: Path) -> bool:
 
 
 def why_not(path: Path) -> str:
-    """What keeps a folder, or a file with all parts, from being an Ovis-U1.
+    """Why a folder, or a file with all parts, is not a usable Ovis-U1.
 
     Empty for one that is, and for a folder that holds no model's files.
     """

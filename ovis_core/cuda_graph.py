@@ -55,7 +55,7 @@ def capture(model: LanguageModel, cache: KeyValueCache, tokens: int) -> Captured
     """A captured step if there is CUDA, `tokens` make it worth it, and the capture succeeds; otherwise None.
 
     The next answer tries again after a failure, whose cause may be gone by then, but not after `ATTEMPTS` in a row.
-    A want of memory does not count as one of them.
+    Running out of memory does not count.
     """
     device = cache.keys.device
     if device.type != "cuda" or tokens < WORTH_IT or _failures[device] >= ATTEMPTS:

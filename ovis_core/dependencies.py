@@ -1,4 +1,4 @@
-"""What the pack needs: packages that it imports, and a ComfyUI that offers what it builds on."""
+"""The packages and the ComfyUI features that the pack needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OFFERED = {
     "comfy.quant_ops": (),
 }
 
-# Used where it is there: certificates for Pythons that have none, and the hub's fast client.
+# Optional: certificates if Python has none, and the hub's fast client.
 OPTIONAL = ("certifi", "hf_xet")
 
 

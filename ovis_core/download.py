@@ -89,16 +89,16 @@ def download(
     report: Callable[[Progress], object] = lambda _: None,
     stop: threading.Event | None = None,
     nearby: Sequence[Path] = (),
-    anew: bool = False,
+    recheck: bool = False,
 ) -> Path:
-    """Fetches what is missing or other in `folder`, checks sizes and hashes of all of it, and returns the folder.
+    """Fetches files that are missing from `folder` or differ, checks sizes and hashes of all, and returns the folder.
 
     A file that the hub's cache or a folder of `nearby` holds is linked, or copied, once its hash is found right.
 
     report  called in another thread, or in this one, never in both at once
     stop    ends it between two blocks, with `Stopped`
     nearby  other folders that may hold the same files
-    anew    read what was checked before too
+    recheck check every file again, even one that was checked before
 
     Raises `DownloadError`.
     """
@@ -117,7 +117,7 @@ def download(
         try:
             info = hub.model_info(repository, revision)
         except OSError as error:
-            if not _is_out_of_reach(error) or anew or not _is_whole(folder, repository, revision):
+            if not _is_out_of_reach(error) or recheck or not _is_whole(folder, repository, revision):
                 raise
             logging.warning(
                 "Ovis-U1: the hub cannot be reached (%s); using %s, which was checked before", _line(error), folder
@@ -129,7 +129,7 @@ def download(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=0), _reporting(folder, files, report) as doing:
             run = _Run(repository, revision, str(info.get("sha") or revision), folder, doing, stop or threading.Event())
-            run.bring(files, nearby, anew)
+            run.bring(files, nearby, recheck)
     except (DownloadError, Stopped):
         raise
     except urllib.error.HTTPError as error:
@@ -204,9 +204,9 @@ class _Run:
         self.stop = stop
         self.client = hub.xet_client()
 
-    def bring(self, files: Sequence[File], nearby: Sequence[Path], anew: bool) -> None:
+    def bring(self, files: Sequence[File], nearby: Sequence[Path], recheck: bool) -> None:
         """Has all files in the folder, checked."""
-        checked = {} if anew else _read_checked(self.folder)
+        checked = {} if recheck else _read_checked(self.folder)
         missing = []
         for file in files:
             if self._is_right(file, checked):
@@ -369,7 +369,7 @@ class _Run:
 
 
 class _Local(Exception):
-    """An OSError of this machine, while another's errors are passed over."""
+    """An OSError from this machine's disk, raised through a handler that ignores the client's errors."""
 
 
 def _may_pass(error: Exception) -> bool:

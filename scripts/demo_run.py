@@ -35,7 +35,7 @@ RANDOM = (
 
 @dataclass(frozen=True)
 class Demo:
-    """What is painted, changed and asked with one model; None leaves a value as the workflow has it.
+    """Prompts and settings of the demo for one model; None keeps the workflow's value.
 
     name    in Ovis-U1 Load Model
     side    width and height in pixels

@@ -126,7 +126,7 @@ def test_what_was_checked_is_not_read_again(mirror: Mirror, models: Path, heard:
     heard.clear()
     fetch()
     assert not weights & {path for _, path in heard}
-    download("owner/small", folder, anew=True)  # as the script does
+    download("owner/small", folder, recheck=True)  # as the script does
     assert weights <= {path for _, path in heard}
 
 
@@ -464,7 +464,7 @@ def test_no_network_and_a_release_that_was_checked(
     with pytest.raises(DownloadError, match="cannot be reached"):
         download("owner/small", folder, "another")
     with pytest.raises(DownloadError, match="cannot be reached"):
-        download("owner/small", folder, anew=True)
+        download("owner/small", folder, recheck=True)
     os.utime(folder / WEIGHTS)
     with pytest.raises(DownloadError, match="cannot be reached"):
         fetch()

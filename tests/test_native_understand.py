@@ -520,7 +520,7 @@ def test_a_half_written_character_does_not_show(clip: Any, monkeypatch: pytest.M
         assert text.startswith(partial)
 
 
-def test_frames_are_thinned_evenly(clip: Any) -> None:
+def test_frames_are_sampled_evenly(clip: Any) -> None:
     from ovis_core.pixels import evenly
 
     frames: list[Tensor] = list(torch.arange(100))

@@ -16,7 +16,7 @@ FOLDER = "ovis_u1"  # in ComfyUI's folder for temporary files
 
 
 def names() -> list[str]:
-    """What the loader lists. The built-in model comes last, so it is the default only if there is no other."""
+    """Names that the loader lists. The built-in model comes last, so it is the default only if there is no other."""
     found = [name for name in folders.find_models() if name != built_in.NAME]
     return [*found, built_in.NAME] if built_in.is_there() else found
 

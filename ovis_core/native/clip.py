@@ -250,7 +250,7 @@ def build_clip(
     else:
         clip = comfy.sd.CLIP(target, **kwargs)
         clip.load_sd(weights)
-    # These layers cast by themselves, which ComfyUI would force on them. It may have loaded them already.
+    # These layers cast their own weights, so ComfyUI must not force it; it may have loaded them already.
     clip.patcher.force_cast_weights = False
     keep_patchable(clip.patcher)
     return clip

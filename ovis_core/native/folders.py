@@ -214,7 +214,7 @@ def _of_file(file: Path, question: str, ask: Callable[[], bool]) -> bool:
 
 
 def _registered(kind: str) -> list[Path]:
-    """ComfyUI's folders of a kind; none where nobody has named one."""
+    """ComfyUI's folders of a kind; empty if the kind is not registered."""
     return [Path(path) for path in folder_paths.folder_names_and_paths.get(kind, ([],))[0]]
 
 
@@ -259,7 +259,7 @@ def _report(found: Mapping[str, Path]) -> None:
 
 
 def _refused(found: Mapping[str, Path]) -> Iterator[str]:
-    """What is wrong with each folder that looks like a model and is not among those found."""
+    """Reasons why folders that look like models are not in `found`."""
     folders = [folder for root in roots() for folder in _subfolders(root) if not _is_release(folder)]
     folders += [
         folder

@@ -1,4 +1,4 @@
-"""Warnings to a person whose model was trained on pictures of one size only, on the console and on the node."""
+"""Warnings, in the log and on the node, if a size differs from the one a model was trained on."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ BUNDLED_TOKENIZER = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"
 MAX_FRAMES = 8  # of a video, where a node does not say
 # What nodes that generate text say to `tokenize`, and nodes that encode it do not.
 QUESTION_OPTIONS = {"image", "video", "audio", "thinking", "skip_template", "min_length", "system_prompt"}
-# Tokens that decoders of text models show: what splits a think block off looks for its tags.
+# Tags that a decoded text keeps, so that callers can split off the think block.
 THINK_TAGS = {prompts.Control.THINK: "<think>", prompts.Control.END_THINK: "</think>"}
 SPECIAL_TOKENS = {
     prompts.Control.END_OF_TEXT: "<|endoftext|>",
@@ -117,7 +117,7 @@ class OvisTokenizer:
         """Tokens of the user's turn and of the start of the model's.
 
         images         each (height, width, channels), 0 to 1
-        frames         of one video, likewise; evenly thinned to `max_frames`
+        frames         of one video, likewise; sampled evenly down to `max_frames`
         system_prompt  text of a turn before the user's; empty: no such turn
         """
         asked = prompts.question(text, len(images), bool(len(frames)))
@@ -210,7 +210,7 @@ class OvisTokenizer:
         return self.tokenizer.decode(token_ids, THINK_TAGS if skip_special_tokens else THINK_TAGS | SPECIAL_TOKENS)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What is saved with the weights besides them."""
+        """Metadata stored as tensors, saved with the weights."""
         return self.carried.copy()
 
 
@@ -220,7 +220,7 @@ def is_empty(value: Any) -> bool:
 
 
 def refuse_unknown(options: Mapping[str, Any]) -> None:
-    """Raises ValueError for the first option that is not empty: it would change nothing, and nobody would know."""
+    """Raises ValueError for the first option that is not empty, because it would be ignored silently."""
     for name, value in options.items():
         if not is_empty(value):
             raise ValueError(f"{name}: Ovis-U1 does not take this input; empty it, or remove the node that sets it.")
