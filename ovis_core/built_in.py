@@ -1,4 +1,4 @@
-"""The small model that comes with the pack, for trying the nodes before the real weights are there.
+"""A small model in the pack's folder, if its file is there, for trying the nodes without the real weights.
 
 One file with all parts, compressed. It is unpacked when it is first used.
 """

@@ -1,6 +1,6 @@
 """One command from a bare checkout to pictures: sets up ComfyUI, paints, edits and asks in it.
 
-    python scripts/demo.py                        the small model that comes with the pack
+    python scripts/demo.py                        a small model: random weights until a trained one ships
     python scripts/demo.py --model PATH --serve   real weights, and ComfyUI's page to continue with
 
 Standard library only; demo_run.py runs inside the environment that this makes.

@@ -110,7 +110,7 @@ def main() -> int:
 
 
 def choose(base: Path, model: Path | None) -> Demo:
-    """The user's weights; without them the model that comes with the pack, or a random one if it is not there."""
+    """The user's weights; without them the built-in model, or one of random weights if its file is not there."""
     if model is not None:
         return Demo(link_model(base, model), real=True)
     import_core()

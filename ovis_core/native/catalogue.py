@@ -1,4 +1,4 @@
-"""The models that Ovis-U1 Load Model offers: those in ComfyUI's folders, then the one that comes with the pack."""
+"""The models that Ovis-U1 Load Model offers: those in ComfyUI's folders, then the built-in one if its file is there."""
 
 from __future__ import annotations
 
