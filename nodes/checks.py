@@ -52,7 +52,7 @@ def _need_clip(spec: Any, clip: Any) -> None:
 
 def _need_vae(spec: Any, vae: Any) -> None:
     if not hasattr(vae, "first_stage_model"):
-        raise ValueError(f"{spec.id}: this is a {type(vae).__name__} and no VAE; connect that of Ovis-U1 Load Model.")
+        raise ValueError(f"{spec.id}: expected a VAE, got {type(vae).__name__}; connect the VAE of Ovis-U1 Load Model.")
     channels = vae.latent_channels
     if channels != LATENT_CHANNELS:
         raise ValueError(
@@ -77,13 +77,13 @@ def _need_number(spec: Any, value: Any) -> None:
 def _need_choice(spec: Any, value: Any) -> None:
     if spec.id not in FILES and value not in spec.options:
         shown = ", ".join(map(str, spec.options[:8]))
-        raise ValueError(f"{spec.id}: {value!r} is none of the choices; choose one of {shown}.")
+        raise ValueError(f"{spec.id}: {value!r} is not one of the choices; choose one of {shown}.")
 
 
 def _need_pictures(spec: Any, batch: Any) -> None:
     if not isinstance(batch, Tensor) or batch.ndim != 4:
-        kind = f"it has {batch.ndim} dimensions" if isinstance(batch, Tensor) else f"this is a {type(batch).__name__}"
-        raise ValueError(f"{spec.id}: {kind} and a batch of images is a tensor of 4; connect an IMAGE.")
+        found = f"{batch.ndim} dimensions" if isinstance(batch, Tensor) else type(batch).__name__
+        raise ValueError(f"{spec.id}: expected an IMAGE of 4 dimensions, got {found}; connect an IMAGE.")
     if 0 in batch.shape:
         raise ValueError(f"{spec.id}: it is empty; connect at least one image.")
 
@@ -91,7 +91,7 @@ def _need_pictures(spec: Any, batch: Any) -> None:
 def _need_conditioning(spec: Any, conditioning: Any) -> None:
     if not isinstance(conditioning, list) or not all(isinstance(entry, list | tuple) for entry in conditioning):
         raise ValueError(
-            f"{spec.id}: this is a {type(conditioning).__name__} and no conditioning; connect Ovis-U1 Text Encode or "
+            f"{spec.id}: expected CONDITIONING, got {type(conditioning).__name__}; connect Ovis-U1 Text Encode or "
             "Ovis-U1 Edit Encode."
         )
 
@@ -99,10 +99,13 @@ def _need_conditioning(spec: Any, conditioning: Any) -> None:
 def _need_latent(spec: Any, latent: Any) -> None:
     samples = latent.get("samples") if isinstance(latent, dict) else None
     if not isinstance(samples, Tensor):
-        raise ValueError(f"{spec.id}: this is no latent; connect Empty Latent Image, VAE Encode or a sampler.")
+        found = type(latent if samples is None else samples).__name__
+        raise ValueError(
+            f"{spec.id}: expected a LATENT, got {found}; connect Empty Latent Image, VAE Encode or a sampler."
+        )
     if samples.ndim != 4 or 0 in samples.shape:
         raise ValueError(
-            f"{spec.id}: its shape is {list(samples.shape)} and an image's has 4 sides, none of them 0; use Empty "
+            f"{spec.id}: expected a LATENT of 4 dimensions, none of them 0, got shape {list(samples.shape)}; use Empty "
             "Latent Image or VAE Encode."
         )
 
@@ -122,9 +125,12 @@ NEEDS = {
 
 
 def need_history(history: Any) -> None:
-    """Refuses what is no conversation."""
+    """Raises ValueError for anything but a conversation or None."""
     if not isinstance(history, Conversation | None):
-        raise ValueError("history: this is no conversation; connect the history of another Ovis-U1 Understand.")
+        raise ValueError(
+            f"history: expected a conversation, got {type(history).__name__}; connect the history of another Ovis-U1 "
+            "Understand."
+        )
 
 
 def need_size(**sides: int) -> None:

@@ -22,7 +22,7 @@ class OvisU1Download(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Fetches the model's files (about 7 GB) into models/ovis_u1, and checks them. Runs only when you run "
-                "it; goes on where it stopped. Then press R and choose the model in Ovis-U1 Load Model."
+                "it; a stopped download resumes. Then press R and choose the model in Ovis-U1 Load Model."
             ),
             is_output_node=True,
             inputs=[

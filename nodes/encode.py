@@ -53,7 +53,7 @@ class OvisU1TextEncode(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt."),
-                io.Conditioning.Output("negative", display_name="negative", tooltip="What guidance leads away from."),
+                io.Conditioning.Output("negative", display_name="negative", tooltip="Negative conditioning."),
             ],
         )
 

@@ -92,7 +92,7 @@ class OvisU1Guider(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
                 io.Conditioning.Input("positive", tooltip="The prompt."),
-                io.Conditioning.Input("negative", tooltip="What guidance leads away from."),
+                io.Conditioning.Input("negative", tooltip="Negative conditioning."),
                 io.Float.Input("txt_cfg", **TXT_CFG),
                 io.Conditioning.Input("image_only", optional=True, tooltip=IMAGE_ONLY_TIP),
                 io.Float.Input("img_cfg", optional=True, **IMG_CFG),
@@ -158,7 +158,7 @@ class OvisU1Sampler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
                 io.Conditioning.Input("positive", tooltip="The prompt."),
-                io.Conditioning.Input("negative", tooltip="What guidance leads away from."),
+                io.Conditioning.Input("negative", tooltip="Negative conditioning."),
                 io.Latent.Input("latent", tooltip="Empty Latent Image of the prompt's size, or an image's latent."),
                 io.Int.Input(
                     "seed",

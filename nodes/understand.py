@@ -31,8 +31,8 @@ class OvisU1Understand(io.ComfyNode):
             display_name="Ovis-U1 Understand",
             category=CATEGORY,
             description=(
-                "Answers questions about images, a video, or nothing but words. The text shows on the node while it "
-                "is written. Connect history to another Ovis-U1 Understand to go on talking."
+                "Answers questions about images, a video, or nothing but words. The text appears on the node while it "
+                "is generated. Connect history to another Ovis-U1 Understand to continue the conversation."
             ),
             is_output_node=True,
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
@@ -49,14 +49,14 @@ class OvisU1Understand(io.ComfyNode):
                 io.Image.Input(
                     "video", optional=True, tooltip="Frames as a batch, as Get Video Components gives them."
                 ),
-                History.Input("history", optional=True, tooltip="The conversation that this question goes on with."),
+                History.Input("history", optional=True, tooltip="The conversation that this question continues."),
                 io.Int.Input(
                     "max_frames",
                     default=MAX_FRAMES,
                     min=1,
                     max=160,
                     optional=True,
-                    tooltip="A longer video is thinned to as many frames, evenly.",
+                    tooltip="A longer video is sampled evenly down to this many frames.",
                 ),
                 io.Int.Input(
                     "max_new_tokens",
@@ -80,8 +80,8 @@ class OvisU1Understand(io.ComfyNode):
                     default=False,
                     optional=True,
                     tooltip=(
-                        "Off: always the likeliest word; of the settings below only repetition_penalty acts. On: words "
-                        "are drawn."
+                        "Off: always the likeliest token; of the settings below only repetition_penalty has an effect. "
+                        "On: tokens are sampled."
                     ),
                 ),
                 io.Float.Input(
@@ -140,7 +140,7 @@ class OvisU1Understand(io.ComfyNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=CONTROL,
                     optional=True,
-                    tooltip="Of the words that are drawn.",
+                    tooltip="Sampling seed.",
                 ),
             ],
             outputs=[
@@ -243,7 +243,7 @@ class OvisU1Judge(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="",
-                    tooltip="What takes the place of {prompt} in the question.",
+                    tooltip="The text that replaces {prompt} in the question.",
                 ),
             ],
             outputs=[
@@ -251,7 +251,7 @@ class OvisU1Judge(io.ComfyNode):
                     "scores",
                     display_name="scores",
                     is_output_list=True,
-                    tooltip="For each image, in order: the probability of yes, where yes and no make 1.",
+                    tooltip="For each image, in order: the probability of yes, normalised over yes and no.",
                 ),
                 io.Image.Output("best", display_name="best", tooltip="The image with the highest score."),
                 io.String.Output("ranking", display_name="ranking", tooltip="All images, highest score first."),
@@ -266,7 +266,7 @@ class OvisU1Judge(io.ComfyNode):
                 f"prompt: it is empty and the question has {PROMPT_SLOT}; write it, or change the question."
             )
         if prompt.strip() and PROMPT_SLOT not in question:
-            raise ValueError(f"question: it has no {PROMPT_SLOT}, so the prompt goes unread; add it, or empty prompt.")
+            raise ValueError(f"question: it has no {PROMPT_SLOT}, so the prompt is not used; add it, or empty prompt.")
         verdict = judge(clip, images, question.replace(PROMPT_SLOT, prompt))
         best = images[verdict.order[0], None]
         return io.NodeOutput(verdict.scores, best, verdict.ranking, ui=ui.PreviewText(verdict.ranking))

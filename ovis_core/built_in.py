@@ -1,4 +1,4 @@
-"""The small model that comes with the pack, for trying the nodes before the real weights are there.
+"""A small model in the pack's folder, if its file is there, for trying the nodes without the real weights.
 
 One file with all parts, compressed. It is unpacked when it is first used.
 """
@@ -58,8 +58,8 @@ def unpack(folder: Path) -> Path:
                 raise CheckpointError(f"{FILE} is damaged ({error}); install the pack again.") from error
             except OSError as error:
                 raise CheckpointError(
-                    f"{error.filename or target} cannot be used ({error.strerror or error}); check the free space and "
-                    f"the permissions of {folder}."
+                    f"{error.filename or target} cannot be written ({error.strerror or error}); check the free space "
+                    f"and the permissions of {folder}."
                 ) from error
             state = _state(target)
             if state is not None:

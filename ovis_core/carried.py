@@ -1,4 +1,4 @@
-"""What is saved with the weights besides them: the config, and the tokenizer's own files."""
+"""Metadata stored as tensors with the weights: the config, and the tokenizer's own files."""
 
 from __future__ import annotations
 

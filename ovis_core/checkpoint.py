@@ -91,7 +91,7 @@ def is_release(folder: Path) -> bool:
 
 
 def why_not(path: Path) -> str:
-    """What keeps a folder, or a file with all parts, from being an Ovis-U1.
+    """Why a folder, or a file with all parts, is not a usable Ovis-U1.
 
     Empty for one that is, and for a folder that holds no model's files.
     """
@@ -108,9 +108,9 @@ def why_not(path: Path) -> str:
     except OSError as error:
         return f"{path} cannot be read ({error.strerror or error}); check its permissions."
     if any(name.endswith(UNFINISHED) for name in names):
-        return f"{path} holds a download that is not complete; run Ovis-U1 Download again, or fetch what is missing."
+        return f"{path} holds an unfinished download; run Ovis-U1 Download again, or fetch the missing files."
     if any(name.endswith((".safetensors", *(pattern[1:] for pattern in PICKLES))) for name in names):
-        return f"{path} has no {CONFIG}; put the release's there too."
+        return f"{path} has no {CONFIG}; copy the release's {CONFIG} into it."
     return ""
 
 
@@ -144,7 +144,7 @@ def open_release(folder: Path) -> Checkpoint:
     missing = [file.name for file in files if not file.is_file()]
     gone = [name for name in missing if (folder / name).is_symlink()]
     if gone:
-        raise CheckpointError(f"{folder}: {some(gone)}: links to files that are gone; put the files themselves there.")
+        raise CheckpointError(f"{folder}: {some(gone)} are links to missing files; replace them with the files.")
     if missing:
         raise CheckpointError(
             f"{folder} lacks {some(missing)}: the download is not complete; run Ovis-U1 Download "
@@ -301,7 +301,7 @@ def _weight_files(folder: Path) -> list[Path]:
             "they are not; download the release's safetensors files."
         )
     if any(folder.glob(SHARDS)) and not (folder / SINGLE).is_file():
-        raise CheckpointError(f"{folder} holds a model in pieces and no {INDEX}; put the release's there too.")
+        raise CheckpointError(f"{folder} holds a model in pieces and no {INDEX}; copy the release's {INDEX} into it.")
     return [folder / SINGLE]
 
 
@@ -310,7 +310,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         if path.is_symlink() and not path.exists():
-            raise CheckpointError(f"{path} is a link to a file that is gone; put the file itself there.") from error
+            raise CheckpointError(f"{path} is a link to a missing file; replace it with the file.") from error
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); it belongs to the release.") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}). Download it again.") from error

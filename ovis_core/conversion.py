@@ -135,7 +135,7 @@ def _write_file(file: Path, entries: Mapping[str, Stored], count: Callable[[int]
 
 
 def _place(dtype: torch.dtype) -> tuple[int, bool]:
-    """By this a file's tensors are sorted."""
+    """Sort key of a file's tensors: large elements first, metadata last."""
     return -dtype.itemsize, dtype == torch.uint8
 
 

@@ -55,7 +55,7 @@ def capture(model: LanguageModel, cache: KeyValueCache, tokens: int) -> Captured
     """A captured step if there is CUDA, `tokens` make it worth it, and the capture succeeds; otherwise None.
 
     The next answer tries again after a failure, whose cause may be gone by then, but not after `ATTEMPTS` in a row.
-    A want of memory does not count as one of them.
+    Running out of memory does not count.
     """
     device = cache.keys.device
     if device.type != "cuda" or tokens < WORTH_IT or _failures[device] >= ATTEMPTS:
@@ -68,8 +68,11 @@ def capture(model: LanguageModel, cache: KeyValueCache, tokens: int) -> Captured
         torch.cuda.set_stream(current)
         if not isinstance(error, torch.cuda.OutOfMemoryError):
             _failures[device] += 1
-        then = "the next answer tries again" if _failures[device] < ATTEMPTS else "tried too often, so until a restart"
-        logging.warning("Ovis-U1: writes without a CUDA graph, which is slower; %s: %s", then, error)
+        again = _failures[device] < ATTEMPTS
+        then = "the next answer tries again" if again else "this stays so until ComfyUI restarts"
+        logging.warning(
+            "Ovis-U1: the CUDA graph could not be captured, so text is generated more slowly (%s): %s", then, error
+        )
         return None
     del _failures[device]
     return step

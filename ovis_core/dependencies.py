@@ -1,4 +1,4 @@
-"""What the pack needs: packages that it imports, and a ComfyUI that offers what it builds on."""
+"""The packages and the ComfyUI features that the pack needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OFFERED = {
     "comfy.quant_ops": (),
 }
 
-# Used where it is there: certificates for Pythons that have none, and the hub's fast client.
+# Optional: certificates if Python has none, and the hub's fast client.
 OPTIONAL = ("certifi", "hf_xet")
 
 
@@ -52,8 +52,8 @@ def asks_for_nodes() -> bool:
 
 def too_old() -> str:
     """One sentence that names the ComfyUI that is needed, and this one."""
-    version = getattr(sys.modules.get("comfyui_version"), "__version__", "an older one")
-    return f"Ovis-U1 needs ComfyUI {COMFYUI} or newer, this is {version}; update ComfyUI"
+    version = getattr(sys.modules.get("comfyui_version"), "__version__", "older")
+    return f"Ovis-U1 needs ComfyUI {COMFYUI} or newer and this one is {version}; update ComfyUI"
 
 
 def is_about_comfyui(error: ImportError | AttributeError) -> bool:

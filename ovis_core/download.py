@@ -91,16 +91,16 @@ def download(
     report: Callable[[Progress], object] = lambda _: None,
     stop: threading.Event | None = None,
     nearby: Sequence[Path] = (),
-    anew: bool = False,
+    recheck: bool = False,
 ) -> Path:
-    """Fetches what is missing or other in `folder`, checks sizes and hashes of all of it, and returns the folder.
+    """Fetches files that are missing from `folder` or differ, checks sizes and hashes of all, and returns the folder.
 
     A file that the hub's cache or a folder of `nearby` holds is linked, or copied, once its hash is found right.
 
     report  called in another thread, or in this one, never in both at once
     stop    ends it between two blocks, with `Stopped`
     nearby  other folders that may hold the same files
-    anew    read what was checked before too
+    recheck check every file again, even one that was checked before
 
     Raises `DownloadError`.
     """
@@ -114,16 +114,18 @@ def download(
         ) from error
 
     by_hand = (
-        "Where the hub is blocked, set HF_ENDPOINT to a mirror of it; or put config.json, "
-        f"model.safetensors.index.json and every model-*.safetensors of {repository} into {folder} by hand."
+        "if the hub is blocked, set HF_ENDPOINT to a mirror of it, or put config.json, model.safetensors.index.json "
+        f"and every model-*.safetensors of {repository} into {folder} by hand."
     )
     try:
         try:
             info = hub.model_info(repository, revision)
         except OSError as error:
-            if not _is_out_of_reach(error) or anew or not _is_whole(folder, repository, revision):
+            if not _is_out_of_reach(error) or recheck or not _is_whole(folder, repository, revision):
                 raise
-            logging.warning("Ovis-U1: %s was checked before, and the hub cannot be reached (%s)", folder, _line(error))
+            logging.warning(
+                "Ovis-U1: the hub cannot be reached (%s); using %s, which was checked before", _line(error), folder
+            )
             return folder
         files = list(_wanted(info.get("siblings") or []))
         if not any(file.name.endswith(".safetensors") for file in files):
@@ -131,26 +133,30 @@ def download(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=0), _reporting(folder, files, report) as doing:
             run = _Run(repository, revision, str(info.get("sha") or revision), folder, doing, stop or threading.Event())
-            run.bring(files, nearby, anew)
+            run.bring(files, nearby, recheck)
     except (DownloadError, Stopped):
         raise
     except urllib.error.HTTPError as error:
         if error.code in (401, 403, 404):
             raise DownloadError(
-                f"repository: {hub.endpoint()} has no {repository} at {revision}, or wants a login for it; check the "
-                "name, or set HF_TOKEN."
+                f"repository: {hub.endpoint()} has no {repository} at {revision}, or it needs a login; check the "
+                "name and the revision, or set HF_TOKEN."
             ) from error
-        raise DownloadError(f"{hub.endpoint()} answered with an error ({_line(error)}). {by_hand}") from error
+        raise DownloadError(f"{hub.endpoint()} answered with an error ({_line(error)}); {by_hand}") from error
     except NotImplementedError as error:
         raise DownloadError(f"{folder} cannot be locked ({_line(error)}); choose a folder on another disk.") from error
     except Timeout as error:
         raise DownloadError(f"another download into {folder} is running; wait for it.") from error
+    except hub.Offline as error:
+        raise DownloadError(
+            f"{hub.endpoint()} is not asked because HF_HUB_OFFLINE is set; unset it and restart ComfyUI."
+        ) from error
     except OSError as error:
         if not isinstance(error, urllib.error.URLError) and (error.filename is not None or error.errno in DISK):
             raise DownloadError(_local(error, folder)) from error
-        raise DownloadError(f"{hub.endpoint()} cannot be reached ({_line(error)}). {by_hand}") from error
+        raise DownloadError(f"{hub.endpoint()} cannot be reached ({_line(error)}); {by_hand}") from error
     except (http.client.HTTPException, ValueError) as error:
-        raise DownloadError(f"{hub.endpoint()} cannot be reached ({_line(error)}). {by_hand}") from error
+        raise DownloadError(f"{hub.endpoint()} cannot be reached ({_line(error)}); {by_hand}") from error
     return folder
 
 
@@ -159,7 +165,7 @@ def _local(error: OSError, folder: Path) -> str:
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else folder
     why = error.strerror or _line(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {path} is full ({why}); make room and run it again, it resumes."
+        return f"the disk of {path} is full ({why}); free some space and run it again; it resumes."
     if error.errno == errno.EFBIG:
         return f"the file system of {path} does not take a file of that size ({why}); choose a folder on another disk."
     if isinstance(error, IsADirectoryError):
@@ -202,9 +208,9 @@ class _Run:
         self.stop = stop
         self.client = hub.xet_client()
 
-    def bring(self, files: Sequence[File], nearby: Sequence[Path], anew: bool) -> None:
+    def bring(self, files: Sequence[File], nearby: Sequence[Path], recheck: bool) -> None:
         """Has all files in the folder, checked."""
-        checked = {} if anew else _read_checked(self.folder)
+        checked = {} if recheck else _read_checked(self.folder)
         missing = []
         for file in files:
             if self._is_right(file, checked):
@@ -286,8 +292,8 @@ class _Run:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise DownloadError(
-                f"the disk of {self.folder} has {free / 1e9:.1f} GB left and {needed / 1e9:.1f} GB are missing; make "
-                "room."
+                f"the disk of {self.folder} has {free / 1e9:.1f} GB free and the download needs "
+                f"{needed / 1e9:.1f} GB more; free some space and run it again."
             )
 
     def _fetch(self, file: File) -> None:
@@ -342,7 +348,9 @@ class _Run:
             raise
         except Exception as error:  # the client has errors of many kinds
             self.go_on()
-            logging.warning("Ovis-U1: Xet did not finish %s (%s); it resumes over HTTP", file.name, _line(error))
+            logging.warning(
+                "Ovis-U1: Xet stopped at %s (%s); the download continues over HTTP", file.name, _line(error)
+            )
         self.go_on()
 
     def _take(self, file: File) -> None:
@@ -350,9 +358,7 @@ class _Run:
         part = _part(self.folder, file)
         if _size(part) != file.size or self._digest(part, file) != file.digest:
             part.unlink(missing_ok=True)
-            raise DownloadError(
-                f"{self.folder / file.name} came damaged and was deleted; run it again to fetch it anew."
-            )
+            raise DownloadError(f"{self.folder / file.name} arrived damaged and was deleted; run the download again.")
         part.replace(self.folder / file.name)
         self._note(file)
 
@@ -367,7 +373,7 @@ class _Run:
 
 
 class _Local(Exception):
-    """An OSError of this machine, while another's errors are passed over."""
+    """An OSError from this machine's disk, raised through a handler that ignores the client's errors."""
 
 
 def _may_pass(error: Exception) -> bool:

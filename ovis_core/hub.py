@@ -51,7 +51,7 @@ def endpoint() -> str:
 
 
 def model_info(repository: str, revision: str) -> dict[str, Any]:
-    """What the hub says of a repository: `sha`, and `siblings` with names, sizes and hashes.
+    """Metadata of a repository: `sha`, and `siblings` with names, sizes and hashes.
 
     Raises OSError, and its urllib.error.HTTPError for an answer that is an error.
     """

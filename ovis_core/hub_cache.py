@@ -10,13 +10,13 @@ REPOSITORY_FOLDER = "models--"
 
 
 def hub_home() -> Path:
-    """The hub's folder for what it keeps, by the variables that its client reads."""
+    """The hub client's home folder, from its environment variables."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return _expanded(os.environ.get("HF_HOME") or f"{home}/huggingface")
 
 
 def hub_cache() -> Path:
-    """The folder of the cache, likewise."""
+    """The hub's cache folder, from its environment variables."""
     folder = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     return _expanded(folder) if folder else hub_home() / "hub"
 

@@ -45,7 +45,7 @@ class NextToken:
     """
 
     def __init__(self, sampling: Sampling, limit: int, device: torch.device) -> None:
-        """limit: most tokens that will be chosen."""
+        """limit: maximum number of tokens."""
         self.sampling = sampling
         self.written = torch.zeros(limit, dtype=torch.int64, device=device)
         self.count = 0

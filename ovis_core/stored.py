@@ -63,7 +63,7 @@ class Stored:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
     def untyped_storage(self) -> SimpleNamespace:
-        """Of which newer ComfyUIs ask the file, to learn how fast its disk is."""
+        """ComfyUI reads the source file's path from this, to learn how fast its disk is."""
         return SimpleNamespace(_comfy_source_path=self.file and os.path.realpath(self.file))
 
 
@@ -72,7 +72,7 @@ class _Maps:
 
     What was read of a map counts as the process's memory.
 
-    copied  what is read is memory of its own, and no map is kept
+    copied  tensors are copied into memory, and no map is kept
     """
 
     def __init__(self, lasting: bool, copied: bool) -> None:

@@ -63,9 +63,11 @@ def _instead(file: Path) -> str:
     if not start:
         return f"is empty. {AGAIN}"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return f"is a web page and no weights: the site answered with it instead of the file. {AGAIN}"
+        return f"is a web page, not a weights file: the site answered with it instead of the file. {AGAIN}"
     if text.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer and no weights. Run `git lfs pull` in its folder, or download the file itself."
+        return (
+            "is a Git LFS pointer, not a weights file. Run `git lfs pull` in its folder, or download the file itself."
+        )
     if text.startswith(b"gguf"):
         return "is a GGUF file. Ovis-U1 is read from the release's own safetensors files."
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):

@@ -1,6 +1,6 @@
 """One command from a bare checkout to pictures: sets up ComfyUI, paints, edits and asks in it.
 
-    python scripts/demo.py                        the small model that comes with the pack
+    python scripts/demo.py                        a small model: random weights until a trained one ships
     python scripts/demo.py --model PATH --serve   real weights, and ComfyUI's page to continue with
 
 Standard library only; demo_run.py runs inside the environment that this makes.
@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--prompt", help="what to paint")
     parser.add_argument("--edit", metavar="INSTRUCTION", help="what to change in that picture")
     parser.add_argument("--question", help="what to ask about the changed picture")
-    parser.add_argument("--seed", type=int, help="another one gives other pictures")
+    parser.add_argument("--seed", type=int, help="sampling seed")
     args = parser.parse_args()
 
     workspace.check_python()

@@ -28,14 +28,14 @@ from workspace import PACK, ComfyUI
 MODELS = Path("models") / "ovis_u1"
 TINY = "tiny-random"
 RANDOM = (
-    "This copy of the pack lacks its small trained model, so a model of random weights runs: the pictures will be "
-    "noise and the answer nonsense, which only shows that the nodes run."
+    "The pack does not come with a trained small model yet, so one of random weights runs: the pictures are noise and "
+    "the answer is nonsense. This only shows that the nodes run."
 )
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What is painted, changed and asked with one model; None leaves a value as the workflow has it.
+    """Prompts and settings of the demo for one model; None keeps the workflow's value.
 
     name    in Ovis-U1 Load Model
     side    width and height in pixels
@@ -110,7 +110,7 @@ def main() -> int:
 
 
 def choose(base: Path, model: Path | None) -> Demo:
-    """The user's weights; without them the model that comes with the pack, or a random one if it is not there."""
+    """The user's weights; without them the built-in model, or one of random weights if its file is not there."""
     if model is not None:
         return Demo(link_model(base, model), real=True)
     import_core()

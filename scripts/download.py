@@ -38,7 +38,7 @@ def main() -> int:
         show(f"{bar(progress.done, max(progress.total, 1))}  {sizes}, {progress.doing}")
 
     try:
-        folder = download(args.repository, args.folder.absolute(), args.revision, report, anew=True)
+        folder = download(args.repository, args.folder.absolute(), args.revision, report, recheck=True)
     except DownloadError as error:
         show("", last=True)
         print(error, file=sys.stderr)

@@ -74,7 +74,7 @@ class Run:
         new.replace(self.file)
 
     def load(self) -> int:
-        """Reads what an earlier run saved, and answers how many steps it made."""
+        """Loads an earlier run and returns its number of steps."""
         if not self.file.is_file():
             return 0
         tensors = load_file(self.file)

@@ -157,7 +157,7 @@ CENTROID = {"circle": 0.0, "square": 0.0, "triangle": 0.2}
 
 
 def look(picture: Tensor) -> Scene:
-    """What a picture (3, 128, 128) in 0..1 shows: nearest colours, and for each patch of colour the best shape."""
+    """The scene recognised in a picture (3, 128, 128) in 0..1: nearest colours, and the best shape for each patch."""
     nearest = (picture[None] - _PALETTE[:, :, None, None]).square().sum(1).argmin(0)
     edge = torch.cat(
         (nearest[:5].flatten(), nearest[-5:].flatten(), nearest[:, :5].flatten(), nearest[:, -5:].flatten())

@@ -67,7 +67,7 @@ def test_missing_shard(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"<!DOCTYPE html><html><body>Not found</body></html>", "is a web page and no weights.*download it again"),
+        (b"<!DOCTYPE html><html><body>Not found</body></html>", "is a web page, not a weights file.*download it again"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer.*git lfs pull"),
         (b"PK\x03\x04" + bytes(300), "is a pickle, which can run code"),
         (b"\x80\x02}q\x00." + bytes(300), "is a pickle, which can run code"),

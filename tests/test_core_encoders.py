@@ -118,7 +118,7 @@ def test_pictures_and_lyrics_are_not_dropped(loaded: tuple[Any, ...], module: st
     "said", [{"lyrics": "la"}, {"image_embeds": torch.zeros(1, 4, 8)}, {"llama_template": "{}"}, {"bpm": 120}]
 )
 def test_what_would_be_dropped_is_named(loaded: tuple[Any, ...], said: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"^clip: .* {next(iter(said))}, which Ovis-U1 does not take; use"):
+    with pytest.raises(ValueError, match=rf"^clip: .* {next(iter(said))}, which Ovis-U1 does not have; use"):
         loaded[1].tokenize(PROMPT, **said)
 
 

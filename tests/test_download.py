@@ -129,7 +129,7 @@ def test_what_was_checked_is_not_read_again(mirror: Mirror, models: Path, heard:
     heard.clear()
     fetch()
     assert not weights & {path for _, path in heard}
-    download("owner/small", folder, anew=True)  # as the script does
+    download("owner/small", folder, recheck=True)  # as the script does
     assert weights <= {path for _, path in heard}
 
 
@@ -183,7 +183,8 @@ def test_a_token(
     from ovis_core.download import DownloadError
 
     mirror.token = "hf_secret"
-    with pytest.raises(DownloadError, match=r"has no owner/small at main, or wants a login for it; .* set HF_TOKEN"):
+    words = r"has no owner/small at main, or it needs a login; check the name and the revision, or set HF_TOKEN\."
+    with pytest.raises(DownloadError, match=words):
         fetch()
     if where == "environment":
         monkeypatch.setenv("HF_TOKEN", mirror.token)
@@ -331,7 +332,7 @@ def test_damage_is_seen(mirror: Mirror, way: str, models: Path) -> None:
     from ovis_core.download import DownloadError
 
     mirror.damage = True
-    with pytest.raises(DownloadError, match=r"\.safetensors came damaged and was deleted; run it again"):
+    with pytest.raises(DownloadError, match=r"\.safetensors arrived damaged and was deleted; run the download"):
         fetch()
     assert not is_complete(models / NAME)
     mirror.damage = False
@@ -416,7 +417,7 @@ def test_interrupt_while_it_is_checked(mirror: Mirror, models: Path, monkeypatch
     assert fetch() == folder
 
 
-@pytest.mark.parametrize(("code", "words"), [(500, "answered with an error"), (403, "wants a login for it")])
+@pytest.mark.parametrize(("code", "words"), [(500, "answered with an error"), (403, "or it needs a login; check")])
 def test_an_answer_that_is_an_error(
     mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
 ) -> None:
@@ -447,13 +448,17 @@ def test_no_such_repository(mirror: Mirror, models: Path) -> None:
 def test_no_network(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovis_core.download import DownloadError
 
-    by_hand = r"set HF_ENDPOINT to a mirror of it; or put config\.json, .* of owner/small into .*small by hand\."
+    by_hand = r"set HF_ENDPOINT to a mirror of it, or put config\.json, .* of owner/small into .*small by hand\.$"
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(DownloadError, match=rf"http://127\.0\.0\.1:9 cannot be reached.*{by_hand}"):
+    words = rf"http://127\.0\.0\.1:9 cannot be reached \(.*\); if the hub is blocked, {by_hand}"
+    with pytest.raises(DownloadError, match=words):
         fetch()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DownloadError, match=by_hand):
+    with pytest.raises(DownloadError) as refusal:
         fetch()
+    assert str(refusal.value) == (
+        "http://127.0.0.1:9 is not asked because HF_HUB_OFFLINE is set; unset it and restart ComfyUI."
+    )
 
 
 def test_no_network_and_a_release_that_was_checked(
@@ -468,7 +473,7 @@ def test_no_network_and_a_release_that_was_checked(
     with pytest.raises(DownloadError, match="cannot be reached"):
         download("owner/small", folder, "another")
     with pytest.raises(DownloadError, match="cannot be reached"):
-        download("owner/small", folder, anew=True)
+        download("owner/small", folder, recheck=True)
     os.utime(folder / WEIGHTS)
     with pytest.raises(DownloadError, match="cannot be reached"):
         fetch()
@@ -504,7 +509,8 @@ def test_no_room(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) 
 
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(download.DownloadError, match=r"disk of .* has 0\.0 GB left and .* GB are missing; make room"):
+    words = r"disk of .* has 0\.0 GB free and the download needs .* GB more; free some space and run it again\."
+    with pytest.raises(download.DownloadError, match=words):
         download.download("owner/small", models / "small", "main")
     assert not list((models / "small").glob("*.safetensors"))
 
@@ -533,7 +539,7 @@ def test_a_full_disk(mirror: Mirror, tmp_path: Path) -> None:
     folder.mkdir()
     _part(folder, File(WEIGHTS, weights["size"], weights["lfs"]["sha256"])).symlink_to("/dev/full")
     said = refused(mirror, folder)
-    assert said.startswith(f"the disk of {folder} is full (No space left on device); make room and run it again")
+    assert said.startswith(f"the disk of {folder} is full (No space left on device); free some space and run it")
 
 
 def test_what_is_in_the_way(mirror: Mirror, tmp_path: Path) -> None:

@@ -239,4 +239,4 @@ def test_a_failed_capture_is_tried_again_and_given_up_after_several(
     assert streams == [current] * (len(tried) - 1)
     assert len(caplog.records) == len(streams)
     assert "the next answer tries again" in caplog.text
-    assert caplog.records[-1].getMessage().count("until a restart") == 1
+    assert caplog.records[-1].getMessage().count("this stays so until ComfyUI restarts") == 1

@@ -364,13 +364,16 @@ def wider(folder: Path) -> None:
 
 
 FAULTS = {
-    "no config": (lambda f: (f / "config.json").unlink(), "half has no config.json; put the release's there too"),
+    "no config": (
+        lambda f: (f / "config.json").unlink(),
+        "half has no config.json; copy the release's config.json into",
+    ),
     "a config that is not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
     "an empty config": (lambda f: (f / "config.json").write_text(""), "config.json is not JSON"),
     "another model's config": (another_model, "config.json: model_type is 'qwen3', not \"ovis_u1\""),
     "an older model's config": (wider, "config.json: model_type is 'ovis', not \"ovis_u1\""),
-    "a link to nothing": (dangling, "config.json is a link to a file that is gone; put the file itself there"),
-    "half a download": (unfinished, "half holds a download that is not complete; run Ovis-U1 Download again"),
+    "a link to nothing": (dangling, "config.json is a link to a missing file; replace it with the file"),
+    "half a download": (unfinished, "half holds an unfinished download; run Ovis-U1 Download again"),
     "nothing": (empty, "half holds no model; put the files of AIDC-AI/Ovis-U1-3B there"),
 }
 

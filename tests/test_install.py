@@ -187,7 +187,7 @@ def test_a_comfyui_that_is_too_old_is_named_in_one_line(
     assert not NODES & info.keys()
     (said,) = [line for line in log.splitlines() if "Ovis-U1 needs" in line]
     version = workspace.describe_comfyui(comfyui_path(), "").version
-    assert f"Ovis-U1 needs ComfyUI 0.3.75 or newer, this is {version}; update ComfyUI{reason}" in said
+    assert f"Ovis-U1 needs ComfyUI 0.3.75 or newer and this one is {version}; update ComfyUI{reason}" in said
     assert "Traceback" not in log
 
 
@@ -202,7 +202,7 @@ spec.loader.exec_module(pack)
 """
     ran = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True)
     (said,) = ran.stderr.splitlines()
-    assert "Ovis-U1 needs ComfyUI 0.3.75 or newer, this is an older one; update ComfyUI" in said
+    assert "Ovis-U1 needs ComfyUI 0.3.75 or newer and this one is older; update ComfyUI" in said
 
 
 def test_the_comfyui_that_is_needed_is_the_same_everywhere() -> None:

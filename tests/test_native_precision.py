@@ -195,12 +195,18 @@ def test_a_type_that_the_device_does_not_have_is_refused(comfyui: Path, name: st
     assert for_device(PRECISIONS[name], weights, torch.device("cpu")) == PRECISIONS[name]
 
 
-def test_8_bit_files_load_on_a_device_that_does_not_have_the_type(comfyui: Path) -> None:
+def test_8_bit_files_load_on_a_device_that_does_not_have_the_type(
+    comfyui: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from ovis_core.native.filling import for_device
     from ovis_core.precision import DEFAULT, PRECISIONS
 
     small = stored(torch.float8_e4m3fn, torch.bfloat16)
     assert for_device(DEFAULT, small, MPS) == PRECISIONS["bf16"]
+    assert caplog.messages == [
+        "Ovis-U1: weights of type torch.float8_e4m3fn cannot be used on this device (mps); they are loaded as "
+        "torch.bfloat16."
+    ]
     assert for_device(DEFAULT, small, torch.device("cpu")) == PRECISIONS["fp8_e4m3fn"]
     for name in ("bf16", "fp16", "fp32"):
         assert for_device(PRECISIONS[name], small, MPS) == PRECISIONS[name]

@@ -131,7 +131,7 @@ def test_images_of_all_batches_are_seen_in_order(clip: Any) -> None:
     assert grids(images=[]) == grids(images={}) == grids(images=None) == []
     with pytest.raises(ValueError, match=r"video: .*not at both"):
         grids(images=[FIRST[None]], video=torch.stack(FRAMES))
-    with pytest.raises(ValueError, match="images: its shape is"):
+    with pytest.raises(ValueError, match="images: expected an IMAGE of 4 dimensions, none of them 0, got shape"):
         grids(images=[FIRST])
     with pytest.raises(ValueError, match=r"images: expected an IMAGE.*got str; connect an IMAGE"):
         grids(images=["photo.png"])
@@ -155,7 +155,7 @@ def test_a_system_prompt_is_a_turn_before_the_question(clip: Any) -> None:
         as_the_newest_generate_text(clip, WORDS, system_prompt=said)[0] for said in ("Answer in verse.", "")
     )
     assert said != unsaid
-    with pytest.raises(ValueError, match="system_prompt: it needs the default template"):
+    with pytest.raises(ValueError, match="system_prompt: it works only with the default template; turn on"):
         clip.tokenize("x", system_prompt="Answer in verse.", skip_template=True)
 
 
@@ -182,9 +182,10 @@ UNKNOWN = {"lyrics": "la", "image_embeds": torch.ones(1, 2), "llama_template": "
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_we_do_not_know_is_refused_and_not_dropped(clip: Any, name: str) -> None:
-    words = rf"{name}: Ovis-U1 does not take this input; empty it, or remove the node that sets it\."
-    for question in ({}, {"thinking": False}):
-        with pytest.raises(ValueError, match=words):
+    words = rf"^{name}: Ovis-U1 does not take this input; empty it, or remove the node that sets it\.$"
+    encoding = rf"^clip: this node is made for another model and sets {name}, which Ovis-U1 does not have; use"
+    for question, refusal in (({}, encoding), ({"thinking": False}, words)):
+        with pytest.raises(ValueError, match=refusal):
             clip.tokenize("x", **question, **{name: UNKNOWN[name]})
         for empty in (None, "", [], {}, False):
             assert clip.tokenize("x", **question, **{name: empty})["ovis_u1"]
@@ -199,8 +200,9 @@ def test_options_for_other_tokenizers_are_refused(clip: Any) -> None:
         pytest.skip("this ComfyUI has no options of tokenizers")
     other.set_tokenizer_option("t5xxl_min_padding", 3)
     with pytest.raises(ValueError, match="tokenizer_options: Ovis-U1 does not take"):
-        other.tokenize("x")
-    with pytest.raises(ValueError, match="min_length: Ovis-U1 reads no padding, got 5000"):
+        other.tokenize("x", thinking=False)
+    words = r"min_length: expected at most \d+, the prompt's length, got 5000; Ovis-U1 cannot pad prompts"
+    with pytest.raises(ValueError, match=words):
         clip.tokenize("x", min_length=5000)
 
 
@@ -340,7 +342,7 @@ def test_what_is_too_long_is_refused_before_it_is_cut_into_patches(clip: Any, mo
 
 @pytest.mark.parametrize("shape", [(64, 64, 3), (1, 2, 64, 64, 3), (1, 0, 64, 3)])
 def test_core_pictures_of_another_shape(clip: Any, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="image: its shape is"):
+    with pytest.raises(ValueError, match="image: expected an IMAGE of 4 dimensions, none of them 0, got shape"):
         clip.tokenize("x", image=torch.zeros(shape), thinking=False)
 
 
@@ -519,7 +521,7 @@ def test_a_half_written_character_does_not_show(clip: Any, monkeypatch: pytest.M
         assert text.startswith(partial)
 
 
-def test_frames_are_thinned_evenly(clip: Any) -> None:
+def test_frames_are_sampled_evenly(clip: Any) -> None:
     from ovis_core.pixels import evenly
 
     frames: list[Tensor] = list(torch.arange(100))

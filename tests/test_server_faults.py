@@ -59,7 +59,7 @@ def pickles(folder: Path) -> None:
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing shard": (lambda f: (f / SECOND).unlink(), rf"lacks {SECOND}: the download is not complete"),
     "half a shard": (lambda f: cut(f / SECOND), rf"{SECOND} is damaged or not complete .*download it again"),
-    "no index": (lambda f: (f / INDEX).unlink(), rf"in pieces and no {INDEX}; put the release's there too"),
+    "no index": (lambda f: (f / INDEX).unlink(), rf"in pieces and no {INDEX}; copy the release's {INDEX}"),
     "an index of a missing file": (
         lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].update(more="model-00003-of-00003.safetensors")),
         r"lacks model-00003-of-00003\.safetensors",
@@ -69,13 +69,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"index\.json names files outside its folder",
     ),
     "another release's shard": (another_release, r"has shape .*do not belong together; download both again"),
-    "a web page": (lambda f: (f / FIRST).write_bytes(b"<!doctype html><p>404"), rf"{FIRST} is a web page and no weig"),
+    "a web page": (lambda f: (f / FIRST).write_bytes(b"<!doctype html><p>404"), rf"{FIRST} is a web page, not a weigh"),
     "an LFS pointer": (
         lambda f: (f / FIRST).write_bytes(b"version https://git-lfs.github.com/spec/v1"),
         "git lfs pull",
     ),
     "pickles": (pickles, r"holds pytorch_model\.bin and no safetensors files.*download the release's safetensors"),
-    "no config": (lambda f: (f / CONFIG).unlink(), r"cannot be used: .* has no config\.json; put the release's there"),
+    "no config": (lambda f: (f / CONFIG).unlink(), r"cannot be used: .* has no config\.json; copy the release's"),
     "a config that is no JSON": (lambda f: (f / CONFIG).write_text("{"), r"cannot be used: .*config\.json is not JSON"),
     "another model's config": (
         lambda f: edit_json(f / CONFIG, lambda v: v.update(model_type="ovis")),

@@ -83,7 +83,7 @@ def test_a_damaged_file_is_named_and_leaves_nothing(packed: Path, tmp_path: Path
 def test_a_folder_that_cannot_be_used_is_named(packed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "temp"
     folder.write_bytes(b"a file")
-    with pytest.raises(CheckpointError, match=r"temp cannot be used .*check the free space"):
+    with pytest.raises(CheckpointError, match=r"temp cannot be written .*check the free space"):
         built_in.unpack(folder)
 
 
@@ -138,7 +138,7 @@ def test_it_is_the_default_where_there_is_no_other(bare: ComfyServer) -> None:
     info = bare.object_info()
     assert choices(info) == [built_in.NAME]
     missing = load("text_to_image", info).set("OvisU1Loader", model_name="Ovis-U1-3B")
-    words = rf"run Ovis-U1 Download, .*'{built_in.NAME[:14]}.*' works without a download: it draws one circle"
+    words = rf"run Ovis-U1 Download, .*; or choose '{built_in.NAME[:14]}.*', which needs no download and draws one c"
     with pytest.raises(PromptRejected, match=words):
         bare.run(missing.prompt)
 
@@ -190,5 +190,5 @@ def test_the_demo_says_so_if_it_runs_on_random_weights(
     demo = demo_run.choose(tmp_path / "base", None)
     assert (demo.name, demo.side) == (demo_run.TINY, 256)
     assert capsys.readouterr().out.startswith(
-        "This copy of the pack lacks its small trained model, so a model of random"
+        "The pack does not come with a trained small model yet, so one of random weights runs"
     )

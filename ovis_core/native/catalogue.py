@@ -1,4 +1,4 @@
-"""The models that Ovis-U1 Load Model offers: those in ComfyUI's folders, then the one that comes with the pack."""
+"""The models that Ovis-U1 Load Model offers: those in ComfyUI's folders, then the built-in one if its file is there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = "ovis_u1"  # in ComfyUI's folder for temporary files
 
 
 def names() -> list[str]:
-    """What the loader lists. The built-in model comes last, so it is the default only if there is no other."""
+    """Names that the loader lists. The built-in model comes last, so it is the default only if there is no other."""
     found = [name for name in folders.find_models() if name != built_in.NAME]
     return [*found, built_in.NAME] if built_in.is_there() else found
 
@@ -27,7 +27,10 @@ def missing(name: str) -> str:
         return ""
     problem = folders.missing(name)
     if problem and names() == [built_in.NAME]:
-        return f"{problem} {built_in.NAME!r} works without a download: it draws {built_in.DRAWS}."
+        return (
+            f"{problem.removesuffix('.')}; or choose {built_in.NAME!r}, which needs no download and draws "
+            f"{built_in.DRAWS}."
+        )
     return problem
 
 

@@ -250,7 +250,7 @@ def build_clip(
     else:
         clip = comfy.sd.CLIP(target, **kwargs)
         clip.load_sd(weights)
-    # These layers cast by themselves, which ComfyUI would force on them. It may have loaded them already.
+    # These layers cast their own weights, so ComfyUI must not force it; it may have loaded them already.
     clip.patcher.force_cast_weights = False
     keep_patchable(clip.patcher)
     return clip
@@ -271,7 +271,11 @@ def choose_dtypes(
         asked = model_management.text_encoder_dtype(device)
         if castable(asked, device):
             return asked, compute
-        logging.warning("Ovis-U1: %s does not work on this device (%s) and is not used.", asked, device.type)
+        logging.warning(
+            "Ovis-U1: the text encoder type %s from the command line does not work on this device (%s) and is ignored.",
+            asked,
+            device.type,
+        )
     if stored == torch.float32:
         return compute, compute
     return stored, compute

@@ -32,18 +32,25 @@ def for_device(precision: Precision, weights: Mapping[str, Stored], device: torc
             f"{', '.join(possible)}."
         )
     wide = wide_dtype(device)
-    logging.warning("Ovis-U1: the weights' type does not work on this device (%s); loading as %s.", device.type, wide)
+    logging.warning(
+        "Ovis-U1: weights of type %s cannot be used on this device (%s); they are loaded as %s.",
+        " and ".join(sorted(str(dtype) for dtype in _types(stored, weights) if not castable(dtype, device))),
+        device.type,
+        wide,
+    )
     return Precision(every=wide)
 
 
 def _castable(precision: Precision, weights: Mapping[str, Stored], device: torch.device) -> bool:
+    return all(castable(dtype, device) for dtype in _types(precision, weights))
+
+
+def _types(precision: Precision, weights: Mapping[str, Stored]) -> set[torch.dtype]:
+    """The types that these weights are kept in."""
     if precision.every is not None:
-        kept = {precision.every}
-    else:
-        kept = {stored.dtype for stored in weights.values() if stored.dtype.is_floating_point}
-        if precision.large is not None:
-            kept.add(precision.large)
-    return all(castable(dtype, device) for dtype in kept)
+        return {precision.every}
+    kept = {stored.dtype for stored in weights.values() if stored.dtype.is_floating_point}
+    return kept if precision.large is None else kept | {precision.large}
 
 
 def castable(dtype: torch.dtype, device: torch.device) -> bool:

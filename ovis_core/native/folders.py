@@ -93,7 +93,7 @@ def missing(name: str) -> str:
         return f"model_name: {name!r} was not found; choose {choice}, or press R after adding one."
     refused = next(_refused({}), "")
     if refused:
-        return f"model_name: no Ovis-U1 model was found. {refused}"
+        return f"model_name: no Ovis-U1 model was found: {refused}"
     return (
         f"model_name: no Ovis-U1 model was found; run Ovis-U1 Download, or put the folder of AIDC-AI/Ovis-U1-3B into "
         f"{roots()[0]}, and press R to refresh."
@@ -214,7 +214,7 @@ def _of_file(file: Path, question: str, ask: Callable[[], bool]) -> bool:
 
 
 def _registered(kind: str) -> list[Path]:
-    """ComfyUI's folders of a kind; none where nobody has named one."""
+    """ComfyUI's folders of a kind; empty if the kind is not registered."""
     return [Path(path) for path in folder_paths.folder_names_and_paths.get(kind, ([],))[0]]
 
 
@@ -255,11 +255,11 @@ def _report(found: Mapping[str, Path]) -> None:
     for reason in _refused(found):
         if reason not in _reported:
             _reported.add(reason)
-            logging.warning("Ovis-U1: this is not listed: %s", reason)
+            logging.warning("Ovis-U1: a folder is not listed as a model: %s", reason)
 
 
 def _refused(found: Mapping[str, Path]) -> Iterator[str]:
-    """What is wrong with each folder that looks like a model and is not among those found."""
+    """Reasons why folders that look like models are not in `found`."""
     folders = [folder for root in roots() for folder in _subfolders(root) if not _is_release(folder)]
     folders += [
         folder

@@ -108,7 +108,7 @@ def prepare(network: nn.Module, precision: Precision) -> None:
 
 
 def keep_patchable(patcher: ModelPatcher) -> None:
-    """Makes a partial load after a whole one patch every layer, for this patcher and its clones.
+    """Lets a partial load after a full one patch every layer, for this patcher and its clones.
 
     A patcher whose compute dtype was set (`force_cast_weights`) marks the layers that it loads whole as those that it
     leaves behind. The mark outlasts unloading, and the next partial load skips marked layers and their patches.

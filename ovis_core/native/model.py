@@ -206,8 +206,8 @@ class OvisU1(comfy.model_base.BaseModel):
             return
         if 0 in batch and 1 not in batch:
             raise ValueError(
-                "model: NAGuidance compares positive and negative in one batch, and these two cannot be batched: only "
-                "one has a reference image, or one has hooks, or memory is short; change that, or remove NAGuidance."
+                "model: NAGuidance needs positive and negative in one batch, and they came separately; give both or "
+                "neither a reference image and hooks, free memory, or remove NAGuidance."
             )
         self.pair_seen = 0 in batch
 
@@ -308,7 +308,12 @@ def build_model(
     )
     if not castable(dtype, load_device):
         wide = wide_dtype(load_device)
-        logging.warning("Ovis-U1: %s does not work on this device (%s); loading as %s.", dtype, load_device.type, wide)
+        logging.warning(
+            "Ovis-U1: weights of type %s cannot be used on this device (%s); they are loaded as %s.",
+            dtype,
+            load_device.type,
+            wide,
+        )
         dtype = wide
     # On a GPU ComfyUI would compute in the type of float16 weights.
     stand_in = dtype if dtype in supported else torch.bfloat16

@@ -1,4 +1,4 @@
-"""Warnings to a person whose model was trained on pictures of one size only, on the console and on the node."""
+"""Warnings, in the log and on the node, if a size differs from the one a model was trained on."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def warn_of_picture(side: int | None, height: int, width: int) -> None:
     """Warns if a question is about a picture that comes in another size than those the model was trained on."""
     if side is not None and understanding_size(height, width) != understanding_size(side, side):
         _warn(
-            f"This model was trained on pictures of {side} x {side} pixels, and its answer about one of {width} x "
-            f"{height} may be wrong; scale the picture to {side} x {side}, or load another model."
+            f"This model was trained on pictures of {side} x {side} pixels, and its answer about a picture of "
+            f"{width} x {height} may be wrong; scale the picture to {side} x {side}, or load another model."
         )
 
 

@@ -25,7 +25,7 @@ BUNDLED_TOKENIZER = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"
 MAX_FRAMES = 8  # of a video, where a node does not say
 # What nodes that generate text say to `tokenize`, and nodes that encode it do not.
 QUESTION_OPTIONS = {"image", "video", "audio", "thinking", "skip_template", "min_length", "system_prompt"}
-# Tokens that decoders of text models show: what splits a think block off looks for its tags.
+# Tags that a decoded text keeps, so that callers can split off the think block.
 THINK_TAGS = {prompts.Control.THINK: "<think>", prompts.Control.END_THINK: "</think>"}
 SPECIAL_TOKENS = {
     prompts.Control.END_OF_TEXT: "<|endoftext|>",
@@ -117,7 +117,7 @@ class OvisTokenizer:
         """Tokens of the user's turn and of the start of the model's.
 
         images         each (height, width, channels), 0 to 1
-        frames         of one video, likewise; evenly thinned to `max_frames`
+        frames         of one video, likewise; sampled evenly down to `max_frames`
         system_prompt  text of a turn before the user's; empty: no such turn
         """
         asked = prompts.question(text, len(images), bool(len(frames)))
@@ -165,7 +165,7 @@ class OvisTokenizer:
     ) -> list[Token]:
         refuse_unknown(unknown)
         if not is_empty(audio):
-            raise ValueError("audio: Ovis-U1 cannot hear; disconnect it.")
+            raise ValueError("audio: Ovis-U1 does not take audio; disconnect it.")
         batches = images.values() if isinstance(images, Mapping) else [images] if _is_batch(images) else images or ()
         seen = [*_images("image", image), *(one for batch in batches for one in _images("images", batch))]
         frames = evenly(_images("video", video), MAX_FRAMES)
@@ -175,13 +175,19 @@ class OvisTokenizer:
         if not skip_template:
             tokens = self.question(text, seen, frames, thinking=thinking, system_prompt=system_prompt)
         elif system_prompt.strip():
-            raise ValueError("system_prompt: it needs the default template; turn the template on or empty this.")
+            raise ValueError(
+                "system_prompt: it works only with the default template; turn on use_default_template, or empty "
+                "system_prompt."
+            )
         else:
             self._check_length([text], seen, frames)
             pictures = self._look(seen, frames)
             tokens = self.place([*(picture.kind for picture in pictures), text], pictures)
         if min_length is not None and sequence_length(tokens) < min_length:
-            raise ValueError(f"min_length: Ovis-U1 reads no padding, got {min_length}; set it to 1 or leave it out.")
+            raise ValueError(
+                f"min_length: expected at most {sequence_length(tokens)}, the prompt's length, got {min_length}; "
+                "Ovis-U1 cannot pad prompts, so set it to 1."
+            )
         return tokens
 
     def blank(self, height: int, width: int) -> VisualInput:
@@ -204,7 +210,7 @@ class OvisTokenizer:
         return self.tokenizer.decode(token_ids, THINK_TAGS if skip_special_tokens else THINK_TAGS | SPECIAL_TOKENS)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What is saved with the weights besides them."""
+        """Metadata stored as tensors, saved with the weights."""
         return self.carried.copy()
 
 
@@ -214,7 +220,7 @@ def is_empty(value: Any) -> bool:
 
 
 def refuse_unknown(options: Mapping[str, Any]) -> None:
-    """Raises ValueError for the first option that is not empty: it would change nothing, and nobody would know."""
+    """Raises ValueError for the first option that is not empty, because it would be ignored silently."""
     for name, value in options.items():
         if not is_empty(value):
             raise ValueError(f"{name}: Ovis-U1 does not take this input; empty it, or remove the node that sets it.")
@@ -229,9 +235,12 @@ def _images(name: str, batch: Tensor | None) -> list[Tensor]:
     if batch is None:
         return []
     if not isinstance(batch, Tensor):
-        raise ValueError(f"{name}: expected an IMAGE, a batch of images, got {type(batch).__name__}; connect an IMAGE.")
+        raise ValueError(f"{name}: expected an IMAGE, got {type(batch).__name__}; connect an IMAGE.")
     if batch.ndim != 4 or 0 in batch.shape:
-        raise ValueError(f"{name}: its shape is {list(batch.shape)}; connect an IMAGE, a batch of images.")
+        raise ValueError(
+            f"{name}: expected an IMAGE of 4 dimensions, none of them 0, got shape {list(batch.shape)}; connect an "
+            "IMAGE."
+        )
     return list(batch)
 
 
@@ -245,12 +254,12 @@ def _numbered(tokens: dict[str, list[list[tuple]]], number: bool) -> dict[str, l
 def _refuse_more_than_text(said: dict[str, Any]) -> None:
     """Raises ValueError if a node that encodes prompts passes an argument that would be dropped."""
     if not is_empty(said.pop("images", None)):
-        raise ValueError("images: this node cannot give Ovis-U1 a picture; use Ovis-U1 Edit Encode.")
+        raise ValueError("images: this node cannot pass images to Ovis-U1; use Ovis-U1 Edit Encode.")
     for name, value in said.items():
         if not is_empty(value) and (name not in OTHER_MODELS_OPTIONS or value == TEXT_ALONE):
             raise ValueError(
-                f"clip: this node is made for another model and gives its text encoder {name}, which Ovis-U1 does not "
-                "take; use Ovis-U1 Text Encode, or Ovis-U1 Edit Encode for images."
+                f"clip: this node is made for another model and sets {name}, which Ovis-U1 does not have; "
+                "use Ovis-U1 Text Encode, or Ovis-U1 Edit Encode for images."
             )
 
 

@@ -38,7 +38,7 @@ class Answer:
 class Verdict:
     """What the model said of several images.
 
-    scores  of each image, in order: the probability of yes, where yes and no make 1
+    scores  of each image, in order: the probability of yes, normalised over yes and no
     order   indexes of the images, highest score first
     """
 

@@ -26,8 +26,7 @@ def check_patches(options: dict[str, Any]) -> None:
     """Raises ValueError for a patch of a layer that the decoder does not have, and which would have no effect."""
     for slot, patch in _foreign(options):
         raise ValueError(
-            f"model: a node ({origin(patch)}) patches {slot}, which Ovis-U1 does not have; remove the node, it is made "
-            "for other models."
+            f"model: a node of {origin(patch)} patches {slot}, which Ovis-U1 does not have; remove that node."
         )
 
 
