@@ -263,6 +263,31 @@ def test_naguidance_says_so_where_it_cannot_act(loaded: tuple[Any, ...], edited:
     assert sample(both, edited, 6.0, 1.5).isfinite().all()
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("which", ["positive", "negative"])
+@pytest.mark.parametrize("part", [{"start_percent": 0.5}, {"end_percent": 0.5}])
+def test_naguidance_where_only_one_condition_is_active_for_a_while(
+    loaded: tuple[Any, ...], edited: tuple[Any, ...], drawn: tuple[Any, Any], which: str, part: dict[str, float]
+) -> None:
+    import node_helpers
+
+    def partly(positive: Any, negative: Any) -> tuple[Any, Any]:
+        late = node_helpers.conditioning_set_values(positive if which == "positive" else negative, part)
+        return (late, negative) if which == "positive" else (positive, late)
+
+    # Of the three steps some have both conditions and some have one.
+    conds, seen = partly(*drawn), []
+    patched = nag(loaded[0], nag_scale=50.0, nag_alpha=1.0, nag_tau=10.0)
+    patched.set_model_attn1_output_patch(lambda out, options: (seen.append(tuple(options["cond_or_uncond"])), out)[1])
+    plain = draw(loaded[0], conds, 3.0)
+    assert float((draw(patched, conds, 3.0) - plain).norm() / plain.norm()) > 1e-4
+    assert {frozenset(batch) for batch in seen} == {frozenset((0, 1)), frozenset((int(which == "positive"),))}
+    # A pair that cannot be one batch is refused when both are there.
+    positive, _, negative, _ = edited
+    with pytest.raises(ValueError, match=r"^model: NAGuidance compares positive and negative"):
+        draw(patched, partly(positive, negative), 3.0)
+
+
 UNETS = {
     "HyperTile": ("nodes_hypertile", {"tile_size": 64, "swap_size": 2, "max_depth": 0, "scale_depth": False}),
     "TomePatchModel": ("nodes_tomesd", {"ratio": 0.3}),
