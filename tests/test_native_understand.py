@@ -182,8 +182,9 @@ UNKNOWN = {"lyrics": "la", "image_embeds": torch.ones(1, 2), "llama_template": "
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_we_do_not_know_is_refused_and_not_dropped(clip: Any, name: str) -> None:
-    words = rf"{name}: Ovis-U1 does not take this input; empty it, or remove the node that sets it\."
-    for question in ({}, {"thinking": False}):
+    off = "it is 2; set it to 0" if name == "image_interleave" else "empty it"
+    words = rf"{name}: Ovis-U1 does not take this input; {off}, or remove the node that sets it\."
+    for question in ({"image": None}, {"thinking": False}):
         with pytest.raises(ValueError, match=words):
             clip.tokenize("x", **question, **{name: UNKNOWN[name]})
         for empty in (None, "", [], {}, False):
@@ -191,6 +192,30 @@ def test_what_we_do_not_know_is_refused_and_not_dropped(clip: Any, name: str) ->
     tokens = clip.tokenize("x", thinking=False)
     with pytest.raises(ValueError, match=words):
         clip.cond_stage_model.generate(tokens, max_length=1, **{name: UNKNOWN[name]})
+
+
+@pytest.mark.parametrize("neutral", [0, 0.0, torch.zeros(()), torch.zeros((), dtype=torch.bool)])
+def test_a_number_of_a_newer_node_that_changes_nothing_is_taken(clip: Any, neutral: Any) -> None:
+    (plain,) = clip.tokenize("x", image=None)["ovis_u1"]
+    tokens = clip.tokenize("x", image=None, image_interleave=neutral)
+    assert tokens["ovis_u1"] == [plain]
+    assert clip.tokenize("x", image_interleave=neutral)["ovis_u1"]
+    write = clip.cond_stage_model.generate
+    greedy = {"do_sample": False, "max_length": 2}
+    numbers = {"frequency_penalty": 0.0, "no_repeat_ngram_size": 0, "num_beams": 1, "typical_p": 1.0, "more": neutral}
+    assert write(tokens, **greedy, **numbers) == write(tokens, **greedy)
+
+
+@pytest.mark.parametrize(
+    ("value", "mend"), [(0.5, "it is 0.5; set it to 0"), (True, "turn it off"), (torch.ones(()), "empty it")]
+)
+def test_a_number_that_changes_something_is_refused_with_what_can_be_done(clip: Any, value: Any, mend: str) -> None:
+    words = rf"^frequency_penalty: Ovis-U1 does not take this input; {mend}, or remove the node that sets it\.$"
+    tokens = clip.tokenize("x", image=None)
+    with pytest.raises(ValueError, match=words):
+        clip.cond_stage_model.generate(tokens, max_length=1, frequency_penalty=value)
+    with pytest.raises(ValueError, match=words):
+        clip.tokenize("x", image=None, frequency_penalty=value)
 
 
 def test_options_for_other_tokenizers_are_refused(clip: Any) -> None:

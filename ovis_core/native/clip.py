@@ -183,9 +183,10 @@ class OvisTextModel(Multimodal):
 
         mtp  speculative decoding with prediction heads for further tokens, which no Ovis-U1 has: no effect
 
-        Raises ValueError for any other option that is not empty.
+        Raises ValueError for any other option that is neither empty nor 1: of factors and counts, such as the number of
+        beams, that is the one without effect.
         """
-        refuse_unknown(unknown)
+        refuse_unknown({name: value for name, value in unknown.items() if not _is_one(value)})
         sequence = [token[0] for token in own_section(tokens)[0]]
         room = self.room(sequence, max_length)
         loaded = [m for m in model_management.current_loaded_models if m.model is not None and m.model.model is self]
@@ -275,6 +276,10 @@ def choose_dtypes(
     if stored == torch.float32:
         return compute, compute
     return stored, compute
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == 1
 
 
 def _stop_if_interrupted(module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -209,15 +210,24 @@ class OvisTokenizer:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether an option says nothing: None, False, or without elements."""
-    return value is None or value is False or (hasattr(value, "__len__") and len(value) == 0)
+    """Whether an option says nothing: None, False, 0, or without elements.
+
+    Nodes pass a number on in any case, and 0 is how it is turned off.
+    """
+    if hasattr(value, "__len__"):
+        if getattr(value, "ndim", 1):
+            return len(value) == 0
+        value = value.item()  # of a tensor without dimensions
+    return value is None or (isinstance(value, Number) and value == 0)
 
 
 def refuse_unknown(options: Mapping[str, Any]) -> None:
     """Raises ValueError for the first option that is not empty: it would change nothing, and nobody would know."""
     for name, value in options.items():
         if not is_empty(value):
-            raise ValueError(f"{name}: Ovis-U1 does not take this input; empty it, or remove the node that sets it.")
+            number = isinstance(value, Number) and not isinstance(value, bool)
+            off = f"it is {value}; set it to 0" if number else "turn it off" if value is True else "empty it"
+            raise ValueError(f"{name}: Ovis-U1 does not take this input; {off}, or remove the node that sets it.")
 
 
 def _is_batch(value: Any) -> bool:
