@@ -52,6 +52,23 @@ class Tokens(dict[str, list[list[tuple]]]):
     def __missing__(self, name: str) -> list[list[tuple]]:
         return self[SECTION]
 
+    def copy(self) -> Tokens:
+        """As a dict's, with what belongs to the model."""
+        return self | {}
+
+    def __or__(self, other: Any) -> Tokens:
+        return self._with(super().__or__(other))
+
+    def __ror__(self, other: Any) -> Tokens:
+        return self._with(super().__ror__(other))
+
+    def _with(self, sections: Any) -> Any:
+        if sections is NotImplemented:
+            return sections
+        tokens = Tokens(sections)
+        tokens.without_text = self.without_text
+        return tokens
+
 
 class OvisTokenizer:
     """Prompt -> tokens, in the form of ComfyUI's tokenizers."""
@@ -275,11 +292,13 @@ def own_section(tokens: dict[str, list[list[tuple]]]) -> list[list[tuple]]:
     """
     if SECTION not in tokens:
         raise ValueError("tokens: they were not made by this CLIP; tokenize with the CLIP of Ovis-U1 Load Model.")
-    if not isinstance(tokens, Tokens):
+    if len(tokens) == 1:
         return tokens[SECTION]
-    found = {tuple(map(_ids, section)): section for section in tokens.values() if section}
+    sections = [section for section in tokens.values() if isinstance(section, list) and section]
+    found = {tuple(map(_ids, section)): section for section in sections}
     if len(found) > 1:  # an input that was left empty does not count
-        found = {ids: section for ids, section in found.items() if set(ids) != {tokens.without_text}}
+        empty = {getattr(tokens, "without_text", None)}
+        found = {ids: section for ids, section in found.items() if set(ids) != empty}
     if len(found) > 1:
         raise ValueError(
             "clip: this node gives several text encoders different prompts, and Ovis-U1 has one text encoder; write "
