@@ -157,6 +157,9 @@ def test_a_system_prompt_is_a_turn_before_the_question(clip: Any) -> None:
     assert said != unsaid
     with pytest.raises(ValueError, match="system_prompt: it needs the default template"):
         clip.tokenize("x", system_prompt="Answer in verse.", skip_template=True)
+    for template in ({}, {"skip_template": True}):
+        with pytest.raises(ValueError, match=r"^system_prompt: expected text, got list; connect a STRING"):
+            clip.tokenize("x", system_prompt=["Answer in verse."], **template)
 
 
 def test_generate_text_gets_the_think_block_and_splits_it(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +177,24 @@ def test_generate_text_gets_the_think_block_and_splits_it(clip: Any, monkeypatch
     decode = clip.tokenizer.decode
     assert decode(whole) == "<think>\nHm, a cat.\n</think>\n\nA cat."
     assert decode(whole, skip_special_tokens=False) == "<think>\nHm, a cat.\n</think>\n\nA cat.<|im_end|>"
+    for other in (torch.tensor(whole), torch.tensor([whole]), list(torch.tensor(whole)), tuple(whole)):
+        assert decode(other) == decode(whole)
     assert decode([Control.TURN_END, Control.TURN_END], skip_special_tokens=False) == 2 * "<|im_end|>"
+
+
+def test_numbers_of_generate_text_that_are_not_set_have_no_effect(clip: Any) -> None:
+    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    penalties = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "seed": 0}
+    tokens = clip.tokenize(WORDS, image=None)
+
+    def written(**said: Any) -> list[int]:
+        return clip.cond_stage_model.generate(tokens, max_length=6, **{**off, **penalties, **said})
+
+    plain = written()
+    for name in (*off, *penalties):
+        assert written(**{name: None}) == plain, name
+    assert written(top_k=-1) == plain
+    assert written(temperature=None, do_sample=False) == written(do_sample=False)
 
 
 UNKNOWN = {"lyrics": "la", "image_embeds": torch.ones(1, 2), "llama_template": "{}", "image_interleave": 2}

@@ -188,6 +188,10 @@ class OvisTokenizer:
         seen = [*_images("image", image), *(one for batch in batches for one in _images("images", batch))]
         frames = evenly(_images("video", video), MAX_FRAMES)
         system_prompt = system_prompt or ""
+        if not isinstance(system_prompt, str):
+            raise ValueError(
+                f"system_prompt: expected text, got {type(system_prompt).__name__}; connect a STRING, or empty it."
+            )
         if seen and frames:
             raise ValueError("video: Ovis-U1 looks at images or at a video, not at both; disconnect one of them.")
         if not skip_template:
@@ -214,12 +218,13 @@ class OvisTokenizer:
         """Pairs with the text of each token."""
         return [(p, "" if isinstance(p[0], VisualInput) else self.tokenizer.decode([p[0]])) for p in pairs]
 
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, token_ids: Sequence[int] | Tensor, skip_special_tokens: bool = True) -> str:
         """Text of token ids, a think block with its tags; callers split it off.
 
         skip_special_tokens  False: with the names of the tokens that begin and end turns
         """
-        return self.tokenizer.decode(token_ids, THINK_TAGS if skip_special_tokens else THINK_TAGS | SPECIAL_TOKENS)
+        ids = token_ids.flatten().tolist() if isinstance(token_ids, Tensor) else [int(token) for token in token_ids]
+        return self.tokenizer.decode(ids, THINK_TAGS if skip_special_tokens else THINK_TAGS | SPECIAL_TOKENS)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What is saved with the weights besides them."""
