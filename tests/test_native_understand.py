@@ -244,7 +244,7 @@ def test_options_for_other_tokenizers_are_refused(clip: Any) -> None:
         pytest.skip("this ComfyUI has no options of tokenizers")
     other.set_tokenizer_option("t5xxl_min_padding", 3)
     with pytest.raises(ValueError, match="tokenizer_options: Ovis-U1 does not take"):
-        other.tokenize("x")
+        other.tokenize("x", image=None)
     with pytest.raises(ValueError, match="min_length: Ovis-U1 reads no padding, got 5000"):
         clip.tokenize("x", min_length=5000)
 
