@@ -193,12 +193,9 @@ class OvisTextModel(Multimodal):
         room = self.room(sequence, max_length)
         loaded = [m for m in model_management.current_loaded_models if m.model is not None and m.model.model is self]
         model_management.free_memory(self.memory_for(sequence, room), self.run_device, keep_loaded=loaded)
-        if do_sample:
-            temperature = 1.0 if temperature is None else temperature
-        else:
-            temperature = GREEDY.temperature
+        drawn = 1.0 if temperature is None else temperature
         sampling = Sampling(
-            temperature,
+            drawn if do_sample else GREEDY.temperature,
             1.0 if top_p is None else top_p,
             top_k or 0,
             min_p or 0.0,

@@ -181,7 +181,7 @@ def without_effect(node: str) -> None:
     @rows(node, "is made for U-Nets; it changes nothing, and core does not say so")
     def check(task: Task) -> str:
         bench = task.bench
-        numbers = {name: 1.5 for name in bench.lab.info.get(node, {}).get("input", {}).get("required", {})}
+        numbers = dict.fromkeys(bench.lab.info.get(node, {}).get("input", {}).get("required", {}), 1.5)
         model = bench.node(node, **{**numbers, "model": bench.model})
         plain, unchanged = bench.run(task(bench.model), task(model))
         same(unchanged, plain)
