@@ -18,7 +18,7 @@ class Sampling:
     repetition_penalty  over 1: tokens that were written already become less likely (CTRL, section 4.1)
     presence_penalty    taken off the logits of tokens that were written already
     temperature         divides the logits; 0 always takes the likeliest token, and the rest has no effect
-    top_k               only the k likeliest tokens; 0: all
+    top_k               only the k likeliest tokens; 0 or less: all
     top_p               only the likeliest tokens that together have this probability
     min_p               only tokens at least this many times as likely as the likeliest
     seed                of the draws
@@ -69,7 +69,7 @@ class NextToken:
     def candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities of the tokens that may be drawn, likeliest first and not summing to 1, and their ids."""
         s, logits = self.sampling, self.penalized(logits)
-        top, tokens = logits.topk(min(s.top_k or len(logits), len(logits)))
+        top, tokens = logits.topk(min(s.top_k, len(logits)) if s.top_k > 0 else len(logits))
         likely = (top / s.temperature).softmax(0)
         # The likeliest stays, whatever top_p and min_p say.
         if s.top_p < 1.0:

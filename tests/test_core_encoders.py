@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 from typing import Any
@@ -78,6 +79,35 @@ def test_different_prompts_are_named(loaded: tuple[Any, ...], node: str) -> None
     for name in names:
         with pytest.raises(ValueError, match=r"^clip: .* different prompts.*, or use Ovis-U1 Text Encode\.$"):
             run(module, node, loaded[1], **{**dict.fromkeys(names, PROMPT), name: OTHER}, **more)
+
+
+COPIES = {
+    "copy": lambda tokens: tokens.copy(),
+    "copy.copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "or": lambda tokens: tokens | {},
+    "ror": lambda tokens: {} | tokens,
+    "dict": dict,
+}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("how", list(COPIES))
+def test_different_prompts_are_named_after_a_copy(loaded: tuple[Any, ...], plain: Tensor, how: str) -> None:
+    clip = loaded[1]
+
+    def encode(prompt: str, other: str) -> Tensor:
+        tokens = COPIES[how](clip.tokenize(prompt))
+        tokens["l"] = clip.tokenize(other)["l"]
+        return clip.encode_from_tokens(tokens)
+
+    with pytest.raises(ValueError, match=r"^clip: .* different prompts.*, or use Ovis-U1 Text Encode\.$"):
+        encode(PROMPT, OTHER)
+    assert torch.equal(encode(PROMPT, PROMPT), plain)
+    assert torch.equal(clip.encode_from_tokens(COPIES[how](clip.tokenize(PROMPT))), plain)
+    if how != "dict":  # which no longer knows the model's own prompt without text
+        assert torch.equal(encode(PROMPT, ""), plain)
+        assert COPIES[how](clip.tokenize(PROMPT))["any other"]
 
 
 @torch.inference_mode()

@@ -263,6 +263,32 @@ def test_naguidance_says_so_where_it_cannot_act(loaded: tuple[Any, ...], edited:
     assert sample(both, edited, 6.0, 1.5).isfinite().all()
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("which", ["positive", "negative"])
+@pytest.mark.parametrize("part", [{"start_percent": 0.5}, {"end_percent": 0.5}])
+def test_naguidance_where_only_one_condition_is_active_for_a_while(
+    loaded: tuple[Any, ...], edited: tuple[Any, ...], drawn: tuple[Any, Any], which: str, part: dict[str, float]
+) -> None:
+    import node_helpers
+
+    def partly(positive: Any, negative: Any) -> tuple[Any, Any]:
+        late = node_helpers.conditioning_set_values(positive if which == "positive" else negative, part)
+        return (late, negative) if which == "positive" else (positive, late)
+
+    # Of the three steps some have both conditions and some have one.
+    conds, seen = partly(*drawn), []
+    patched = nag(loaded[0], nag_scale=50.0, nag_alpha=1.0, nag_tau=10.0)
+    patched.set_model_attn1_output_patch(lambda out, options: (seen.append(tuple(options["cond_or_uncond"])), out)[1])
+    plain = draw(loaded[0], conds, 3.0)
+    assert float((draw(patched, conds, 3.0) - plain).norm() / plain.norm()) > 1e-4
+    assert {frozenset(batch) for batch in seen} == {frozenset((0, 1)), frozenset((int(which == "positive"),))}
+    # A pair that cannot be one batch is refused when both are there.
+    positive, _, negative, _ = edited
+    with pytest.raises(ValueError, match=r"^model: NAGuidance compares positive and negative"):
+        draw(patched, partly(positive, negative), 3.0)
+
+
+RUN = {"start_percent": 0.0, "end_percent": 1.0}
 UNETS = {
     "HyperTile": ("nodes_hypertile", {"tile_size": 64, "swap_size": 2, "max_depth": 0, "scale_depth": False}),
     "TomePatchModel": ("nodes_tomesd", {"ratio": 0.3}),
@@ -271,21 +297,43 @@ UNETS = {
     "PatchModelAddDownscale": (
         "nodes_model_downscale",
         {
-            **{"block_number": 3, "downscale_factor": 2.0, "start_percent": 0.0, "end_percent": 1.0},
+            **{"block_number": 3, "downscale_factor": 2.0, **RUN},
             **{"downscale_after_skip": True, "downscale_method": "bicubic", "upscale_method": "bicubic"},
         },
     ),
 }
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("node", list(UNETS))
-def test_patches_of_unets_are_named(loaded: tuple[Any, ...], drawn: tuple[Any, Any], node: str) -> None:
-    import importlib
+OTHER_MODELS = {
+    "FluxKVCache": ("nodes_flux", {}),
+    "LTXVSpatioTemporalGuidance": ("nodes_lt", {"scale": 1.0, "blocks": "1", **RUN}),
+    "LTXVModalityGuidance": ("nodes_lt", {"modality_scale": 3.0, **RUN}),
+    "ChromaRadianceOptions": (
+        "nodes_chroma_radiance",
+        {
+            **{"preserve_wrapper": True, "start_sigma": 1.0, "end_sigma": 0.0, "nerf_tile_size": 8},
+            "force_sequential_txt_ids": False,
+        },
+    ),
+}
 
-    module, inputs = UNETS[node]
-    found = getattr(importlib.import_module(f"comfy_extras.{module}"), node)
-    patched = found.execute(loaded[0], **inputs)[0]
+
+@torch.inference_mode()
+@pytest.mark.parametrize("task", ["text to image", "edit"])
+@pytest.mark.parametrize("node", [*UNETS, *OTHER_MODELS])
+def test_patches_for_other_models_are_named(
+    loaded: tuple[Any, ...], drawn: tuple[Any, Any], edited: tuple[Any, ...], node: str, task: str
+) -> None:
+    import importlib
+    import inspect
+
+    module, inputs = (UNETS | OTHER_MODELS)[node]
+    try:
+        execute = getattr(importlib.import_module(f"comfy_extras.{module}"), node).execute
+    except (ImportError, AttributeError):
+        pytest.skip(f"this ComfyUI has no {node}")
+    taken = inspect.signature(execute).parameters
+    patched = execute(model=loaded[0], **{name: value for name, value in inputs.items() if name in taken})[0]
     words = rf"^model: a node of {module} patches .* which Ovis-U1 does not have; remove that node\.$"
     with pytest.raises(ValueError, match=words):
-        draw(patched, drawn, 3.0)
+        draw(patched, drawn, 3.0) if task == "text to image" else sample(patched, edited, 6.0, 1.5)

@@ -157,6 +157,9 @@ def test_a_system_prompt_is_a_turn_before_the_question(clip: Any) -> None:
     assert said != unsaid
     with pytest.raises(ValueError, match="system_prompt: it works only with the default template; turn on"):
         clip.tokenize("x", system_prompt="Answer in verse.", skip_template=True)
+    for template in ({}, {"skip_template": True}):
+        with pytest.raises(ValueError, match=r"^system_prompt: expected text, got list; connect a STRING"):
+            clip.tokenize("x", system_prompt=["Answer in verse."], **template)
 
 
 def test_generate_text_gets_the_think_block_and_splits_it(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +177,24 @@ def test_generate_text_gets_the_think_block_and_splits_it(clip: Any, monkeypatch
     decode = clip.tokenizer.decode
     assert decode(whole) == "<think>\nHm, a cat.\n</think>\n\nA cat."
     assert decode(whole, skip_special_tokens=False) == "<think>\nHm, a cat.\n</think>\n\nA cat.<|im_end|>"
+    for other in (torch.tensor(whole), torch.tensor([whole]), list(torch.tensor(whole)), tuple(whole)):
+        assert decode(other) == decode(whole)
     assert decode([Control.TURN_END, Control.TURN_END], skip_special_tokens=False) == 2 * "<|im_end|>"
+
+
+def test_numbers_of_generate_text_that_are_not_set_have_no_effect(clip: Any) -> None:
+    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    penalties = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "seed": 0}
+    tokens = clip.tokenize(WORDS, image=None)
+
+    def written(**said: Any) -> list[int]:
+        return clip.cond_stage_model.generate(tokens, max_length=6, **{**off, **penalties, **said})
+
+    plain = written()
+    for name in (*off, *penalties):
+        assert written(**{name: None}) == plain, name
+    assert written(top_k=-1) == plain
+    assert written(temperature=None, do_sample=False) == written(do_sample=False)
 
 
 UNKNOWN = {"lyrics": "la", "image_embeds": torch.ones(1, 2), "llama_template": "{}", "image_interleave": 2}
@@ -182,9 +202,10 @@ UNKNOWN = {"lyrics": "la", "image_embeds": torch.ones(1, 2), "llama_template": "
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_we_do_not_know_is_refused_and_not_dropped(clip: Any, name: str) -> None:
-    words = rf"^{name}: Ovis-U1 does not take this input; empty it, or remove the node that sets it\.$"
+    off = "it is 2; set it to 0" if name == "image_interleave" else "empty it"
+    words = rf"^{name}: Ovis-U1 does not take this input; {off}, or remove the node that sets it\.$"
     encoding = rf"^clip: this node is made for another model and sets {name}, which Ovis-U1 does not have; use"
-    for question, refusal in (({}, encoding), ({"thinking": False}, words)):
+    for question, refusal in (({}, encoding), ({"image": None}, words), ({"thinking": False}, words)):
         with pytest.raises(ValueError, match=refusal):
             clip.tokenize("x", **question, **{name: UNKNOWN[name]})
         for empty in (None, "", [], {}, False):
@@ -192,6 +213,30 @@ def test_what_we_do_not_know_is_refused_and_not_dropped(clip: Any, name: str) ->
     tokens = clip.tokenize("x", thinking=False)
     with pytest.raises(ValueError, match=words):
         clip.cond_stage_model.generate(tokens, max_length=1, **{name: UNKNOWN[name]})
+
+
+@pytest.mark.parametrize("neutral", [0, 0.0, torch.zeros(()), torch.zeros((), dtype=torch.bool)])
+def test_a_number_of_a_newer_node_that_changes_nothing_is_taken(clip: Any, neutral: Any) -> None:
+    (plain,) = clip.tokenize("x", image=None)["ovis_u1"]
+    tokens = clip.tokenize("x", image=None, image_interleave=neutral)
+    assert tokens["ovis_u1"] == [plain]
+    assert clip.tokenize("x", image_interleave=neutral)["ovis_u1"]
+    write = clip.cond_stage_model.generate
+    greedy = {"do_sample": False, "max_length": 2}
+    numbers = {"frequency_penalty": 0.0, "no_repeat_ngram_size": 0, "num_beams": 1, "typical_p": 1.0, "more": neutral}
+    assert write(tokens, **greedy, **numbers) == write(tokens, **greedy)
+
+
+@pytest.mark.parametrize(
+    ("value", "mend"), [(0.5, "it is 0.5; set it to 0"), (True, "turn it off"), (torch.ones(()), "empty it")]
+)
+def test_a_number_that_changes_something_is_refused_with_what_can_be_done(clip: Any, value: Any, mend: str) -> None:
+    words = rf"^frequency_penalty: Ovis-U1 does not take this input; {mend}, or remove the node that sets it\.$"
+    tokens = clip.tokenize("x", image=None)
+    with pytest.raises(ValueError, match=words):
+        clip.cond_stage_model.generate(tokens, max_length=1, frequency_penalty=value)
+    with pytest.raises(ValueError, match=words):
+        clip.tokenize("x", image=None, frequency_penalty=value)
 
 
 def test_options_for_other_tokenizers_are_refused(clip: Any) -> None:

@@ -46,6 +46,12 @@ def test_as_transformers(temperature: float, top_k: int, top_p: float, min_p: fl
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("top_k", [-1, 0, 500, 10**9])
+def test_top_k_that_leaves_all_words(top_k: int) -> None:
+    actual = candidates(Sampling(**{**ALL, "top_k": top_k}), logits(), [])
+    torch.testing.assert_close(actual, logits().softmax(0))
+
+
 def test_presence_penalty_is_taken_off_once() -> None:
     scores = logits()
     expected = scores.clone()

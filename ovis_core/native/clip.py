@@ -168,31 +168,42 @@ class OvisTextModel(Multimodal):
         tokens: dict[str, list[list[tuple]]],
         do_sample: bool = True,
         max_length: int = 256,
-        temperature: float = 1.0,
-        top_k: int = 50,
-        top_p: float = 0.95,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
+        temperature: float | None = 1.0,
+        top_k: int | None = 50,
+        top_p: float | None = 0.95,
+        min_p: float | None = 0.0,
+        repetition_penalty: float | None = 1.0,
         seed: int | None = None,
-        presence_penalty: float = 0.0,
+        presence_penalty: float | None = 0.0,
         mtp: bool | int = True,
         **unknown: Any,
     ) -> list[int]:
         """As `comfy.sd.CLIP.generate` asks it of the models of core's Generate Text; the CLIP has loaded the weights
         already, but not asked for a cache of `max_length`.
 
+        A number that is None has no effect.
+
         mtp  speculative decoding with prediction heads for further tokens, which no Ovis-U1 has: no effect
 
-        Raises ValueError for any other option that is not empty.
+        Raises ValueError for any other option that is neither empty nor 1: of factors and counts, such as the number of
+        beams, that is the one without effect.
         """
-        refuse_unknown(unknown)
+        refuse_unknown({name: value for name, value in unknown.items() if not _is_one(value)})
         sequence = [token[0] for token in own_section(tokens)[0]]
         room = self.room(sequence, max_length)
         loaded = [m for m in model_management.current_loaded_models if m.model is not None and m.model.model is self]
         model_management.free_memory(self.memory_for(sequence, room), self.run_device, keep_loaded=loaded)
-        temperature = temperature if do_sample else GREEDY.temperature
-        penalties = (repetition_penalty or 1.0, presence_penalty or 0.0)
-        return self.write(sequence, room, Sampling(temperature, top_p, top_k, min_p, *penalties, seed or 0))[0]
+        drawn = 1.0 if temperature is None else temperature
+        sampling = Sampling(
+            drawn if do_sample else GREEDY.temperature,
+            1.0 if top_p is None else top_p,
+            top_k or 0,
+            min_p or 0.0,
+            repetition_penalty or 1.0,
+            presence_penalty or 0.0,
+            seed or 0,
+        )
+        return self.write(sequence, room, sampling)[0]
 
     def load_sd(self, sd: Mapping[str, Stored]) -> tuple[list[str], list[str]]:
         """Loads weights with the release's names. Raises `CheckpointError` for NaN or infinity.
@@ -279,6 +290,10 @@ def choose_dtypes(
     if stored == torch.float32:
         return compute, compute
     return stored, compute
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == 1
 
 
 def _stop_if_interrupted(module: nn.Module, inputs: tuple[Any, ...]) -> None:

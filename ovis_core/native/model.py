@@ -152,7 +152,10 @@ class OvisU1(comfy.model_base.BaseModel):
     def __init__(self, model_config: ModelConfig, device: Any = None) -> None:
         super().__init__(model_config, comfy.model_base.ModelType.FLUX, device=device, unet_model=NativeDecoder)
         self.memory_usage_factor_conds = ("ref_latents", "c_crossattn")
-        self.pair_seen = False  # in this sampling run, see `_check_pair`
+        # Of this sampling run, see `_check_pair`: whether positive and negative came in one batch, and which of the two
+        # came without the other at which sigmas.
+        self.pair_seen = False
+        self.came_alone: tuple[Tensor | None, set[int]] = (None, set())
         # Text tokens cost what image tokens cost, and one of those covers several pixels of the latent.
         covers = LATENT_PATCH**2
         self.memory_usage_shape_process = {"c_crossattn": lambda shape: [shape[0], shape[2], shape[1] * covers]}
@@ -198,18 +201,26 @@ class OvisU1(comfy.model_base.BaseModel):
     def _check_pair(self, options: dict[str, Any]) -> None:
         """Refuses a node that compares the two conditions of guidance if they do not come in one batch.
 
-        The first pass of a sampling run decides; patches may add passes of single conditions later.
+        The first step in which both are active decides: one of them may begin late or end early. Patches may add passes
+        of single conditions later.
         """
         patches = options.get("patches", {}).get("attn1_output_patch", ())
-        batch = options.get("cond_or_uncond")
-        if self.pair_seen or not batch or not any(origin(patch) == NAG for patch in patches):
+        pair = {0, 1}.intersection(options.get("cond_or_uncond") or ())
+        if self.pair_seen or not pair or not any(origin(patch) == NAG for patch in patches):
             return
-        if 0 in batch and 1 not in batch:
+        if len(pair) == 2:
+            self.pair_seen = True
+            return
+        # All passes of a step are given the same tensor.
+        sigmas, alone = self.came_alone
+        if sigmas is not options.get("sigmas"):
+            alone = set()
+        self.came_alone = (options.get("sigmas"), alone | pair)
+        if len(alone | pair) == 2:
             raise ValueError(
                 "model: NAGuidance needs positive and negative in one batch, and they came separately; give both or "
                 "neither a reference image and hooks, free memory, or remove NAGuidance."
             )
-        self.pair_seen = 0 in batch
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """Runs once per condition and sampling run: the place for the refiner, unless weights change meanwhile."""
@@ -342,7 +353,7 @@ def build_model(
 
 
 def _after_sampling(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    patcher.model.pair_seen = False
+    patcher.model.pair_seen, patcher.model.came_alone = False, (None, set())
     patcher.model.diffusion_model.rotary_tables.clear()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,23 @@ class Tokens(dict[str, list[list[tuple]]]):
 
     def __missing__(self, name: str) -> list[list[tuple]]:
         return self[SECTION]
+
+    def copy(self) -> Tokens:
+        """As a dict's, with what belongs to the model."""
+        return self | {}
+
+    def __or__(self, other: Any) -> Tokens:
+        return self._with(super().__or__(other))
+
+    def __ror__(self, other: Any) -> Tokens:
+        return self._with(super().__ror__(other))
+
+    def _with(self, sections: Any) -> Any:
+        if sections is NotImplemented:
+            return sections
+        tokens = Tokens(sections)
+        tokens.without_text = self.without_text
+        return tokens
 
 
 class OvisTokenizer:
@@ -170,6 +188,10 @@ class OvisTokenizer:
         seen = [*_images("image", image), *(one for batch in batches for one in _images("images", batch))]
         frames = evenly(_images("video", video), MAX_FRAMES)
         system_prompt = system_prompt or ""
+        if not isinstance(system_prompt, str):
+            raise ValueError(
+                f"system_prompt: expected text, got {type(system_prompt).__name__}; connect a STRING, or empty it."
+            )
         if seen and frames:
             raise ValueError("video: Ovis-U1 looks at images or at a video, not at both; disconnect one of them.")
         if not skip_template:
@@ -202,12 +224,13 @@ class OvisTokenizer:
         """Pairs with the text of each token."""
         return [(p, "" if isinstance(p[0], VisualInput) else self.tokenizer.decode([p[0]])) for p in pairs]
 
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, token_ids: Sequence[int] | Tensor, skip_special_tokens: bool = True) -> str:
         """Text of token ids, a think block with its tags; callers split it off.
 
         skip_special_tokens  False: with the names of the tokens that begin and end turns
         """
-        return self.tokenizer.decode(token_ids, THINK_TAGS if skip_special_tokens else THINK_TAGS | SPECIAL_TOKENS)
+        ids = token_ids.flatten().tolist() if isinstance(token_ids, Tensor) else [int(token) for token in token_ids]
+        return self.tokenizer.decode(ids, THINK_TAGS if skip_special_tokens else THINK_TAGS | SPECIAL_TOKENS)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Metadata stored as tensors, saved with the weights."""
@@ -215,15 +238,24 @@ class OvisTokenizer:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether an option says nothing: None, False, or without elements."""
-    return value is None or value is False or (hasattr(value, "__len__") and len(value) == 0)
+    """Whether an option says nothing: None, False, 0, or without elements.
+
+    Nodes pass a number on in any case, and 0 is how it is turned off.
+    """
+    if hasattr(value, "__len__"):
+        if getattr(value, "ndim", 1):
+            return len(value) == 0
+        value = value.item()  # of a tensor without dimensions
+    return value is None or (isinstance(value, Number) and value == 0)
 
 
 def refuse_unknown(options: Mapping[str, Any]) -> None:
     """Raises ValueError for the first option that is not empty, because it would be ignored silently."""
     for name, value in options.items():
         if not is_empty(value):
-            raise ValueError(f"{name}: Ovis-U1 does not take this input; empty it, or remove the node that sets it.")
+            number = isinstance(value, Number) and not isinstance(value, bool)
+            off = f"it is {value}; set it to 0" if number else "turn it off" if value is True else "empty it"
+            raise ValueError(f"{name}: Ovis-U1 does not take this input; {off}, or remove the node that sets it.")
 
 
 def _is_batch(value: Any) -> bool:
@@ -274,11 +306,13 @@ def own_section(tokens: dict[str, list[list[tuple]]]) -> list[list[tuple]]:
     """
     if SECTION not in tokens:
         raise ValueError("tokens: they were not made by this CLIP; tokenize with the CLIP of Ovis-U1 Load Model.")
-    if not isinstance(tokens, Tokens):
+    if len(tokens) == 1:
         return tokens[SECTION]
-    found = {tuple(map(_ids, section)): section for section in tokens.values() if section}
+    sections = [section for section in tokens.values() if isinstance(section, list) and section]
+    found = {tuple(map(_ids, section)): section for section in sections}
     if len(found) > 1:  # an input that was left empty does not count
-        found = {ids: section for ids, section in found.items() if set(ids) != {tokens.without_text}}
+        empty = {getattr(tokens, "without_text", None)}
+        found = {ids: section for ids, section in found.items() if set(ids) != empty}
     if len(found) > 1:
         raise ValueError(
             "clip: this node gives several text encoders different prompts, and Ovis-U1 has one text encoder; write "

@@ -20,31 +20,49 @@ Args = dict[str, Any]
 
 SLOTS = {"post_input", "attn1_patch", "attn1_output_patch"}
 BLOCKS = {"double_block", "single_block"}
+# Core's nodes for other models by what they put into `transformer_options`: their modules, and what they patch.
+FOREIGN_OPTIONS = {
+    "stg_self_attn_blocks": ("nodes_lt", "the self-attention of LTXV's blocks"),
+    "a2v_cross_attn": ("nodes_lt", "the attention between LTXV's video and audio"),
+    "v2a_cross_attn": ("nodes_lt", "the attention between LTXV's video and audio"),
+    "chroma_radiance_options": ("nodes_chroma_radiance", "the last layers of Chroma Radiance"),
+    "animate2_cache": ("nodes_wan", "the pose branch of Wan"),
+    "audio_embeds": ("nodes_wan", "the audio layers of Wan"),
+}
+# The module of core's FluxKVCache. It keeps keys and values of reference images from the first step on, but the image's
+# attention to itself, which FLUX does not have, would miss them.
+KEY_CACHE = "nodes_flux"
 
 
 def check_patches(options: dict[str, Any]) -> None:
     """Raises ValueError for a patch of a layer that the decoder does not have, and which would have no effect."""
-    for slot, patch in _foreign(options):
+    for slot, module in _foreign(options):
         raise ValueError(
-            f"model: a node of {origin(patch)} patches {slot}, which Ovis-U1 does not have; remove that node."
+            f"model: a node of {module} patches {slot}, which Ovis-U1 does not have; remove that node."
         )
 
 
-def _foreign(options: dict[str, Any]) -> Iterator[tuple[str, Patch]]:
+def _foreign(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is patched in vain, and the module of the node."""
+    for name, (module, slot) in FOREIGN_OPTIONS.items():
+        if name in options:
+            yield slot, module
     patches = options.get("patches", {})
     for slot, found in patches.items():
         for patch in found:
             if slot not in SLOTS:
-                yield slot, patch
+                yield slot, origin(patch)
     for patch in patches.get("attn1_patch", ()):
         if not _is_called_as_here(patch):
-            yield "the attention of U-Nets", patch
+            yield "the attention of U-Nets", origin(patch)
+        elif origin(patch) == KEY_CACHE:
+            yield "the cache of FLUX's reference images", origin(patch)
     for kind, places in options.get("patches_replace", {}).items():
         for place, patch in places.items():
             if kind != "dit":
-                yield f"{kind} of U-Nets", patch
+                yield f"{kind} of U-Nets", origin(patch)
             elif place[0] not in BLOCKS:
-                yield f"the blocks {place[0]}", patch
+                yield f"the blocks {place[0]}", origin(patch)
 
 
 def _is_called_as_here(patch: Patch) -> bool:

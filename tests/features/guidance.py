@@ -149,10 +149,10 @@ def perp_neg_guider(lab: Lab) -> None:
     other(two, one)
 
 
-def refused(node: str, slot: str, **inputs: Any) -> None:
+def refused(node: str, slot: str, models: str = "U-Nets", **inputs: Any) -> None:
     """Rows for a node whose patch takes hold of layers that Ovis-U1 does not have."""
 
-    @rows(node, "is made for U-Nets; one sentence says so")
+    @rows(node, f"is made for {models}; one sentence says so")
     def check(task: Task) -> str:
         bench = task.bench
         model = bench.node(node, model=bench.model, **inputs)
@@ -160,7 +160,7 @@ def refused(node: str, slot: str, **inputs: Any) -> None:
         with pytest.raises(PromptFailed) as failed:
             bench.execute()
         assert f"patches {slot}" in str(failed.value)
-        assert "which Ovis-U1 does not have; remove the node" in str(failed.value)
+        assert "which Ovis-U1 does not have; remove that node" in str(failed.value)
         return "refused"
 
 
@@ -169,3 +169,25 @@ refused("SelfAttentionGuidance", "attn1 of U-Nets")
 refused("HyperTile", "the attention of U-Nets")
 refused("TomePatchModel", "the attention of U-Nets")
 refused("PatchModelAddDownscale", "input_block_patch", start_percent=0.0, end_percent=1.0)
+refused("FluxKVCache", "the cache of FLUX's reference images", "FLUX")
+refused("LTXVSpatioTemporalGuidance", "the self-attention of LTXV's blocks", "LTXV", blocks="1", **LAYERS)
+refused("LTXVModalityGuidance", "the attention between LTXV's video and audio", "LTXV", **LAYERS)
+refused("ChromaRadianceOptions", "the last layers of Chroma Radiance", "Chroma", nerf_tile_size=8)
+
+
+def without_effect(node: str) -> None:
+    """Rows for a node that multiplies weights by the names that they have in U-Nets."""
+
+    @rows(node, "is made for U-Nets; it changes nothing, and core does not say so")
+    def check(task: Task) -> str:
+        bench = task.bench
+        numbers = dict.fromkeys(bench.lab.info.get(node, {}).get("input", {}).get("required", {}), 1.5)
+        model = bench.node(node, **{**numbers, "model": bench.model})
+        plain, unchanged = bench.run(task(bench.model), task(model))
+        same(unchanged, plain)
+        return "no effect"
+
+
+without_effect("UNetSelfAttentionMultiply")
+without_effect("UNetCrossAttentionMultiply")
+without_effect("UNetTemporalAttentionMultiply")
