@@ -15,7 +15,7 @@ from typing import Any
 from . import layout
 from .config import LATENT_CHANNELS, ConfigError, OvisConfig, VaeConfig, check_together, load_sections, read_config
 from .release import RELEASE, TOKENIZER_FILES
-from .weights_file import CheckpointError, header_mentions, read_carried, read_shapes
+from .weights_file import CheckpointError, header_mentions, read_carried, read_header, read_shapes
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -55,6 +55,9 @@ class Kind:
 DECODER = Kind("diffusion model", (layout.DECODER, "model.diffusion_model.", ""), "txt_in.cls_token", ("decoder",))
 TEXT = Kind("text encoder", ("", "text_encoders."), "llm.model.norm.weight", ("language", "vision"))
 VAE = Kind("VAE", (layout.VAE, "first_stage_model.", ""), "decoder.conv_in.weight", ("vae",))
+
+# In the headers of our files alone: a release's, and one file's with all parts.
+MARKS = tuple(f'"{start}'.encode() for start in (layout.DECODER, layout.VAE, DECODER.comfy_prefix + DECODER.probe))
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,41 @@ def why_not(path: Path) -> str:
     if any(name.endswith((".safetensors", *(pattern[1:] for pattern in PICKLES))) for name in names):
         return f"{path} has no {CONFIG}; put the release's there too."
     return ""
+
+
+def has_pieces(folder: Path) -> bool:
+    """Whether a folder holds files that a release has, beside files of any other name."""
+    names = (CONFIG, INDEX, SINGLE)
+    return any((folder / name).exists() for name in names) or any(folder.glob(SHARDS))
+
+
+def looks_like_release(folder: Path, named: bool, holds: Callable[[Path], bool]) -> bool:
+    """Whether a folder was meant to be a release of Ovis-U1, not another model.
+
+    named  its name is one of Ovis-U1
+    holds  `holds_ours`, or a function that remembers its answers
+    """
+    shards = [folder / INDEX, folder / SINGLE, *sorted(folder.glob(SHARDS))]
+    if any(holds(file) for file in shards):
+        return True
+    if not named:
+        return False
+    try:
+        return _read_json(folder / CONFIG).get("model_type") in (None, "ovis_u1")
+    except CheckpointError:
+        unfinished = any(any(folder.glob(f"*{ending}")) for ending in UNFINISHED)
+        return unfinished or any(file.exists() for file in (folder / CONFIG, folder / INDEX, *shards[2:]))
+
+
+def holds_ours(file: Path) -> bool:
+    """Whether the header of a file, or a release's index, names tensors that only Ovis-U1 has."""
+    try:
+        if file.suffix == ".json":
+            return any(mark in file.read_bytes() for mark in MARKS)
+        header = read_header(file)
+        return any(mark in header for mark in MARKS)
+    except OSError:
+        return False
 
 
 def is_complete(folder: Path) -> bool:
