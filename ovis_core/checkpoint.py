@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +121,7 @@ def why_not(path: Path) -> str:
 
 def has_pieces(folder: Path) -> bool:
     """Whether a folder holds files that a release has, beside files of any other name."""
-    names = (CONFIG, INDEX, SINGLE)
-    return any((folder / name).exists() for name in names) or any(folder.glob(SHARDS))
+    return any(name in (CONFIG, INDEX, SINGLE) or fnmatch(name, SHARDS) for name in _names(folder))
 
 
 def looks_like_release(folder: Path, named: bool, holds: Callable[[Path], bool]) -> bool:
@@ -129,16 +130,24 @@ def looks_like_release(folder: Path, named: bool, holds: Callable[[Path], bool])
     named  its name is one of Ovis-U1
     holds  `holds_ours`, or a function that remembers its answers
     """
-    shards = [folder / INDEX, folder / SINGLE, *sorted(folder.glob(SHARDS))]
-    if any(holds(file) for file in shards):
+    names = _names(folder)
+    pieces = [name for name in names if name == INDEX or fnmatch(name, SHARDS)]
+    if any(holds(folder / name) for name in (*pieces, *(name for name in names if name == SINGLE))):
         return True
     if not named:
         return False
     try:
         return _read_json(folder / CONFIG).get("model_type") in (None, "ovis_u1")
     except CheckpointError:
-        unfinished = any(any(folder.glob(f"*{ending}")) for ending in UNFINISHED)
-        return unfinished or any(file.exists() for file in (folder / CONFIG, folder / INDEX, *shards[2:]))
+        return bool(pieces) or any(name == CONFIG or name.endswith(UNFINISHED) for name in names)
+
+
+def _names(folder: Path) -> list[str]:
+    """Names in a folder; none if it cannot be read."""
+    try:
+        return sorted(os.listdir(folder), reverse=True)  # the index, if there is one, before the shards
+    except OSError:
+        return []
 
 
 def holds_ours(file: Path) -> bool:
@@ -346,7 +355,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        if path.is_symlink() and not path.exists():
+        if os.path.islink(path) and not os.path.exists(path):
             raise CheckpointError(f"{path} is a link to a file that is gone; put the file itself there.") from error
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); it belongs to the release.") from error
     except (ValueError, RecursionError) as error:

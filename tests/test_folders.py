@@ -654,6 +654,26 @@ def test_permissions(release: Path, models: Path) -> None:
     assert missing("half") == ""
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is permitted to root")
+@pytest.mark.parametrize("mode", [0, 0o444, 0o111])
+def test_folders_that_may_not_be_read(release: Path, models: Path, mode: int) -> None:
+    """They do not keep a good one from being listed, nor a message from being made."""
+    copy(release, models / "ovis_u1" / "hidden")
+    closed = [models / place for place in ("ovis_u1/half", "ovis_u1/deep", "diffusers/half", "LLM/Ovis-U1", "ovis")]
+    for folder in closed:
+        copy(release, folder / "inner")
+        folder.chmod(mode)
+    try:
+        assert "hidden" in find()
+        assert missing("hidden") == ""
+        assert missing("half")
+        assert missing("diffusers/half/inner/x")
+        assert missing("other")
+    finally:
+        for folder in closed:
+            folder.chmod(0o700)
+
+
 @pytest.mark.parametrize("place", ["ovis_u1", "checkpoints"])
 def test_a_file_that_cannot_be_used_is_named(release: Path, models: Path, place: str) -> None:
     copy(release, models / "ovis_u1" / "hidden")

@@ -156,7 +156,7 @@ class _Listing:
                         self._walked.setdefault(folder, label)
                     continue
                 self._walked.setdefault(folder, label)
-                for file in sorted(folder.glob("*.safetensors")) if folder == root or not release else []:
+                for file in _weights(folder) if folder == root or not release else []:
                     if _is_ours(file):
                         self._add(f"{before}{file.relative_to(root).as_posix()}", file)
         self._find_checkpoints()
@@ -171,14 +171,14 @@ class _Listing:
 
     def _suspects(self) -> Iterator[Path]:
         for folder, label in self._walked.items():
-            files = [] if _is_shared(label) or has_pieces(folder) else sorted(folder.glob("*.safetensors"))
+            files = [] if _is_shared(label) or has_pieces(folder) else _weights(folder)
             if files:
                 yield from (file for file in files if label == KIND or _is_named_ours(file) or _holds_ours(file))
-            elif (label == KIND and folder.is_dir()) or self._looks_like_release(folder):
+            elif (label == KIND and os.path.isdir(folder)) or self._looks_like_release(folder):
                 yield folder
         for name in self._names:
             if name.endswith(".safetensors") and OURS.search(Path(name).name):
-                yield from (file for root in _registered(CHECKPOINTS) if (file := root / name).is_file())
+                yield from (file for root in _registered(CHECKPOINTS) if os.path.isfile(file := root / name))
 
     def _looks_like_release(self, folder: Path) -> bool:
         repository = folder.parent.parent
@@ -380,6 +380,14 @@ def _subfolders(root: Path) -> list[Path]:
     try:
         with os.scandir(root) as entries:
             return sorted(Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _weights(folder: Path) -> list[Path]:
+    """safetensors files in a folder; none if it cannot be read."""
+    try:
+        return [folder / name for name in sorted(os.listdir(folder)) if name.endswith(".safetensors")]
     except OSError:
         return []
 
