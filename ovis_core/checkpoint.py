@@ -6,8 +6,8 @@ Only JSON and safetensors headers are read here; tensors stay in their files.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -145,7 +145,9 @@ def looks_like_release(folder: Path, named: bool, holds: Callable[[Path], bool])
 def _names(folder: Path) -> list[str]:
     """Names in a folder; none if it cannot be read."""
     try:
-        return sorted(os.listdir(folder), reverse=True)  # the index, if there is one, before the shards
+        return sorted(
+            (entry.name for entry in folder.iterdir()), reverse=True
+        )  # the index, if there is one, before the shards
     except OSError:
         return []
 
@@ -355,7 +357,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        if os.path.islink(path) and not os.path.exists(path):
+        if error.errno in (errno.ENOENT, errno.ELOOP) and path.is_symlink():
             raise CheckpointError(f"{path} is a link to a file that is gone; put the file itself there.") from error
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); it belongs to the release.") from error
     except (ValueError, RecursionError) as error:

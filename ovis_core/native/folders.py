@@ -174,11 +174,11 @@ class _Listing:
             files = [] if _is_shared(label) or has_pieces(folder) else _weights(folder)
             if files:
                 yield from (file for file in files if label == KIND or _is_named_ours(file) or _holds_ours(file))
-            elif (label == KIND and os.path.isdir(folder)) or self._looks_like_release(folder):
+            elif (label == KIND and _changed(folder) is not None) or self._looks_like_release(folder):
                 yield folder
         for name in self._names:
             if name.endswith(".safetensors") and OURS.search(Path(name).name):
-                yield from (file for root in _registered(CHECKPOINTS) if os.path.isfile(file := root / name))
+                yield from (file for root in _registered(CHECKPOINTS) if _changed(file := root / name) is not None)
 
     def _looks_like_release(self, folder: Path) -> bool:
         repository = folder.parent.parent
@@ -387,7 +387,7 @@ def _subfolders(root: Path) -> list[Path]:
 def _weights(folder: Path) -> list[Path]:
     """safetensors files in a folder; none if it cannot be read."""
     try:
-        return [folder / name for name in sorted(os.listdir(folder)) if name.endswith(".safetensors")]
+        return sorted(file for file in folder.iterdir() if file.name.endswith(".safetensors"))
     except OSError:
         return []
 
