@@ -6,16 +6,18 @@ Only JSON and safetensors headers are read here; tensors stay in their files.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from . import layout
 from .config import LATENT_CHANNELS, ConfigError, OvisConfig, VaeConfig, check_together, load_sections, read_config
 from .release import RELEASE, TOKENIZER_FILES
-from .weights_file import CheckpointError, header_mentions, read_carried, read_shapes
+from .weights_file import CheckpointError, header_mentions, read_carried, read_header, read_shapes
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -55,6 +57,9 @@ class Kind:
 DECODER = Kind("diffusion model", (layout.DECODER, "model.diffusion_model.", ""), "txt_in.cls_token", ("decoder",))
 TEXT = Kind("text encoder", ("", "text_encoders."), "llm.model.norm.weight", ("language", "vision"))
 VAE = Kind("VAE", (layout.VAE, "first_stage_model.", ""), "decoder.conv_in.weight", ("vae",))
+
+# In the headers of our files alone: a release's, and one file's with all parts.
+MARKS = tuple(f'"{start}'.encode() for start in (layout.DECODER, layout.VAE, DECODER.comfy_prefix + DECODER.probe))
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,50 @@ def why_not(path: Path) -> str:
     if any(name.endswith((".safetensors", *(pattern[1:] for pattern in PICKLES))) for name in names):
         return f"{path} has no {CONFIG}; copy the release's {CONFIG} into it."
     return ""
+
+
+def has_pieces(folder: Path) -> bool:
+    """Whether a folder holds files that a release has, beside files of any other name."""
+    return any(name in (CONFIG, INDEX, SINGLE) or fnmatch(name, SHARDS) for name in _names(folder))
+
+
+def looks_like_release(folder: Path, named: bool, holds: Callable[[Path], bool]) -> bool:
+    """Whether a folder was meant to be a release of Ovis-U1, not another model.
+
+    named  its name is one of Ovis-U1
+    holds  `holds_ours`, or a function that remembers its answers
+    """
+    names = _names(folder)
+    pieces = [name for name in names if name == INDEX or fnmatch(name, SHARDS)]
+    if any(holds(folder / name) for name in (*pieces, *(name for name in names if name == SINGLE))):
+        return True
+    if not named:
+        return False
+    try:
+        return _read_json(folder / CONFIG).get("model_type") in (None, "ovis_u1")
+    except CheckpointError:
+        return bool(pieces) or any(name == CONFIG or name.endswith(UNFINISHED) for name in names)
+
+
+def _names(folder: Path) -> list[str]:
+    """Names in a folder; none if it cannot be read."""
+    try:
+        return sorted(
+            (entry.name for entry in folder.iterdir()), reverse=True
+        )  # the index, if there is one, before the shards
+    except OSError:
+        return []
+
+
+def holds_ours(file: Path) -> bool:
+    """Whether the header of a file, or a release's index, names tensors that only Ovis-U1 has."""
+    try:
+        if file.suffix == ".json":
+            return any(mark in file.read_bytes() for mark in MARKS)
+        header = read_header(file)
+        return any(mark in header for mark in MARKS)
+    except OSError:
+        return False
 
 
 def is_complete(folder: Path) -> bool:
@@ -309,7 +358,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        if path.is_symlink() and not path.exists():
+        if error.errno in (errno.ENOENT, errno.ELOOP) and path.is_symlink():
             raise CheckpointError(f"{path} is a link to a missing file; replace it with the file.") from error
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); it belongs to the release.") from error
     except (ValueError, RecursionError) as error:

@@ -267,8 +267,7 @@ class _Run:
                 except BaseException:
                     part.unlink(missing_ok=True)
                     raise
-            part.replace(self.folder / file.name)
-            self._note(file)
+            self._put(part, file)
             return True
         return False
 
@@ -359,6 +358,11 @@ class _Run:
         if _size(part) != file.size or self._digest(part, file) != file.digest:
             part.unlink(missing_ok=True)
             raise DownloadError(f"{self.folder / file.name} arrived damaged and was deleted; run the download again.")
+        self._put(part, file)
+
+    def _put(self, part: Path, file: File) -> None:
+        """Gives a checked part its name; from then on the folder may hold files of two revisions."""
+        _drop_all_of(self.folder)
         part.replace(self.folder / file.name)
         self._note(file)
 
@@ -399,6 +403,15 @@ def _write_checked(folder: Path, checked: Mapping[str, Any]) -> None:
     with suppress(OSError):  # then it is read again the next time
         part.write_text(json.dumps(checked), encoding="utf-8")
         part.replace(folder / CHECKED)
+
+
+def _drop_all_of(folder: Path) -> None:
+    """Removes the mark of a whole revision from the record, or the record if it cannot be written."""
+    checked = _read_checked(folder)
+    if ALL_OF in checked:
+        _write_checked(folder, {name: state for name, state in checked.items() if name != ALL_OF})
+        if ALL_OF in _read_checked(folder):
+            (folder / CHECKED).unlink()
 
 
 def _is_whole(folder: Path, repository: str, revision: str) -> bool:

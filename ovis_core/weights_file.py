@@ -40,12 +40,17 @@ def header_mentions(file: Path, names: Iterable[str]) -> bool:
 
     Raises OSError where the file cannot be read.
     """
+    header = read_header(file)
+    return all(json.dumps(name).encode() in header for name in names)
+
+
+def read_header(file: Path) -> bytes:
+    """The bytes of a header; empty for a file that cannot have one. Raises OSError."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= min(LONGEST_HEADER, os.fstat(opened.fileno()).st_size - 8):
-            return False
-        header = opened.read(length)
-    return all(json.dumps(name).encode() in header for name in names)
+            return b""
+        return opened.read(length)
 
 
 def read_carried(file: Path, name: str) -> bytes | None:

@@ -486,6 +486,52 @@ def test_no_network_and_a_release_that_was_checked(
         fetch()
 
 
+@pytest.mark.parametrize("source", ["network", "cache"])
+@pytest.mark.parametrize("full", [False, True])
+def test_no_network_and_an_update_that_was_interrupted(
+    mirror: Mirror, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, full: bool
+) -> None:
+    """A folder with files of two revisions is not complete, however the first of them came."""
+    from ovis_core.download import DownloadError, Stopped, download
+
+    folder = fetch()
+    before = {file.name: file.read_bytes() for file in folder.glob("model-*.safetensors")}
+    for name, content in before.items():
+        (mirror.folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
+    if source == "cache":
+        (first,) = before.keys() - {WEIGHTS}
+        blob = hub_blob(mirror, tmp_path, first)
+        blob.parent.mkdir(parents=True)
+        shutil.copy(mirror.folder / first, blob)
+    if full:  # the record cannot be written, only removed
+        (folder / ".checked.part").mkdir()
+    stop = threading.Event()
+
+    def report(progress: Any) -> None:
+        if progress.doing == f"fetching {WEIGHTS}":
+            stop.set()
+
+    with pytest.raises(Stopped):
+        download("owner/small", folder, report=report, stop=stop)
+    assert [name for name in before if (folder / name).read_bytes() == before[name]] == [WEIGHTS]
+    with monkeypatch.context() as offline:
+        offline.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(DownloadError, match="cannot be reached"):
+            fetch()
+    if full:
+        (folder / ".checked.part").rmdir()
+    fetch()
+    assert all((folder / name).read_bytes() == (mirror.folder / name).read_bytes() for name in before)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert fetch() == folder
+
+
+def hub_blob(mirror: Mirror, tmp_path: Path, name: str) -> Path:
+    """Where the hub's cache keeps a file of the mirror's."""
+    (entry,) = [entry for entry in describe(mirror.folder)["siblings"] if entry["rfilename"] == name]
+    return tmp_path / "hf" / "hub" / "models--owner--small" / "blobs" / entry["lfs"]["sha256"]
+
+
 @pytest.mark.parametrize("kept", [1000, 12_345_678])
 def test_it_resumes_over_xet(mirror: Mirror, models: Path, kept: int) -> None:
     from ovis_core.download import File, _part

@@ -19,12 +19,16 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from conftest import ROOT
-from ovis_core import built_in, hub_cache
+from ovis_core import built_in, hub_cache, layout
+from ovis_core.carried import carried
 from ovis_core.checkpoint import open_model
+from ovis_core.conversion import write_one
+from ovis_core.precision import PRECISIONS
 
 PACK = "ovis_u1_in_this_process"
 FOREIGN = 1000  # files
 COMMIT, OLDER = "c" * 40, "b" * 40
+HUB_FOLDER = "models--AIDC-AI--Ovis-U1-3B"
 _opened: list[Path] = []
 _listening: list[Path] = []
 
@@ -86,7 +90,12 @@ def missing(name: str) -> str:
 
 
 def copy(release: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(release, folder))
+    return Path(shutil.copytree(release, folder, copy_function=place))
+
+
+def place(source: Path | str, target: Path | str) -> None:
+    """Links weights, to spare the disk, and copies other files, which tests change."""
+    (os.link if str(source).endswith(".safetensors") else shutil.copy)(source, target)
 
 
 def cache(release: Path, hub: Path, repository: str = "AIDC-AI/Ovis-U1-3B", commit: str = COMMIT) -> Path:
@@ -98,7 +107,7 @@ def cache(release: Path, hub: Path, repository: str = "AIDC-AI/Ovis-U1-3B", comm
     (folder / "refs" / "main").write_text(commit)
     for file in release.iterdir():
         blob = folder / "blobs" / f"{commit[:2]}{file.name}"
-        shutil.copy(file, blob)
+        place(file, blob)
         (snapshot / file.name).symlink_to(Path("..", "..", "blobs", blob.name))
     return snapshot
 
@@ -263,16 +272,30 @@ PLACES = {
     "diffusion_models/AIDC-AI/Ovis-U1-3B": "diffusion_models/AIDC-AI/Ovis-U1-3B",
     "checkpoints/Ovis-U1-3B": "checkpoints/Ovis-U1-3B",
     "LLM/Ovis-U1-3B": "LLM/Ovis-U1-3B",
+    **{
+        place: place
+        for place in (
+            "llm/Ovis-U1-3B",
+            "vlm/Ovis-U1-3B",
+            "VLM/AIDC-AI/Ovis-U1-3B",
+            "transformers/Ovis-U1-3B",
+            "huggingface/AIDC-AI/Ovis-U1-3B",
+            "Ovis_U1/Ovis-U1-3B",
+            f"{HUB_FOLDER}/snapshots/{COMMIT}",
+            f"ovis/{HUB_FOLDER}/snapshots/{COMMIT}",
+            f"diffusers/{HUB_FOLDER}/snapshots/{COMMIT}",
+            f"LLM/{HUB_FOLDER}/snapshots/{COMMIT}",
+            f"LLM/mine/{HUB_FOLDER}/snapshots/{COMMIT}",
+            f"checkpoints/hub/{HUB_FOLDER}/snapshots/{COMMIT}",
+        )
+    },
 }
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_release_is_found_where_people_put_it(release: Path, models: Path, place: str, config: Any) -> None:
     assert find() == {}
-    if place == "ovis":
-        copy(release, models / "ovis")
-    else:
-        copy(release, models / place)
+    copy(release, models / place)
     assert find() == {PLACES[place]: models / place}
     assert missing(PLACES[place]) == ""
     assert open_model(find()[PLACES[place]]).config == config
@@ -301,6 +324,43 @@ def test_a_line_of_extra_model_paths(release: Path, models: Path, tmp_path: Path
         assert list(find()) == ["Ovis-U1-3B", "ovis/AIDC-AI/Ovis-U1-3B"]
     finally:
         del folder_paths.folder_names_and_paths["ovis"]
+
+
+@pytest.mark.parametrize("kind", ["AIDC-AI", "Ovis", "ovis-u1", "Ovis-U1", "OVIS", "LLM", "vlm"])
+def test_other_lines_of_extra_model_paths(release: Path, models: Path, tmp_path: Path, kind: str) -> None:
+    import folder_paths
+
+    folder = copy(release, tmp_path / "disk" / "Ovis-U1-3B")
+    assert find() == {}
+    folder_paths.add_model_folder_path(kind, str(tmp_path / "disk"))
+    try:
+        assert find() == {f"{kind}/Ovis-U1-3B": folder}
+        assert missing(f"{kind}/Ovis-U1-3B") == ""
+    finally:
+        del folder_paths.folder_names_and_paths[kind]
+    assert find() == {}
+
+
+@pytest.mark.parametrize("place", ["diffusers", "LLM", "ovis_u1", "ovis", "."])
+def test_a_cache_of_the_hub_in_a_folder_of_models(
+    release: Path, models: Path, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its revisions are listed, and its unfinished blobs are not reported."""
+    snapshot = cache(release, models / place)
+    blob = snapshot.parents[1] / "blobs" / "abc"
+    blob.with_suffix(".incomplete").write_bytes(b"half")
+    (snapshot.parents[1] / "blobs" / "model.safetensors").write_bytes(b"half")
+    name = snapshot.relative_to(models / place if place == "ovis_u1" else models).as_posix()
+    assert find() == {name: snapshot}
+    assert missing(name) == ""
+    assert not [record for record in caplog.records if str(models) in record.getMessage()]
+
+
+def test_the_cache_is_not_listed_twice(release: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(models / "huggingface"))
+    assert find() == {}
+    snapshot = cache(release, models / "huggingface" / "hub")
+    assert find() == {"huggingface/AIDC-AI/Ovis-U1-3B": snapshot}
 
 
 @pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "HOME"])
@@ -397,6 +457,191 @@ def test_a_folder_that_cannot_be_used_is_named(
     assert all(words in line for line in logged)
 
 
+DEEPER = (
+    "ovis_u1/AIDC-AI/half",
+    "ovis_u1/a/b/half",
+    "ovis/half",
+    "ovis/AIDC-AI/half",
+    "AIDC-AI/half",
+    "ovis-of-mine/half",
+    "diffusers/half",
+    "LLM/AIDC-AI/half",
+    "checkpoints/half",
+    "vlm/models--me--mine/snapshots/half",
+)
+
+
+@pytest.mark.parametrize("place", DEEPER)
+@pytest.mark.parametrize("fault", ["no config", "a config that is not JSON", "another model's config"])
+def test_a_broken_folder_anywhere_is_named(
+    release: Path, models: Path, place: str, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the names of its tensors, if it is in a folder that holds other models too."""
+    damage, words = FAULTS[fault]
+    copy(release, models / "ovis_u1" / "hidden")
+    damage(copy(release, models / place))
+    assert list(find()) == ["hidden"]
+    logged = [record.getMessage() for record in caplog.records if str(models / place) in record.getMessage()]
+    assert len(logged) == 1
+    assert words in logged[0]
+    for name in ("half", place.removeprefix("ovis_u1/")):
+        said = missing(name)
+        assert said.startswith(f"model_name: {name!r} cannot be used: {models / place}")
+        assert words in said
+    assert "'other' was not found; choose hidden" in missing("other")
+    shutil.rmtree(models / "ovis_u1" / "hidden")
+    assert words in missing("half")
+    assert words in missing("other")
+
+
+@pytest.mark.parametrize("place", ["half-ovis", "LLM/Ovis-U1-3B", "diffusers/my_ovis_u1"])
+def test_a_folder_with_the_name_of_ours_is_named(
+    release: Path, models: Path, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Even if none of its files can be recognised."""
+    folder = copy(release, models / place)
+    for shard in folder.glob("*.safetensors*"):
+        shard.unlink()
+    (folder / "model-00001-of-00002.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    (folder / "config.json").unlink()
+    assert find() == {}
+    assert [record.getMessage() for record in caplog.records if f"{folder} has no config.json" in record.getMessage()]
+    assert f"{folder} has no config.json" in missing(folder.name)
+
+
+def model_of_another(folder: Path, kind: str) -> None:
+    folder.mkdir(parents=True)
+    foreign(folder, 1)
+    (folder / "0000.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    if kind:
+        (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+
+
+def test_no_other_model_is_reported(release: Path, models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In folders that are not ours: whole or in pieces, also of the same authors."""
+    for place in ("diffusers/Wan", "LLM/Qwen3", "LLM/AIDC-AI/Ovis2-8B", "AIDC-AI/Ovis2.5-2B", "ovis/Ovis1.6-Gemma2-9B"):
+        model_of_another(models / place, "another")
+        model_of_another(models / f"{place}-half", "")
+        (models / f"{place}-half" / "model-00002-of-00002.safetensors.part").write_bytes(b"half")
+    model_of_another(models / "diffusers" / "Ovis-Image-7B", "")
+    model_of_another(models / "diffusers" / "models--AIDC-AI--Ovis2-8B" / "snapshots" / COMMIT, "")
+    model_of_another(models / "LLM" / "ovis", "ovis")
+    (models / "diffusers" / "ovis-u1" / "vae").mkdir(parents=True)
+    (models / "diffusers" / "broken").mkdir()
+    (models / "diffusers" / "broken" / "config.json").write_text("{")
+    (models / "text_encoders" / "ovis_u1").mkdir()
+    save_file(load_file(next(release.glob("*.safetensors"))), models / "text_encoders" / "ovis_u1" / "part.safetensors")
+    (models / "checkpoints" / "sub").mkdir()
+    foreign(models / "checkpoints" / "sub", 1)
+    (models / "checkpoints" / "sub" / "0000.safetensors").rename(models / "checkpoints" / "ovis_image.safetensors")
+    foreign(models / "ovis", 1)
+    assert find() == {}
+    assert not [record.getMessage() for record in caplog.records if str(models) in record.getMessage()]
+    assert "no Ovis-U1 model was found; run Ovis-U1 Download" in missing("another")
+
+
+def without_config(root: Path, release: Path) -> None:
+    for file in release.iterdir():
+        if file.name != "config.json":
+            place(file, root / file.name)
+
+
+def only_config(root: Path, release: Path) -> None:
+    (root / "config.json").write_text("{")
+
+
+def half_a_file(root: Path, release: Path) -> None:
+    file = whole_file(release, root / "all.safetensors")
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("put", "words"),
+    [
+        (without_config, "{root} has no config.json; put the release's there too"),
+        (only_config, "{root}/config.json is not JSON"),
+        (half_a_file, "{root}/all.safetensors is damaged or not complete"),
+    ],
+)
+@pytest.mark.parametrize("place", ["ovis_u1", "ovis_u1/AIDC-AI", "ovis"])
+def test_files_put_straight_into_a_folder_of_models(
+    release: Path, models: Path, place: str, put: Any, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (models / place).mkdir(parents=True, exist_ok=True)
+    put(models / place, release)
+    words = words.format(root=models / place).replace("/", os.sep)
+    assert find() == {}
+    assert sum(words in record.getMessage() for record in caplog.records) == 1
+    assert f"no Ovis-U1 model was found. {words}" in missing("Ovis-U1-3B")
+    assert words in missing(place.rsplit("/")[-1])
+    copy(release, models / "ovis_u1" / "hidden")
+    if put is half_a_file:
+        assert f"'all.safetensors' cannot be used: {words}" in missing("all.safetensors")
+
+
+@pytest.mark.parametrize("place", ["ovis_u1/sub", "ovis_u1/a/b", "ovis", "ovis/sub", "AIDC-AI"])
+def test_a_file_with_all_parts_is_listed_in_our_folders(release: Path, models: Path, place: str) -> None:
+    (models / place).mkdir(parents=True, exist_ok=True)
+    assert find() == {}
+    file = whole_file(release, models / place / "all.safetensors")
+    name = f"{place}/all.safetensors".removeprefix("ovis_u1/")
+    assert find() == {name: file}
+    assert missing(name) == ""
+
+
+@pytest.mark.parametrize("place", ["diffusers/all.safetensors", "ovis_u1/a/b/c/d/all.safetensors", "LLM/a/b/c/d"])
+def test_a_model_where_none_is_listed(release: Path, models: Path, place: str) -> None:
+    (models / place).parent.mkdir(parents=True, exist_ok=True)
+    if place.endswith(".safetensors"):
+        write_one(open_model(release), models / place, PRECISIONS["default"], lambda *_: None)
+    else:
+        copy(release, models / place)
+    assert find() == {}
+    words = f"is a complete model, but models are not listed from there; move it into {models / 'ovis_u1'}."
+    assert f"{models / place} {words}" in missing(place.removeprefix("ovis_u1/"))
+
+
+@pytest.mark.parametrize("place", ["ovis_u1", "ovis_u1/sub", "ovis"])
+def test_one_file_of_a_release_without_its_config(release: Path, models: Path, place: str, config: Any) -> None:
+    """Its tensors have the release's names, so it needs what a release needs."""
+    (models / place).mkdir(exist_ok=True)
+    tensors = {f"{layout.DECODER}{name}": tensor for name, tensor in carried(decoder=config.decoder).items()}
+    tensors |= carried(language=config.language, vision=config.vision)
+    for shard in release.glob("*.safetensors"):
+        tensors |= load_file(shard)
+    file = models / place / "all.safetensors"
+    save_file(tensors, file)
+    assert find() == {}
+    words = "names its tensors as a release does; rename it to model.safetensors, beside the release's config.json."
+    assert f"no Ovis-U1 model was found. {file} {words}" in missing("x")
+    name = f"{place}/all.safetensors".removeprefix("ovis_u1/")
+    assert missing(name) == f"model_name: {name!r} cannot be used: {file} {words}"
+    file.rename(file.with_name("model.safetensors"))
+    shutil.copy(release / "config.json", models / place)
+    assert list(find().values()) == [models / place]
+    assert open_model(models / place).config == config
+
+
+def test_a_folder_with_a_model_inside(release: Path, models: Path) -> None:
+    """What is inside it decides what is said."""
+    inner = copy(release, models / "ovis_u1" / "half" / "Ovis-U1-3B")
+    assert "the model in" in missing("half")
+    assert "is listed as 'half/Ovis-U1-3B'; choose that name" in missing("half")
+    assert "is listed as 'half/Ovis-U1-3B'; choose that name" in missing("half/Ovis-U1-3B/")
+    (inner / "config.json").unlink()
+    assert f"'half' cannot be used: {inner} has no config.json" in missing("half")
+    assert f"'Ovis-U1-3B' cannot be used: {inner} has no config.json" in missing("Ovis-U1-3B")
+
+
+def test_a_file_in_the_checkpoints_with_the_name_of_ours(release: Path, models: Path) -> None:
+    (models / "checkpoints" / "sub").mkdir()
+    half_a_file(models / "checkpoints" / "sub", release)
+    file = models / "checkpoints" / "sub" / "all.safetensors"
+    assert "no Ovis-U1 model was found; run" in missing("x")
+    file = file.rename(file.with_name("Ovis-U1-3B.safetensors"))
+    assert f"{file} is damaged or not complete" in missing("x")
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is permitted to root")
 def test_permissions(release: Path, models: Path) -> None:
     copy(release, models / "ovis_u1" / "hidden")
@@ -410,6 +655,26 @@ def test_permissions(release: Path, models: Path) -> None:
     assert "config.json cannot be read (Permission denied)" in missing("half")
     (folder / "config.json").chmod(0o600)
     assert missing("half") == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is permitted to root")
+@pytest.mark.parametrize("mode", [0, 0o444, 0o111])
+def test_folders_that_may_not_be_read(release: Path, models: Path, mode: int) -> None:
+    """They do not keep a good one from being listed, nor a message from being made."""
+    copy(release, models / "ovis_u1" / "hidden")
+    closed = [models / place for place in ("ovis_u1/half", "ovis_u1/deep", "diffusers/half", "LLM/Ovis-U1", "ovis")]
+    for folder in closed:
+        copy(release, folder / "inner")
+        folder.chmod(mode)
+    try:
+        assert "hidden" in find()
+        assert missing("hidden") == ""
+        assert missing("half")
+        assert missing("diffusers/half/inner/x")
+        assert missing("other")
+    finally:
+        for folder in closed:
+            folder.chmod(0o700)
 
 
 @pytest.mark.parametrize("place", ["ovis_u1", "checkpoints"])

@@ -4,20 +4,42 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from stat import S_ISREG
 
 import folder_paths
 
-from ..checkpoint import CONFIG, is_complete, is_release, is_single_file, why_not
-from ..hub_cache import cached_repositories, hub_cache, snapshots
+from ..checkpoint import (
+    CONFIG,
+    SINGLE,
+    has_pieces,
+    holds_ours,
+    is_complete,
+    is_release,
+    is_single_file,
+    looks_like_release,
+    why_not,
+)
+from ..hub_cache import REPOSITORY_FOLDER, cached_repositories, hub_cache, snapshots
 
 KIND = "ovis_u1"
 CHECKPOINTS = "checkpoints"  # ComfyUI's folder for files that hold all parts
 ELSEWHERE = "ovis"  # where other packs put the release
-SHARED = ("checkpoints", "diffusion_models", "text_encoders", "diffusers", "LLM")  # where people put it too
+# Where people put it too, in any case of letters; these folders hold other models as well.
+SHARED = (
+    "checkpoints",
+    "diffusion_models",
+    "text_encoders",
+    "diffusers",
+    "llm",
+    "vlm",
+    "transformers",
+    "huggingface",
+)
 NAMED = ("ovis", "aidc-ai")  # in the name of a folder beside these that is searched
+OURS = re.compile(r"ovis(?![-_. ]*(\d|image|clip))", re.IGNORECASE)  # not Ovis2, Ovis1.6 or Ovis-Image
 HUB = "huggingface"  # before the names of models in the hub's cache
 DEPTH = 3  # folders inside a folder of models; what is below is not searched
 SHARED_DEPTH = 2
@@ -41,14 +63,7 @@ def find_models(fresh: bool = False) -> dict[str, Path]:
 
     fresh  look at each file's size and time; headers are only read of files that are new or changed
     """
-    global _last
-    listing = _last
-    if listing is None or fresh or _page_asks() or not listing.is_current():
-        listing = _Listing()
-        listing.search()
-        _last = listing
-        _report(listing.found)
-    return dict(listing.found)
+    return dict(_listing(fresh).found)
 
 
 def find_model(name: str) -> Path | None:
@@ -83,17 +98,22 @@ def missing(name: str) -> str:
     """What to tell the user when no model has this name; empty when one has."""
     if find_model(name) is not None:
         return ""
+    listing = _listing()
+    refused = list(listing.refused())
     for place in _places(name):
         if os.path.lexists(place):
-            reason = why_not(place) or f"{place} holds no model; put the files of AIDC-AI/Ovis-U1-3B there."
+            return f"model_name: {name!r} cannot be used: {_why_not_this(place, listing, refused)}"
+    if _is_inside(name):
+        parts = Path(name).parts
+        reason = next((reason for path, reason in refused if path.parts[-len(parts) :] == parts), "")
+        if reason:
             return f"model_name: {name!r} cannot be used: {reason}"
-    names = list(find_models())
+    names = list(listing.found)
     if names:
         choice = f"one of {', '.join(names)}" if len(names) > 1 else names[0]
         return f"model_name: {name!r} was not found; choose {choice}, or press R after adding one."
-    refused = next(_refused({}), "")
     if refused:
-        return f"model_name: no Ovis-U1 model was found: {refused}"
+        return f"model_name: no Ovis-U1 model was found: {refused[0][1]}"
     return (
         f"model_name: no Ovis-U1 model was found; run Ovis-U1 Download, or put the folder of AIDC-AI/Ovis-U1-3B into "
         f"{roots()[0]}, and press R to refresh."
@@ -109,6 +129,7 @@ class _Listing:
     def __init__(self) -> None:
         self.found: dict[str, Path] = {}
         self._seen: dict[Path, int | None] = {}  # folder -> when names in it changed last; None: it is not there
+        self._walked: dict[Path, str] = {}  # folder that may hold a model -> label of its place
         self._names = folder_paths.get_filename_list(CHECKPOINTS)
         self._registered = _all_registered()
 
@@ -122,20 +143,47 @@ class _Listing:
 
     def search(self) -> None:
         """Fills `found`."""
-        own = roots()
-        for root in own:
-            for folder in self._releases(root, DEPTH):
-                self._add(folder.relative_to(root).as_posix() if folder != root else root.name, folder)
-            for file in sorted(root.glob("*.safetensors")):
-                if _is_ours(file):
-                    self._add(file.name, file)
         self._subfolders(Path(folder_paths.models_dir))
-        for root, label in _elsewhere().items():
-            for folder in self._releases(root, SHARED_DEPTH if label in SHARED else DEPTH):
-                if is_complete(folder):
-                    self._add(f"{label}/{folder.relative_to(root).as_posix()}".removesuffix("/."), folder)
+        for root, label in {**dict.fromkeys(roots(), KIND), **_elsewhere()}.items():
+            for folder in self._walk(root, SHARED_DEPTH if _is_shared(label) else DEPTH):
+                before = "" if label == KIND else f"{label}/"
+                release = _is_release(folder)
+                if release and (label == KIND or is_complete(folder)):
+                    inner = folder.relative_to(root).as_posix()
+                    self._add(root.name if before + inner == "." else f"{before}{inner}".removesuffix("/."), folder)
+                if _is_shared(label):
+                    if folder != root:
+                        self._walked.setdefault(folder, label)
+                    continue
+                self._walked.setdefault(folder, label)
+                for file in _weights(folder) if folder == root or not release else []:
+                    if _is_ours(file):
+                        self._add(f"{before}{file.relative_to(root).as_posix()}", file)
         self._find_checkpoints()
         self._find_cached()
+
+    def refused(self) -> Iterator[tuple[Path, str]]:
+        """Each folder or file that looks like an Ovis-U1 and is not in `found`, with what is wrong with it."""
+        listed = set(self.found.values())
+        for path in self._suspects():
+            if path not in listed and (reason := _why_not(path)):
+                yield path, reason
+
+    def _suspects(self) -> Iterator[Path]:
+        for folder, label in self._walked.items():
+            files = [] if _is_shared(label) or has_pieces(folder) else _weights(folder)
+            if files:
+                yield from (file for file in files if label == KIND or _is_named_ours(file) or _holds_ours(file))
+            elif (label == KIND and _changed(folder) is not None) or self._looks_like_release(folder):
+                yield folder
+        for name in self._names:
+            if name.endswith(".safetensors") and OURS.search(Path(name).name):
+                yield from (file for root in _registered(CHECKPOINTS) if _changed(file := root / name) is not None)
+
+    def _looks_like_release(self, folder: Path) -> bool:
+        repository = folder.parent.parent
+        named = repository if repository.name.startswith(REPOSITORY_FOLDER) else folder
+        return _is_release(folder) or looks_like_release(folder, _is_named_ours(named), _holds_ours)
 
     def _add(self, name: str, path: Path) -> None:
         self.found.setdefault(name, path)
@@ -158,15 +206,26 @@ class _Listing:
                 if path is not None:
                     self._add(f"{HUB}/{repository}", path)
 
-    def _releases(self, folder: Path, depth: int, top: bool = True) -> Iterator[Path]:
-        """Release folders in `folder`, also where files were put beside their folder, or a folder into another."""
-        if self._is_release(folder):
-            yield folder
-            if not top:
-                return
+    def _walk(self, folder: Path, depth: int, top: bool = True) -> Iterator[Path]:
+        """Folders in `folder` that may hold a model: a release is not searched, but for the topmost folder.
+
+        Of the hub's folder of a repository only its revisions, whatever the depth.
+        """
+        if folder.name.startswith(REPOSITORY_FOLDER):
+            self._see(folder)
+            self._see(folder / "snapshots")
+            inner = snapshots(folder)
+            for snapshot in inner:
+                self._see(snapshot)
+            yield from inner
+            return
+        yield folder
+        if self._is_release(folder) and not top:
+            return
         if depth:
             for inner in self._subfolders(folder):
-                yield from self._releases(inner, depth - 1, top=False)
+                if inner != hub_cache():
+                    yield from self._walk(inner, depth - 1, top=False)
 
     def _is_release(self, folder: Path) -> bool:
         self._see(folder)
@@ -185,6 +244,17 @@ def _page_asks() -> bool:
     return getattr(getattr(folder_paths, "cache_helper", None), "active", True)
 
 
+def _listing(fresh: bool = False) -> _Listing:
+    """The last search for models, or another one if it may differ."""
+    global _last
+    if _last is None or fresh or _page_asks() or not _last.is_current():
+        listing = _Listing()
+        listing.search()
+        _last = listing
+        _report(listing)
+    return _last
+
+
 _last: _Listing | None = None
 _answers: dict[tuple[str, Path], tuple[tuple[int, ...], bool]] = {}  # of files, with what they were then
 _reported: set[str] = set()
@@ -196,6 +266,10 @@ def _is_release(folder: Path) -> bool:
 
 def _is_ours(file: Path) -> bool:
     return _of_file(file, "single", lambda: is_single_file(file))
+
+
+def _holds_ours(file: Path) -> bool:
+    return _of_file(file, "ours", lambda: holds_ours(file))
 
 
 def _of_file(file: Path, question: str, ask: Callable[[], bool]) -> bool:
@@ -218,30 +292,74 @@ def _registered(kind: str) -> list[Path]:
     return [Path(path) for path in folder_paths.folder_names_and_paths.get(kind, ([],))[0]]
 
 
-def _all_registered() -> list[list[Path]]:
-    return [_registered(kind) for kind in (KIND, ELSEWHERE, *SHARED)]
+def _kinds() -> list[str]:
+    """ComfyUI's kinds whose folders are searched beside our own."""
+    kinds = [str(kind) for kind in folder_paths.folder_names_and_paths if kind != KIND]
+    named = [kind for kind in kinds if _is_named(kind)]
+    return [*named, *(kind for shared in SHARED for kind in kinds if kind.lower() == shared)]
+
+
+def _all_registered() -> list[tuple[str, list[Path]]]:
+    return [(kind, _registered(kind)) for kind in (KIND, *_kinds())]
 
 
 def _elsewhere() -> dict[Path, str]:
     """Each folder beside our own that may hold a release -> what its models' names begin with."""
-    models, own = Path(folder_paths.models_dir), roots()
+    own = roots()
     places: dict[Path, str] = {}
-    for label in (ELSEWHERE, *SHARED):
-        for folder in (*_registered(label), models / label):
-            places.setdefault(folder, label)
-    for folder in _subfolders(models):
-        if _is_named(folder.name):
+    for kind in _kinds():
+        for folder in _registered(kind):
+            places.setdefault(folder, kind)
+    for folder in _subfolders(Path(folder_paths.models_dir)):
+        if _is_named(folder.name) or _is_shared(folder.name):
             places.setdefault(folder, folder.name)
     return {folder: label for folder, label in places.items() if folder not in own}
+
+
+def _is_shared(label: str) -> bool:
+    return label.lower() in SHARED
 
 
 def _is_named(name: str) -> bool:
     return any(word in name.lower() for word in NAMED)
 
 
+def _is_named_ours(path: Path) -> bool:
+    return OURS.search(path.name) is not None
+
+
+def _is_inside(name: object) -> bool:
+    """Whether a name is one that does not lead out of a folder."""
+    return isinstance(name, str) and bool(Path(name).parts) and not Path(name).anchor and ".." not in Path(name).parts
+
+
+def _why_not(path: Path) -> str:
+    """Why a folder or file cannot be listed, and what to do; empty for a model and for a folder without one."""
+    reason = why_not(path)
+    if not reason and path.is_file() and not _is_ours(path):
+        return f"{path} names its tensors as a release does; rename it to {SINGLE}, beside the release's {CONFIG}."
+    return reason
+
+
+def _why_not_this(place: Path, listing: _Listing, refused: list[tuple[Path, str]]) -> str:
+    """Why a file or folder that a name leads to cannot be used, and what to do."""
+    for path, reason in refused:
+        if place in (path, *path.parents):
+            return reason
+    listed = next((name for name, path in listing.found.items() if place in (path, *path.parents)), "")
+    if listed:
+        return f"the model in {place} is listed as {listed!r}; choose that name."
+    reason = _why_not(place)
+    if reason:
+        return reason
+    if is_complete(place) or _is_ours(place):
+        return f"{place} is a complete model, but models are not listed from there; move it into {roots()[0]}."
+    return f"{place} holds no model; put the files of AIDC-AI/Ovis-U1-3B there."
+
+
 def _places(name: str) -> Iterator[Path]:
     """Where a model of that name would be."""
-    if not isinstance(name, str) or not name or Path(name).anchor or Path(name).drive or ".." in Path(name).parts:
+    if not _is_inside(name):
         return
     yield from (root / name for root in roots())
     label, _, rest = name.partition("/")
@@ -250,31 +368,26 @@ def _places(name: str) -> Iterator[Path]:
         yield from snapshots(cached[rest])
 
 
-def _report(found: Mapping[str, Path]) -> None:
+def _report(listing: _Listing) -> None:
     """Logs what is not listed, each reason once."""
-    for reason in _refused(found):
+    for _, reason in listing.refused():
         if reason not in _reported:
             _reported.add(reason)
             logging.warning("Ovis-U1: a folder is not listed as a model: %s", reason)
-
-
-def _refused(found: Mapping[str, Path]) -> Iterator[str]:
-    """Reasons why folders that look like models are not in `found`."""
-    folders = [folder for root in roots() for folder in _subfolders(root) if not _is_release(folder)]
-    folders += [
-        folder
-        for root, label in _elsewhere().items()
-        for folder in (root, *_subfolders(root))
-        if label not in SHARED and _is_release(folder)
-    ]
-    listed = set(found.values())
-    yield from (reason for folder in folders if folder not in listed and (reason := why_not(folder)))
 
 
 def _subfolders(root: Path) -> list[Path]:
     try:
         with os.scandir(root) as entries:
             return sorted(Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _weights(folder: Path) -> list[Path]:
+    """safetensors files in a folder; none if it cannot be read."""
+    try:
+        return sorted(file for file in folder.iterdir() if file.name.endswith(".safetensors"))
     except OSError:
         return []
 
