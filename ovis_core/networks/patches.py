@@ -37,9 +37,7 @@ KEY_CACHE = "nodes_flux"
 def check_patches(options: dict[str, Any]) -> None:
     """Raises ValueError for a patch of a layer that the decoder does not have, and which would have no effect."""
     for slot, module in _foreign(options):
-        raise ValueError(
-            f"model: a node of {module} patches {slot}, which Ovis-U1 does not have; remove that node."
-        )
+        raise ValueError(f"model: a node of {module} patches {slot}, which Ovis-U1 does not have; remove that node.")
 
 
 def _foreign(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
