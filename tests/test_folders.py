@@ -558,7 +558,7 @@ def half_a_file(root: Path, release: Path) -> None:
 @pytest.mark.parametrize(
     ("put", "words"),
     [
-        (without_config, "{root} has no config.json; put the release's there too"),
+        (without_config, "{root} has no config.json; copy the release's config.json into it"),
         (only_config, "{root}/config.json is not JSON"),
         (half_a_file, "{root}/all.safetensors is damaged or not complete"),
     ],
@@ -572,7 +572,7 @@ def test_files_put_straight_into_a_folder_of_models(
     words = words.format(root=models / place).replace("/", os.sep)
     assert find() == {}
     assert sum(words in record.getMessage() for record in caplog.records) == 1
-    assert f"no Ovis-U1 model was found. {words}" in missing("Ovis-U1-3B")
+    assert f"no Ovis-U1 model was found: {words}" in missing("Ovis-U1-3B")
     assert words in missing(place.rsplit("/")[-1])
     copy(release, models / "ovis_u1" / "hidden")
     if put is half_a_file:
@@ -613,7 +613,7 @@ def test_one_file_of_a_release_without_its_config(release: Path, models: Path, p
     save_file(tensors, file)
     assert find() == {}
     words = "names its tensors as a release does; rename it to model.safetensors, beside the release's config.json."
-    assert f"no Ovis-U1 model was found. {file} {words}" in missing("x")
+    assert f"no Ovis-U1 model was found: {file} {words}" in missing("x")
     name = f"{place}/all.safetensors".removeprefix("ovis_u1/")
     assert missing(name) == f"model_name: {name!r} cannot be used: {file} {words}"
     file.rename(file.with_name("model.safetensors"))

@@ -284,7 +284,7 @@ def test_naguidance_where_only_one_condition_is_active_for_a_while(
     assert {frozenset(batch) for batch in seen} == {frozenset((0, 1)), frozenset((int(which == "positive"),))}
     # A pair that cannot be one batch is refused when both are there.
     positive, _, negative, _ = edited
-    with pytest.raises(ValueError, match=r"^model: NAGuidance compares positive and negative"):
+    with pytest.raises(ValueError, match=r"^model: NAGuidance needs positive and negative"):
         draw(patched, partly(positive, negative), 3.0)
 
 
