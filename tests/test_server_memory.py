@@ -17,6 +17,7 @@ from graphs import Graph, load, text_to_image
 
 MIB = 1 << 20
 RUNS = 30
+STEADY = 8  # runs in a row: a leak of 0.2 MiB a run shows in them
 PICTURE = "text_to_image.png"
 
 
@@ -58,9 +59,11 @@ def test_thirty_runs_of_each_kind(own_server: ComfyServer) -> None:
         for graph, seeded in graphs:
             own_server.run(graph.set(seeded, seed=run).prompt)
         used.append(memory(own_server))
-    # What allocators hold on to between two runs comes and goes; a leak lifts the least of many, run by run.
+    # What allocators hold on to between two runs comes and goes, or rises once by a step. A leak lifts the least of many
+    # runs, and no run of a leaking process takes as much as the one before it.
     grown = min(used[-12:]) - min(used[3:15])
-    assert grown < 6 * MIB, [value // MIB for value in used]
+    steady = any(max(part) - min(part) < MIB for part in (used[i : i + STEADY] for i in range(RUNS - STEADY + 1)))
+    assert grown < 6 * MIB or steady, " ".join(str(value // MIB) for value in used)
 
 
 def test_what_the_page_s_buttons_give_back(own_server: ComfyServer) -> None:
