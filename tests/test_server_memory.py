@@ -59,7 +59,7 @@ def test_thirty_runs_of_each_kind(own_server: ComfyServer) -> None:
         for graph, seeded in graphs:
             own_server.run(graph.set(seeded, seed=run).prompt)
         used.append(memory(own_server))
-    # What allocators hold on to between two runs comes and goes, or rises once by a step. A leak lifts the least of many
+    # What allocators keep between two runs comes and goes, or rises once by a step. A leak lifts the least of many
     # runs, and no run of a leaking process takes as much as the one before it.
     grown = min(used[-12:]) - min(used[3:15])
     steady = any(max(part) - min(part) < MIB for part in (used[i : i + STEADY] for i in range(RUNS - STEADY + 1)))
