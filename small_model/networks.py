@@ -204,22 +204,39 @@ def _stretch(before: int, after: int) -> Tensor:
     return torch.from_numpy(np.array(unit.resize((before, after), Image.Resampling.BICUBIC)))
 
 
-def patches(pictures: Tensor, for_condition: bool) -> Tensor:
-    """Pictures (B, 3, 128, 128) in 0..1 -> (B, tokens, 4, 588) normalised patches, as `ovis_core.pixels` cuts them.
+def patches(pictures: Tensor, for_condition: bool, chosen: Tensor | None = None) -> Tensor:
+    """Pictures (B, 3, 128, 128) in 0..1 -> (B, k, 4, 588) normalised patches, as `ovis_core.pixels` cuts them.
 
     for_condition  as the source of an edit, which is resized twice; otherwise as the picture of a question
+    chosen  (B, k) visual tokens; without it all of them
     """
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (core.pixels.MEAN, core.pixels.STD))
+    if chosen is None:
+        chosen = torch.arange(TOKENS).expand(len(pictures), -1)
     if for_condition:
-        pictures = _resize(pictures, CONDITION_SIDE)
-    large = (_resize(pictures, VISION["image_size"]) - mean) / std
-    cut = large.unflatten(3, (GRID, 2, 14)).unflatten(2, (GRID, 2, 14))  # b c gh sh ph gw sw pw
-    return cut.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(len(pictures), TOKENS, PATCHES, -1)
+        matrix = _stretch(world.SIDE, CONDITION_SIDE)
+        pictures = _to_bytes(
+            matrix @ _to_bytes(pictures @ matrix.T)
+        )  # PIL goes row by row first, and rounds both times
+    first, matrices = _windows(pictures.shape[-1])
+    rows, columns = chosen // GRID, chosen % GRID
+    span = torch.arange(matrices.shape[-1])
+    down, across = (first[at][..., None] + span for at in (rows, columns))  # b k s
+    batch = torch.arange(len(pictures))[:, None, None, None]
+    windows = pictures.permute(0, 2, 3, 1)[batch, down[..., :, None], across[..., None, :]].movedim(-1, 2)  # b k c s s
+    wide = _to_bytes(windows @ matrices[columns].mT[:, :, None])
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (core.pixels.MEAN, core.pixels.STD))
+    large = (_to_bytes(matrices[rows][:, :, None] @ wide) - mean) / std
+    return large.unflatten(4, (2, 14)).unflatten(3, (2, 14)).permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
 
 
-def _resize(pictures: Tensor, side: int) -> Tensor:
-    matrix = _stretch(pictures.shape[-1], side)
-    return _to_bytes(matrix @ _to_bytes(pictures @ matrix.T))  # PIL goes row by row first, and rounds both times
+@cache
+def _windows(side: int) -> tuple[Tensor, Tensor]:
+    """For each row of visual tokens the first pixel that it is made of (16,), and the matrix (16, 28, pixels)."""
+    parts = _stretch(side, VISION["image_size"]).unflatten(0, (GRID, -1))
+    used = [part.any(0).nonzero() for part in parts]
+    most = max(int(at[-1] - at[0]) + 1 for at in used)
+    first = [min(int(at[0]), side - most) for at in used]
+    return torch.tensor(first), torch.stack([part[:, at : at + most] for at, part in zip(first, parts, strict=True)])
 
 
 def _to_bytes(pixels: Tensor) -> Tensor:
@@ -230,13 +247,12 @@ def see(model: torch.nn.Module, cut: Tensor, chosen: Tensor) -> tuple[Tensor, Te
     """Embeddings (B, k, hidden) of the visual tokens `chosen` (B, k) alone, their features (B, k, 4 * width), and the
     states of their patches after the first block (B, 4 * k, width).
 
-    cut  `patches`. With every token chosen this is the pack's own visual tokenizer.
+    cut  `patches` of these tokens. With every token chosen this is the pack's own visual tokenizer.
     """
     backbone, (batch, k) = model.visual_tokenizer.backbone, chosen.shape
     before = backbone.preprocessor
     index = (chosen[..., None] * PATCHES + torch.arange(PATCHES)).flatten(1)
-    taken = cut.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, cut.shape[-1]))
-    x = F.linear(taken, before.patchifier["proj"].weight.flatten(1), before.patchifier["proj"].bias)
+    x = F.linear(cut.flatten(1, 2), before.patchifier["proj"].weight.flatten(1), before.patchifier["proj"].bias)
     side = VISION["image_size"] // VISION["patch_size"]
     learned = core.networks.vision._grouped(before.pos_embed[0].unflatten(0, (side, side)), 2)
     x = before.patchifier["norm"](x) + learned[index]

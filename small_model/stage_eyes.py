@@ -15,15 +15,15 @@ import world
 from networks import GRID, REGION, TOKENS, VISION, WIDTH, make_multimodal, patches, see
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import Run, cosine, load_module, set_rate
+from training import Muon, Run, cosine, load_module, set_rate
 
-STEPS = 3000
+STEPS = 1500
 RATE = 2e-3
-PICTURES = 12  # a step
-CHOSEN = 112  # visual tokens of each that are computed, most of them near shapes
+PICTURES = 24  # a step
+CHOSEN = 64  # visual tokens of each that are computed, most of them near shapes
 WHOLE = 0.7  # share of the steps after which every third step reads whole pictures, and fewer of them
 ANY_COLOURS = 0.6  # share of pictures in colours without a name
-DIRECTIONS = 12  # of an outline's normal
+DIRECTIONS = 12  # of an outline, which has no side: 15 degrees each
 NEAR = 2.9  # pixels from a patch's centre to an outline that runs through it
 
 COLOURS, KINDS = list(world.COLOURS), list(world.KINDS)
@@ -42,19 +42,23 @@ def train(folder: Path, scale: float = 1.0) -> None:
         }
     )
     weights = [*model.visual_tokenizer.parameters(), *model.vte.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    matrices = [w for name, w in model.visual_tokenizer.named_parameters() if w.ndim == 2 and "blocks" in name]
+    others = [w for w in weights if not any(w is m for m in matrices)]
+    optimizers = [Muon(matrices, RATE), torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)]
 
     def step(i: int, steps: int) -> dict[str, float]:
-        set_rate([optimizer], RATE * cosine(i, steps, 100))
+        set_rate(optimizers, RATE * cosine(i, steps, 100))
         whole = i >= WHOLE * steps and i % 3 == 0
-        losses = picture_losses(model, heads, PICTURES // 3 if whole else PICTURES, TOKENS if whole else CHOSEN)
-        optimizer.zero_grad(set_to_none=True)
+        losses = picture_losses(model, heads, PICTURES // 4 if whole else PICTURES, TOKENS if whole else CHOSEN)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         sum(value for name, value in losses.items() if not name.endswith("right")).backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         return {name: value.item() for name, value in losses.items()}
 
-    Run(folder, "eyes", {"model": model, "heads": heads}, [optimizer]).train(step, round(STEPS * scale))
+    Run(folder, "eyes", {"model": model, "heads": heads}, optimizers).train(step, round(STEPS * scale))
 
 
 def picture_losses(model: nn.Module, heads: nn.ModuleDict, count: int, k: int) -> dict[str, Tensor]:
@@ -65,7 +69,7 @@ def picture_losses(model: nn.Module, heads: nn.ModuleDict, count: int, k: int) -
     drawn = [recoloured if other else draw_one for other in unnamed]
     pictures = torch.stack([draw(scene) for draw, scene in zip(drawn, scenes, strict=True)])
     chosen = torch.stack([choose(scene, k) for scene in scenes])
-    seen, features, early = see(model, patches(pictures, rng.random() < 0.5), chosen)
+    seen, features, early = see(model, patches(pictures, rng.random() < 0.5, chosen), chosen)
 
     targets = torch.stack([regions(scene) for scene in scenes])
     targets[torch.tensor(unnamed), :, 1:] = UNKNOWN
@@ -108,13 +112,13 @@ def regions(scene: world.Scene) -> Tensor:
 
 
 def outlines(scene: world.Scene) -> Tensor:
-    """For each patch, by visual token (tokens, 4): the direction of the outline's normal in it, or that it has none."""
+    """For each patch, by visual token (tokens, 4): the direction of the outline in it, or that it has none."""
     side, step = 2 * GRID, REGION / 2
     out = torch.full((side, side), DIRECTIONS)
     for shape in scene.shapes:
         away = world.distance(shape, side, step=step)
         dy, dx = torch.gradient(away)
-        direction = (torch.atan2(dy, dx) / (2 * math.pi) * DIRECTIONS).round().long() % DIRECTIONS
+        direction = (torch.atan2(dy, dx) / math.pi * DIRECTIONS).round().long() % DIRECTIONS
         out = torch.where(away.abs() < NEAR, direction, out)
     return out.view(GRID, 2, GRID, 2).transpose(1, 2).reshape(TOKENS, 4)
 
@@ -124,7 +128,7 @@ def choose(scene: world.Scene, k: int) -> Tensor:
     if k == TOKENS:
         return torch.arange(TOKENS)
     away = torch.stack([world.distance(shape, GRID, step=REGION).flatten() for shape in scene.shapes]).amin(0)
-    order = torch.rand(TOKENS) + 2.0 * (away < REGION)
+    order = torch.rand(TOKENS) + 2.0 * (away.abs() < 0.8 * REGION) + 0.2 * (away < 0)
     return order.topk(k).indices.sort().values
 
 

@@ -32,15 +32,17 @@ from safetensors.torch import load_file, save_file
 from stage_eyes import UNKNOWN, choose
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import Run, cosine, load_module, set_rate
+from training import Muon, Run, cosine, load_module, set_rate
 
-PICTURES, PART = 3000, 100
+PICTURES, PART = 4000, 100
 STEPS = 6000
 RATE = 1.5e-3
 ROWS = 24  # conversations a step
 INSTRUCTIONS, CAPTIONS = 10, 8
 TURNS = 4
-LENGTHS = (48, 80, 128, TOKENS)  # visual tokens of each picture that a step reads, most of them near shapes
+ANCHOR = "anchor"  # the model as it was when the decoder's conditions were written
+LENGTHS = (24, 32, 48, 64)  # visual tokens of each picture that a step reads, most of them near shapes
+WHOLE = 0.8  # share of the steps after which every fourth reads whole pictures, and fewer of them
 
 COLOURS, KINDS, SIZES, PLACES = list(world.COLOURS), list(world.KINDS), list(world.SIZES), list(world.PLACES)
 ATTRIBUTES = (len(KINDS), len(COLOURS), len(COLOURS), len(SIZES), len(PLACES))
@@ -61,7 +63,7 @@ def write_seen(folder: Path, worker: int = 0, workers: int = 1) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             seen = []
             for i, scene in enumerate(scenes_of(part)):
-                cut = patches(world.draw([scene]), for_condition=bool(i % 2))
+                cut = patches(world.draw([scene]), bool(i % 2))
                 seen.append(see(model, cut, every[None])[0])
             save_file({"seen": torch.cat(seen).half()}, file.with_suffix(".new"))
             file.with_suffix(".new").replace(file)
@@ -102,25 +104,31 @@ def train(folder: Path, scale: float = 1.0) -> None:
     model.requires_grad_(False)
     model.llm.requires_grad_(True)
     weights = [*model.llm.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    matrices = [weight for name, weight in model.llm.named_parameters() if weight.ndim == 2 and "layers" in name]
+    others = [weight for weight in weights if not any(weight is matrix for matrix in matrices)]
+    optimizers = [Muon(matrices, RATE), torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)]
+    anchor = load(folder, ANCHOR) if (folder / f"{ANCHOR}.safetensors").is_file() else None
     with torch.no_grad():
         blank = see(model, patches(torch.ones(1, 3, world.SIDE, world.SIDE), True), torch.arange(TOKENS)[None])[0]
 
     def step(i: int, steps: int) -> dict[str, float]:
-        set_rate([optimizer], RATE * cosine(i, steps, 100))
-        k = random.choice(LENGTHS)
-        losses = question_losses(model, heads, data, ROWS if k < TOKENS else ROWS // 2, k)
-        if i % 2:
-            losses |= instruction_losses(model, heads, data, k)
+        set_rate(optimizers, RATE * cosine(i, steps, 100, hold=0.2))
+        whole = i >= WHOLE * steps and i % 4 == 0
+        k, share = (TOKENS, 3) if whole else (random.choice(LENGTHS), 1)
+        losses = question_losses(model, heads, data, ROWS // share, k)
+        if i // 4 % 2:
+            losses |= instruction_losses(model, heads, anchor, data, INSTRUCTIONS // share, k)
         else:
-            losses |= caption_losses(model, heads, blank, k)
-        optimizer.zero_grad(set_to_none=True)
+            losses |= caption_losses(model, heads, anchor, blank, CAPTIONS // share, k)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         sum(value for name, value in losses.items() if not name.endswith("right")).backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         return {name: value.item() for name, value in losses.items()}
 
-    Run(folder, "language", {"model": model, "heads": heads}, [optimizer]).train(step, round(STEPS * scale))
+    Run(folder, "language", {"model": model, "heads": heads}, optimizers).train(step, round(STEPS * scale))
 
 
 def question_losses(model: nn.Module, heads: nn.ModuleDict, data: Seen, count: int, k: int) -> dict[str, Tensor]:
@@ -148,9 +156,11 @@ def question_losses(model: nn.Module, heads: nn.ModuleDict, data: Seen, count: i
     }
 
 
-def instruction_losses(model: nn.Module, heads: nn.ModuleDict, data: Seen, k: int) -> dict[str, Tensor]:
+def instruction_losses(
+    model: nn.Module, heads: nn.ModuleDict, anchor: nn.Module | None, data: Seen, count: int, k: int
+) -> dict[str, Tensor]:
     """Losses of what the end of an instruction knows of the scene that it asks for."""
-    indexes = random.sample(data.single, INSTRUCTIONS)
+    indexes = random.sample(data.single, count)
     seen, chosen = data.draw(indexes, k)
     rows, wanted = [], []
     for i in indexes:
@@ -159,14 +169,16 @@ def instruction_losses(model: nn.Module, heads: nn.ModuleDict, data: Seen, k: in
         text, after = words.edit(scene, kind, random) if kind != "none" else (prompts.UNCONDITIONAL, scene)
         rows.append(encode(prompts.about_image(text)))
         wanted.append(attributes(after))
-    loss, right = prompt_loss(model, heads["condition"], rows, wanted, seen, chosen)
-    return {"edits": 0.5 * loss, "edits right": right}
+    loss, right, moved = prompt_loss(model, heads["condition"], anchor, rows, wanted, seen, chosen)
+    return {"edits": 0.5 * loss, "edits right": right, "moved": moved}
 
 
-def caption_losses(model: nn.Module, heads: nn.ModuleDict, blank: Tensor, k: int) -> dict[str, Tensor]:
+def caption_losses(
+    model: nn.Module, heads: nn.ModuleDict, anchor: nn.Module | None, blank: Tensor, count: int, k: int
+) -> dict[str, Tensor]:
     """The same of prompts for an image, which is blank as yet."""
     rows, wanted = [], []
-    for _ in range(CAPTIONS):
+    for _ in range(count):
         scene = world.make_scene(random, False)
         text, target = words.caption(scene, random), attributes(scene)
         if random.random() < 0.08:
@@ -174,21 +186,37 @@ def caption_losses(model: nn.Module, heads: nn.ModuleDict, blank: Tensor, k: int
         rows.append(encode(prompts.text_to_image(text)))
         wanted.append(target)
     chosen = torch.randperm(TOKENS)[:k].sort().values
-    seen = blank[:, chosen].expand(CAPTIONS, -1, -1)
-    loss, right = prompt_loss(model, heads["condition"], rows, wanted, seen, chosen.expand(CAPTIONS, -1))
-    return {"captions": 0.5 * loss, "captions right": right}
+    seen = blank[:, chosen].expand(count, -1, -1)
+    where = chosen.expand(count, -1)
+    loss, right, moved = prompt_loss(model, heads["condition"], anchor, rows, wanted, seen, where)
+    return {"captions": 0.5 * loss, "captions right": right, "moved": moved}
 
 
 def prompt_loss(
-    model: nn.Module, head: nn.Module, rows: list[list[int]], wanted: list[list[int]], seen: Tensor, chosen: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Loss and share right of the attributes in the last two tokens of each prompt's condition."""
+    model: nn.Module,
+    head: nn.Module,
+    anchor: nn.Module | None,
+    rows: list[list[int]],
+    wanted: list[list[int]],
+    seen: Tensor,
+    chosen: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and share right of the attributes in the last two tokens of each prompt's condition, and how far the
+    conditions are from those of `anchor`, of which the decoder learns meanwhile."""
     ids, lengths = padded(rows)
-    both = torch.cat(states(model, join(model, ids, seen), positions(chosen, ids.shape[1])), -1)
+    at = positions(chosen, ids.shape[1])
+    both = torch.cat(states(model, join(model, ids, seen), at), -1)
     ends = lengths + chosen.shape[1] + 2
     last = torch.stack((ends - 1, ends - 2), 1)
     taken = both.gather(1, last[..., None].expand(-1, -1, both.shape[-1]))
-    return attribute_loss(head(taken), torch.tensor(wanted)[:, None].expand(-1, 2, -1), ATTRIBUTES)
+    loss, right = attribute_loss(head(taken), torch.tensor(wanted)[:, None].expand(-1, 2, -1), ATTRIBUTES)
+    moved = torch.zeros(())
+    if anchor is not None:
+        with torch.no_grad():
+            meant = torch.cat(states(anchor, join(anchor, ids, seen), at), -1)
+        inside = torch.arange(both.shape[1]) < ends[:, None]
+        moved = (both - meant)[inside].square().mean() / meant[inside].square().mean()
+    return loss, right, moved
 
 
 def spare(text: str, scene: world.Scene, target: list[int]) -> tuple[str, list[int]]:
@@ -251,6 +279,6 @@ def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     return torch.tensor([ids + [end] * (most - len(ids)) for ids in rows]), torch.tensor([len(ids) for ids in rows])
 
 
-def load(folder: Path) -> nn.Module:
+def load(folder: Path, name: str = "language") -> nn.Module:
     """The trained language model and visual tokenizer."""
-    return load_module(folder, "language", make_multimodal()).requires_grad_(False)
+    return load_module(folder, name, make_multimodal()).requires_grad_(False)

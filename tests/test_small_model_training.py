@@ -104,6 +104,24 @@ def test_visual_tokens_are_the_packs_own(model: torch.nn.Module) -> None:
     close(seen[0], expected)
 
 
+@pytest.mark.parametrize("for_condition", [False, True])
+def test_patches_of_chosen_tokens_are_those_of_the_whole_picture(for_condition: bool) -> None:
+    pictures = world.draw([world.make_scene(Random(seed), False, 1 + seed) for seed in (0, 1)])
+    chosen = torch.tensor([[0, 17, 130, 255], [15, 16, 239, 240]])
+    whole = networks.patches(pictures, for_condition)
+    expected = torch.stack([cut[which] for cut, which in zip(whole, chosen, strict=True)])
+    assert torch.equal(networks.patches(pictures, for_condition, chosen), expected)
+
+
+def test_outlines_have_the_directions_of_the_shape() -> None:
+    """Of a square two, of a triangle three, of a circle all."""
+    for kind, count in (("square", 2), ("triangle", 3), ("circle", stage_eyes.DIRECTIONS)):
+        scene = world.Scene("red", (world.Shape(kind, "blue", "large", "", 64, 64, 40),))
+        found = stage_eyes.outlines(scene).flatten().bincount(minlength=stage_eyes.DIRECTIONS + 1)
+        assert int((found[:-1] > 5).sum()) == count
+        assert int(found[-1]) > found[:-1].sum()
+
+
 def test_losses_fall_to_what_the_world_says(model: torch.nn.Module) -> None:
     """The targets of the visual tokens: a shape's kind and colour where it lies, the ground elsewhere."""
     scene = world.make_scene(Random(2), False)
