@@ -216,7 +216,7 @@ def patches(pictures: Tensor, for_condition: bool, chosen: Tensor | None = None)
         matrix = _stretch(world.SIDE, CONDITION_SIDE)
         pictures = _to_bytes(
             matrix @ _to_bytes(pictures @ matrix.T)
-        )  # PIL goes row by row first, and rounds both times
+        )  # as PIL: rows first, rounded both times
     first, matrices = _windows(pictures.shape[-1])
     rows, columns = chosen // GRID, chosen % GRID
     span = torch.arange(matrices.shape[-1])
