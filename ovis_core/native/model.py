@@ -94,9 +94,13 @@ class NativeDecoder(Decoder):
         Without `y`, `context` is a condition that is not refined yet, (B, L, context_in_dim).
         """
         options = {} if transformer_options is None else transformer_options
-        return WrapperExecutor.new_class_executor(
-            self._forward, self, get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
-        ).execute(x, timestep, context, y, ref_latents, control, options, **kwargs)
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        if wrappers:
+            # EasyCache answers with x itself, changed in place, and in float32 x is what x0 is then computed from.
+            x = x.clone()
+        return WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(
+            x, timestep, context, y, ref_latents, control, options, **kwargs
+        )
 
     def _forward(
         self,
