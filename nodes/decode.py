@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..ovis_core.native.vae import decode
-from .checks import check
+from .checks import checked
 from .schema import CATEGORY, found_by
 
 
@@ -39,6 +39,6 @@ class OvisU1Decode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, samples: dict[str, Any], vae: Any, restore_size: bool = False) -> io.NodeOutput:
-        check(cls, samples=samples, vae=vae)
         return io.NodeOutput(decode(vae, samples, restore_size))

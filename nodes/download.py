@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..ovis_core.download import REPOSITORY
 from ..ovis_core.native.fetching import fetch
-from .checks import check
+from .checks import checked
 from .schema import CATEGORY, found_by
 
 
@@ -40,7 +40,7 @@ class OvisU1Download(io.ComfyNode):
         return float("nan")
 
     @classmethod
+    @checked
     def execute(cls, repository: str, revision: str = "main") -> io.NodeOutput:
-        check(cls, repository=repository, revision=revision)
         folder = str(fetch(repository, revision))
         return io.NodeOutput(folder, ui=ui.PreviewText(f"{folder} is complete."))

@@ -10,7 +10,7 @@ import nodes
 
 from ..ovis_core.native import conditions
 from ..ovis_core.sizes import DEFAULT_BOUNDS, LATENT_FACTOR
-from .checks import check, need_size
+from .checks import checked, need_size
 from .schema import CATEGORY, found_by
 
 
@@ -58,8 +58,8 @@ class OvisU1TextEncode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, clip: Any, prompt: str, width: int, height: int, negative_prompt: str = "") -> io.NodeOutput:
-        check(cls, clip=clip, prompt=prompt, width=width, height=height, negative_prompt=negative_prompt)
         need_size(width=width, height=height)
         return io.NodeOutput(*conditions.text_to_image(clip, prompt, negative_prompt, width, height))
 
@@ -128,10 +128,9 @@ class OvisU1EditEncode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, clip: Any, vae: Any, image: Any, prompt: str, negative_prompt: str = "", megapixels: float = 0.0
     ) -> io.NodeOutput:
-        texts = {"prompt": prompt, "negative_prompt": negative_prompt}
-        check(cls, clip=clip, vae=vae, image=image, megapixels=megapixels, **texts)
         limit = round(megapixels * 1024 * 1024) or DEFAULT_BOUNDS[1]
         return io.NodeOutput(*conditions.edit(clip, vae, image, prompt, negative_prompt, limit))

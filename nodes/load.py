@@ -10,7 +10,7 @@ from ..ovis_core.checkpoint import open_parts
 from ..ovis_core.native import catalogue, folders
 from ..ovis_core.native.loading import load
 from ..ovis_core.precision import PRECISIONS
-from .checks import check
+from .checks import checked
 from .schema import CATEGORY, found_by
 
 WEIGHT_DTYPE = io.Combo.Input(
@@ -77,8 +77,8 @@ class OvisU1Loader(io.ComfyNode):
         return catalogue.fingerprint(model_name)
 
     @classmethod
+    @checked
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
-        check(cls, weight_dtype=weight_dtype)
         return io.NodeOutput(*load(catalogue.open_named(model_name), PRECISIONS[weight_dtype]))
 
 
@@ -117,10 +117,10 @@ class OvisU1LoadParts(io.ComfyNode):
         return folders.fingerprint(*cls._paths(*names))
 
     @classmethod
+    @checked
     def execute(
         cls, diffusion_model_name: str, text_encoder_name: str, vae_name: str, weight_dtype: str
     ) -> io.NodeOutput:
-        check(cls, weight_dtype=weight_dtype)
         paths = cls._paths(diffusion_model_name, text_encoder_name, vae_name)
         return io.NodeOutput(*load(open_parts(*paths), PRECISIONS[weight_dtype]))
 

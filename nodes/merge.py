@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..ovis_core.native.merging import blocks, merge
 from ..ovis_core.release import RELEASE
-from .checks import check
+from .checks import checked
 from .schema import CATEGORY, found_by
 
 RATIO = {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}
@@ -40,6 +40,6 @@ class OvisU1ModelMerge(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model1: Any, model2: Any, **ratios: float) -> io.NodeOutput:
-        check(cls, model1=model1, model2=model2, **ratios)
         return io.NodeOutput(merge(model1, model2, ratios))

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..ovis_core.native.model import refine
-from .checks import check
+from .checks import checked
 from .schema import CATEGORY, found_by
 
 
@@ -39,6 +39,6 @@ class OvisU1Refine(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, conditioning: Any) -> io.NodeOutput:
-        check(cls, model=model, conditioning=conditioning)
         return io.NodeOutput(refine(model, conditioning))

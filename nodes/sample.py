@@ -8,7 +8,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..ovis_core.native.sampling import SCHEDULER, OvisGuider, empty_latent, sample, sigmas_for
-from .checks import check, need_image_latent
+from .checks import checked, need_image_latent
 from .schema import ADVANCED, CATEGORY, found_by
 
 STEPS = {"default": 50, "min": 1, "max": 10000, "tooltip": "Denoising steps. The model's authors use 50."}
@@ -68,8 +68,8 @@ class OvisU1Scheduler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, latent: dict[str, Any], steps: int, denoise: float) -> io.NodeOutput:
-        check(cls, model=model, latent=latent, steps=steps, denoise=denoise)
         latent = empty_latent(model, latent)
         need_image_latent(latent)
         return io.NodeOutput(sigmas_for(model, latent["samples"], steps, denoise))
@@ -123,6 +123,7 @@ class OvisU1Guider(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,
@@ -135,7 +136,6 @@ class OvisU1Guider(io.ComfyNode):
         cfg_end: float = 1.0,
     ) -> io.NodeOutput:
         scales = {"txt_cfg": txt_cfg, "img_cfg": img_cfg, "cfg_start": cfg_start, "cfg_end": cfg_end}
-        check(cls, model=model, positive=positive, negative=negative, image_only=image_only, **scales)
         if cfg_start >= cfg_end:
             raise ValueError(f"cfg_start: {cfg_start} is not before cfg_end {cfg_end}; lower it, or raise cfg_end.")
         return io.NodeOutput(OvisGuider(model, positive, negative, image_only=image_only, **scales))
@@ -193,6 +193,7 @@ class OvisU1Sampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,
@@ -208,21 +209,6 @@ class OvisU1Sampler(io.ComfyNode):
         image_only: Any = None,
         img_cfg: float = IMG_CFG["default"],
     ) -> io.NodeOutput:
-        check(
-            cls,
-            model=model,
-            positive=positive,
-            negative=negative,
-            latent=latent,
-            seed=seed,
-            steps=steps,
-            txt_cfg=txt_cfg,
-            sampler_name=sampler_name,
-            scheduler=scheduler,
-            denoise=denoise,
-            image_only=image_only,
-            img_cfg=img_cfg,
-        )
         latent = empty_latent(model, latent)
         need_image_latent(latent)
         guider = OvisGuider(model, positive, negative, txt_cfg, image_only, img_cfg)

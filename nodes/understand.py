@@ -9,10 +9,9 @@ from comfy_api.latest import io, ui
 from ..ovis_core.native.tokens import MAX_FRAMES
 from ..ovis_core.native.understanding import judge, understand
 from ..ovis_core.next_token import GREEDY, Sampling
-from .checks import check, need_history
-from .schema import ADVANCED, CATEGORY, found_by
+from .checks import checked
+from .schema import ADVANCED, CATEGORY, History, found_by
 
-History = io.Custom("OVIS_U1_HISTORY")
 HISTORY_SLOT = 1
 PROMPT_SLOT = "{prompt}"
 DRAWN = Sampling()
@@ -155,6 +154,7 @@ class OvisU1Understand(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         clip: Any,
@@ -173,22 +173,6 @@ class OvisU1Understand(io.ComfyNode):
         repetition_penalty: float = DRAWN.repetition_penalty,
         seed: int = DRAWN.seed,
     ) -> io.NodeOutput:
-        check(
-            cls,
-            clip=clip,
-            prompt=prompt,
-            image=image,
-            video=video,
-            max_frames=max_frames,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        )
-        need_history(history)
         images, frames = (() if batch is None else batch for batch in (image, video))
         if len(images) and len(frames):
             raise ValueError("video: the model looks at images or at a video, not at both; disconnect image or video.")
@@ -259,8 +243,8 @@ class OvisU1Judge(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, clip: Any, images: Any, question: str, prompt: str) -> io.NodeOutput:
-        check(cls, clip=clip, images=images, question=question, prompt=prompt)
         if not prompt.strip() and PROMPT_SLOT in question:
             raise ValueError(
                 f"prompt: it is empty and the question has {PROMPT_SLOT}; write it, or change the question."

@@ -122,6 +122,14 @@ def is_import(value: ast.expr, names: list[str]) -> bool:
     return isinstance(value, ast.Name) and value.id in names
 
 
+def test_every_node_checks_its_inputs() -> None:
+    found = [node for file in NODES for node in ast.walk(parsed(file)) if isinstance(node, ast.FunctionDef)]
+    executes = [node for node in found if node.name == "execute"]
+    assert len(executes) > 10
+    for node in executes:
+        assert [ast.unparse(decorator) for decorator in node.decorator_list] == ["classmethod", "checked"]
+
+
 def test_unit_tests_need_no_comfyui() -> None:
     for file in (ROOT / "tests" / "unit").rglob("*.py"):
         assert not roots(file) & COMFYUI, file
