@@ -22,11 +22,11 @@ class OvisU1Decode(io.ComfyNode):
             display_name="Ovis-U1 Decode",
             category=CATEGORY,
             description=(
-                "Decodes latents to images, tile by tile where memory is short. Where an edit has a mask, the source "
-                "comes out around it, as the VAE alone gives it back."
+                "Decodes latents to images, tile by tile if memory is short. Outside the mask of an edit the result is "
+                "the source image, encoded and decoded by the VAE."
             ),
             inputs=[
-                io.Latent.Input("samples", tooltip="From Ovis-U1 Sampler or any other."),
+                io.Latent.Input("samples", tooltip="From Ovis-U1 Sampler or any other sampler."),
                 io.Vae.Input("vae", tooltip="The VAE of Ovis-U1 Load Model, or any SDXL VAE."),
                 io.Boolean.Input(
                     "restore_size",

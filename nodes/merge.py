@@ -25,12 +25,12 @@ class OvisU1ModelMerge(io.ComfyNode):
             display_name="Ovis-U1 Model Merge",
             category=CATEGORY,
             description=(
-                "Mixes two Ovis-U1 decoders, each block by a ratio of its own. For one ratio for all, core's "
-                "ModelMergeSimple does. Save the result with ModelSave."
+                "Mixes two Ovis-U1 decoders, with a ratio for each block. For one ratio for all, use core's "
+                "ModelMergeSimple. Save the result with ModelSave."
             ),
             inputs=[
-                io.Model.Input("model1", tooltip="What a ratio of 1 takes."),
-                io.Model.Input("model2", tooltip="What a ratio of 0 takes."),
+                io.Model.Input("model1", tooltip="Used alone at a ratio of 1."),
+                io.Model.Input("model2", tooltip="Used alone at a ratio of 0."),
                 *(
                     io.Float.Input(block, **RATIO, tooltip=f"Share of model1 in {block.rstrip('.')}.")
                     for block in blocks(RELEASE.decoder)

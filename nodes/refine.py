@@ -27,7 +27,9 @@ class OvisU1Refine(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model, with the LoRAs you sample with."),
-                io.Conditioning.Input("conditioning", tooltip="From Ovis-U1 Text Encode or CLIP Text Encode."),
+                io.Conditioning.Input(
+                    "conditioning", tooltip="From Ovis-U1 Text Encode, Ovis-U1 Edit Encode or CLIP Text Encode."
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(

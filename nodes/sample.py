@@ -38,8 +38,10 @@ IMG_CFG = {
     "tooltip": "How strongly to keep to the source image. Used only with image_only connected; the authors use 1.5.",
 }
 SHARE = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
+POSITIVE_TIP = "Positive conditioning, from Ovis-U1 Text Encode or Ovis-U1 Edit Encode."
 IMAGE_ONLY_TIP = (
-    "For edits: the condition with the source image and no text. Connected, it turns on the second guidance scale."
+    "For edits: the conditioning with the source image and no text. Connect it to use the second guidance scale, "
+    "img_cfg."
 )
 
 
@@ -53,7 +55,7 @@ class OvisU1Scheduler(io.ComfyNode):
             **found_by("sigmas", "schedule"),
             display_name="Ovis-U1 Scheduler",
             category=CATEGORY,
-            description="The model's own schedule: even times, shifted toward noise the more pixels the image has.",
+            description="The model's own schedule: even times, shifted further toward noise for larger images.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
                 io.Latent.Input("latent", tooltip="The latent that will be sampled; only its size is used."),
@@ -91,8 +93,8 @@ class OvisU1Guider(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
-                io.Conditioning.Input("positive", tooltip="The prompt."),
-                io.Conditioning.Input("negative", tooltip="Negative conditioning."),
+                io.Conditioning.Input("positive", tooltip=POSITIVE_TIP),
+                io.Conditioning.Input("negative", tooltip="Negative conditioning, from the same node."),
                 io.Float.Input("txt_cfg", **TXT_CFG),
                 io.Conditioning.Input("image_only", optional=True, tooltip=IMAGE_ONLY_TIP),
                 io.Float.Input("img_cfg", optional=True, **IMG_CFG),
@@ -103,8 +105,8 @@ class OvisU1Guider(io.ComfyNode):
                     default=0.0,
                     optional=True,
                     tooltip=(
-                        "Guide from this share of the run on. Before it a step takes one pass of the decoder, by the "
-                        "prompt alone, instead of two, or three for edits."
+                        "Guidance starts at this fraction of the run. Before it, a step takes one pass of the decoder, "
+                        "with positive alone, instead of two, or three for edits."
                     ),
                 ),
                 io.Float.Input(
@@ -114,8 +116,8 @@ class OvisU1Guider(io.ComfyNode):
                     default=1.0,
                     optional=True,
                     tooltip=(
-                        "Guide up to this share of the run. After it a step takes one pass of the decoder: 0.8 saves a "
-                        "tenth of the passes of text to image."
+                        "Guidance ends at this fraction of the run. After it, a step takes one pass of the decoder: "
+                        "0.8 saves a tenth of the passes of text to image."
                     ),
                 ),
             ],
@@ -157,8 +159,8 @@ class OvisU1Sampler(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
-                io.Conditioning.Input("positive", tooltip="The prompt."),
-                io.Conditioning.Input("negative", tooltip="Negative conditioning."),
+                io.Conditioning.Input("positive", tooltip=POSITIVE_TIP),
+                io.Conditioning.Input("negative", tooltip="Negative conditioning, from the same node."),
                 io.Latent.Input("latent", tooltip="Empty Latent Image of the prompt's size, or an image's latent."),
                 io.Int.Input(
                     "seed",
@@ -166,7 +168,7 @@ class OvisU1Sampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="The noise that the image starts from.",
+                    tooltip="Seed of the noise that sampling starts from.",
                 ),
                 io.Int.Input("steps", **STEPS),
                 io.Float.Input("txt_cfg", **TXT_CFG),
@@ -181,8 +183,8 @@ class OvisU1Sampler(io.ComfyNode):
                     options=[SCHEDULER, *comfy.samplers.SCHEDULER_NAMES],
                     default=SCHEDULER,
                     tooltip=(
-                        "ovis_u1 is the model's own. ComfyUI's get the shift for the latent's size, or that of a "
-                        "ModelSamplingFlux which you put on the model."
+                        "ovis_u1 is the model's own. ComfyUI's schedulers get the shift for the latent's size, or that "
+                        "of a ModelSamplingFlux on the model."
                     ),
                 ),
                 io.Float.Input("denoise", **DENOISE),
