@@ -238,7 +238,7 @@ def test_checks_do_not_define_the_schema(pack: Any, models: Path, monkeypatch: p
     monkeypatch.setattr(folders, "part_names", lambda *_: asked.append("parts") or [])
     for node in pack.values():
         copied = type(f"{node.__name__}Copy", node.__bases__, dict(vars(node)))  # as ComfyUI does for each run
-        with pytest.raises(ValueError, match="^[a-z0-9_]+: "):
+        with pytest.raises(ValueError, match=r"^[a-z0-9_]+: "):
             copied.execute(**{spec.id: None for spec in copied.SCHEMA.inputs})
     assert asked == []
 
