@@ -1,4 +1,4 @@
-"""What schemas share: their category, and what newer ComfyUIs can show, left out where this one cannot."""
+"""What schemas share, and what newer ComfyUIs can show, left out where this one cannot."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 CATEGORY = "Ovis-U1"
+History = io.Custom("OVIS_U1_HISTORY")
 # Of an input: behind "Show advanced".
 ADVANCED: dict[str, Any] = {"advanced": True} if "advanced" in signature(io.Float.Input.__init__).parameters else {}
 
