@@ -37,7 +37,7 @@ CAPTIONS = 3  # of each scene
 STEPS = 5000
 BATCH = 16
 RATE = 2.5e-3
-SHORT, FULL = (24, 32, 48), (300, 270)  # tokens of a condition; the full ones are for text to image and for edits
+SHORT = (24, 32, 48)  # tokens of a condition, of which most say nothing
 FULL_SHARE = 0.9  # of the steps with short conditions
 DROPPED = 0.1  # share without the text, for guidance
 GUIDES = 0.05  # weight of the losses beside the velocity's
@@ -150,6 +150,8 @@ class Data:
         self.plain: list[Tensor] = []
         self.links: list[tuple[int, int]] = []
         for file in sorted((folder / "data").glob("latents-*.safetensors")):
+            if not file.with_name(file.name.replace("latents", "conditions")).is_file():
+                continue
             part, begin = load_file(file.with_name(file.name.replace("latents", "conditions"))), len(self.latents)
             self.latents += load_file(file)["latents"].unbind()
             self.scenes += [scene for scenes in families(int(file.stem.split("-")[1])) for scene in scenes]
@@ -209,8 +211,8 @@ class Guides:
         self.heads = nn.ModuleDict(
             {
                 "vector": nn.Linear(width, sum(ATTRIBUTES)),
-                "double": nn.Linear(width, sum(REGIONS)),
-                "single": nn.Linear(width, sum(REGIONS)),
+                "early": nn.Linear(width, sum(REGIONS)),
+                "late": nn.Linear(width, sum(REGIONS)),
             }
         )
         self.outputs: list[Tensor] = []
@@ -229,8 +231,8 @@ class Guides:
         known = torch.tensor([[UNKNOWN] * len(ATTRIBUTES) if scene is None else attributes(scene) for scene in scenes])
         vector, right = attribute_loss(self.heads["vector"](y), known, ATTRIBUTES)
         shown = torch.stack([_shown(scene) for scene in scenes])
-        first, _ = attribute_loss(self.heads["double"](double[:, :tokens]), shown, REGIONS)
-        second, seen = attribute_loss(self.heads["single"](single[:, text : text + tokens]), shown, REGIONS)
+        first, _ = attribute_loss(self.heads["early"](double[:, :tokens]), shown, REGIONS)
+        second, seen = attribute_loss(self.heads["late"](single[:, text : text + tokens]), shown, REGIONS)
         return vector + first + second, [right, seen]
 
 
@@ -276,28 +278,29 @@ class Batches:
 
     def make(self, kind: str, count: int, full: bool) -> Batch:
         """A batch of text to image or of edits."""
-        length = FULL[kind == "edit"] if full else random.choice(SHORT)
         draw = self._text if kind == "text" else self._edit
-        latents, conditions, references, scenes = zip(*(draw(length) for _ in range(count)), strict=True)
+        latents, texts, others, references, scenes = zip(*(draw() for _ in range(count)), strict=True)
+        longest = min(len(text) + len(other) for text, other in zip(texts, others, strict=True))
+        length = longest if full else random.choice(SHORT)
+        conditions = [filled(text.float(), other.float(), length) for text, other in zip(texts, others, strict=True)]
         held = () if kind == "text" else (torch.stack(references),)
         return Batch(torch.stack(latents), torch.stack(conditions), held, list(scenes))
 
-    def _text(self, length: int) -> tuple[Tensor, Tensor, None, world.Scene | None]:
+    def _text(self) -> tuple[Tensor, Tensor, Tensor, None, world.Scene | None]:
         i = random.randrange(len(self.data.latents))
         z = self.data.latents[i]
         if random.random() < DROPPED:
-            return z, filled(self.without_text, self.blank, length), None, None
-        caption = self.data.captions[CAPTIONS * i + random.randrange(CAPTIONS)].float()
-        return z, filled(caption[self.template :], self.constant, length), None, self.data.scenes[i]
+            return z, self.without_text, self.blank, None, None
+        caption = self.data.captions[CAPTIONS * i + random.randrange(CAPTIONS)]
+        return z, caption[self.template :], self.constant, None, self.data.scenes[i]
 
-    def _edit(self, length: int) -> tuple[Tensor, Tensor, Tensor, world.Scene | None]:
+    def _edit(self) -> tuple[Tensor, Tensor, Tensor, Tensor, world.Scene | None]:
         data, i = self.data, random.randrange(len(self.data.links))
         before, after = data.links[i]
         text, scene = data.instructions[i], data.scenes[after]
         if random.random() < DROPPED:  # with the picture alone, any of its edits is as likely
             text, after, scene = data.plain[before], random.choice(data.targets[before]), None
-        condition = filled(text.float(), data.prefixes[before].float(), length)
-        return data.latents[after], condition, data.latents[before], scene
+        return data.latents[after], text, data.prefixes[before], data.latents[before], scene
 
 
 def filled(text: Tensor, others: Tensor, length: int) -> Tensor:
