@@ -16,8 +16,10 @@ from torch import Tensor
 
 from ovis_core.checkpoint import open_release
 from ovis_core.native import conditions
+from ovis_core.native.guider import OvisGuider
 from ovis_core.native.loading import load
-from ovis_core.native.sampling import SCHEDULER, OvisGuider, sample
+from ovis_core.native.sampling import sample
+from ovis_core.native.sigmas import SCHEDULER
 from ovis_core.pixels import to_tensor
 from ovis_core.precision import PRECISIONS
 

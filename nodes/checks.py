@@ -12,10 +12,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ovis_core.config import LATENT_CHANNELS, LATENT_SCALE
-from ..ovis_core.conversation import Conversation
-from ..ovis_core.native.clip import OvisTextModel
 from ..ovis_core.native.model import OvisU1
+from ..ovis_core.native.text_model import OvisTextModel
 from ..ovis_core.sizes import LATENT_FACTOR
+from ..ovis_core.text.conversation import Conversation
 
 FILES = ("model_name", "diffusion_model_name", "text_encoder_name", "vae_name")  # what is missing here says more
 

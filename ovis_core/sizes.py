@@ -1,4 +1,4 @@
-"""Image sizes: what a picture is resized to before each part of the model sees it.
+"""Image sizes that pictures are resized to for each part of the model.
 
 All sizes are (height, width) in pixels.
 """

@@ -199,11 +199,12 @@ def test_scaled_files_load_as_they_are(
     monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", True)
 
     from ovis_core.native.conditions import text_to_image
+    from ovis_core.native.guider import OvisGuider
     from ovis_core.native.loading import load
-    from ovis_core.native.sampling import OvisGuider, sample
+    from ovis_core.native.sampling import sample
     from ovis_core.native.understanding import understand
-    from ovis_core.next_token import GREEDY
     from ovis_core.precision import PRECISIONS
+    from ovis_core.text.decoding import GREEDY
 
     def run(file: Path, name: str = "default") -> tuple[Tensor, str, Any]:
         model, clip, vae = load(open_model(file), PRECISIONS[name])

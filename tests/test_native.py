@@ -42,7 +42,8 @@ def test_core_text_encode_is_the_text_to_image_condition(loaded: tuple[Any, Any,
 
 
 def test_refine(loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]) -> None:
-    from ovis_core.native.model import REFINED, refine
+    from ovis_core.native.model import REFINED
+    from ovis_core.native.refining import refine
 
     once = refine(loaded[0], conditions[0])
     close(once[0][0], tensors["refiner/t2i/tokens"])
@@ -58,7 +59,8 @@ def sample(model: Any, positive: Any, negative: Any, noise: Tensor, steps: int) 
     """Final latent in model space, from noise given as such."""
     import comfy.samplers
 
-    from ovis_core.native.sampling import OvisGuider, sigmas_for
+    from ovis_core.native.guider import OvisGuider
+    from ovis_core.native.sigmas import sigmas_for
 
     empty = torch.zeros_like(noise)
     guider = OvisGuider(model, positive, negative, txt_cfg=5.0)
@@ -78,7 +80,7 @@ def test_final_latent_and_image(
 def test_refined_conditions_sample_the_same(
     loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]
 ) -> None:
-    from ovis_core.native.model import refine
+    from ovis_core.native.refining import refine
 
     model = loaded[0]
     refined = [refine(model, condition) for condition in conditions]
@@ -161,7 +163,7 @@ def test_partly_offloaded_computes_the_same(
     try:
         left = [m for m in model.model.diffusion_model.modules() if getattr(m, "comfy_cast_weights", False)]
         assert left
-        from ovis_core.native.model import refine
+        from ovis_core.native.refining import refine
 
         y = refine(patcher, conditions[0])
         x = tensors["t2i/noise"]

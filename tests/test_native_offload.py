@@ -51,7 +51,7 @@ def part(request: pytest.FixtureRequest, comfyui: Path, config: Any, release: Pa
     Larger layers than the small model's, and a small vocabulary, so that no one layer is a large part of it.
     """
     from ovis_core.native.clip import build_clip
-    from ovis_core.native.model import build_model
+    from ovis_core.native.model_patcher import build_model
 
     generator = torch.Generator().manual_seed(1)
     if request.param == "decoder":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from full_size import FULL
 from ovis_core import layout
-from ovis_core.next_token import GREEDY
+from ovis_core.text.decoding import GREEDY
 
 NAMES = ["bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e4m3fn_fast"]
 # Relative to the norm of what the weights as stored give. The small model's random weights have no structure to hold on
@@ -69,7 +69,8 @@ def test_how_far_results_move(
     kept: tuple[str, Any, Any], loaded: tuple[Any, Any, Any], tensors: dict[str, Tensor]
 ) -> None:
     from ovis_core.native.conditions import text_to_image
-    from ovis_core.native.sampling import OvisGuider, sample
+    from ovis_core.native.guider import OvisGuider
+    from ovis_core.native.sampling import sample
 
     def run(model: Any, clip: Any) -> tuple[Tensor, Tensor]:
         positive, negative = text_to_image(clip, "a cute cat", "", 128, 96)

@@ -15,8 +15,8 @@ from comfy_prompt import PromptFailed, PromptRejected, Result, shown
 from comfy_server import ComfyServer
 from conftest import comfyui_path
 from graphs import Graph, load, saved_image, saved_images
-from ovis_core import prompts
-from ovis_core.tokenizer import Tokenizer
+from ovis_core.text import prompts
+from ovis_core.text.tokenizer import Tokenizer
 from pictures import picture
 
 

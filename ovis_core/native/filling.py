@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..precision import DEFAULT, PRECISIONS, Precision, as_stored
 from ..stored import MARK, OLDER_SCALE, SCALE, Stored, scale_marks, scaled_layers
+from .compat import scaled_fp8_operations, supports_fp64
 
 
 def for_device(precision: Precision, weights: Mapping[str, Stored], device: torch.device) -> Precision:
@@ -58,9 +59,7 @@ def castable(dtype: torch.dtype, device: torch.device) -> bool:
     management = comfy.model_management
     if dtype != torch.float64:
         return management.supports_cast(device, dtype)
-    if hasattr(management, "supports_fp64"):
-        return management.supports_fp64(device)
-    return not (management.is_device_mps(device) or management.is_intel_xpu() or management.directml_enabled)
+    return supports_fp64(device)
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -120,7 +119,7 @@ def scaled_operations(
     fast   multiply in 8 bits, on a device that can
     """
     multiply = fast and comfy.model_management.supports_fp8_compute(device)
-    older = getattr(comfy.ops, "scaled_fp8_ops", None)
+    older = scaled_fp8_operations()
     if older is None:
         operations = comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=not multiply)
         return operations, {**weights, **scale_marks(weights, multiply)}

@@ -241,7 +241,7 @@ class _Listing:
 
 def _page_asks() -> bool:
     """Whether ComfyUI is making its list of nodes for the page; it keeps what it reads of folders meanwhile."""
-    return getattr(getattr(folder_paths, "cache_helper", None), "active", True)
+    return folder_paths.cache_helper.active
 
 
 def _listing(fresh: bool = False) -> _Listing:

@@ -13,7 +13,8 @@ from ..precision import DEFAULT, Precision
 from ..stored import Stored, stored_name, stored_weights
 from ..weights_file import CheckpointError
 from .clip import build_clip
-from .model import build_model
+from .compat import dynamic_vram
+from .model_patcher import build_model
 from .vae import build_vae
 
 
@@ -79,8 +80,7 @@ def _weights(part: Part) -> dict[str, Stored]:
     # Without a GPU weights stay where they are in the file, and only what a pass takes needs memory.
     on_cpu = comfy.model_management.get_torch_device().type == "cpu"
     weights = stored_weights(part, lasting=on_cpu, copied=comfy.utils.DISABLE_MMAP)
-    memory = getattr(comfy, "memory_management", None)
-    if memory is not None and memory.aimdo_enabled:
+    if dynamic_vram():
         # Dynamic VRAM takes weights from files that it has opened itself.
         files = {file: comfy.utils.load_torch_file(str(file), safe_load=True) for file in set(part.files.values())}
         names = {stored_name(name): (part.prefix + name, file) for name, file in part.files.items()}

@@ -10,8 +10,8 @@ import comfy.lora
 
 from ..checkpoint import WEIGHT
 from ..layout import DECODER
-from .clip import OvisTextModel
 from .model import OvisU1
+from .text_model import OvisTextModel
 
 Keys = Callable[..., dict[str, Any]]
 
