@@ -27,7 +27,7 @@ Token = int | VisualInput
 
 
 class Multimodal(nn.Module):
-    """Language model, visual tokenizer and visual embedding table. Weights carry the release's names."""
+    """Language model, visual tokenizer and visual embedding table. Weights have the release's names."""
 
     def __init__(self, config: OvisConfig, layers: Layers | None = None) -> None:
         super().__init__()

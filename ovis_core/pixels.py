@@ -69,7 +69,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def resize(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Stretched to height x width by PIL's bicubic; the same image where it has that size."""
+    """Stretched to height x width by PIL's bicubic; the same image if it has that size."""
     if image.size == (width, height):
         return image
     return image.resize((width, height), Image.Resampling.BICUBIC)

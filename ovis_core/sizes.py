@@ -58,7 +58,7 @@ def smart_resize(
 
 
 def understanding_size(height: int, width: int) -> tuple[int, int]:
-    """What a picture is resized to for the visual tokenizer: 200704 to 2408448 pixels."""
+    """Size for the visual tokenizer: 200704 to 2408448 pixels."""
     return smart_resize(height, width, FACTOR, UNDERSTANDING_BOUNDS)
 
 

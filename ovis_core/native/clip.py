@@ -36,7 +36,7 @@ def build_clip(
     """CLIP from the release's weights (names with their prefixes).
 
     tokenizer        the model's own files, or their folder; None: ComfyUI's Qwen2.5 files, whose vocabulary is the same
-    disable_dynamic  no dynamic VRAM, where ComfyUI has it
+    disable_dynamic  no dynamic VRAM, if ComfyUI has it
     """
     load_device = model_management.text_encoder_device()
     precision = for_device(precision, weights, load_device)
@@ -46,7 +46,7 @@ def build_clip(
     options: dict[str, Any] = {"dtype": dtype}
     parameters = sum(stored.meta.nelement() for stored in weights.values())
     if scaled_layers(weights):
-        # The language model's activations have outliers that 8 bits don't hold.
+        # The language model's activations have outliers that 8 bits cannot represent.
         options["custom_operations"], weights = scaled_operations(weights, dtype, load_device, fast=False)
     target = comfy.supported_models_base.ClipTarget(OvisTokenizer, OvisTextModel)
     target.params = {
@@ -83,12 +83,12 @@ def choose_dtypes(
     if precision.every is not None:
         return precision.every, torch.float32 if precision.every == torch.float32 else compute
     if any(getattr(cli_args, flag) for flag in DTYPE_FLAGS):
-        asked = model_management.text_encoder_dtype(device)
-        if castable(asked, device):
-            return asked, compute
+        chosen = model_management.text_encoder_dtype(device)
+        if castable(chosen, device):
+            return chosen, compute
         logging.warning(
             "Ovis-U1: the text encoder type %s from the command line does not work on this device (%s) and is ignored.",
-            asked,
+            chosen,
             device.type,
         )
     if stored == torch.float32:

@@ -49,7 +49,7 @@ class OvisU1(comfy.model_base.BaseModel):
         super().__init__(model_config, comfy.model_base.ModelType.FLUX, device=device, unet_model=DiffusionModel)
         self.memory_usage_factor_conds = ("ref_latents", "c_crossattn")
         self.patch_checks = PatchChecks()
-        # Text tokens cost what image tokens cost, and one of those covers several pixels of the latent.
+        # A text token takes as much memory as an image token, and one of those covers several pixels of the latent.
         covers = LATENT_PATCH**2
         self.memory_usage_shape_process = {"c_crossattn": lambda shape: [shape[0], shape[2], shape[1] * covers]}
         self.side: int | None = None  # as `Checkpoint.side`

@@ -1,4 +1,4 @@
-"""What ComfyUI's model management reads of a model: latent format, dtypes, memory factor, names of weights."""
+"""The decoder's config for ComfyUI's model management: latent format, dtypes, memory factor, names of weights."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def build_model(
 ) -> ModelPatcher:
     """MODEL from the release's weights of the decoder (names without prefix), made as ComfyUI makes its own.
 
-    disable_dynamic  no dynamic VRAM, where ComfyUI has it
+    disable_dynamic  no dynamic VRAM, if ComfyUI has it
     """
     management = comfy.model_management
     model_config = ModelConfig(config)

@@ -13,7 +13,7 @@ from ..networks.patches import Patch
 NAG = "nodes_nag"  # core's NAGuidance
 SLOTS = {"post_input", "attn1_patch", "attn1_output_patch"}
 BLOCKS = {"double_block", "single_block"}
-# Core's nodes for other models by what they put into `transformer_options`: their modules, and what they patch.
+# Entries of `transformer_options` by core's nodes for other models: the node's module, and the part that it patches.
 FOREIGN_OPTIONS = {
     "stg_self_attn_blocks": ("nodes_lt", "the self-attention of LTXV's blocks"),
     "a2v_cross_attn": ("nodes_lt", "the attention between LTXV's video and audio"),

@@ -12,7 +12,7 @@ from comfy_execution.utils import get_executing_context
 
 from ..text.tokenizer import Tokenizer
 
-INTERVAL = 0.1  # seconds from one message to the page to the next
+INTERVAL = 0.1  # seconds between messages to the page
 
 
 class DecodingProgress:

@@ -99,7 +99,7 @@ class OvisTextModel(Multimodal):
         return torch.cat(conditions).to(model_management.intermediate_device(), torch.float32), None
 
     def memory_estimation_function(self, tokens: dict[str, list[list[tuple]]], device: Any = None) -> int:
-        """Bytes that `encode_token_weights` needs besides the weights; ComfyUI asks before it loads them."""
+        """Bytes that `encode_token_weights` needs in addition to the weights; called before these are loaded."""
         sections = [[token[0] for token in section] for section in tokens.get(SECTION, ())]
         return max((self.memory_for(section) for section in sections), default=0)
 

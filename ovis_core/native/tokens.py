@@ -109,15 +109,17 @@ class OvisTokenizer:
     @cached_property
     def without_text(self) -> tuple[int, ...]:
         """Ids of the model's own prompt without text."""
-        return _ids([(token,) for token in self.place(prompts.unconditional(), [blank_input(FACTOR, FACTOR)])])
+        return _ids(
+            [(token,) for token in self.fill_placeholders(prompts.unconditional(), [blank_input(FACTOR, FACTOR)])]
+        )
 
     def tokenize_parts(
         self, parts: Sequence[prompts.PromptPart], pictures: Sequence[VisualInput]
     ) -> dict[str, list[list[tuple]]]:
         """Tokens of a prompt with one placeholder: a batch of as many sequences as there are pictures."""
-        return {SECTION: [[(token, 1.0) for token in self.place(parts, [picture])] for picture in pictures]}
+        return {SECTION: [[(token, 1.0) for token in self.fill_placeholders(parts, [picture])] for picture in pictures]}
 
-    def place(self, parts: Sequence[prompts.PromptPart], pictures: Sequence[VisualInput]) -> list[Token]:
+    def fill_placeholders(self, parts: Sequence[prompts.PromptPart], pictures: Sequence[VisualInput]) -> list[Token]:
         """Tokens of a prompt with as many placeholders as there are pictures."""
         left = iter(pictures)
         return [next(left) if isinstance(t, prompts.Placeholder) else t for t in self.tokenizer.encode(parts)]
@@ -141,7 +143,7 @@ class OvisTokenizer:
         parts = [*prompts.system_turn(system_prompt), *asked, *prompts.answer_start(thinking)]
         frames = sample_frames(frames, max_frames)
         self._check_length(parts, images, frames)
-        return self.place(parts, self._visual_inputs(images, frames))
+        return self.fill_placeholders(parts, self._visual_inputs(images, frames))
 
     def _check_length(
         self, parts: Sequence[prompts.PromptPart], images: Sequence[Tensor], frames: Sequence[Tensor]
@@ -205,7 +207,7 @@ class OvisTokenizer:
         else:
             self._check_length([text], seen, frames)
             pictures = self._visual_inputs(seen, frames)
-            tokens = self.place([*(picture.kind for picture in pictures), text], pictures)
+            tokens = self.fill_placeholders([*(picture.kind for picture in pictures), text], pictures)
         if min_length is not None and sequence_length(tokens) < min_length:
             raise ValueError(
                 f"min_length: expected at most {sequence_length(tokens)}, the prompt's length, got {min_length}; "

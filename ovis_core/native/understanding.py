@@ -99,12 +99,12 @@ def understand(
 
 
 def judge(clip: comfy.sd.CLIP, images: Sequence[Tensor], question: str) -> Verdict:
-    """Asks about each image (height, width, channels), and weighs "yes" against "no" as the answer's first word.
+    """For each image (height, width, channels) the probability of "yes" as the answer's first word, against "no".
 
     Raises ValueError if a question takes more positions than the language model has.
     """
-    asked = [clip.tokenizer.question(question, [image]) for image in images]
-    scores = [yes for yes, _ in _first_words(clip, asked, (YES, NO))]
+    questions = [clip.tokenizer.question(question, [image]) for image in images]
+    scores = [yes for yes, _ in _first_words(clip, questions, (YES, NO))]
     return Verdict(scores, sorted(range(len(scores)), key=lambda i: -scores[i]))
 
 
@@ -120,23 +120,23 @@ def choose(clip: comfy.sd.CLIP, images: Sequence[Tensor], question: str, choices
             raise ValueError(
                 f"choices: {other!r} and {choice!r} begin alike; give words that differ from the first on."
             )
-    asked = clip.tokenizer.question(question, images)
-    return _first_words(clip, [asked], [(choice,) for choice in choices])[0]
+    tokens = clip.tokenizer.question(question, images)
+    return _first_words(clip, [tokens], [(choice,) for choice in choices])[0]
 
 
 def _first_words(
-    clip: comfy.sd.CLIP, asked: Sequence[list[Token]], choices: Sequence[Sequence[str]]
+    clip: comfy.sd.CLIP, questions: Sequence[list[Token]], choices: Sequence[Sequence[str]]
 ) -> list[list[float]]:
-    """For each question the probability of each choice, which may be spelled in several ways."""
+    """For each question the probability of each choice as its first token; a choice may have several spellings."""
     model, tokenizer = clip.cond_stage_model, clip.tokenizer.tokenizer
-    words = torch.tensor([tokenizer.encode([word])[0] for choice in choices for word in choice])
-    progress = comfy.utils.ProgressBar(len(asked))
+    first_tokens = torch.tensor([tokenizer.encode([word])[0] for choice in choices for word in choice])
+    progress = comfy.utils.ProgressBar(len(questions))
     scores = []
-    with _loaded(clip, max(model.memory_for(tokens, 1) for tokens in asked)):
-        for tokens in asked:
+    with _loaded(clip, max(model.memory_for(tokens, 1) for tokens in questions)):
+        for tokens in questions:
             _, logits = model.prefill(tokens, 1)
-            likely = logits[words.to(logits.device)].softmax(0).split([len(choice) for choice in choices])
-            scores.append([float(part.sum()) for part in likely])
+            probs = logits[first_tokens.to(logits.device)].softmax(0).split([len(choice) for choice in choices])
+            scores.append([float(part.sum()) for part in probs])
             progress.update(1)
     return scores
 

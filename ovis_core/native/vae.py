@@ -20,9 +20,9 @@ from .layers import keep_patchable
 
 
 def build_vae(config: VaeConfig, weights: dict[str, Tensor]) -> comfy.sd.VAE:
-    """VAE from weights with diffusers' or ComfyUI's names, without prefix, with the widths that the config says.
+    """VAE from weights with diffusers' or ComfyUI's names, without prefix, with the config's widths.
 
-    Raises `CheckpointError` where weights are missing.
+    Raises `CheckpointError` if weights are missing.
     """
     base = config.block_out_channels[0]
     ddconfig = {
@@ -58,9 +58,9 @@ def _attend_by_torch(vae: comfy.sd.VAE) -> None:
 def decode(vae: comfy.sd.VAE, latent: dict[str, Any], restore_size: bool = False) -> Tensor:
     """IMAGE (B, H, W, 3) of a LATENT; with `restore_size` at the size of the edit's source.
 
-    Where an edit's latent has a noise mask and is still the source's outside of it, every pixel out there is that of
-    the source's own round trip: a VAE's norms and attention would carry what changed inside over the whole image.
-    Raises ValueError when the size is asked for and the LATENT does not carry it, or is of another shape by now.
+    If an edit's latent has a noise mask and still equals the source's outside of it, every pixel there comes from the
+    source's own round trip: a VAE's norms and attention would spread a change inside the mask over the whole image.
+    Raises ValueError with `restore_size` if the LATENT has no source size, or another aspect ratio than the source.
     """
     samples: Tensor = latent["samples"]
     source: EditSource | None = latent.get(SOURCE)
@@ -98,7 +98,7 @@ def _same_aspect(samples: Tensor, source: Tensor) -> bool:
 
 
 def _kept_sources(samples: Tensor, sources: Tensor, mask: Tensor) -> list[int | None]:
-    """For each image of a batch the source that it still equals outside the mask; None where there is no such.
+    """For each image of a batch the index of the source that it still equals outside the mask, or None.
 
     Latents may have been repeated, picked, flipped or sampled again under another mask since the edit began.
     """

@@ -76,7 +76,7 @@ class KVCache:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Batched a @ b in float32, without rounding the result to the type of a and b where torch can."""
+    """Batched a @ b in float32; the result is not rounded to the type of a and b if torch supports that."""
     if a.is_cuda and a.dtype != torch.float32 and _has_wide_products():
         return torch.bmm(a, b, out_dtype=torch.float32)
     return torch.bmm(a, b).float()

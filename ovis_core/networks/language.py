@@ -1,4 +1,4 @@
-"""The language model, Qwen3, with its input embeddings as output head. Weights carry the release's names."""
+"""The language model, Qwen3, with its input embeddings as output head. Weights have the release's names."""
 
 from __future__ import annotations
 

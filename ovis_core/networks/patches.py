@@ -42,7 +42,7 @@ def patched_input(
 
 
 def scaled_positions(ids: Tensor, image: slice, scaling: dict[str, float]) -> Tensor:
-    """`positions` (L + N, 3) with those of the image scaled and shifted, as ComfyUI's ScaleROPE asks."""
+    """`positions` (L + N, 3) with those of the image scaled and shifted, for ComfyUI's ScaleROPE."""
     scale = [1.0, scaling.get("scale_y", 1.0), scaling.get("scale_x", 1.0)]
     shift = [scaling.get(f"shift_{axis}", 0.0) for axis in "tyx"]
     scaled = ids[image] * ids.new_tensor(scale) + ids.new_tensor(shift)
@@ -59,7 +59,7 @@ def run_double(
     options: dict[str, Any],
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Image and text tokens after a double block, or after what takes its place; `mask` of the joint attention."""
+    """Image and text tokens after a double block or its replacement; `mask` of the joint attention."""
     if replacement is None:
         return block(img, txt, vec, pe, options, mask)
 
@@ -82,7 +82,7 @@ def run_single(
     options: dict[str, Any],
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Text and image tokens in one after a single block, or after what takes its place; `mask` of the attention."""
+    """Text and image tokens, joined, after a single block or its replacement; `mask` of the attention."""
     if replacement is None:
         return block(x, vec, pe, options, mask)
 

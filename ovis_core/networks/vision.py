@@ -1,6 +1,6 @@
 """The visual tokenizer: patches -> a probability distribution over 65532 visual words for each 2 x 2 of them.
 
-AIMv2, a ViT with learned and rotary positions, and a softmax head (report, 2.1). Weights carry the release's
+AIMv2, a ViT with learned and rotary positions, and a softmax head (report, 2.1). Weights have the release's
 names.
 """
 
@@ -38,8 +38,8 @@ class VisualTokenizer(nn.Module):
 
         look_up  probabilities (n, words) -> embeddings (n, hidden)
 
-        Frames of a video go through the ViT one after the other, and groups of their features through the head, so
-        that memory does not grow with the video.
+        Frames of a video go through the ViT one by one, and chunks of their features through the head, so that memory
+        does not grow with the video.
         """
         frames, rows, columns = grid
         embeddings = [
