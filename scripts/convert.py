@@ -27,9 +27,10 @@ PLACES = {"diffusion_model": "diffusion_models", "text_encoder": "text_encoders"
 def main() -> int:
     """Command line."""
     import_core()
-    from ovis_core.weights.checkpoint import CheckpointError, open_model
+    from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.conversion import NAMES, write_one, write_parts
     from ovis_core.weights.precision import PRECISIONS, SCALED
+    from ovis_core.weights.safetensors_file import CheckpointError
 
     choices = {name: choice for name, choice in PRECISIONS.items() if not choice.fast} | SCALED
     names = {f"{name}.safetensors": PLACES[name] for name in NAMES.values()}
@@ -83,14 +84,12 @@ def listed(names: Iterable[str]) -> str:
 
 def is_eight_bit(opened: Checkpoint) -> bool:
     """Whether a model's matrices are stored in 8 bits."""
-    from ovis_core.weights.lazy_tensors import stored_weights
-
-    return any("float8" in str(weight.dtype) for weight in stored_weights(opened.decoder).values())
+    return any(entry.dtype.startswith("F8") for entry in opened.decoder.entries.values())
 
 
-def report(done: int, total: int) -> None:
-    """Shows how far it is: writing is the first half, reading back the second."""
-    show(f"{bar(done, total)}  {'writing' if 2 * done <= total else 'checking'}")
+def report(done: int, total: int, doing: str) -> None:
+    """Shows how far it is."""
+    show(f"{bar(done, total)}  {doing}")
 
 
 if __name__ == "__main__":

@@ -158,7 +158,8 @@ def make_tiny(base: Path) -> str:
 def link_model(base: Path, model: Path) -> str:
     """Links a release into the base directory, once it is found to be whole; its name."""
     import_core()
-    from ovis_core.weights.checkpoint import CheckpointError, open_release
+    from ovis_core.weights.checkpoint import open_release
+    from ovis_core.weights.safetensors_file import CheckpointError
 
     model = model.resolve()
     try:

@@ -15,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ovis_core.weights.checkpoint import is_complete, is_release, open_release
+from ovis_core.weights.checkpoint import open_release
 from ovis_core.weights.config import ConfigError, check_together, dump_sections, load_sections, read_config
 from ovis_core.weights.layout import tensor_shapes
-from ovis_core.weights.safetensors_file import CheckpointError, read_shapes
+from ovis_core.weights.release_folder import is_complete, is_release
+from ovis_core.weights.safetensors_file import CheckpointError, read_entries
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_mutated_files(folder: Path, tmp_path: Path) -> None:
             mutated[:8] = int(random.integers(0, 1 << 62)).to_bytes(8, "little")
         file.write_bytes(mutated)
         try:
-            read_shapes(file)
+            read_entries(file)
         except CheckpointError as error:
             refused.append(str(error))
     assert all(message.startswith(str(file)) for message in refused)

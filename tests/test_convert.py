@@ -170,7 +170,7 @@ def test_scales_use_the_whole_range(release: Path, scaled: Path) -> None:
 
 def test_small_weights_gain_by_scales() -> None:
     """Below 2^-6 the steps of float8_e4m3fn no longer shrink with the value."""
-    from ovis_core.weights.lazy_tensors import Stored
+    from ovis_core.weights.lazy_tensors import LazyTensor
     from ovis_core.weights.precision import PRECISIONS, SCALED, in_precision
 
     name = "double_blocks.0.img_mlp.0.weight"
@@ -178,7 +178,9 @@ def test_small_weights_gain_by_scales() -> None:
 
     def moved(precision: Any, deviation: float) -> float:
         matrix = deviation * normal
-        kept = {n: stored.read().float() for n, stored in in_precision({name: Stored.of(matrix)}, precision).items()}
+        kept = {
+            n: tensor.read().float() for n, tensor in in_precision({name: LazyTensor.of(matrix)}, precision).items()
+        }
         return float((kept[name] * kept.get(f"{name}_scale", 1.0) - matrix).norm() / matrix.norm())
 
     plain, scaled = PRECISIONS["fp8_e4m3fn"], SCALED["fp8_scaled"]

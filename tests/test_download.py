@@ -289,8 +289,8 @@ def test_reports_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_it_resumes(mirror: Mirror, models: Path) -> None:
-    from ovis_core.weights.checkpoint import is_complete
     from ovis_core.weights.download import DownloadError
+    from ovis_core.weights.release_folder import is_complete
 
     mirror.cut_after = 11 << 20
     with pytest.raises(DownloadError, match=r"cannot be reached.* or put config\.json"):
@@ -328,8 +328,8 @@ def test_a_server_that_cannot_skip(mirror: Mirror, models: Path) -> None:
 
 
 def test_damage_is_seen(mirror: Mirror, way: str, models: Path) -> None:
-    from ovis_core.weights.checkpoint import is_complete
     from ovis_core.weights.download import DownloadError
+    from ovis_core.weights.release_folder import is_complete
 
     mirror.damage = True
     with pytest.raises(DownloadError, match=r"\.safetensors arrived damaged and was deleted; run the download"):

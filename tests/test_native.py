@@ -264,14 +264,14 @@ def test_nothing_is_read_twice(release: Path, comfyui: Path, monkeypatch: pytest
     from ovis_core.weights.checkpoint import open_release
 
     read: Counter[tuple[Path, str]] = Counter()
-    reading = lazy_tensors._Maps.__call__
+    reading = lazy_tensors.TensorReader.__call__
 
-    def counted(self: Any, file: Path, name: str) -> Tensor:
-        read[file, name] += 1
-        return reading(self, file, name)
+    def counted(self: Any, entry: Any) -> Tensor:
+        read[entry.file, entry.name] += 1
+        return reading(self, entry)
 
-    monkeypatch.setattr(lazy_tensors._Maps, "__call__", counted)
-    monkeypatch.setattr(lazy_tensors, "PIECE", 1 << 16)
+    monkeypatch.setattr(lazy_tensors.TensorReader, "__call__", counted)
+    monkeypatch.setattr(lazy_tensors, "REMAP_EVERY", 1 << 16)
     checkpoint = open_release(release)
     load(checkpoint)
     assert set(read.values()) == {1}

@@ -178,14 +178,14 @@ MPS = torch.device("mps")  # named, not used: what ComfyUI says of it needs none
 
 
 def stored(*dtypes: torch.dtype) -> dict[str, Any]:
-    from ovis_core.weights.lazy_tensors import Stored
+    from ovis_core.weights.lazy_tensors import LazyTensor
 
-    return {f"layer{i}.weight": Stored.of(torch.zeros(2, 2).to(dtype)) for i, dtype in enumerate(dtypes)}
+    return {f"layer{i}.weight": LazyTensor.of(torch.zeros(2, 2).to(dtype)) for i, dtype in enumerate(dtypes)}
 
 
 @pytest.mark.parametrize("name", ["fp8_e4m3fn", "fp8_e4m3fn_fast"])
 def test_a_type_that_the_device_does_not_have_is_refused(comfyui: Path, name: str) -> None:
-    from ovis_core.native.filling import for_device
+    from ovis_core.native.dtypes import for_device
     from ovis_core.weights.precision import PRECISIONS
 
     weights = stored(torch.bfloat16, torch.float32)
@@ -199,7 +199,7 @@ def test_a_type_that_the_device_does_not_have_is_refused(comfyui: Path, name: st
 def test_8_bit_files_load_on_a_device_that_does_not_have_the_type(
     comfyui: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from ovis_core.native.filling import for_device
+    from ovis_core.native.dtypes import for_device
     from ovis_core.weights.precision import DEFAULT, PRECISIONS
 
     small = stored(torch.float8_e4m3fn, torch.bfloat16)
@@ -219,7 +219,7 @@ def test_directml_has_neither_bfloat16_nor_8_bits(comfyui: Path, monkeypatch: py
     """ComfyUI answers so with --directml; the switch alone is set here."""
     from comfy import model_management
 
-    from ovis_core.native.filling import for_device
+    from ovis_core.native.dtypes import for_device
     from ovis_core.weights.precision import DEFAULT, PRECISIONS
 
     monkeypatch.setattr(model_management, "directml_enabled", True)
@@ -233,18 +233,18 @@ def test_a_flag_for_a_type_that_the_device_does_not_have(comfyui: Path, monkeypa
     from comfy import model_management
     from comfy.cli_args import args
 
-    from ovis_core.native.clip import choose_dtypes
+    from ovis_core.native.dtypes import text_dtypes
 
     monkeypatch.setattr(args, "fp8_e4m3fn_text_enc", True)
-    assert choose_dtypes(torch.float32, torch.device("cpu"))[0] == torch.float8_e4m3fn
+    assert text_dtypes(torch.float32, torch.device("cpu"))[0] == torch.float8_e4m3fn
     monkeypatch.setattr(model_management, "directml_enabled", True)
-    assert choose_dtypes(torch.float32, torch.device("privateuseone"))[0] == torch.float32
+    assert text_dtypes(torch.float32, torch.device("privateuseone"))[0] == torch.float32
 
 
 def test_float64(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from comfy import model_management
 
-    from ovis_core.native.filling import castable, wide_dtype
+    from ovis_core.native.dtypes import castable, wide_dtype
 
     assert castable(torch.float64, torch.device("cpu"))
     assert not castable(torch.float64, MPS)

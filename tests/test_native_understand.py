@@ -508,11 +508,13 @@ def test_interrupt_within_one_token(clip: Any) -> None:
 
 def test_bfloat16_weights_are_not_cast_for_every_token_on_a_cpu(comfyui: Any, config: Any, weights: Any) -> None:
     from ovis_core.native.clip import build_clip
+    from ovis_core.native.network_weights import prepare_weights
+    from ovis_core.weights.components import TEXT
     from ovis_core.weights.layout import LANGUAGE, TABLE, VISION
-    from ovis_core.weights.lazy_tensors import Stored
+    from ovis_core.weights.lazy_tensors import LazyTensor
 
-    half = {k: Stored.of(v.bfloat16()) for k, v in weights.items() if k.startswith((LANGUAGE, VISION, TABLE))}
-    clip = build_clip(config, half, None)
+    half = {k: LazyTensor.of(v.bfloat16()) for k, v in weights.items() if k.startswith((LANGUAGE, VISION, TABLE))}
+    clip = build_clip(config, prepare_weights(TEXT, half), None)
     seen: list[torch.dtype] = []
     block = clip.cond_stage_model.llm.blocks[0]
     block.mlp["gate_proj"].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))

@@ -18,8 +18,8 @@ from conftest import ROOT
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "nodes", "server"}
 HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
 # Of ovis_core, what needs nothing but Python.
-PLAIN = {"text", "text.prompts", "sizes", "schedule", "dependencies", "__init__", "weights", "weights.checkpoint"}
-PLAIN |= {f"weights.{name}" for name in ("config", "layout", "release", "safetensors_file")}
+PLAIN = {"text", "text.prompts", "sizes", "schedule", "dependencies", "__init__", "weights"}
+PLAIN |= {f"weights.{name}" for name in ("config", "layout", "release", "release_folder", "safetensors_file")}
 PLAIN |= {f"weights.{name}" for name in ("download", "hub", "hub_cache", "built_in")}
 # Imports those named and reads a file's header; prints what came along of HEAVY. safetensors' own way takes numpy.
 LOAD_PLAIN = """
@@ -32,7 +32,7 @@ sys.path.insert(0, scripts)
 __import__("import_core").import_core()
 for name in plain:
     import_module(f"ovis_core.{name}")
-assert import_module("ovis_core.weights.safetensors_file").read_shapes(Path(file))
+assert import_module("ovis_core.weights.safetensors_file").read_entries(Path(file))
 print(*sorted({*heavy.split()} & {*sys.modules}))
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from ..networks.layers import Layers
 from ..networks.rotary import rotate_pairs
+from ..weights.lazy_tensors import LazyTensor
 from ..weights.precision import LARGE, Precision
-from .compat import resident_weight, rotates_in_one_kernel
+from ..weights.quantized import MARK, OLDER_SCALE, SCALE
+from .compat import resident_weight, rotates_in_one_kernel, scaled_fp8_operations
+from .dtypes import Dtypes
 
 
 def comfy_layers(operations: Any, dtype: torch.dtype | None, device: Any) -> Layers:
@@ -89,6 +92,18 @@ def _pinned(layer: nn.Module, like: Tensor) -> Iterator[bool]:
     dtype = (layer.weight if resident is None else resident).dtype
     with cast_weight(layer, like.new_empty(0, dtype=dtype)) as weight:
         yield weight is layer.weight or weight is resident_weight(layer)
+
+
+def quantized_operations(tensors: Mapping[str, LazyTensor], dtypes: Dtypes) -> tuple[Any, Mapping[str, LazyTensor]]:
+    """ComfyUI's layers for quantized weights, and the tensors by the names that these load; None if no layer is."""
+    if not any(name.endswith(MARK) for name in tensors):
+        return None, tensors
+    multiply = dtypes.precision.fast
+    older = scaled_fp8_operations()
+    if older is None:
+        return comfy.ops.mixed_precision_ops({}, dtypes.weights, full_precision_mm=not multiply), tensors
+    renamed = {n.replace(SCALE, OLDER_SCALE): tensor for n, tensor in tensors.items() if not n.endswith(MARK)}
+    return older(fp8_matrix_mult=multiply, scale_input=False), renamed
 
 
 def prepare(network: nn.Module, precision: Precision) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from comfy.model_patcher import ModelPatcher
 
 from ..weights.config import DecoderConfig
-from ..weights.lazy_tensors import OLDER_SCALE
+from ..weights.quantized import OLDER_SCALE
 
 PREFIX = "diffusion_model."
 

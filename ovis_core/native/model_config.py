@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import comfy.latent_formats
 import comfy.supported_models_base
-import torch
 from torch import Tensor
 
-from ..weights.checkpoint import TEXT
+from ..weights.components import TEXT
 from ..weights.config import DecoderConfig
-from ..weights.metadata import carried
+from ..weights.metadata import metadata
+from .dtypes import DECODER_DTYPES
 from .model import OvisU1
 
 T = TypeVar("T")
@@ -31,8 +31,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
     unet_extra_config: dict[str, Any] = {}
     latent_format = comfy.latent_formats.SDXL
-    # Not float16: the condition contains the language model's unnormed states, which overflow it.
-    supported_inference_dtypes = [torch.bfloat16, torch.float32]
+    supported_inference_dtypes = list(DECODER_DTYPES)
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__({"image_model": "ovis_u1", **dataclasses.asdict(config)})
@@ -52,4 +51,4 @@ class ModelConfig(comfy.supported_models_base.BASE):
     def process_unet_state_dict_for_saving(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Module's names -> release's, under ComfyUI's prefix."""
         renamed = {name.replace(NORM_WEIGHT, NORM_SCALE): value for name, value in state_dict.items()}
-        return super().process_unet_state_dict_for_saving(renamed | carried(decoder=self.decoder))
+        return super().process_unet_state_dict_for_saving(renamed | metadata(decoder=self.decoder))

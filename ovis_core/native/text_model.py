@@ -18,7 +18,7 @@ from ..text import decoding
 from ..text.decoding import GREEDY, Sampling
 from ..text.tokenizer import Tokenizer
 from ..weights.config import OvisConfig
-from ..weights.lazy_tensors import Stored
+from ..weights.lazy_tensors import LazyTensor
 from ..weights.precision import Precision
 from .comfy_layers import comfy_layers, pinned, prepare
 from .compat import takes_tensors
@@ -205,7 +205,7 @@ class OvisTextModel(Multimodal):
         )
         return self.generate_ids(sequence, max_new_tokens, sampling)[0]
 
-    def load_sd(self, sd: Mapping[str, Stored]) -> tuple[list[str], list[str]]:
+    def load_sd(self, sd: Mapping[str, LazyTensor]) -> tuple[list[str], list[str]]:
         """Loads weights with the release's names. Raises `CheckpointError` for NaN or infinity.
 
         ComfyUI expects lists of missing and unexpected names; both are empty, because `checkpoint.py` has checked them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.sd
@@ -12,17 +13,17 @@ from comfy.ldm.modules.diffusionmodules.model import AttnBlock, normal_attention
 from torch import Tensor
 
 from ..pixels import restore
-from ..weights.checkpoint import some
 from ..weights.config import VaeConfig
-from ..weights.safetensors_file import CheckpointError
+from ..weights.lazy_tensors import LazyTensor
+from ..weights.safetensors_file import CheckpointError, some
 from .comfy_layers import keep_patchable
 from .conditions import SOURCE, EditSource
 
 
-def build_vae(config: VaeConfig, weights: dict[str, Tensor]) -> comfy.sd.VAE:
-    """VAE from weights with diffusers' or ComfyUI's names, without prefix, with the config's widths.
+def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor]) -> comfy.sd.VAE:
+    """VAE from tensors with diffusers' or ComfyUI's names, without prefix, with the config's widths.
 
-    Raises `CheckpointError` if weights are missing.
+    Raises `CheckpointError` if tensors are missing or of another shape.
     """
     base = config.block_out_channels[0]
     ddconfig = {
@@ -37,10 +38,20 @@ def build_vae(config: VaeConfig, weights: dict[str, Tensor]) -> comfy.sd.VAE:
         "attn_resolutions": [],
         "dropout": 0.0,
     }
-    names = set(weights)
-    vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": ddconfig, "embed_dim": config.latent_channels}})
-    missing = sorted(set(vae.get_sd()) - names)
-    if missing and "encoder.down.0.block.0.conv1.weight" in names:
+    weights = {name: tensor.read() for name, tensor in tensors.items()}
+    params = {"ddconfig": ddconfig, "embed_dim": config.latent_channels}
+    try:
+        vae = comfy.sd.VAE(sd=weights, config={"params": params})
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        file = next(iter(tensors.values())).file
+        wrong = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
+        raise CheckpointError(
+            f"{file}: this VAE is not of SDXL's kind ({wrong.rstrip('.')}); choose another."
+        ) from error
+    missing = sorted(set(vae.get_sd()) - set(tensors))
+    if missing and "encoder.down.0.block.0.conv1.weight" in tensors:
         raise CheckpointError(f"VAE: tensor {some(missing)} missing; choose another file.")
     if vae.device.type == "cpu" and not args.use_split_cross_attention:
         _attend_by_torch(vae)

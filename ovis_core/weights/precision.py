@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from .checkpoint import WEIGHT
-from .lazy_tensors import SCALE, Stored, is_finite
-from .safetensors_file import CheckpointError
+from .lazy_tensors import LazyTensor
+from .quantized import dequantized, marked, quantized
 
 # The large matrices, 97 % of the decoder and 82 % of the language model. Everything else keeps its
 # precision: norms, embeddings, biases, the refiner's gates, what reads latents, time and text, and the final layer.
@@ -50,75 +48,16 @@ DEFAULT = PRECISIONS["default"]
 SCALED = {"fp8_scaled": Precision(large=torch.float8_e4m3fn, scaled=True)}  # for files
 
 
-def as_stored(precision: Precision, weights: Mapping[str, Stored]) -> Precision:
-    """The precision for these weights: large matrices that are stored in 8 bits stay so by default."""
-    if precision == DEFAULT and any(stored.dtype == torch.float8_e4m3fn for stored in weights.values()):
-        return PRECISIONS["fp8_e4m3fn"]
-    return precision
+def in_precision(tensors: Mapping[str, LazyTensor], precision: Precision) -> dict[str, LazyTensor]:
+    """A component's tensors, by their names without prefix, in this precision.
 
-
-def in_precision(weights: Mapping[str, Stored], precision: Precision) -> dict[str, Stored]:
-    """A part's weights, by their names without prefix, in this precision; those that have it already stay the same.
-
-    Weights with scales keep them, unless `precision.every` asks for another type.
+    Quantized layers stay as they are, unless `precision.every` asks for another type, and have marks.
     """
     if precision.every is not None:
-        plain = {name: stored for name, stored in weights.items() if not name.endswith(SCALE)}
-        return {
-            name: _cast(_unscaled(stored, weights.get(name.removesuffix(WEIGHT) + SCALE)), precision.every)
-            for name, stored in plain.items()
-        }
-    if precision.large is None:
-        return dict(weights)
-    kept = dict(weights)
-    for name, stored in weights.items():
-        layer = name.removesuffix(WEIGHT)
-        if stored.dtype == precision.large or not LARGE.search(name):
+        return {name: tensor.cast(precision.every) for name, tensor in dequantized(tensors).items()}
+    kept = dict(tensors)
+    for name, tensor in tensors.items():
+        if precision.large is None or tensor.dtype == precision.large or not LARGE.search(name):
             continue
-        if precision.scaled:
-            kept[layer + SCALE] = Stored(
-                (), torch.float32, lambda stored=stored: _scale(stored.read(), precision.large)
-            )
-            kept[name] = replace(
-                stored, dtype=precision.large, read=lambda stored=stored: _divided(stored.read(), precision.large)
-            )
-        else:
-            kept[name] = _cast(stored, precision.large)
-    return kept
-
-
-def _cast(stored: Stored, dtype: torch.dtype) -> Stored:
-    if stored.dtype == dtype:
-        return stored
-    return replace(stored, dtype=dtype, read=lambda: _fitting(stored, dtype))
-
-
-def _fitting(stored: Stored, dtype: torch.dtype) -> Tensor:
-    tensor = _clamped(stored.read(), dtype)
-    if dtype == torch.float16 and not is_finite(tensor):
-        raise CheckpointError(f"{stored.origin} holds values that float16 cannot; choose bf16 or fp32.")
-    return tensor
-
-
-def _unscaled(stored: Stored, scale: Stored | None) -> Stored:
-    if scale is None:
-        return stored
-    return replace(stored, dtype=torch.float32, read=lambda: stored.read().float() * scale.read())
-
-
-def _scale(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """What a matrix is to be divided by: its largest value becomes the type's."""
-    largest = tensor.abs().max().float()
-    return torch.where(largest > 0, largest / torch.finfo(dtype).max, 1.0)
-
-
-def _divided(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return _clamped(tensor.float() / _scale(tensor, dtype), dtype)
-
-
-def _clamped(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    # Unlike the others, fp8 has no infinity: what is too large would become NaN.
-    if dtype.itemsize == 1:
-        largest = torch.finfo(dtype).max
-        tensor = tensor.clamp(-largest, largest)
-    return tensor.to(dtype)
+        kept |= quantized(name, tensor) if precision.scaled else {name: tensor.cast(precision.large)}
+    return marked(kept, multiply=precision.fast)
