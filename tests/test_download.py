@@ -318,12 +318,13 @@ def test_a_line_that_is_cut_now_and_then(mirror: Mirror, models: Path, monkeypat
 
 
 def test_a_server_that_cannot_skip(mirror: Mirror, models: Path) -> None:
-    from ovis_core.weights.download import File, _part
+    from ovis_core.weights.download import part_of
+    from ovis_core.weights.hub import RepositoryFile
 
     mirror.no_ranges = True
     (entry,) = (entry for entry in describe(mirror.folder)["siblings"] if entry["rfilename"] == WEIGHTS)
     (models / NAME).mkdir(parents=True)
-    _part(models / NAME, File(WEIGHTS, entry["size"], entry["lfs"]["sha256"])).write_bytes(b"\0" * 1000)
+    part_of(models / NAME, RepositoryFile(WEIGHTS, entry["size"], entry["lfs"]["sha256"])).write_bytes(b"\0" * 1000)
     assert (fetch() / WEIGHTS).read_bytes() == (mirror.folder / WEIGHTS).read_bytes()
 
 
@@ -534,14 +535,17 @@ def hub_blob(mirror: Mirror, tmp_path: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("kept", [1000, 12_345_678])
 def test_it_resumes_over_xet(mirror: Mirror, models: Path, kept: int) -> None:
-    from ovis_core.weights.download import File, _part
+    from ovis_core.weights.download import part_of
+    from ovis_core.weights.hub import RepositoryFile
 
     mirror.xet = True
     entry = max(describe(mirror.folder)["siblings"], key=lambda entry: entry["size"])
     right = (mirror.folder / entry["rfilename"]).read_bytes()
     assert len(right) > 12_345_678
     (models / NAME).mkdir(parents=True)
-    _part(models / NAME, File(entry["rfilename"], entry["size"], entry["lfs"]["sha256"])).write_bytes(right[:kept])
+    part_of(models / NAME, RepositoryFile(entry["rfilename"], entry["size"], entry["lfs"]["sha256"])).write_bytes(
+        right[:kept]
+    )
     assert (fetch() / entry["rfilename"]).read_bytes() == right
     assert f"bytes={kept}-{len(right) - 1}" in {wanted for path, _, wanted in _asked_of(mirror, "/reconstructions/")}
 
@@ -576,14 +580,15 @@ def refused(mirror: Mirror, folder: Path) -> str:
 
 
 def test_a_full_disk(mirror: Mirror, tmp_path: Path) -> None:
-    from ovis_core.weights.download import File, _part
+    from ovis_core.weights.download import part_of
+    from ovis_core.weights.hub import RepositoryFile
 
     if not Path("/dev/full").exists():
         pytest.skip("this system has no device that is always full")
     (weights,) = (entry for entry in describe(mirror.folder)["siblings"] if entry["rfilename"] == WEIGHTS)
     folder = tmp_path / "here"
     folder.mkdir()
-    _part(folder, File(WEIGHTS, weights["size"], weights["lfs"]["sha256"])).symlink_to("/dev/full")
+    part_of(folder, RepositoryFile(WEIGHTS, weights["size"], weights["lfs"]["sha256"])).symlink_to("/dev/full")
     said = refused(mirror, folder)
     assert said.startswith(f"the disk of {folder} is full (No space left on device); free some space and run it")
 

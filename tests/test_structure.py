@@ -18,9 +18,9 @@ from conftest import ROOT
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "nodes", "server"}
 HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
 # Of ovis_core, what needs nothing but Python.
-PLAIN = {"text", "text.prompts", "sizes", "schedule", "dependencies", "__init__", "weights"}
+PLAIN = {"text", "text.prompts", "sizes", "schedule", "__init__", "weights"}
 PLAIN |= {f"weights.{name}" for name in ("config", "layout", "release", "release_folder", "safetensors_file")}
-PLAIN |= {f"weights.{name}" for name in ("download", "hub", "hub_cache", "built_in")}
+PLAIN |= {f"weights.{name}" for name in ("download", "checked_files", "hub", "hub_cache", "built_in")}
 # Imports those named and reads a file's header; prints what came along of HEAVY. safetensors' own way takes numpy.
 LOAD_PLAIN = """
 import sys
@@ -144,8 +144,6 @@ OTHER_QUESTIONS = {
     # marks on a layer, which every version sets
     "ovis_core.native.comfy_layers": {"comfy_patched_weights", "prev_comfy_cast_weights", "ovis_u1_casts"},
     "ovis_core.native.filling": {"MARK"},
-    # before anything of ComfyUI is imported
-    "ovis_core.dependencies": {"find_spec"},
 }
 INSPECT = {"signature", "getfullargspec", "getattr_static", "find_spec", "import_module", "__dataclass_fields__"}
 # The others need an object of ComfyUI's, which no file below `native` has.
