@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
+import mmap
+import os
 import shutil
 import subprocess
 import sys
@@ -290,6 +293,40 @@ def test_the_names_of_parts_are_told() -> None:
         ran = convert(*arguments)
         assert PARTS in " ".join((ran.stdout + ran.stderr).split())
     assert ran.returncode == 2
+
+
+def resident(file: Path) -> float:
+    """The share of a file that is in the system's cache."""
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapped)
+        answer = ctypes.CDLL(None).mincore(ctypes.byref(start), ctypes.c_size_t(len(mapped)), pages)
+        del start
+    assert answer == 0
+    return sum(page & 1 for page in pages) / len(pages)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system does not drop a file from its cache")
+def test_it_is_read_back_from_the_disk(release: Path, tmp_path: Path) -> None:
+    from ovis_core.weights import conversion
+    from ovis_core.weights.precision import DEFAULT
+
+    probe, one = tmp_path / "probe", tmp_path / "one.safetensors"
+    probe.write_bytes(bytes(1 << 20))
+    with probe.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(probe):
+        pytest.skip("this file system is in memory")
+    seen: dict[str, float] = {}
+
+    def report(done: int, total: int, doing: str) -> None:
+        seen.setdefault(doing, resident(one.with_name(f"{one.name}.part")) if doing == "checking" else 1.0)
+
+    conversion.write_one(open_model(release), one, DEFAULT, report)
+    assert list(seen) == ["writing", "checking"]
+    assert one.stat().st_size > 2 * conversion.BLOCK
+    assert seen["checking"] < 0.8  # the first block, and what the system reads ahead
 
 
 def test_a_disk_that_changes_bytes_is_seen(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
