@@ -224,9 +224,7 @@ def patches(pictures: Tensor, for_condition: bool, chosen: Tensor | None = None)
         chosen = torch.arange(TOKENS).expand(len(pictures), -1)
     if for_condition:
         matrix = _stretch(world.SIDE, CONDITION_SIDE)
-        pictures = _to_bytes(
-            matrix @ _to_bytes(pictures @ matrix.T)
-        )  # as PIL: rows first, rounded both times
+        pictures = _to_bytes(matrix @ _to_bytes(pictures @ matrix.T))  # as PIL: rows first, rounded both times
     first, matrices = _windows(pictures.shape[-1])
     rows, columns = chosen // GRID, chosen % GRID
     span = torch.arange(matrices.shape[-1])

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ovis_core.networks.kv_cache import KVCache
 from ovis_core.pixels import to_tensor
+from ovis_core.special_tokens import Control
 from ovis_core.text import prompts
 from ovis_core.text.conversation import Conversation, PromptCache
 from ovis_core.text.decoding import GREEDY, Sampling, prefill
-from ovis_core.text.prompts import Control
 from pictures import picture
 
 FIRST, SECOND = to_tensor(picture(256, 192)), to_tensor(picture(200, 200, 1))

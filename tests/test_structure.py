@@ -18,7 +18,18 @@ from conftest import ROOT
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "nodes", "server"}
 HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
 # Of ovis_core, what needs nothing but Python.
-PLAIN = {"config", "layout", "text", "text.prompts", "release", "sizes", "schedule", "download", "checkpoint"}
+PLAIN = {
+    "config",
+    "layout",
+    "text",
+    "text.prompts",
+    "special_tokens",
+    "release",
+    "sizes",
+    "schedule",
+    "download",
+    "checkpoint",
+}
 PLAIN |= {"weights_file", "dependencies", "built_in", "hub", "hub_cache", "__init__"}
 # Imports those named and reads a file's header; prints what came along of HEAVY. safetensors' own way takes numpy.
 LOAD_PLAIN = """
