@@ -13,10 +13,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from clock import Clock, now
-from ovis_core.config import LanguageConfig
-from ovis_core.layout import LANGUAGE
 from ovis_core.pixels import to_tensor
 from ovis_core.text.decoding import GREEDY, decode
+from ovis_core.weights.config import LanguageConfig
+from ovis_core.weights.layout import LANGUAGE
 
 SIZE = 768  # pixels a side of each image; 784 after the model's own resize
 QUESTION = "Describe each image."

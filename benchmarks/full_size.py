@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ovis_core import layout
-from ovis_core.carried import carried
-from ovis_core.checkpoint import DECODER, TEXT, VAE
-from ovis_core.config import OvisConfig
-from ovis_core.layout import tensor_shapes
-from ovis_core.release import RELEASE
+from ovis_core.weights import layout
+from ovis_core.weights.checkpoint import DECODER, TEXT, VAE
+from ovis_core.weights.config import OvisConfig
+from ovis_core.weights.layout import tensor_shapes
+from ovis_core.weights.metadata import carried
+from ovis_core.weights.release import RELEASE
 
 FULL = RELEASE
 

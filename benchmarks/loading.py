@@ -60,9 +60,9 @@ def load_file(comfyui: Path, file: Path, weight_dtype: str) -> tuple[int, int, f
     import comfy.model_management  # noqa: F401
     import torch
 
-    from ovis_core.checkpoint import open_file
     from ovis_core.native.loading import load
-    from ovis_core.precision import PRECISIONS
+    from ovis_core.weights.checkpoint import open_file
+    from ovis_core.weights.precision import PRECISIONS
 
     torch.zeros(1 << 20).bfloat16().float()
     return measured(partial(load, open_file(file), PRECISIONS[weight_dtype]))

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .config import INDICATORS, OvisConfig
 from .networks.kv_cache import KVCache
 from .networks.language import PREFILL_CHUNK, LanguageModel
 from .networks.layers import Layers
 from .networks.vision import HEAD_CHUNK, VisualTokenizer
 from .pixels import VisualInput
 from .special_tokens import Placeholder
+from .weights.config import INDICATORS, OvisConfig
 
 # Rows of the visual embedding table, counted from its end: the embeddings before and after a picture's.
 BRACKETS = {Placeholder.IMAGE: (-5, -4), Placeholder.VIDEO: (-3, -3)}

@@ -14,9 +14,9 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from .config import HIDDEN_STRIDE, PATCH_SIZE
 from .sizes import condition_size, understanding_size
 from .special_tokens import Placeholder
+from .weights.config import HIDDEN_STRIDE, PATCH_SIZE
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
 STD = (0.26862954, 0.26130258, 0.27577711)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .config import HIDDEN_STRIDE, LATENT_PATCH, LATENT_SCALE, PATCH_SIZE
+from .weights.config import HIDDEN_STRIDE, LATENT_PATCH, LATENT_SCALE, PATCH_SIZE
 
 FACTOR = PATCH_SIZE * HIDDEN_STRIDE  # one visual token
 EDIT_FACTOR = 32

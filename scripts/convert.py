@@ -19,7 +19,7 @@ from console import bar, guarded, show
 from import_core import import_core
 
 if TYPE_CHECKING:
-    from ovis_core.checkpoint import Checkpoint
+    from ovis_core.weights.checkpoint import Checkpoint
 
 PLACES = {"diffusion_model": "diffusion_models", "text_encoder": "text_encoders", "vae": "vae"}  # in ComfyUI's models
 
@@ -27,9 +27,9 @@ PLACES = {"diffusion_model": "diffusion_models", "text_encoder": "text_encoders"
 def main() -> int:
     """Command line."""
     import_core()
-    from ovis_core.checkpoint import CheckpointError, open_model
-    from ovis_core.conversion import NAMES, write_one, write_parts
-    from ovis_core.precision import PRECISIONS, SCALED
+    from ovis_core.weights.checkpoint import CheckpointError, open_model
+    from ovis_core.weights.conversion import NAMES, write_one, write_parts
+    from ovis_core.weights.precision import PRECISIONS, SCALED
 
     choices = {name: choice for name, choice in PRECISIONS.items() if not choice.fast} | SCALED
     names = {f"{name}.safetensors": PLACES[name] for name in NAMES.values()}
@@ -83,7 +83,7 @@ def listed(names: Iterable[str]) -> str:
 
 def is_eight_bit(opened: Checkpoint) -> bool:
     """Whether a model's matrices are stored in 8 bits."""
-    from ovis_core.stored import stored_weights
+    from ovis_core.weights.lazy_tensors import stored_weights
 
     return any("float8" in str(weight.dtype) for weight in stored_weights(opened.decoder).values())
 

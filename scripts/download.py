@@ -21,7 +21,7 @@ FOLDER = Path("models") / "ovis_u1" / "Ovis-U1-3B"
 def main() -> int:
     """Command line."""
     import_core()
-    from ovis_core.download import REPOSITORY, DownloadError, Progress, download
+    from ovis_core.weights.download import REPOSITORY, DownloadError, Progress, download
 
     # As it was typed: a pack may be linked into custom_nodes.
     pack = Path(os.path.abspath(__file__)).parent.parent  # noqa: PTH100 (resolve would follow the link)

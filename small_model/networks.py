@@ -40,7 +40,7 @@ for _name in (
     "networks.rotary",
 ):
     importlib.import_module(f"ovis_core.{_name}")
-prompts, config = core.text.prompts, core.config
+prompts, config = core.text.prompts, core.weights.config
 causal_attention = core.networks.attention.causal_attention
 
 VOCABULARY = 151936
@@ -98,7 +98,7 @@ LATENT_SCALE = 0.13025
 GRID = 16  # visual tokens a side of a picture of the world, which is enlarged to 448 x 448 pixels
 TOKENS = GRID * GRID
 REGION = world.SIDE // GRID  # pixels a side that one visual token shows
-PATCHES = core.config.HIDDEN_STRIDE**2  # of one visual token
+PATCHES = core.weights.config.HIDDEN_STRIDE**2  # of one visual token
 BEFORE = 3  # tokens before the picture: <|im_start|>, "user", "\n"
 
 

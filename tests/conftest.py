@@ -75,13 +75,13 @@ def raw_config() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def config(raw_config: dict[str, Any]) -> Any:
-    return CORE.config.read_config(raw_config)
+    return CORE.weights.config.read_config(raw_config)
 
 
 @pytest.fixture(scope="session")
 def weights(config: Any) -> dict[str, Tensor]:
     """Every tensor of the small model, by the release's names."""
-    named = CORE.layout.tensor_shapes(config)
+    named = CORE.weights.layout.tensor_shapes(config)
     return {name: torch.from_numpy(make_checkpoint.tensor(name, shape)) for name, shape in named}
 
 
@@ -91,7 +91,7 @@ def text_model(config: Any, weights: dict[str, Tensor]) -> Any:
     from ovis_core.multimodal import Multimodal
 
     model = Multimodal(config)
-    parts = (CORE.layout.LANGUAGE, CORE.layout.VISION, CORE.layout.TABLE)
+    parts = (CORE.weights.layout.LANGUAGE, CORE.layout.VISION, CORE.layout.TABLE)
     model.load_state_dict({name: value for name, value in weights.items() if name.startswith(parts)})
     return model.eval().requires_grad_(False)
 
@@ -122,8 +122,8 @@ def qwen25_tokenizer() -> Path:
 @pytest.fixture(scope="session")
 def loaded(comfyui: Path, release: Path) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of the small model."""
-    from ovis_core.checkpoint import open_release
     from ovis_core.native.loading import load
+    from ovis_core.weights.checkpoint import open_release
 
     return load(open_release(release))
 

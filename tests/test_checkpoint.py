@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ovis_core.checkpoint import is_complete, is_release, open_release
-from ovis_core.config import ConfigError, check_together, dump_sections, load_sections, read_config
-from ovis_core.layout import tensor_shapes
-from ovis_core.weights_file import CheckpointError, read_shapes
+from ovis_core.weights.checkpoint import is_complete, is_release, open_release
+from ovis_core.weights.config import ConfigError, check_together, dump_sections, load_sections, read_config
+from ovis_core.weights.layout import tensor_shapes
+from ovis_core.weights.safetensors_file import CheckpointError, read_shapes
 
 
 @pytest.fixture

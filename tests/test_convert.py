@@ -17,9 +17,9 @@ from torch import Tensor
 
 import make_checkpoint
 from conftest import ROOT
-from ovis_core.checkpoint import open_model, open_parts
-from ovis_core.precision import LARGE
-from ovis_core.weights_file import CheckpointError
+from ovis_core.weights.checkpoint import open_model, open_parts
+from ovis_core.weights.precision import LARGE
+from ovis_core.weights.safetensors_file import CheckpointError
 
 PARTS = "diffusion_model.safetensors, text_encoder.safetensors and vae.safetensors"
 
@@ -92,8 +92,8 @@ def test_every_tensor_is_aligned(
     raw_config: dict[str, Any], qwen25_tokenizer: Path, tmp_path: Path, source: str, dtype: str
 ) -> None:
     """In one file and in parts; metadata of any length come after the weights."""
-    from ovis_core.conversion import write_one, write_parts
-    from ovis_core.precision import PRECISIONS, SCALED
+    from ovis_core.weights.conversion import write_one, write_parts
+    from ovis_core.weights.precision import PRECISIONS, SCALED
 
     folder = make_checkpoint.write_release(tmp_path / "source", raw_config, dtype=source)
     make_checkpoint.write_tokenizer(folder, qwen25_tokenizer)
@@ -126,9 +126,9 @@ def test_every_weight(release: Path, tmp_path: Path, name: str, dtype: torch.dty
 
 
 def test_eight_bits_load_as_they_are(release: Path, comfyui: Path, tmp_path: Path) -> None:
-    from ovis_core.checkpoint import open_release
     from ovis_core.native.loading import load
-    from ovis_core.precision import PRECISIONS
+    from ovis_core.weights.checkpoint import open_release
+    from ovis_core.weights.precision import PRECISIONS
 
     one = tmp_path / "one.safetensors"
     converted(release, one, "--dtype", "fp8_e4m3fn")
@@ -170,8 +170,8 @@ def test_scales_use_the_whole_range(release: Path, scaled: Path) -> None:
 
 def test_small_weights_gain_by_scales() -> None:
     """Below 2^-6 the steps of float8_e4m3fn no longer shrink with the value."""
-    from ovis_core.precision import PRECISIONS, SCALED, in_precision
-    from ovis_core.stored import Stored
+    from ovis_core.weights.lazy_tensors import Stored
+    from ovis_core.weights.precision import PRECISIONS, SCALED, in_precision
 
     name = "double_blocks.0.img_mlp.0.weight"
     normal = torch.randn(256, 1536, generator=torch.Generator().manual_seed(0))
@@ -203,8 +203,8 @@ def test_scaled_files_load_as_they_are(
     from ovis_core.native.loading import load
     from ovis_core.native.sampling import sample
     from ovis_core.native.understanding import understand
-    from ovis_core.precision import PRECISIONS
     from ovis_core.text.decoding import GREEDY
+    from ovis_core.weights.precision import PRECISIONS
 
     def run(file: Path, name: str = "default") -> tuple[Tensor, str, Any]:
         model, clip, vae = load(open_model(file), PRECISIONS[name])
@@ -291,8 +291,8 @@ def test_the_names_of_parts_are_told() -> None:
 
 
 def test_a_disk_that_changes_bytes_is_seen(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ovis_core import conversion
-    from ovis_core.precision import DEFAULT
+    from ovis_core.weights import conversion
+    from ovis_core.weights.precision import DEFAULT
 
     write = conversion._write_file
 

@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from ovis_core.networks.kv_cache import KVCache
 from ovis_core.pixels import VisualInput
-from ovis_core.precision import DEFAULT
 from ovis_core.text.decoding import GREEDY, Sampler, Sampling, prefill
+from ovis_core.weights.precision import DEFAULT
 
 GPU, HALF = torch.device("cuda", 0), torch.bfloat16
 DRAWN = Sampling(top_p=0.9, top_k=0, min_p=0.1, repetition_penalty=1.1, presence_penalty=0.1)
@@ -177,7 +177,7 @@ def test_rotation_takes_a_kernel_of_comfyui_where_there_is_one(
     from comfy_kitchen.backends import eager
     from comfy_kitchen.constraints import FunctionConstraints
 
-    from ovis_core.native.layers import attention
+    from ovis_core.native.comfy_layers import attention
 
     q = torch.empty(1, 2, 5, 8, device=GPU, dtype=HALF)
     pe = torch.empty(1, 1, 5, 4, 2, 2, device=GPU)

@@ -19,11 +19,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from conftest import ROOT
-from ovis_core import built_in, hub_cache, layout
-from ovis_core.carried import carried
-from ovis_core.checkpoint import open_model
-from ovis_core.conversion import write_one
-from ovis_core.precision import PRECISIONS
+from ovis_core.weights import built_in, hub_cache, layout
+from ovis_core.weights.checkpoint import open_model
+from ovis_core.weights.conversion import write_one
+from ovis_core.weights.metadata import carried
+from ovis_core.weights.precision import PRECISIONS
 
 PACK = "ovis_u1_in_this_process"
 FOREIGN = 1000  # files
@@ -164,7 +164,7 @@ class Work:
             return stat(path, **options)
 
         monkeypatch.setattr(Path, "stat", counted)
-        for name in (f"{PACK}.ovis_core.weights_file", "ovis_core.weights_file"):
+        for name in (f"{PACK}.ovis_core.weights.safetensors_file", "ovis_core.weights.safetensors_file"):
             module = sys.modules[name]
             parse = module.safe_open
 

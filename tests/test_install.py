@@ -18,7 +18,8 @@ import workspace
 from comfy_server import ComfyServer
 from conftest import ROOT, comfyui_path
 from graphs import load, saved_image, text_to_image
-from ovis_core import built_in, dependencies
+from ovis_core import dependencies
+from ovis_core.weights import built_in
 from test_structure import roots
 from workspace.environment import pack_requirements
 
@@ -167,8 +168,8 @@ def test_a_dependency_that_is_missing_is_named_in_one_line(pack: Path, release: 
     [
         ("dependencies.py", '"comfy.quant_ops": (),', '"comfy.nobody_s": (),', ""),
         ("dependencies.py", '"comfy.quant_ops": (),', '"comfy.ops": ("nobody_s",),', ""),
-        ("native/layers.py", "import comfy.quant_ops\n", "import comfy.nobody_s\n", " (No module named"),
-        ("native/layers.py", "import comfy.quant_ops\n", "comfy.ops.nobody_s\n", " (module 'comfy.ops'"),
+        ("native/comfy_layers.py", "import comfy.quant_ops\n", "import comfy.nobody_s\n", " (No module named"),
+        ("native/comfy_layers.py", "import comfy.quant_ops\n", "comfy.ops.nobody_s\n", " (module 'comfy.ops'"),
     ],
 )
 def test_a_comfyui_that_is_too_old_is_named_in_one_line(

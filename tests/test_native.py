@@ -137,7 +137,7 @@ def test_weights_are_cast_and_offloaded_by_comfyui(loaded: tuple[Any, Any, Any])
 
 
 def test_every_weight_of_the_release_is_loaded(loaded: tuple[Any, Any, Any], weights: dict[str, Tensor]) -> None:
-    from ovis_core import layout
+    from ovis_core.weights import layout
 
     model, clip, _ = loaded
     decoder = model.model.diffusion_model.state_dict()
@@ -179,9 +179,9 @@ def test_bfloat16_weights(
 ) -> None:
     """As the release stores them. A CPU computes in float32, so only the weights' own rounding shows."""
     import make_checkpoint
-    from ovis_core.checkpoint import open_release
     from ovis_core.native.conditions import text_to_image
     from ovis_core.native.loading import load
+    from ovis_core.weights.checkpoint import open_release
 
     model, clip, _ = load(
         open_release(make_checkpoint.write_release(tmp_path / "bf16", raw_config, dtype="BF16", shards=3))
@@ -259,19 +259,19 @@ def test_prompts_of_different_length_are_no_batch(loaded: tuple[Any, Any, Any]) 
 def test_nothing_is_read_twice(release: Path, comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from collections import Counter
 
-    from ovis_core import stored
-    from ovis_core.checkpoint import open_release
     from ovis_core.native.loading import load
+    from ovis_core.weights import lazy_tensors
+    from ovis_core.weights.checkpoint import open_release
 
     read: Counter[tuple[Path, str]] = Counter()
-    reading = stored._Maps.__call__
+    reading = lazy_tensors._Maps.__call__
 
     def counted(self: Any, file: Path, name: str) -> Tensor:
         read[file, name] += 1
         return reading(self, file, name)
 
-    monkeypatch.setattr(stored._Maps, "__call__", counted)
-    monkeypatch.setattr(stored, "PIECE", 1 << 16)
+    monkeypatch.setattr(lazy_tensors._Maps, "__call__", counted)
+    monkeypatch.setattr(lazy_tensors, "PIECE", 1 << 16)
     checkpoint = open_release(release)
     load(checkpoint)
     assert set(read.values()) == {1}
@@ -280,8 +280,8 @@ def test_nothing_is_read_twice(release: Path, comfyui: Path, monkeypatch: pytest
 
 @pytest.mark.skipif(not MAPS.exists(), reason="only Linux tells what is mapped this way")
 def test_without_a_gpu_weights_stay_in_their_file(comfyui: Path, release: Path) -> None:
-    from ovis_core.checkpoint import open_release
     from ovis_core.native.loading import load
+    from ovis_core.weights.checkpoint import open_release
 
     model, clip, _ = load(open_release(release))
     layers = [
@@ -305,8 +305,8 @@ def test_the_disk_that_weights_come_from_is_told_to_newer_comfyuis(
     import comfy
     import comfy.model_patcher
 
-    from ovis_core.checkpoint import open_release
     from ovis_core.native.loading import load
+    from ovis_core.weights.checkpoint import open_release
 
     asked: list[set[str]] = []
 

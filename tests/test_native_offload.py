@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import make_checkpoint
 from conftest import close
-from ovis_core import layout
-from ovis_core.precision import LARGE
-from ovis_core.stored import Stored
+from ovis_core.weights import layout
+from ovis_core.weights.lazy_tensors import Stored
+from ovis_core.weights.precision import LARGE
 
 CPU = torch.device("cpu")
 ENOUGH = 1 << 40  # bytes

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from full_size import FULL
-from ovis_core import layout
 from ovis_core.text.decoding import GREEDY
+from ovis_core.weights import layout
 
 NAMES = ["bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e4m3fn_fast"]
 # Relative to the norm of what the weights as stored give. The small model's random weights have no structure to hold on
@@ -23,9 +23,9 @@ LIMITS = {"bf16": 0.02, "fp16": 0.004, "fp32": 0.0, "fp8_e4m3fn": 0.12, "fp8_e4m
 @pytest.fixture(scope="module", params=NAMES)
 def kept(request: pytest.FixtureRequest, comfyui: Path, release: Path) -> tuple[str, Any, Any]:
     """Name, MODEL and CLIP."""
-    from ovis_core.checkpoint import open_release
     from ovis_core.native.loading import load
-    from ovis_core.precision import PRECISIONS
+    from ovis_core.weights.checkpoint import open_release
+    from ovis_core.weights.precision import PRECISIONS
 
     model, clip, _ = load(open_release(release), PRECISIONS[request.param])
     return request.param, model, clip
@@ -117,7 +117,7 @@ def test_a_patch_on_eight_bits(kept: tuple[str, Any, Any]) -> None:
 
 
 def test_eight_bits_take_little_at_full_size(comfyui: Path) -> None:
-    from ovis_core.precision import LARGE
+    from ovis_core.weights.precision import LARGE
 
     def size(*prefixes: str) -> tuple[float, float]:
         """Gigabytes in bfloat16 and in fp8."""
@@ -145,10 +145,10 @@ def test_values_that_do_not_fit_are_told(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    from ovis_core.checkpoint import open_release
     from ovis_core.native.loading import load
-    from ovis_core.precision import PRECISIONS
-    from ovis_core.weights_file import CheckpointError
+    from ovis_core.weights.checkpoint import open_release
+    from ovis_core.weights.precision import PRECISIONS
+    from ovis_core.weights.safetensors_file import CheckpointError
 
     damaged = Path(shutil.copytree(release, tmp_path / "damaged"))
     for file in damaged.glob("*.safetensors"):
@@ -163,7 +163,7 @@ def test_values_that_do_not_fit_are_told(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 def test_what_is_not_finite_is_seen(dtype: torch.dtype) -> None:
-    from ovis_core.stored import is_finite
+    from ovis_core.weights.lazy_tensors import is_finite
 
     tensor = torch.full((40, 50), 400.0).to(dtype)
     assert is_finite(tensor)
@@ -178,7 +178,7 @@ MPS = torch.device("mps")  # named, not used: what ComfyUI says of it needs none
 
 
 def stored(*dtypes: torch.dtype) -> dict[str, Any]:
-    from ovis_core.stored import Stored
+    from ovis_core.weights.lazy_tensors import Stored
 
     return {f"layer{i}.weight": Stored.of(torch.zeros(2, 2).to(dtype)) for i, dtype in enumerate(dtypes)}
 
@@ -186,7 +186,7 @@ def stored(*dtypes: torch.dtype) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["fp8_e4m3fn", "fp8_e4m3fn_fast"])
 def test_a_type_that_the_device_does_not_have_is_refused(comfyui: Path, name: str) -> None:
     from ovis_core.native.filling import for_device
-    from ovis_core.precision import PRECISIONS
+    from ovis_core.weights.precision import PRECISIONS
 
     weights = stored(torch.bfloat16, torch.float32)
     with pytest.raises(
@@ -200,7 +200,7 @@ def test_8_bit_files_load_on_a_device_that_does_not_have_the_type(
     comfyui: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from ovis_core.native.filling import for_device
-    from ovis_core.precision import DEFAULT, PRECISIONS
+    from ovis_core.weights.precision import DEFAULT, PRECISIONS
 
     small = stored(torch.float8_e4m3fn, torch.bfloat16)
     assert for_device(DEFAULT, small, MPS) == PRECISIONS["bf16"]
@@ -220,7 +220,7 @@ def test_directml_has_neither_bfloat16_nor_8_bits(comfyui: Path, monkeypatch: py
     from comfy import model_management
 
     from ovis_core.native.filling import for_device
-    from ovis_core.precision import DEFAULT, PRECISIONS
+    from ovis_core.weights.precision import DEFAULT, PRECISIONS
 
     monkeypatch.setattr(model_management, "directml_enabled", True)
     device = torch.device("privateuseone")

@@ -507,9 +507,9 @@ def test_interrupt_within_one_token(clip: Any) -> None:
 
 
 def test_bfloat16_weights_are_not_cast_for_every_token_on_a_cpu(comfyui: Any, config: Any, weights: Any) -> None:
-    from ovis_core.layout import LANGUAGE, TABLE, VISION
     from ovis_core.native.clip import build_clip
-    from ovis_core.stored import Stored
+    from ovis_core.weights.layout import LANGUAGE, TABLE, VISION
+    from ovis_core.weights.lazy_tensors import Stored
 
     half = {k: Stored.of(v.bfloat16()) for k, v in weights.items() if k.startswith((LANGUAGE, VISION, TABLE))}
     clip = build_clip(config, half, None)

@@ -146,8 +146,8 @@ def test_parts_of_other_files(
 
 def test_the_tokenizer_travels(server: ComfyServer, release: Path, comfyui: Path, tmp_path: Path) -> None:
     import make_checkpoint
-    from ovis_core.checkpoint import open_parts, open_release
     from ovis_core.native.loading import load
+    from ovis_core.weights.checkpoint import open_parts, open_release
 
     own = Path(shutil.copytree(release, tmp_path / "own"))
     make_checkpoint.write_tokenizer(own, comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer")
@@ -205,9 +205,9 @@ def test_wrong_files_are_named(server: ComfyServer, info: dict[str, Any], saved:
 def test_a_vae_that_cannot_be_used(
     saved: dict[str, Path], comfyui: Path, tmp_path: Path, fault: str, words: str
 ) -> None:
-    from ovis_core.checkpoint import open_parts
     from ovis_core.native.loading import load
-    from ovis_core.weights_file import CheckpointError
+    from ovis_core.weights.checkpoint import open_parts
+    from ovis_core.weights.safetensors_file import CheckpointError
 
     name, file = "decoder.conv_out.weight", tmp_path / "vae.safetensors"
     tensors = load_file(saved["vae"])
@@ -247,9 +247,9 @@ def test_disable_mmap(
 
 @pytest.fixture(scope="module")
 def scaled(server: ComfyServer, release: Path) -> Path:
-    from ovis_core.checkpoint import open_model
-    from ovis_core.conversion import write_one
-    from ovis_core.precision import SCALED
+    from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.conversion import write_one
+    from ovis_core.weights.precision import SCALED
 
     file = server.base / "models" / "checkpoints" / "scaled.safetensors"
     write_one(open_model(release), file, SCALED["fp8_scaled"])

@@ -18,19 +18,10 @@ from conftest import ROOT
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "nodes", "server"}
 HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
 # Of ovis_core, what needs nothing but Python.
-PLAIN = {
-    "config",
-    "layout",
-    "text",
-    "text.prompts",
-    "special_tokens",
-    "release",
-    "sizes",
-    "schedule",
-    "download",
-    "checkpoint",
-}
-PLAIN |= {"weights_file", "dependencies", "built_in", "hub", "hub_cache", "__init__"}
+PLAIN = {"special_tokens", "text", "text.prompts", "sizes", "schedule", "dependencies", "__init__"}
+PLAIN |= {"weights", "weights.checkpoint"}
+PLAIN |= {f"weights.{name}" for name in ("config", "layout", "release", "safetensors_file")}
+PLAIN |= {f"weights.{name}" for name in ("download", "hub", "hub_cache", "built_in")}
 # Imports those named and reads a file's header; prints what came along of HEAVY. safetensors' own way takes numpy.
 LOAD_PLAIN = """
 import sys
@@ -42,7 +33,7 @@ sys.path.insert(0, scripts)
 __import__("import_core").import_core()
 for name in plain:
     import_module(f"ovis_core.{name}")
-assert import_module("ovis_core.weights_file").read_shapes(Path(file))
+assert import_module("ovis_core.weights.safetensors_file").read_shapes(Path(file))
 print(*sorted({*heavy.split()} & {*sys.modules}))
 """
 
@@ -152,7 +143,7 @@ OTHER_QUESTIONS = {
     "ovis_core.native.tokens": {"__len__", "ndim"},
     "ovis_core.native.patch_checks": {"__module__", "signature"},
     # marks on a layer, which every version sets
-    "ovis_core.native.layers": {"comfy_patched_weights", "prev_comfy_cast_weights", "ovis_u1_casts"},
+    "ovis_core.native.comfy_layers": {"comfy_patched_weights", "prev_comfy_cast_weights", "ovis_u1_casts"},
     "ovis_core.native.filling": {"MARK"},
     # before anything of ComfyUI is imported
     "ovis_core.dependencies": {"find_spec"},

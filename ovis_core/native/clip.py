@@ -13,13 +13,13 @@ import torch
 from comfy import model_management
 from comfy.cli_args import args as cli_args
 
-from ..carried import carried
-from ..config import OvisConfig
-from ..precision import DEFAULT, Precision, in_precision
-from ..stored import Stored, scaled_layers
+from ..weights.config import OvisConfig
+from ..weights.lazy_tensors import Stored, scaled_layers
+from ..weights.metadata import carried
+from ..weights.precision import DEFAULT, Precision, in_precision
+from .comfy_layers import keep_patchable
 from .compat import new_clip
 from .filling import castable, for_device, scaled_operations
-from .layers import keep_patchable
 from .text_model import OvisTextModel
 from .tokens import OvisTokenizer
 

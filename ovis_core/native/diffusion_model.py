@@ -8,9 +8,9 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
-from ..config import DecoderConfig
 from ..networks.decoder import Decoder
-from .layers import comfy_layers
+from ..weights.config import DecoderConfig
+from .comfy_layers import comfy_layers
 
 
 class DiffusionModel(Decoder):

@@ -9,7 +9,7 @@ from pathlib import Path
 import comfy.utils
 from comfy.model_management import throw_exception_if_processing_interrupted
 
-from ..download import NAME, REPOSITORY, DownloadError, Progress, download
+from ..weights.download import NAME, REPOSITORY, DownloadError, Progress, download
 from .folders import find_models, roots
 from .progress import show_text
 

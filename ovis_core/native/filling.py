@@ -11,8 +11,8 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
-from ..precision import DEFAULT, PRECISIONS, Precision, as_stored
-from ..stored import MARK, OLDER_SCALE, SCALE, Stored, scale_marks, scaled_layers
+from ..weights.lazy_tensors import MARK, OLDER_SCALE, SCALE, Stored, scale_marks, scaled_layers
+from ..weights.precision import DEFAULT, PRECISIONS, Precision, as_stored
 from .compat import scaled_fp8_operations, supports_fp64
 
 

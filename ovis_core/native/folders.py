@@ -11,7 +11,7 @@ from stat import S_ISREG
 
 import folder_paths
 
-from ..checkpoint import (
+from ..weights.checkpoint import (
     CONFIG,
     SINGLE,
     has_pieces,
@@ -22,7 +22,7 @@ from ..checkpoint import (
     looks_like_release,
     why_not,
 )
-from ..hub_cache import REPOSITORY_FOLDER, cached_repositories, hub_cache, snapshots
+from ..weights.hub_cache import REPOSITORY_FOLDER, cached_repositories, hub_cache, snapshots
 
 KIND = "ovis_u1"
 CHECKPOINTS = "checkpoints"  # ComfyUI's folder for files that hold all parts

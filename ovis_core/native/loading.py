@@ -8,10 +8,10 @@ import comfy.sd
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
-from ..checkpoint import DECODER, TEXT, Checkpoint, Kind, Part
-from ..precision import DEFAULT, Precision
-from ..stored import Stored, stored_name, stored_weights
-from ..weights_file import CheckpointError
+from ..weights.checkpoint import DECODER, TEXT, Checkpoint, Kind, Part
+from ..weights.lazy_tensors import Stored, stored_name, stored_weights
+from ..weights.precision import DEFAULT, Precision
+from ..weights.safetensors_file import CheckpointError
 from .clip import build_clip
 from .compat import dynamic_vram
 from .model_patcher import build_model

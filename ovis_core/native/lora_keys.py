@@ -8,8 +8,8 @@ from typing import Any
 
 import comfy.lora
 
-from ..checkpoint import WEIGHT
-from ..layout import DECODER
+from ..weights.checkpoint import WEIGHT
+from ..weights.layout import DECODER
 from .model import OvisU1
 from .text_model import OvisTextModel
 

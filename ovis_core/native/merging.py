@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from comfy.model_patcher import ModelPatcher
 
-from ..config import DecoderConfig
-from ..stored import OLDER_SCALE
+from ..weights.config import DecoderConfig
+from ..weights.lazy_tensors import OLDER_SCALE
 
 PREFIX = "diffusion_model."
 

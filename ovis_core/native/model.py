@@ -13,10 +13,10 @@ from comfy.hooks import EnumHookType
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..config import LATENT_CHANNELS, LATENT_PATCH, LATENT_SCALE
 from ..networks.attention import without_cudnn
 from ..networks.packing import grid_size
 from ..schedule import shift_for
+from ..weights.config import LATENT_CHANNELS, LATENT_PATCH, LATENT_SCALE
 from .diffusion_model import DiffusionModel
 from .filling import scales_are_fixed
 from .notice import warn_of_size

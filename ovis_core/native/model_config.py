@@ -11,9 +11,9 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor
 
-from ..carried import carried
-from ..checkpoint import TEXT
-from ..config import DecoderConfig
+from ..weights.checkpoint import TEXT
+from ..weights.config import DecoderConfig
+from ..weights.metadata import carried
 from .model import OvisU1
 
 T = TypeVar("T")

@@ -11,12 +11,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 
-from ..config import DecoderConfig
-from ..precision import DEFAULT, LARGE, Precision, in_precision
-from ..stored import Stored, scaled_layers
+from ..weights.config import DecoderConfig
+from ..weights.lazy_tensors import Stored, scaled_layers
+from ..weights.precision import DEFAULT, LARGE, Precision, in_precision
+from .comfy_layers import keep_patchable, prepare
 from .compat import is_dynamic, new_patcher
 from .filling import castable, fill, for_device, scaled_operations, wide_dtype
-from .layers import keep_patchable, prepare
 from .model_config import ModelConfig
 
 

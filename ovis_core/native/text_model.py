@@ -11,18 +11,18 @@ import torch
 from comfy import model_management
 from torch import Tensor, nn
 
-from ..config import OvisConfig
 from ..multimodal import Multimodal, Token, sequence_length
 from ..networks.kv_cache import KeysAndValues, KVCache
 from ..pixels import VisualInput
-from ..precision import Precision
-from ..stored import Stored
 from ..text import decoding
 from ..text.decoding import GREEDY, Sampling
 from ..text.tokenizer import Tokenizer
+from ..weights.config import OvisConfig
+from ..weights.lazy_tensors import Stored
+from ..weights.precision import Precision
+from .comfy_layers import comfy_layers, pinned, prepare
 from .compat import takes_tensors
 from .filling import fill
-from .layers import comfy_layers, pinned, prepare
 from .progress import DecodingProgress
 from .tokens import SECTION, own_section, refuse_unknown
 

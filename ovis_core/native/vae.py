@@ -11,12 +11,12 @@ from comfy.cli_args import args
 from comfy.ldm.modules.diffusionmodules.model import AttnBlock, normal_attention, pytorch_attention
 from torch import Tensor
 
-from ..checkpoint import some
-from ..config import VaeConfig
 from ..pixels import restore
-from ..weights_file import CheckpointError
+from ..weights.checkpoint import some
+from ..weights.config import VaeConfig
+from ..weights.safetensors_file import CheckpointError
+from .comfy_layers import keep_patchable
 from .conditions import SOURCE, EditSource
-from .layers import keep_patchable
 
 
 def build_vae(config: VaeConfig, weights: dict[str, Tensor]) -> comfy.sd.VAE:

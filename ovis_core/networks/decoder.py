@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import LATENT_PATCH, TIME_WIDTH, DecoderConfig
+from ..weights.config import LATENT_PATCH, TIME_WIDTH, DecoderConfig
 from .layers import Layers
 from .packing import grid_size, pack, unpack
 from .patches import (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..config import LanguageConfig
+from ..weights.config import LanguageConfig
 from .attention import causal_attention
 from .rotary import line_tables
 

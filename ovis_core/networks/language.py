@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import LanguageConfig
+from ..weights.config import LanguageConfig
 from .attention import causal_attention, without_cudnn
 from .kv_cache import KVCache
 from .layers import Layers

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import INDICATORS, VisionConfig
+from ..weights.config import INDICATORS, VisionConfig
 from .layers import Layers
 from .rotary import grid_tables, rotate_halves
 

@@ -11,8 +11,8 @@ from types import MappingProxyType
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from ..release import TOKENIZER_FILES
 from ..special_tokens import Control, Placeholder
+from ..weights.release import TOKENIZER_FILES
 from .prompts import PromptPart
 
 # Qwen2's pre-tokenization: merges stay within words, single digits, signs, line ends and spaces.

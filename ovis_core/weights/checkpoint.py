@@ -17,7 +17,7 @@ from typing import Any
 from . import layout
 from .config import LATENT_CHANNELS, ConfigError, OvisConfig, VaeConfig, check_together, load_sections, read_config
 from .release import RELEASE, TOKENIZER_FILES
-from .weights_file import CheckpointError, header_mentions, read_carried, read_header, read_shapes
+from .safetensors_file import CheckpointError, header_mentions, read_carried, read_header, read_shapes
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..networks.layers import Layers
 from ..networks.rotary import rotate_pairs
-from ..precision import LARGE, Precision
+from ..weights.precision import LARGE, Precision
 from .compat import resident_weight, rotates_in_one_kernel
 
 

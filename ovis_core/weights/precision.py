@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .checkpoint import WEIGHT
-from .stored import SCALE, Stored, is_finite
-from .weights_file import CheckpointError
+from .lazy_tensors import SCALE, Stored, is_finite
+from .safetensors_file import CheckpointError
 
 # The large matrices, 97 % of the decoder and 82 % of the language model. Everything else keeps its
 # precision: norms, embeddings, biases, the refiner's gates, what reads latents, time and text, and the final layer.

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .checkpoint import SCALES, WEIGHT, Part
-from .weights_file import CheckpointError
+from .safetensors_file import CheckpointError
 
 DTYPES = {
     "F32": torch.float32,

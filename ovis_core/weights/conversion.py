@@ -19,11 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .carried import carried
 from .checkpoint import DECODER, TEXT, VAE, Checkpoint, Part
+from .lazy_tensors import DTYPES, Stored, scale_marks, stored_weights
+from .metadata import carried
 from .precision import Precision, in_precision
-from .stored import DTYPES, Stored, scale_marks, stored_weights
-from .weights_file import CheckpointError
+from .safetensors_file import CheckpointError
 
 NAMES_OF = {dtype: name for name, dtype in DTYPES.items()}  # of the types, in a file
 NAMES = {DECODER: "diffusion_model", TEXT: "text_encoder", VAE: "vae"}  # of the files, where each part has its own
