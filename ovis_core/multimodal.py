@@ -17,7 +17,7 @@ from .networks.language import PREFILL_CHUNK, LanguageModel
 from .networks.layers import Layers
 from .networks.vision import HEAD_CHUNK, VisualTokenizer
 from .pixels import VisualInput
-from .text.prompts import Placeholder
+from .special_tokens import Placeholder
 from .weights.config import INDICATORS, OvisConfig
 
 # Rows of the visual embedding table, counted from its end: the embeddings before and after a picture's.

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from .sizes import condition_size, understanding_size
-from .text.prompts import Placeholder
+from .special_tokens import Placeholder
 from .weights.config import HIDDEN_STRIDE, PATCH_SIZE
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's

@@ -91,7 +91,7 @@ def text_model(config: Any, weights: dict[str, Tensor]) -> Any:
     from ovis_core.multimodal import Multimodal
 
     model = Multimodal(config)
-    parts = (CORE.weights.layout.LANGUAGE, CORE.layout.VISION, CORE.layout.TABLE)
+    parts = (CORE.weights.layout.LANGUAGE, CORE.weights.layout.VISION, CORE.weights.layout.TABLE)
     model.load_state_dict({name: value for name, value in weights.items() if name.startswith(parts)})
     return model.eval().requires_grad_(False)
 

@@ -14,10 +14,10 @@ from conftest import close
 from ovis_core.multimodal import Multimodal, Token, sequence_length, tokens_after
 from ovis_core.networks import language
 from ovis_core.pixels import VisualInput, understanding_input
+from ovis_core.special_tokens import Control, Placeholder
 from ovis_core.text import decoding, prompts
 from ovis_core.text.conversation import split_thinking, with_answer
 from ovis_core.text.decoding import GREEDY, Sampling, decode, prefill
-from ovis_core.text.prompts import Control, Placeholder
 from ovis_core.text.tokenizer import Tokenizer
 from pictures import picture
 

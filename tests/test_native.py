@@ -338,3 +338,21 @@ def mapped(tensor: Tensor) -> str:
         if start <= tensor.data_ptr() < end:
             return line
     return ""
+
+
+@torch.inference_mode()
+def test_a_wrapper_may_change_its_input(
+    loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]
+) -> None:
+    """As EasyCache does with a step that it skips: in float32 the input is the latent from which x0 is computed."""
+    from comfy.patcher_extension import WrappersMP
+
+    def spoil(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        velocity = executor(x, *args, **kwargs)
+        x += 1.0
+        return velocity
+
+    model = loaded[0].clone()
+    model.add_wrapper(WrappersMP.DIFFUSION_MODEL, spoil)
+    noise = tensors["t2i/noise"]
+    assert torch.equal(sample(model, *conditions, noise, 2), sample(loaded[0], *conditions, noise, 2))

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ovis_core.networks.kv_cache import KVCache
 from ovis_core.pixels import to_tensor
+from ovis_core.special_tokens import Control
 from ovis_core.text import prompts
 from ovis_core.text.conversation import Conversation, PromptCache
 from ovis_core.text.decoding import GREEDY, Sampling, prefill
-from ovis_core.text.prompts import Control
 from pictures import picture
 
 FIRST, SECOND = to_tensor(picture(256, 192)), to_tensor(picture(200, 200, 1))
@@ -392,10 +392,10 @@ def test_core_pictures_of_another_shape(clip: Any, shape: tuple[int, ...]) -> No
 def test_weights_are_held_as_they_are_and_not_where_they_are_patched_at_each_use(
     comfyui: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ovis_core.native import layers
+    from ovis_core.native import comfy_layers
 
     alive = []
-    cast_weight = layers.cast_weight
+    cast_weight = comfy_layers.cast_weight
 
     @contextmanager
     def spy(layer: Any, like: Tensor) -> Iterator[Tensor]:
@@ -404,16 +404,16 @@ def test_weights_are_held_as_they_are_and_not_where_they_are_patched_at_each_use
             yield weight
         alive.pop()
 
-    monkeypatch.setattr(layers, "cast_weight", spy)
+    monkeypatch.setattr(comfy_layers, "cast_weight", spy)
     llm = clip.cond_stage_model.llm
     own = {id(weight) for weight in llm.parameters()}
     for dtype in (torch.float32, torch.bfloat16):
-        with layers.pinned(llm, torch.zeros(1, dtype=dtype)) as whole:
+        with comfy_layers.pinned(llm, torch.zeros(1, dtype=dtype)) as whole:
             assert whole
             assert {id(weight) for weight in alive} == own  # and no copies in another type
     assert not alive
     monkeypatch.setattr(llm.blocks[1].mlp["up_proj"], "weight_function", [torch.clone])
-    with layers.pinned(llm, torch.zeros(1)) as whole:
+    with comfy_layers.pinned(llm, torch.zeros(1)) as whole:
         assert not whole
         assert not alive
 

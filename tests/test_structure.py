@@ -18,7 +18,7 @@ from conftest import ROOT
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "nodes", "server"}
 HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
 # Of ovis_core, what needs nothing but Python.
-PLAIN = {"text", "text.prompts", "sizes", "schedule", "__init__", "weights"}
+PLAIN = {"special_tokens", "text", "text.prompts", "sizes", "schedule", "weights", "__init__"}
 PLAIN |= {f"weights.{name}" for name in ("config", "layout", "release", "release_folder", "safetensors_file")}
 PLAIN |= {f"weights.{name}" for name in ("download", "checked_files", "hub", "hub_cache", "built_in")}
 # Imports those named and reads a file's header; prints what came along of HEAVY. safetensors' own way takes numpy.

@@ -42,9 +42,13 @@ class DiffusionModel(Decoder):
         Without `y`, `context` is a condition (B, L, context_in_dim) that is not refined yet.
         """
         options = {} if transformer_options is None else transformer_options
-        return WrapperExecutor.new_class_executor(
-            self._forward, self, get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
-        ).execute(x, timestep, context, y, ref_latents, control, options, **kwargs)
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        if wrappers:
+            # EasyCache returns x itself after changing it in place, and in float32 x0 is then computed from that x.
+            x = x.clone()
+        return WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(
+            x, timestep, context, y, ref_latents, control, options, **kwargs
+        )
 
     def _forward(
         self,

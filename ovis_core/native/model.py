@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import comfy.conds
 import comfy.model_base
+import comfy.supported_models_base
 import torch
 from comfy.hooks import EnumHookType
 from torch import Tensor
@@ -20,9 +21,6 @@ from .diffusion_model import DiffusionModel
 from .filling import scales_are_fixed
 from .notice import warn_of_size
 from .patch_checks import PatchChecks
-
-if TYPE_CHECKING:
-    from .model_config import ModelConfig
 
 REFINED = "ovis_u1_refined"  # marks a condition whose tensor and pooled_output come from the refiner
 
@@ -45,7 +43,7 @@ class PaddedText(comfy.conds.CONDRegular):
 class OvisU1(comfy.model_base.BaseModel):
     """Sampling as a flow (x0 = x - t v), conditions refined once per sampling run."""
 
-    def __init__(self, model_config: ModelConfig, device: Any = None) -> None:
+    def __init__(self, model_config: comfy.supported_models_base.BASE, device: Any = None) -> None:
         super().__init__(model_config, comfy.model_base.ModelType.FLUX, device=device, unet_model=DiffusionModel)
         self.memory_usage_factor_conds = ("ref_latents", "c_crossattn")
         self.patch_checks = PatchChecks()

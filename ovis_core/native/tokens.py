@@ -15,6 +15,7 @@ from torch import Tensor
 from ..multimodal import Token, check_positions, sequence_length
 from ..pixels import VisualInput, blank_input, sample_frames, to_pil, understanding_input
 from ..sizes import FACTOR, understanding_size
+from ..special_tokens import Control, Placeholder
 from ..text import prompts
 from ..text.tokenizer import Tokenizer
 from .notice import warn_of_picture
@@ -26,11 +27,11 @@ MAX_FRAMES = 8  # of a video, for nodes without that input
 # Options of `tokenize` that only nodes that generate text pass.
 QUESTION_OPTIONS = {"image", "video", "audio", "thinking", "skip_template", "min_length", "system_prompt"}
 # Tags that stay in a decoded text, so that callers can split off the think block.
-THINK_TAGS = {prompts.Control.THINK: "<think>", prompts.Control.END_THINK: "</think>"}
+THINK_TAGS = {Control.THINK: "<think>", Control.END_THINK: "</think>"}
 SPECIAL_TOKENS = {
-    prompts.Control.END_OF_TEXT: "<|endoftext|>",
-    prompts.Control.TURN_START: "<|im_start|>",
-    prompts.Control.TURN_END: "<|im_end|>",
+    Control.END_OF_TEXT: "<|endoftext|>",
+    Control.TURN_START: "<|im_start|>",
+    Control.TURN_END: "<|im_end|>",
 }
 # Arguments of nodes for other models that can be ignored: another template around the text (but not `TEXT_ALONE`, which
 # asks for the text without one), and how T5 pads its tokens.
@@ -122,7 +123,7 @@ class OvisTokenizer:
     def fill_placeholders(self, parts: Sequence[prompts.PromptPart], pictures: Sequence[VisualInput]) -> list[Token]:
         """Tokens of a prompt with as many placeholders as there are pictures."""
         left = iter(pictures)
-        return [next(left) if isinstance(t, prompts.Placeholder) else t for t in self.tokenizer.encode(parts)]
+        return [next(left) if isinstance(t, Placeholder) else t for t in self.tokenizer.encode(parts)]
 
     def question(
         self,
@@ -157,7 +158,7 @@ class OvisTokenizer:
         pictures = sum(positions(image) + 2 for image in images)
         if len(frames):
             pictures += positions(frames[0]) * len(frames) + 2
-        words = sum(not isinstance(token, prompts.Placeholder) for token in self.tokenizer.encode(parts))
+        words = sum(not isinstance(token, Placeholder) for token in self.tokenizer.encode(parts))
         check_positions(words, pictures, self.positions)
         for picture in (*images, *frames):
             warn_of_picture(self.side, *picture.shape[:2])
@@ -168,7 +169,7 @@ class OvisTokenizer:
             throw_exception_if_processing_interrupted()
             inputs.append(understanding_input([to_pil(image)]))
         if len(frames):
-            inputs.append(understanding_input([to_pil(frame) for frame in frames], prompts.Placeholder.VIDEO))
+            inputs.append(understanding_input([to_pil(frame) for frame in frames], Placeholder.VIDEO))
         return inputs
 
     def _core_question(

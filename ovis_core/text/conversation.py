@@ -10,8 +10,8 @@ from torch import Tensor
 from ..multimodal import Token
 from ..networks.kv_cache import KeysAndValues
 from ..pixels import VisualInput
+from ..special_tokens import Control
 from . import prompts
-from .prompts import Control
 from .tokenizer import Tokenizer
 
 

@@ -11,8 +11,9 @@ from types import MappingProxyType
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from ..special_tokens import Control, Placeholder
 from ..weights.release import TOKENIZER_FILES
-from .prompts import Control, Placeholder, PromptPart
+from .prompts import PromptPart
 
 # Qwen2's pre-tokenization: merges stay within words, single digits, signs, line ends and spaces.
 PIECES = (
@@ -30,7 +31,7 @@ class Tokenizer:
     """Byte-level BPE over a folder of Qwen2 or Qwen3 tokenizer files.
 
     The vocabularies of Qwen2.5 and Qwen3 differ in the names of four control ids only, and control ids come from
-    `prompts.Control` here, so either set of files serves. Text is encoded without any control tokens: characters
+    `special_tokens.Control` here, so either set of files serves. Text is encoded without any control tokens: characters
     stay characters.
     """
 
