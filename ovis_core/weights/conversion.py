@@ -1,4 +1,4 @@
-"""A model's files -> other files: one for all parts or one for each, in another precision.
+"""A model's files -> other files: one for all components or one for each, in another precision.
 
 Tensor by tensor, so that memory does not grow with the model. A file gets its name when it is complete and, on Linux,
 has been read back from the disk.
@@ -33,11 +33,11 @@ CAN_READ_BACK = hasattr(os, "posix_fadvise")  # elsewhere reading would only sho
 
 Report = Callable[[int, int, str], object]
 
-NAMES = {DECODER: "diffusion_model", TEXT: "text_encoder", VAE: "vae"}  # of the files, where each part has its own
+NAMES = {DECODER: "diffusion_model", TEXT: "text_encoder", VAE: "vae"}  # of the files, if each component has its own
 
 
 def write_one(checkpoint: Checkpoint, file: Path, precision: Precision, report: Report = lambda *_: None) -> list[Path]:
-    """Writes all parts into one file, under ComfyUI's prefixes; answers it.
+    """Writes all components into one file, under ComfyUI's prefixes, and returns it.
 
     report  called with bytes done, bytes in all, and "writing" or "checking"
 
@@ -53,7 +53,7 @@ def write_one(checkpoint: Checkpoint, file: Path, precision: Precision, report: 
 def write_parts(
     checkpoint: Checkpoint, folder: Path, precision: Precision, report: Report = lambda *_: None
 ) -> list[Path]:
-    """Writes a file for each part into `folder`, as core's ModelSave, CLIPSave and VAESave do; answers them.
+    """Writes a file for each component into `folder`, as core's ModelSave, CLIPSave and VAESave do, and returns them.
 
     Raises `CheckpointError` as `write_one` does.
     """
