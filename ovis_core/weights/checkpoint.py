@@ -6,9 +6,8 @@ Only JSON, safetensors headers and metadata are read here; weights stay in their
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from . import layout
@@ -17,7 +16,7 @@ from .config import ConfigError, OvisConfig, check_together
 from .metadata import read_metadata
 from .release import RELEASE
 from .release_folder import CONFIG, ReleaseFolder, read_folder, why_no_release
-from .safetensors_file import CheckpointError, header_bytes, header_mentions, read_entries
+from .safetensors_file import CheckpointError, TensorEntry, header_bytes, header_mentions, read_entries
 
 # In the headers of our files alone: a release's, and one file's with all components.
 MARKS = tuple(f'"{start}'.encode() for start in (layout.DECODER, layout.VAE, DECODER.comfy_prefix + DECODER.probe))
@@ -56,7 +55,8 @@ def open_release(folder: Path) -> Checkpoint:
     Raises `CheckpointError` that names the first thing that is wrong.
     """
     release = read_folder(folder)
-    return _open(dict.fromkeys(KINDS, release.weights), release)
+    entries = {name: entry for file in release.weights for name, entry in read_entries(file).items()}
+    return _check(dict.fromkeys(KINDS, entries), dict.fromkeys(KINDS, folder), release)
 
 
 def open_file(file: Path) -> Checkpoint:
@@ -70,38 +70,47 @@ def open_parts(decoder: Path, text: Path, vae: Path) -> Checkpoint:
     The numbers of a component are those of its metadata, of a VAE those of its shapes, otherwise the published model's.
     Raises `CheckpointError` that names the first thing that is wrong.
     """
-    return _open({DECODER: [decoder], TEXT: [text], VAE: [vae]})
+    files = {DECODER: decoder, TEXT: text, VAE: vae}
+    entries = {file: read_entries(file) for file in dict.fromkeys(files.values())}
+    return _check({kind: entries[file] for kind, file in files.items()}, files)
 
 
-def _open(files: Mapping[Kind, Sequence[Path]], release: ReleaseFolder | None = None) -> Checkpoint:
-    headers = {file: read_entries(file) for file in dict.fromkeys(chain(*files.values()))}
-    found, sources = [], {}
-    for kind in KINDS:
-        sources[kind] = release.folder if release else files[kind][0]
-        found.append(find(kind, dict(chain(*(headers[file].items() for file in files[kind]))), sources[kind]))
+def _check(
+    entries: Mapping[Kind, Mapping[str, TensorEntry]],
+    sources: Mapping[Kind, Path],
+    release: ReleaseFolder | None = None,
+) -> Checkpoint:
+    """The checkpoint of the tensors in which each component is to be found.
+
+    sources  where they come from, for messages
+    release  without it the config comes from metadata
+    """
+    found = {kind: find(kind, entries[kind], source) for kind, source in sources.items()}
     if release:
         config, tokenizer, config_name = release.config, release.tokenizer, f"its {CONFIG}"
     else:
-        config, tokenizer, config_name = *_from_metadata(*found), "its config"
-    components = {own.kind: check(own, config, sources[own.kind], config_name) for own in found}
-    return Checkpoint(config, components, tokenizer)
+        config, tokenizer, config_name = *_from_metadata(found, sources), "its config"
+    checked = {kind: check(component, config, sources[kind], config_name) for kind, component in found.items()}
+    return Checkpoint(config, checked, tokenizer)
 
 
-def _from_metadata(decoder: Component, text: Component, vae: Component) -> tuple[OvisConfig, dict[str, bytes] | None]:
-    """Config and the tokenizer's files, which are in the text encoder's, of components without a release's folder."""
-    files = [component.entries[component.kind.probe].file for component in (decoder, text, vae)]
-    sections, tokenizer = {"vae": vae_config(vae, files[2])}, None
-    for component, file in ((decoder, files[0]), (text, files[1])):
+def _from_metadata(
+    components: Mapping[Kind, Component], sources: Mapping[Kind, Path]
+) -> tuple[OvisConfig, dict[str, bytes] | None]:
+    """The config, and the tokenizer's files, which are stored with the text encoder."""
+    sections, tokenizer = {"vae": vae_config(components[VAE], sources[VAE])}, None
+    for kind in (DECODER, TEXT):
         try:
-            own, tokenizer = read_metadata(component.entries)
+            own, tokenizer = read_metadata(components[kind].entries)
         except ConfigError as error:
-            raise CheckpointError(f"{file}: {error} Save or download it again.") from error
-        sections |= {name: own[name] for name in component.kind.sections if name in own}
+            raise CheckpointError(f"{sources[kind]}: {error} Save or download it again.") from error
+        sections |= {name: own[name] for name in kind.sections if name in own}
     config = dataclasses.replace(RELEASE, **sections)
     try:
         check_together(config)
     except ConfigError as error:
-        raise CheckpointError(f"{files[0]}, {files[1]} and {files[2]} do not belong together: {error}") from error
+        decoder, text, vae = sources.values()
+        raise CheckpointError(f"{decoder}, {text} and {vae} do not belong together: {error}") from error
     return config, tokenizer
 
 

@@ -29,7 +29,6 @@ class ReleaseFolder:
     tokenizer  the folder, if it has the tokenizer's files
     """
 
-    folder: Path
     config: OvisConfig
     weights: list[Path]
     tokenizer: Path | None
@@ -52,7 +51,7 @@ def read_folder(folder: Path) -> ReleaseFolder:
             "again, or fetch the missing files into that folder."
         )
     own = any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES)
-    return ReleaseFolder(folder, config, files, folder if own else None)
+    return ReleaseFolder(config, files, folder if own else None)
 
 
 def is_release(folder: Path) -> bool:
