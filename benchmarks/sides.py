@@ -20,7 +20,7 @@ from ovis_core.native.loading import load
 from ovis_core.native.sampling import sample
 from ovis_core.native.sigmas import SCHEDULER
 from ovis_core.pixels import to_tensor
-from ovis_core.weights.checkpoint import open_release
+from ovis_core.weights.checkpoint import open_model
 from ovis_core.weights.precision import PRECISIONS
 
 PROMPT = "A cat in a red hat on a windowsill, rain behind the glass, oil on canvas."
@@ -45,7 +45,7 @@ class Ours:
     """MODEL, CLIP and VAE of a release's folder, loaded onto the device."""
 
     def __init__(self, release: Path, weight_dtype: str = "default") -> None:
-        self.model, self.clip, self.vae = load(open_release(release), PRECISIONS[weight_dtype])
+        self.model, self.clip, self.vae = load(open_model(release), PRECISIONS[weight_dtype])
         self.load()
 
     def load(self) -> None:

@@ -158,12 +158,12 @@ def make_tiny(base: Path) -> str:
 def link_model(base: Path, model: Path) -> str:
     """Links a release into the base directory, once it is found to be whole; its name."""
     import_core()
-    from ovis_core.weights.checkpoint import open_release
+    from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.safetensors_file import CheckpointError
 
     model = model.resolve()
     try:
-        open_release(model)
+        open_model(model)
     except CheckpointError as error:
         raise UserError(f"--model: {error}") from error
     try:

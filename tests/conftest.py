@@ -123,9 +123,9 @@ def qwen25_tokenizer() -> Path:
 def loaded(comfyui: Path, release: Path) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of the small model."""
     from ovis_core.native.loading import load
-    from ovis_core.weights.checkpoint import open_release
+    from ovis_core.weights.checkpoint import open_model
 
-    return load(open_release(release))
+    return load(open_model(release))
 
 
 @pytest.fixture(scope="session")

@@ -130,7 +130,7 @@ def test_every_weight(release: Path, tmp_path: Path, name: str, dtype: torch.dty
 
 def test_eight_bits_load_as_they_are(release: Path, comfyui: Path, tmp_path: Path) -> None:
     from ovis_core.native.loading import load
-    from ovis_core.weights.checkpoint import open_release
+    from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.precision import PRECISIONS
 
     one = tmp_path / "one.safetensors"
@@ -138,7 +138,7 @@ def test_eight_bits_load_as_they_are(release: Path, comfyui: Path, tmp_path: Pat
     small = {name for name, tensor in contents(open_model(one)).items() if tensor.dtype == torch.float8_e4m3fn}
     assert small == {name for name in contents(open_model(release)) if LARGE.search(name.split("/")[1])}
     stored = load(open_model(one))
-    cast = load(open_release(release), PRECISIONS["fp8_e4m3fn"])
+    cast = load(open_model(release), PRECISIONS["fp8_e4m3fn"])
     for a, b in zip(stored[:2], cast[:2], strict=True):
         ours, theirs = (
             dict(x.patcher.model.named_parameters()) if hasattr(x, "patcher") else dict(x.model.named_parameters())

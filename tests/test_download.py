@@ -101,11 +101,11 @@ def heard(hook: None) -> Iterator[list[tuple[str, str]]]:
 
 
 def test_a_whole_release(mirror: Mirror, way: str, models: Path, config: Any, heard: list[tuple[str, str]]) -> None:
-    from ovis_core.weights.checkpoint import open_release
+    from ovis_core.weights.checkpoint import open_model
 
     folder = fetch()
     assert folder == models / NAME
-    assert open_release(folder).config == config
+    assert open_model(folder).config == config
     assert all((folder / file.name).read_bytes() == file.read_bytes() for file in mirror.folder.glob("*.safetensors"))
     assert not list(folder.glob("*.py")) + list(folder.glob("*.bin")) + list(folder.glob("*.part"))
     assert (xet_asked(mirror) > 0) == (way == "xet")

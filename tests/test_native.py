@@ -181,10 +181,10 @@ def test_bfloat16_weights(
     import make_checkpoint
     from ovis_core.native.conditions import text_to_image
     from ovis_core.native.loading import load
-    from ovis_core.weights.checkpoint import open_release
+    from ovis_core.weights.checkpoint import open_model
 
     model, clip, _ = load(
-        open_release(make_checkpoint.write_release(tmp_path / "bf16", raw_config, dtype="BF16", shards=3))
+        open_model(make_checkpoint.write_release(tmp_path / "bf16", raw_config, dtype="BF16", shards=3))
     )
     assert clip.cond_stage_model.llm.model.norm.weight.dtype == torch.bfloat16
     condition, _ = text_to_image(clip, "a cute cat", "", **SIZE)
@@ -261,7 +261,7 @@ def test_nothing_is_read_twice(release: Path, comfyui: Path, monkeypatch: pytest
 
     from ovis_core.native.loading import load
     from ovis_core.weights import lazy_tensors
-    from ovis_core.weights.checkpoint import open_release
+    from ovis_core.weights.checkpoint import open_model
 
     read: Counter[tuple[Path, str]] = Counter()
     reading = lazy_tensors.TensorReader.__call__
@@ -272,7 +272,7 @@ def test_nothing_is_read_twice(release: Path, comfyui: Path, monkeypatch: pytest
 
     monkeypatch.setattr(lazy_tensors.TensorReader, "__call__", counted)
     monkeypatch.setattr(lazy_tensors, "REMAP_EVERY", 1 << 16)
-    checkpoint = open_release(release)
+    checkpoint = open_model(release)
     load(checkpoint)
     assert set(read.values()) == {1}
     assert len(read) == sum(len(part.files) for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae))
@@ -281,9 +281,9 @@ def test_nothing_is_read_twice(release: Path, comfyui: Path, monkeypatch: pytest
 @pytest.mark.skipif(not MAPS.exists(), reason="only Linux tells what is mapped this way")
 def test_without_a_gpu_weights_stay_in_their_file(comfyui: Path, release: Path) -> None:
     from ovis_core.native.loading import load
-    from ovis_core.weights.checkpoint import open_release
+    from ovis_core.weights.checkpoint import open_model
 
-    model, clip, _ = load(open_release(release))
+    model, clip, _ = load(open_model(release))
     layers = [
         model.model.diffusion_model.double_blocks[0].img_attn.qkv,
         clip.cond_stage_model.llm.blocks[0].mlp.up_proj,
@@ -294,7 +294,7 @@ def test_without_a_gpu_weights_stay_in_their_file(comfyui: Path, release: Path) 
     weight = layers[0].weight
     before = weight.clone()
     weight.data.add_(1.0)
-    again = load(open_release(release))[0].model.diffusion_model.double_blocks[0].img_attn.qkv.weight
+    again = load(open_model(release))[0].model.diffusion_model.double_blocks[0].img_attn.qkv.weight
     assert torch.equal(again, before)
 
 
@@ -306,7 +306,7 @@ def test_the_disk_that_weights_come_from_is_told_to_newer_comfyuis(
     import comfy.model_patcher
 
     from ovis_core.native.loading import load
-    from ovis_core.weights.checkpoint import open_release
+    from ovis_core.weights.checkpoint import open_model
 
     asked: list[set[str]] = []
 
@@ -326,7 +326,7 @@ def test_the_disk_that_weights_come_from_is_told_to_newer_comfyuis(
 
     monkeypatch.setitem(sys.modules, "comfy.storage", Storage)
     monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Patcher, raising=False)
-    checkpoint = open_release(release)
+    checkpoint = open_model(release)
     assert load(checkpoint)[0].fast_disk is True
     assert asked[-1] == {os.path.realpath(file) for file in checkpoint.decoder.files.values()}
 

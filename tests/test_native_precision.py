@@ -24,10 +24,10 @@ LIMITS = {"bf16": 0.02, "fp16": 0.004, "fp32": 0.0, "fp8_e4m3fn": 0.12, "fp8_e4m
 def kept(request: pytest.FixtureRequest, comfyui: Path, release: Path) -> tuple[str, Any, Any]:
     """Name, MODEL and CLIP."""
     from ovis_core.native.loading import load
-    from ovis_core.weights.checkpoint import open_release
+    from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.precision import PRECISIONS
 
-    model, clip, _ = load(open_release(release), PRECISIONS[request.param])
+    model, clip, _ = load(open_model(release), PRECISIONS[request.param])
     return request.param, model, clip
 
 
@@ -146,7 +146,7 @@ def test_values_that_do_not_fit_are_told(
     from safetensors.torch import load_file, save_file
 
     from ovis_core.native.loading import load
-    from ovis_core.weights.checkpoint import open_release
+    from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.precision import PRECISIONS
     from ovis_core.weights.safetensors_file import CheckpointError
 
@@ -158,7 +158,7 @@ def test_values_that_do_not_fit_are_told(
                 tensors[key][1, 2] = value
         save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=told):
-        load(open_release(damaged), PRECISIONS[name])
+        load(open_model(damaged), PRECISIONS[name])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])

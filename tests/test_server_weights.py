@@ -147,11 +147,11 @@ def test_parts_of_other_files(
 def test_the_tokenizer_travels(server: ComfyServer, release: Path, comfyui: Path, tmp_path: Path) -> None:
     import make_checkpoint
     from ovis_core.native.loading import load
-    from ovis_core.weights.checkpoint import open_parts, open_release
+    from ovis_core.weights.checkpoint import open_model, open_parts
 
     own = Path(shutil.copytree(release, tmp_path / "own"))
     make_checkpoint.write_tokenizer(own, comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer")
-    model, clip, vae = load(open_release(own))
+    model, clip, vae = load(open_model(own))
     file = tmp_path / "whole.safetensors"
     import comfy.sd
 

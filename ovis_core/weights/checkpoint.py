@@ -5,16 +5,13 @@ Only JSON, safetensors headers and metadata are read here; weights stay in their
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import layout
-from .components import DECODER, KINDS, TEXT, VAE, Component, Kind, check, find, vae_config
-from .config import ConfigError, OvisConfig, check_together
-from .metadata import read_metadata
-from .release import RELEASE
+from .components import DECODER, KINDS, TEXT, VAE, Component, Kind, check, describe, find
+from .config import OvisConfig
 from .release_folder import CONFIG, ReleaseFolder, read_folder, why_no_release
 from .safetensors_file import CheckpointError, TensorEntry, header_bytes, header_mentions, read_entries
 
@@ -41,27 +38,17 @@ class Checkpoint:
 
 
 def open_model(path: Path) -> Checkpoint:
-    """`open_release` of a folder, `open_file` of a file."""
-    try:
-        is_folder = path.is_dir()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from error
-    return open_release(path) if is_folder else open_file(path)
-
-
-def open_release(folder: Path) -> Checkpoint:
-    """Checks a release folder: config, files, and the name and shape of every tensor.
+    """Checks a release's folder, or one file with all components, as core's CheckpointSave writes it from ours.
 
     Raises `CheckpointError` that names the first thing that is wrong.
     """
-    release = read_folder(folder)
-    entries = {name: entry for file in release.weights for name, entry in read_entries(file).items()}
-    return _check(dict.fromkeys(KINDS, entries), dict.fromkeys(KINDS, folder), release)
-
-
-def open_file(file: Path) -> Checkpoint:
-    """Checks one file with all components, as core's CheckpointSave writes it from ours. Raises `CheckpointError`."""
-    return open_parts(file, file, file)
+    try:
+        release = read_folder(path) if path.is_dir() else None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from error
+    files = release.weights if release else [path]
+    entries = {name: entry for file in files for name, entry in read_entries(file).items()}
+    return _check(dict.fromkeys(KINDS, entries), dict.fromkeys(KINDS, path), release)
 
 
 def open_parts(decoder: Path, text: Path, vae: Path) -> Checkpoint:
@@ -89,29 +76,9 @@ def _check(
     if release:
         config, tokenizer, config_name = release.config, release.tokenizer, f"its {CONFIG}"
     else:
-        config, tokenizer, config_name = *_from_metadata(found, sources), "its config"
+        config, tokenizer, config_name = *describe(found, sources), "its config"
     checked = {kind: check(component, config, sources[kind], config_name) for kind, component in found.items()}
     return Checkpoint(config, checked, tokenizer)
-
-
-def _from_metadata(
-    components: Mapping[Kind, Component], sources: Mapping[Kind, Path]
-) -> tuple[OvisConfig, dict[str, bytes] | None]:
-    """The config, and the tokenizer's files, which are stored with the text encoder."""
-    sections, tokenizer = {"vae": vae_config(components[VAE], sources[VAE])}, None
-    for kind in (DECODER, TEXT):
-        try:
-            own, tokenizer = read_metadata(components[kind].entries)
-        except ConfigError as error:
-            raise CheckpointError(f"{sources[kind]}: {error} Save or download it again.") from error
-        sections |= {name: own[name] for name in kind.sections if name in own}
-    config = dataclasses.replace(RELEASE, **sections)
-    try:
-        check_together(config)
-    except ConfigError as error:
-        decoder, text, vae = sources.values()
-        raise CheckpointError(f"{decoder}, {text} and {vae} do not belong together: {error}") from error
-    return config, tokenizer
 
 
 def is_single_file(file: Path) -> bool:

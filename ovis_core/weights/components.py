@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import layout
-from .config import LATENT_CHANNELS, OvisConfig, VaeConfig
+from .config import LATENT_CHANNELS, ConfigError, OvisConfig, VaeConfig, check_together
+from .metadata import read_metadata
 from .quantized import WEIGHT, scale_entries
+from .release import RELEASE
 from .safetensors_file import CheckpointError, TensorEntry, some
 
 MOST_LEVELS = 16  # of a VAE
@@ -88,7 +90,31 @@ def find(kind: Kind, entries: Mapping[str, TensorEntry], source: Path) -> Compon
     )
 
 
-def vae_config(vae: Component, source: Path) -> VaeConfig:
+def describe(
+    components: Mapping[Kind, Component], sources: Mapping[Kind, Path]
+) -> tuple[OvisConfig, dict[str, bytes] | None]:
+    """The config of components without a config.json, and the tokenizer's files, which are the text encoder's.
+
+    Their numbers are those of their metadata, of a VAE those of its shapes, otherwise the published model's.
+    Raises `CheckpointError` if these cannot be used or do not belong together.
+    """
+    sections, tokenizer = {"vae": _vae_config(components[VAE], sources[VAE])}, None
+    for kind in (DECODER, TEXT):
+        try:
+            own, tokenizer = read_metadata(components[kind].entries)
+        except ConfigError as error:
+            raise CheckpointError(f"{sources[kind]}: {error} Save or download it again.") from error
+        sections |= {name: own[name] for name in kind.sections if name in own}
+    config = dataclasses.replace(RELEASE, **sections)
+    try:
+        check_together(config)
+    except ConfigError as error:
+        decoder, text, vae = sources.values()
+        raise CheckpointError(f"{decoder}, {text} and {vae} do not belong together: {error}") from error
+    return config, tokenizer
+
+
+def _vae_config(vae: Component, source: Path) -> VaeConfig:
     """The numbers of a VAE, with diffusers' or ComfyUI's names, from its shapes. Raises `CheckpointError`."""
     shapes = {name: entry.shape for name, entry in vae.entries.items()}
     for level in ("encoder.down_blocks.{}.resnets.{}.conv1.weight", "encoder.down.{}.block.{}.conv1.weight"):
