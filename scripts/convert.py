@@ -29,6 +29,7 @@ def main() -> int:
     import_core()
     from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.conversion import NAMES, write_one, write_parts
+    from ovis_core.weights.lazy_tensors import check_values
     from ovis_core.weights.precision import PRECISIONS, SCALED
     from ovis_core.weights.safetensors_file import CheckpointError
 
@@ -43,6 +44,9 @@ def main() -> int:
         choices=list(choices),
         default="default",
         help="of the decoder's and the text encoder's weights (default: as they are)",
+    )
+    parser.add_argument(
+        "--check-values", action="store_true", help="first read every weight, and stop if one is NaN or infinite"
     )
     args, unknown = parser.parse_known_args()
     if unknown:
@@ -59,6 +63,9 @@ def main() -> int:
         if args.parts and args.out.suffix == ".safetensors":
             raise CheckpointError(f"{args.out}: with --parts name a folder, for {listed(names)}.")
         opened = open_model(args.source)
+        if args.check_values:
+            for component in opened.components.values():
+                check_values(component.entries.values())
         files = write(opened, args.out, choices[args.dtype], report)
     except CheckpointError as error:
         show("", last=True)

@@ -7,6 +7,7 @@ import json
 import math
 import mmap
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -286,6 +287,24 @@ def test_what_is_refused_leaves_nothing(release: Path, tmp_path: Path) -> None:
         assert len(ran.stderr.strip().splitlines()) == 1
     assert taken.read_bytes() == b"mine"
     assert not list(tmp_path.glob("*.part")) + list(tmp_path.glob("a.*"))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_damaged_values_are_found_if_asked(release: Path, tmp_path: Path, value: float) -> None:
+    damaged, one = Path(shutil.copytree(release, tmp_path / "damaged")), tmp_path / "one.safetensors"
+    for file in damaged.glob("*.safetensors"):
+        tensors = load_file(file)
+        for key in tensors:
+            if key.endswith("double_blocks.0.img_attn.qkv.weight"):
+                tensors[key][1, 2] = value
+        save_file(tensors, file, metadata={"format": "pt"})
+    ran = convert(damaged, one, "--check-values")
+    assert ran.returncode == 1
+    words = r"img_attn\.qkv\.weight holds NaN or infinity, so the file is damaged; download it again\."
+    assert re.search(words, ran.stderr)
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert not one.exists()
+    converted(release, one, "--check-values")
 
 
 def test_the_names_of_parts_are_told() -> None:

@@ -17,6 +17,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from conftest import ROOT
 from mirror import Mirror, describe, serve
@@ -628,6 +630,23 @@ def test_the_script(mirror: Mirror, tmp_path: Path) -> None:
         assert ran.returncode == 1
         assert words in ran.stderr
         assert "Traceback" not in ran.stderr
+
+
+def test_the_script_checks_values_if_asked(mirror: Mirror, tmp_path: Path) -> None:
+    """What the mirror has may be damaged itself."""
+    command = [sys.executable, ROOT / "scripts" / "download.py", tmp_path / "here", "--repository", "owner/small"]
+
+    def checked() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*map(str, command), "--check-values"], capture_output=True, text=True, check=False)
+
+    assert checked().returncode == 0
+    tensors = load_file(mirror.folder / WEIGHTS)
+    tensors[next(name for name, tensor in tensors.items() if tensor.is_floating_point())].view(-1)[0] = torch.nan
+    save_file(tensors, mirror.folder / WEIGHTS, metadata={"format": "pt"})
+    ran = checked()
+    assert ran.returncode == 1
+    assert "holds NaN or infinity, so the file is damaged" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize(

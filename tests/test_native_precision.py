@@ -133,16 +133,7 @@ def test_eight_bits_take_little_at_full_size(comfyui: Path) -> None:
     assert size(layout.LANGUAGE) == pytest.approx((3.44, 2.03), abs=0.02)
 
 
-@pytest.mark.parametrize(
-    ("value", "name", "told"),
-    [
-        (float("inf"), "fp8_e4m3fn", r"img_attn\.qkv\.weight holds NaN or infinity, so the file is damaged"),
-        (1e5, "fp16", r"img_attn\.qkv\.weight holds values that float16 cannot; choose bf16 or fp32"),
-    ],
-)
-def test_values_that_do_not_fit_are_told(
-    comfyui: Path, release: Path, tmp_path: Path, value: float, name: str, told: str
-) -> None:
+def test_values_that_float16_cannot_hold_are_reported(comfyui: Path, release: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     from ovis_core.native.loading import load
@@ -155,10 +146,11 @@ def test_values_that_do_not_fit_are_told(
         tensors = load_file(file)
         for key in tensors:
             if key.endswith("double_blocks.0.img_attn.qkv.weight"):
-                tensors[key][1, 2] = value
+                tensors[key][1, 2] = 1e5
         save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=told):
-        load(open_model(damaged), PRECISIONS[name])
+    words = r"img_attn\.qkv\.weight holds values that float16 cannot; choose bf16 or fp32"
+    with pytest.raises(CheckpointError, match=words):
+        load(open_model(damaged), PRECISIONS["fp16"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])

@@ -198,21 +198,16 @@ def test_wrong_files_are_named(server: ComfyServer, info: dict[str, Any], saved:
     assert server.run(parts(text_to_image(info, seed=99)).prompt).error is None
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [("shape", r"vae\.safetensors: this VAE is not of SDXL's kind \(size mismatch"), ("NaN", r"holds NaN or infinity")],
-)
-def test_a_vae_that_cannot_be_used(
-    saved: dict[str, Path], comfyui: Path, tmp_path: Path, fault: str, words: str
-) -> None:
+def test_a_vae_that_cannot_be_used(saved: dict[str, Path], comfyui: Path, tmp_path: Path) -> None:
     from ovis_core.native.loading import load
     from ovis_core.weights.checkpoint import open_parts
     from ovis_core.weights.safetensors_file import CheckpointError
 
     name, file = "decoder.conv_out.weight", tmp_path / "vae.safetensors"
     tensors = load_file(saved["vae"])
-    tensors[name] = tensors[name][:2].contiguous() if fault == "shape" else tensors[name] * torch.nan
+    tensors[name] = tensors[name][:2].contiguous()
     save_file(tensors, file)
+    words = r"vae\.safetensors: this VAE is not of SDXL's kind \(size mismatch"
     with pytest.raises(CheckpointError, match=words) as caught:
         load(open_parts(saved["decoder"], saved["text"], file))
     assert len(str(caught.value).splitlines()) == 1

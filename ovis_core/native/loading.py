@@ -26,7 +26,7 @@ from .vae import build_vae
 def load(checkpoint: Checkpoint, precision: Precision = DEFAULT) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
     """Everything of a model, in the patchers of the running ComfyUI.
 
-    Raises `CheckpointError` for NaN or infinity, a dtype that no component has, and a VAE that is not of SDXL's kind;
+    Raises `CheckpointError` for a dtype that no component has, and a VAE that is not of SDXL's kind;
     ValueError for a precision that the device does not have.
     """
     # The VAE's shapes are checked when it is built, and it takes least time.

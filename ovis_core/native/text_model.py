@@ -206,7 +206,7 @@ class OvisTextModel(Multimodal):
         return self.generate_ids(sequence, max_new_tokens, sampling)[0]
 
     def load_sd(self, sd: Mapping[str, LazyTensor]) -> tuple[list[str], list[str]]:
-        """Loads weights with the release's names. Raises `CheckpointError` for NaN or infinity.
+        """Loads weights with the release's names.
 
         ComfyUI expects lists of missing and unexpected names; both are empty, because `checkpoint.py` has checked them.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,7 @@ class LazyTensor:
 
 
 class TensorReader:
-    """Reads tensors through memory maps of their files, and checks their values.
+    """Reads tensors through memory maps of their files.
 
     What was read of a map counts as the process's memory, so maps are made anew every `REMAP_EVERY` bytes.
 
@@ -93,7 +93,7 @@ class TensorReader:
         self._read = 0
 
     def __call__(self, entry: TensorEntry) -> Tensor:
-        """The tensor. Raises `CheckpointError` if it contains NaN or infinity."""
+        """The tensor."""
         if self._read > REMAP_EVERY and not self._keep_maps:
             self._maps.clear()
             self._read = 0
@@ -101,10 +101,6 @@ class TensorReader:
             self._maps[entry.file] = safe_open(entry.file, framework="pt")
         tensor = self._maps[entry.file].get_tensor(entry.name)
         self._read += tensor.nbytes
-        if not is_finite(tensor):
-            raise CheckpointError(
-                f"{entry.file}: tensor {entry.name} holds NaN or infinity, so the file is damaged; download it again."
-            )
         return tensor.clone() if self._copied else tensor
 
 
@@ -125,8 +121,18 @@ def lazy_tensors(
     return found
 
 
+def check_values(entries: Iterable[TensorEntry]) -> None:
+    """Reads these tensors. Raises `CheckpointError` for NaN or infinity."""
+    read = TensorReader()
+    for entry in entries:
+        if not is_finite(read(entry)):
+            raise CheckpointError(
+                f"{entry.file}: tensor {entry.name} holds NaN or infinity, so the file is damaged; download it again."
+            )
+
+
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor of weights contains neither NaN nor infinity; takes as long as reading it."""
+    """Whether a tensor of weights contains neither NaN nor infinity."""
     if tensor.dtype.itemsize == 1:
         # float8_e4m3fn has no infinity, and NaN in two forms.
         return tensor.dtype != torch.float8_e4m3fn or not bool(((tensor.view(torch.uint8) & 0x7F) == 0x7F).any())
