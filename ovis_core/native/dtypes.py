@@ -45,6 +45,7 @@ def choose_dtypes(kind: Kind, tensors: Mapping[str, LazyTensor], precision: Prec
     if kind == DECODER:
         device = model_management.get_torch_device()
         precision = for_device(precision, tensors, device)
+        precision = replace(precision, fast=precision.fast and model_management.supports_fp8_compute(device))
         return Dtypes(device, precision, *_decoder_dtypes(tensors, device, precision))
     device = model_management.text_encoder_device()
     # The language model's activations have outliers that 8 bits cannot represent.
