@@ -154,7 +154,7 @@ def questions(source: str) -> set[str]:
     """What a file asks of objects and modules that may be otherwise in another version.
 
     The attribute of a `hasattr`, or of a `getattr` with a default; the names in `INSPECT`; "import" if a failed import
-    of ComfyUI's, or an attribute that is missing, is caught; "version" for ComfyUI's.
+    of ComfyUI's, or an attribute that is missing, is caught; "comfyui_version" if that is imported.
     """
     found = set()
     for node in ast.walk(ast.parse(source)):
