@@ -6,6 +6,9 @@ other packs anything at all.
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
@@ -16,22 +19,30 @@ from ..ovis_core.native.text_model import OvisTextModel
 from ..ovis_core.sizes import LATENT_FACTOR
 from ..ovis_core.text.conversation import Conversation
 from ..ovis_core.weights.config import LATENT_CHANNELS, LATENT_SCALE
+from .schema import History
 
 FILES = ("model_name", "diffusion_model_name", "text_encoder_name", "vae_name")  # what is missing here says more
 
 
-def check(node: type[io.ComfyNode], **inputs: Any) -> None:
-    """Refuses inputs that do not fit what the node's schema says of them.
+def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    """Decorates a node's `execute`: raises ValueError for the first input that does not fit its entry in the schema.
 
-    The schema is the one that ComfyUI keeps: to define it anew would list files, and none of `FILES` is checked here.
+    Goes below `classmethod`. The names and defaults of the inputs are those of `execute`'s signature.
     """
-    for spec in (node.SCHEMA or node.GET_SCHEMA()).inputs:
-        value = inputs.get(spec.id)
-        if spec.id not in inputs or (value is None and spec.optional):
-            continue
-        for kind, need in NEEDS.items():
-            if isinstance(spec, kind):
-                need(spec, value)
+    signature = inspect.signature(execute)
+
+    @functools.wraps(execute)
+    def checking(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> io.NodeOutput:
+        bound = signature.bind(cls, *args, **inputs)
+        bound.apply_defaults()
+        values = {**bound.arguments, **bound.kwargs}
+        # The schema that ComfyUI keeps: defining it again would list files.
+        for spec in (cls.SCHEMA or cls.GET_SCHEMA()).inputs:
+            if values[spec.id] is not None or not spec.optional:
+                NEEDS[type(spec)](spec, values[spec.id])
+        return execute(cls, *args, **inputs)
+
+    return checking
 
 
 def _need_model(spec: Any, model: Any) -> None:
@@ -110,6 +121,18 @@ def _need_latent(spec: Any, latent: Any) -> None:
         )
 
 
+def _need_history(spec: Any, history: Any) -> None:
+    if not isinstance(history, Conversation):
+        raise ValueError(
+            f"{spec.id}: expected a conversation, got {type(history).__name__}; connect the history of another Ovis-U1 "
+            "Understand."
+        )
+
+
+def _need_nothing(spec: Any, value: Any) -> None:
+    """Every value is true or false."""
+
+
 NEEDS = {
     io.Model.Input: _need_model,
     io.Clip.Input: _need_clip,
@@ -121,16 +144,9 @@ NEEDS = {
     io.Image.Input: _need_pictures,
     io.Conditioning.Input: _need_conditioning,
     io.Latent.Input: _need_latent,
+    io.Boolean.Input: _need_nothing,
+    History.Input: _need_history,
 }
-
-
-def need_history(history: Any) -> None:
-    """Raises ValueError for anything but a conversation or None."""
-    if not isinstance(history, Conversation | None):
-        raise ValueError(
-            f"history: expected a conversation, got {type(history).__name__}; connect the history of another Ovis-U1 "
-            "Understand."
-        )
 
 
 def need_size(**sides: int) -> None:

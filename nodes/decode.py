@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..ovis_core.native.vae import decode
-from .checks import check
+from .checks import checked
 from .schema import CATEGORY, found_by
 
 
@@ -22,11 +22,11 @@ class OvisU1Decode(io.ComfyNode):
             display_name="Ovis-U1 Decode",
             category=CATEGORY,
             description=(
-                "Decodes latents to images, tile by tile where memory is short. Where an edit has a mask, the source "
-                "comes out around it, as the VAE alone gives it back."
+                "Decodes latents to images, tile by tile if memory is short. Outside the mask of an edit the result is "
+                "the source image, encoded and decoded by the VAE."
             ),
             inputs=[
-                io.Latent.Input("samples", tooltip="From Ovis-U1 Sampler or any other."),
+                io.Latent.Input("samples", tooltip="From Ovis-U1 Sampler or any other sampler."),
                 io.Vae.Input("vae", tooltip="The VAE of Ovis-U1 Load Model, or any SDXL VAE."),
                 io.Boolean.Input(
                     "restore_size",
@@ -39,6 +39,6 @@ class OvisU1Decode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, samples: dict[str, Any], vae: Any, restore_size: bool = False) -> io.NodeOutput:
-        check(cls, samples=samples, vae=vae)
         return io.NodeOutput(decode(vae, samples, restore_size))

@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..ovis_core.native.fetching import fetch
 from ..ovis_core.weights.download import REPOSITORY
-from .checks import check
+from .checks import checked
 from .schema import CATEGORY, found_by
 
 
@@ -21,17 +21,19 @@ class OvisU1Download(io.ComfyNode):
             display_name="Ovis-U1 Download",
             category=CATEGORY,
             description=(
-                "Fetches the model's files (about 7 GB) into models/ovis_u1, and checks them. Runs only when you run "
-                "it; a stopped download resumes. Then press R and choose the model in Ovis-U1 Load Model."
+                "Downloads the model's files (about 7 GB) into models/ovis_u1 and checks them. Nothing is downloaded "
+                "until you run it; a stopped download resumes. Then press R and choose the model in Ovis-U1 Load Model."
             ),
             is_output_node=True,
             inputs=[
                 io.String.Input(
-                    "repository", default=REPOSITORY, tooltip="On the Hugging Face hub, or the mirror in HF_ENDPOINT."
+                    "repository",
+                    default=REPOSITORY,
+                    tooltip="Repository on the Hugging Face Hub, or on the mirror set in HF_ENDPOINT.",
                 ),
                 io.String.Input("revision", default="main", tooltip="Branch, tag or commit.", optional=True),
             ],
-            outputs=[io.String.Output("folder", display_name="folder", tooltip="Where the model is now.")],
+            outputs=[io.String.Output("folder", display_name="folder", tooltip="The folder that holds the model.")],
         )
 
     @classmethod
@@ -40,7 +42,7 @@ class OvisU1Download(io.ComfyNode):
         return float("nan")
 
     @classmethod
+    @checked
     def execute(cls, repository: str, revision: str = "main") -> io.NodeOutput:
-        check(cls, repository=repository, revision=revision)
         folder = str(fetch(repository, revision))
         return io.NodeOutput(folder, ui=ui.PreviewText(f"{folder} is complete."))

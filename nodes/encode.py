@@ -10,7 +10,7 @@ import nodes
 
 from ..ovis_core.native import conditions
 from ..ovis_core.sizes import DEFAULT_BOUNDS, LATENT_FACTOR
-from .checks import check, need_size
+from .checks import checked, need_size
 from .schema import CATEGORY, found_by
 
 
@@ -35,7 +35,10 @@ class OvisU1TextEncode(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What to paint, in plain sentences. Taken literally: (word:1.2) and <tags> are just text.",
+                    tooltip=(
+                        "The image to make, described in plain sentences. The text is taken literally: (word:1.2) and "
+                        "<tags> have no special meaning."
+                    ),
                 ),
                 io.Int.Input("width", **side, tooltip="Width in pixels of the image to be made, a multiple of 16."),
                 io.Int.Input("height", **side, tooltip="Height in pixels of the image to be made, a multiple of 16."),
@@ -46,20 +49,19 @@ class OvisU1TextEncode(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip=(
-                        "What to stay away from. Empty: the model's own prompt without text, which it was trained "
-                        "to be guided against."
+                        "Content to avoid in the image. Empty: the model's own prompt without text, as in its training."
                     ),
                 ),
             ],
             outputs=[
-                io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt."),
+                io.Conditioning.Output("positive", display_name="positive", tooltip="Positive conditioning."),
                 io.Conditioning.Output("negative", display_name="negative", tooltip="Negative conditioning."),
             ],
         )
 
     @classmethod
+    @checked
     def execute(cls, clip: Any, prompt: str, width: int, height: int, negative_prompt: str = "") -> io.NodeOutput:
-        check(cls, clip=clip, prompt=prompt, width=width, height=height, negative_prompt=negative_prompt)
         need_size(width=width, height=height)
         return io.NodeOutput(*conditions.text_to_image(clip, prompt, negative_prompt, width, height))
 
@@ -83,7 +85,7 @@ class OvisU1EditEncode(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE of Ovis-U1 Load Model."),
                 io.Image.Input("image", tooltip="The image to edit, of any size, or a batch. Alpha is left out."),
                 io.String.Input(
-                    "prompt", multiline=True, dynamic_prompts=True, tooltip="What to change, as an instruction."
+                    "prompt", multiline=True, dynamic_prompts=True, tooltip="The change to make, as an instruction."
                 ),
                 io.String.Input(
                     "negative_prompt",
@@ -91,7 +93,7 @@ class OvisU1EditEncode(io.ComfyNode):
                     dynamic_prompts=True,
                     default="",
                     optional=True,
-                    tooltip="What to stay away from. Empty: the model's own prompt without an instruction.",
+                    tooltip="Content to avoid in the edit. Empty: the model's own prompt without an instruction.",
                 ),
                 io.Float.Input(
                     "megapixels",
@@ -101,8 +103,8 @@ class OvisU1EditEncode(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     tooltip=(
-                        "Largest size at which the edit is made, in units of 1024 x 1024 pixels. 0: the authors' rule, "
-                        "0.957. A larger image is scaled down; Ovis-U1 Decode can restore its size."
+                        "Largest size of the edit, in units of 1024 x 1024 pixels. 0: the authors' limit, 0.957. A "
+                        "larger image is scaled down; Ovis-U1 Decode can restore its size."
                     ),
                 ),
             ],
@@ -110,28 +112,29 @@ class OvisU1EditEncode(io.ComfyNode):
                 io.Conditioning.Output(
                     "positive",
                     display_name="positive",
-                    tooltip="The instruction, with the image as reference latent. The model was trained on one.",
+                    tooltip="The instruction, with the image as reference latent.",
                 ),
                 io.Conditioning.Output(
                     "image_only", display_name="image_only", tooltip="The image as reference, without the instruction."
                 ),
-                io.Conditioning.Output("negative", display_name="negative", tooltip="Neither image nor instruction."),
+                io.Conditioning.Output(
+                    "negative", display_name="negative", tooltip="Negative conditioning, without image and instruction."
+                ),
                 io.Latent.Output(
                     "latent",
                     display_name="latent",
                     tooltip=(
-                        "The image encoded at the edit's size, for denoise below 1 and for masks. It remembers the "
-                        "image's own size for restore_size."
+                        "The image encoded at the edit's size, for denoise below 1 and for masks. It keeps "
+                        "the size of the source image for restore_size."
                     ),
                 ),
             ],
         )
 
     @classmethod
+    @checked
     def execute(
         cls, clip: Any, vae: Any, image: Any, prompt: str, negative_prompt: str = "", megapixels: float = 0.0
     ) -> io.NodeOutput:
-        texts = {"prompt": prompt, "negative_prompt": negative_prompt}
-        check(cls, clip=clip, vae=vae, image=image, megapixels=megapixels, **texts)
         limit = round(megapixels * 1024 * 1024) or DEFAULT_BOUNDS[1]
         return io.NodeOutput(*conditions.edit(clip, vae, image, prompt, negative_prompt, limit))

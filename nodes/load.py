@@ -10,7 +10,7 @@ from ..ovis_core.native import catalogue, folders
 from ..ovis_core.native.loading import load
 from ..ovis_core.weights.checkpoint import open_parts
 from ..ovis_core.weights.precision import PRECISIONS
-from .checks import check
+from .checks import checked
 from .schema import CATEGORY, found_by
 
 WEIGHT_DTYPE = io.Combo.Input(
@@ -18,9 +18,9 @@ WEIGHT_DTYPE = io.Combo.Input(
     options=list(PRECISIONS),
     default="default",
     tooltip=(
-        "How the decoder's and the language model's weights are kept. default: as they are stored, or as this device "
-        "computes best. fp8: the large matrices in 8 bits, for half the memory and a little less precision; fast "
-        "multiplies in 8 bits too, on cards that can."
+        "Type of the decoder's and the language model's weights. default: as they are stored, or as this device "
+        "computes best. fp8: the large matrices in 8 bits, for half the memory and a little less precision; fast: the "
+        "decoder multiplies in 8 bits too, on GPUs that can."
     ),
 )
 OUTPUTS = [
@@ -47,7 +47,7 @@ class OvisU1Loader(io.ComfyNode):
             display_name="Ovis-U1 Load Model",
             category=CATEGORY,
             description=(
-                "Loads Ovis-U1 from a folder under models/ovis_u1. The outputs are ComfyUI's own types: any sampler, "
+                "Loads Ovis-U1 from a folder in models/ovis_u1. The outputs are ComfyUI's own types: any sampler, "
                 "LoRA, VAE or save node takes them."
             ),
             inputs=[
@@ -55,9 +55,9 @@ class OvisU1Loader(io.ComfyNode):
                     "model_name",
                     options=catalogue.names(),
                     tooltip=(
-                        "Folder of the release (config.json, safetensors files) under models/ovis_u1, for example "
-                        "models/ovis_u1/Ovis-U1-3B, or one file that core's CheckpointSave wrote, under "
-                        "models/checkpoints. Press R after adding one."
+                        "Folder of the release (config.json, safetensors files) in models/ovis_u1, for example "
+                        "models/ovis_u1/Ovis-U1-3B, or one file written by Save Checkpoint, in models/checkpoints. "
+                        "Press R after adding one."
                     ),
                 ),
                 WEIGHT_DTYPE,
@@ -77,8 +77,8 @@ class OvisU1Loader(io.ComfyNode):
         return catalogue.fingerprint(model_name)
 
     @classmethod
+    @checked
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
-        check(cls, weight_dtype=weight_dtype)
         return io.NodeOutput(*load(catalogue.open_named(model_name), PRECISIONS[weight_dtype]))
 
 
@@ -93,8 +93,8 @@ class OvisU1LoadParts(io.ComfyNode):
             display_name="Ovis-U1 Load Parts",
             category=CATEGORY,
             description=(
-                "Loads an Ovis-U1 from separate files, so that a finetuned part or another VAE of SDXL's kind can be "
-                "used. They are what core's ModelSave, CLIPSave and VAESave write, or files that hold more than that."
+                "Loads Ovis-U1 from separate files, so that a finetuned part or another VAE of SDXL's kind can be "
+                "used. Takes files written by ModelSave, CLIPSave and VAESave, and files that hold other parts too."
             ),
             inputs=[
                 *(
@@ -117,10 +117,10 @@ class OvisU1LoadParts(io.ComfyNode):
         return folders.fingerprint(*cls._paths(*names))
 
     @classmethod
+    @checked
     def execute(
         cls, diffusion_model_name: str, text_encoder_name: str, vae_name: str, weight_dtype: str
     ) -> io.NodeOutput:
-        check(cls, weight_dtype=weight_dtype)
         paths = cls._paths(diffusion_model_name, text_encoder_name, vae_name)
         return io.NodeOutput(*load(open_parts(*paths), PRECISIONS[weight_dtype]))
 

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..ovis_core.native.refining import refine
-from .checks import check
+from .checks import checked
 from .schema import CATEGORY, found_by
 
 
@@ -27,7 +27,9 @@ class OvisU1Refine(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model, with the LoRAs you sample with."),
-                io.Conditioning.Input("conditioning", tooltip="From Ovis-U1 Text Encode or CLIP Text Encode."),
+                io.Conditioning.Input(
+                    "conditioning", tooltip="From Ovis-U1 Text Encode, Ovis-U1 Edit Encode or CLIP Text Encode."
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -39,6 +41,6 @@ class OvisU1Refine(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, conditioning: Any) -> io.NodeOutput:
-        check(cls, model=model, conditioning=conditioning)
         return io.NodeOutput(refine(model, conditioning))

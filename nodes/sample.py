@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..ovis_core.native.guider import OvisGuider
 from ..ovis_core.native.sampling import empty_latent, sample
 from ..ovis_core.native.sigmas import SCHEDULER, sigmas_for
-from .checks import check, need_image_latent
+from .checks import checked, need_image_latent
 from .schema import ADVANCED, CATEGORY, found_by
 
 STEPS = {"default": 50, "min": 1, "max": 10000, "tooltip": "Denoising steps. The model's authors use 50."}
@@ -40,8 +40,10 @@ IMG_CFG = {
     "tooltip": "How strongly to keep to the source image. Used only with image_only connected; the authors use 1.5.",
 }
 SHARE = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
+POSITIVE_TIP = "Positive conditioning, from Ovis-U1 Text Encode or Ovis-U1 Edit Encode."
 IMAGE_ONLY_TIP = (
-    "For edits: the condition with the source image and no text. Connected, it turns on the second guidance scale."
+    "For edits: the conditioning with the source image and no text. Connect it to use the second guidance scale, "
+    "img_cfg."
 )
 
 
@@ -55,7 +57,7 @@ class OvisU1Scheduler(io.ComfyNode):
             **found_by("sigmas", "schedule"),
             display_name="Ovis-U1 Scheduler",
             category=CATEGORY,
-            description="The model's own schedule: even times, shifted toward noise the more pixels the image has.",
+            description="The model's own schedule: even times, shifted further toward noise for larger images.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
                 io.Latent.Input("latent", tooltip="The latent that will be sampled; only its size is used."),
@@ -70,8 +72,8 @@ class OvisU1Scheduler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: Any, latent: dict[str, Any], steps: int, denoise: float) -> io.NodeOutput:
-        check(cls, model=model, latent=latent, steps=steps, denoise=denoise)
         latent = empty_latent(model, latent)
         need_image_latent(latent)
         return io.NodeOutput(sigmas_for(model, latent["samples"], steps, denoise))
@@ -93,8 +95,8 @@ class OvisU1Guider(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
-                io.Conditioning.Input("positive", tooltip="The prompt."),
-                io.Conditioning.Input("negative", tooltip="Negative conditioning."),
+                io.Conditioning.Input("positive", tooltip=POSITIVE_TIP),
+                io.Conditioning.Input("negative", tooltip="Negative conditioning, from the same node."),
                 io.Float.Input("txt_cfg", **TXT_CFG),
                 io.Conditioning.Input("image_only", optional=True, tooltip=IMAGE_ONLY_TIP),
                 io.Float.Input("img_cfg", optional=True, **IMG_CFG),
@@ -105,8 +107,8 @@ class OvisU1Guider(io.ComfyNode):
                     default=0.0,
                     optional=True,
                     tooltip=(
-                        "Guide from this share of the run on. Before it a step takes one pass of the decoder, by the "
-                        "prompt alone, instead of two, or three for edits."
+                        "Guidance starts at this fraction of the run. Before it, a step takes one pass of the decoder, "
+                        "with positive alone, instead of two, or three for edits."
                     ),
                 ),
                 io.Float.Input(
@@ -116,8 +118,8 @@ class OvisU1Guider(io.ComfyNode):
                     default=1.0,
                     optional=True,
                     tooltip=(
-                        "Guide up to this share of the run. After it a step takes one pass of the decoder: 0.8 saves a "
-                        "tenth of the passes of text to image."
+                        "Guidance ends at this fraction of the run. After it, a step takes one pass of the decoder: "
+                        "0.8 saves a tenth of the passes of text to image."
                     ),
                 ),
             ],
@@ -125,6 +127,7 @@ class OvisU1Guider(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,
@@ -137,7 +140,6 @@ class OvisU1Guider(io.ComfyNode):
         cfg_end: float = 1.0,
     ) -> io.NodeOutput:
         scales = {"txt_cfg": txt_cfg, "img_cfg": img_cfg, "cfg_start": cfg_start, "cfg_end": cfg_end}
-        check(cls, model=model, positive=positive, negative=negative, image_only=image_only, **scales)
         if cfg_start >= cfg_end:
             raise ValueError(f"cfg_start: {cfg_start} is not before cfg_end {cfg_end}; lower it, or raise cfg_end.")
         return io.NodeOutput(OvisGuider(model, positive, negative, image_only=image_only, **scales))
@@ -159,8 +161,8 @@ class OvisU1Sampler(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
-                io.Conditioning.Input("positive", tooltip="The prompt."),
-                io.Conditioning.Input("negative", tooltip="Negative conditioning."),
+                io.Conditioning.Input("positive", tooltip=POSITIVE_TIP),
+                io.Conditioning.Input("negative", tooltip="Negative conditioning, from the same node."),
                 io.Latent.Input("latent", tooltip="Empty Latent Image of the prompt's size, or an image's latent."),
                 io.Int.Input(
                     "seed",
@@ -168,7 +170,7 @@ class OvisU1Sampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="The noise that the image starts from.",
+                    tooltip="Seed of the noise that sampling starts from.",
                 ),
                 io.Int.Input("steps", **STEPS),
                 io.Float.Input("txt_cfg", **TXT_CFG),
@@ -183,8 +185,8 @@ class OvisU1Sampler(io.ComfyNode):
                     options=[SCHEDULER, *comfy.samplers.SCHEDULER_NAMES],
                     default=SCHEDULER,
                     tooltip=(
-                        "ovis_u1 is the model's own. ComfyUI's get the shift for the latent's size, or that of a "
-                        "ModelSamplingFlux which you put on the model."
+                        "ovis_u1 is the model's own. ComfyUI's schedulers get the shift for the latent's size, or that "
+                        "of a ModelSamplingFlux on the model."
                     ),
                 ),
                 io.Float.Input("denoise", **DENOISE),
@@ -195,6 +197,7 @@ class OvisU1Sampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: Any,
@@ -210,21 +213,6 @@ class OvisU1Sampler(io.ComfyNode):
         image_only: Any = None,
         img_cfg: float = IMG_CFG["default"],
     ) -> io.NodeOutput:
-        check(
-            cls,
-            model=model,
-            positive=positive,
-            negative=negative,
-            latent=latent,
-            seed=seed,
-            steps=steps,
-            txt_cfg=txt_cfg,
-            sampler_name=sampler_name,
-            scheduler=scheduler,
-            denoise=denoise,
-            image_only=image_only,
-            img_cfg=img_cfg,
-        )
         latent = empty_latent(model, latent)
         need_image_latent(latent)
         guider = OvisGuider(model, positive, negative, txt_cfg, image_only, img_cfg)

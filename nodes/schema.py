@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from comfy_api.latest import io
+
 from ..ovis_core.native import compat
 
 CATEGORY = "Ovis-U1"
+History = io.Custom("OVIS_U1_HISTORY")
 ADVANCED = compat.ADVANCED  # of an input
 found_by = compat.search_aliases  # of a schema

@@ -10,10 +10,9 @@ from ..ovis_core.native.compat import FIXED_SEED
 from ..ovis_core.native.tokens import MAX_FRAMES
 from ..ovis_core.native.understanding import judge, understand
 from ..ovis_core.text.decoding import GREEDY, Sampling
-from .checks import check, need_history
-from .schema import ADVANCED, CATEGORY, found_by
+from .checks import checked
+from .schema import ADVANCED, CATEGORY, History, found_by
 
-History = io.Custom("OVIS_U1_HISTORY")
 HISTORY_SLOT = 1
 PROMPT_SLOT = "{prompt}"
 DRAWN = Sampling()
@@ -30,8 +29,8 @@ class OvisU1Understand(io.ComfyNode):
             display_name="Ovis-U1 Understand",
             category=CATEGORY,
             description=(
-                "Answers questions about images, a video, or nothing but words. The text appears on the node while it "
-                "is generated. Connect history to another Ovis-U1 Understand to continue the conversation."
+                "Answers questions about images or a video, and questions without either. The text appears on the node "
+                "while it is generated. Connect history to another Ovis-U1 Understand to continue the conversation."
             ),
             is_output_node=True,
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
@@ -42,11 +41,11 @@ class OvisU1Understand(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="Describe this image.",
-                    tooltip="The question. Several images are Image 1, Image 2 and so on to the model.",
+                    tooltip="The question. Refer to several images as Image 1, Image 2 and so on.",
                 ),
                 io.Image.Input("image", optional=True, tooltip="One image, or a batch of several."),
                 io.Image.Input(
-                    "video", optional=True, tooltip="Frames as a batch, as Get Video Components gives them."
+                    "video", optional=True, tooltip="Frames as a batch, for example from Get Video Components."
                 ),
                 History.Input("history", optional=True, tooltip="The conversation that this question continues."),
                 io.Int.Input(
@@ -64,8 +63,8 @@ class OvisU1Understand(io.ComfyNode):
                     max=32768,
                     optional=True,
                     tooltip=(
-                        "The answer ends here at the latest. A token is about three quarters of a word. Room is kept "
-                        "for all of them, 0.11 MB each, so leave it near what you need."
+                        "Longest answer, in tokens. A token is about three quarters of a word. Memory is reserved for "
+                        "all of them, 0.11 MB each, so set it near what you need."
                     ),
                 ),
                 io.Boolean.Input(
@@ -79,8 +78,8 @@ class OvisU1Understand(io.ComfyNode):
                     default=False,
                     optional=True,
                     tooltip=(
-                        "Off: always the likeliest token; of the settings below only repetition_penalty has an effect. "
-                        "On: tokens are sampled."
+                        "Off: always the most likely token; of the settings below only repetition_penalty has an "
+                        "effect. On: tokens are sampled."
                     ),
                 ),
                 io.Float.Input(
@@ -91,7 +90,7 @@ class OvisU1Understand(io.ComfyNode):
                     max=2.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Over 1: more surprising words. Toward 0: the likeliest word.",
+                    tooltip="Above 1: less likely tokens are sampled more often. Toward 0: the most likely token.",
                 ),
                 io.Float.Input(
                     "top_p",
@@ -101,7 +100,7 @@ class OvisU1Understand(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Draw from the likeliest words that together have this probability. 1: from all.",
+                    tooltip="Sample from the most likely tokens that together have this probability. 1: from all.",
                 ),
                 io.Int.Input(
                     "top_k",
@@ -110,7 +109,7 @@ class OvisU1Understand(io.ComfyNode):
                     min=0,
                     max=1000,
                     optional=True,
-                    tooltip="Draw from this many of the likeliest words. 0: from all.",
+                    tooltip="Sample from this many of the most likely tokens. 0: from all.",
                 ),
                 io.Float.Input(
                     "min_p",
@@ -120,7 +119,10 @@ class OvisU1Understand(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Draw from words at least this many times as likely as the likeliest. 0: from all.",
+                    tooltip=(
+                        "Sample from tokens with at least this fraction of the most likely token's probability. 0: "
+                        "from all."
+                    ),
                 ),
                 io.Float.Input(
                     "repetition_penalty",
@@ -130,7 +132,7 @@ class OvisU1Understand(io.ComfyNode):
                     max=5.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Over 1: words of the answer so far become less likely. 1: no effect.",
+                    tooltip="Above 1: tokens that the answer already has become less likely. 1: no effect.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -148,12 +150,15 @@ class OvisU1Understand(io.ComfyNode):
                     "history_out", display_name="history", tooltip="The conversation with this question and answer."
                 ),
                 io.String.Output(
-                    "reasoning", display_name="reasoning", tooltip="What the model thought first, with thinking on."
+                    "reasoning",
+                    display_name="reasoning",
+                    tooltip="The model's reasoning before the answer, with thinking on.",
                 ),
             ],
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         clip: Any,
@@ -172,22 +177,6 @@ class OvisU1Understand(io.ComfyNode):
         repetition_penalty: float = DRAWN.repetition_penalty,
         seed: int = DRAWN.seed,
     ) -> io.NodeOutput:
-        check(
-            cls,
-            clip=clip,
-            prompt=prompt,
-            image=image,
-            video=video,
-            max_frames=max_frames,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        )
-        need_history(history)
         images, frames = (() if batch is None else batch for batch in (image, video))
         if len(images) and len(frames):
             raise ValueError("video: the model looks at images or at a video, not at both; disconnect image or video.")
@@ -258,8 +247,8 @@ class OvisU1Judge(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, clip: Any, images: Any, question: str, prompt: str) -> io.NodeOutput:
-        check(cls, clip=clip, images=images, question=question, prompt=prompt)
         if not prompt.strip() and PROMPT_SLOT in question:
             raise ValueError(
                 f"prompt: it is empty and the question has {PROMPT_SLOT}; write it, or change the question."

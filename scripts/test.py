@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 import workspace
 from console import guarded
@@ -34,8 +33,6 @@ def main() -> int:
     python = workspace.prepare_env(comfyui.path, tests=True)
     print(f"ComfyUI {comfyui.version}: {comfyui.where}")
     os.chdir(workspace.ROOT)
-    if not any(Path(argument.split("::")[0]).exists() for argument in theirs):
-        theirs.insert(0, "tests")
     # Isolated, or the checkout's root on sys.path would hide ComfyUI's modules of the same names.
     return workspace.hand_over(python, ["-I", "-m", "pytest", *theirs], {"COMFYUI_PATH": str(comfyui.path)})
 

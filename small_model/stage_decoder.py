@@ -2,14 +2,19 @@
 
 Scenes come in families of four: a scene, and the same with another colour, another shape, another ground. Each is a
 picture to be made from text, and the first and each other are an edit of one another.
+
+Velocity alone teaches slowly which word belongs to which pixel. Two losses beside it show that: the refiner's vector
+holds every attribute of the scene, and after half of the blocks each image token knows what its pixels show.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,18 +25,23 @@ import words
 import world
 from networks import Conditioner, after_picture, core, make_decoder, prompts
 from safetensors.torch import load_file, save_file
+from stage_eyes import COLOURS, KINDS, REGIONS, UNKNOWN
+from stage_language import ATTRIBUTES, attribute_loss, attributes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training import Muon, Run, average, cosine, load_module, set_rate
 
 FAMILIES = 1200
 PART = 50  # families in one file
+CAPTIONS = 3  # of each scene
 STEPS = 5000
 BATCH = 16
 RATE = 2.5e-3
 SHORT, FULL = (24, 32, 48), (300, 270)  # tokens of a condition; the full ones are for text to image and for edits
 FULL_SHARE = 0.9  # of the steps with short conditions
 DROPPED = 0.1  # share without the text, for guidance
+GUIDES = 0.05  # weight of the losses beside the velocity's
+SIDE, STEP = 8, world.SIDE // 8  # image tokens a side of a picture, and pixels a side of one
 SHIFT = core.schedule.shift_for(64)
 KINDS_OF_EDITS = tuple(words.EDITS)
 
@@ -39,14 +49,22 @@ KINDS_OF_EDITS = tuple(words.EDITS)
 # ---- data
 
 
-def family(rng: random.Random) -> tuple[list[world.Scene], list[str]]:
-    """A scene with three changes of it that training may show, and two captions of each scene."""
-    while True:
-        scene = world.make_scene(rng, False)
-        changed = [words.edit(scene, kind, rng)[1] for kind in KINDS_OF_EDITS]
+def families(part: int) -> list[list[world.Scene]]:
+    """The families of one file: a scene with three changes of it that training may show.
+
+    They do not depend on the phrasings, so that latents stay when words change.
+    """
+    made: list[list[world.Scene]] = []
+    for number in itertools.count():
+        scene = world.make_scene(random.Random(f"family {part} {number}"), False)
+        changed = [
+            words.edit(scene, kind, random.Random(f"family {part} {number} {kind}"))[1] for kind in KINDS_OF_EDITS
+        ]
         if not any(world.is_held_out(other) for other in changed):
-            scenes = [scene, *changed]
-            return scenes, [words.caption(one, rng) for one in scenes for _ in range(2)]
+            made.append([scene, *changed])
+        if len(made) == PART:
+            return made
+    raise AssertionError
 
 
 def edits(scenes: list[world.Scene], rng: random.Random) -> list[tuple[int, int, str]]:
@@ -63,8 +81,8 @@ def write_latents(folder: Path, worker: int = 0, workers: int = 1) -> None:
     """Latents of every family, by the trained VAE; in files, of which those that are there are kept."""
     vae = stage_vae.load(folder)
 
-    def make(families: list[tuple[list[world.Scene], list[str]]]) -> dict[str, Tensor]:
-        return {"latents": torch.cat([stage_vae.to_latents(vae, world.draw(scenes)) for scenes, _ in families])}
+    def make(part: int) -> dict[str, Tensor]:
+        return {"latents": torch.cat([stage_vae.to_latents(vae, world.draw(scenes)) for scenes in families(part)])}
 
     _write_parts(folder, "latents", make, worker, workers)
 
@@ -74,7 +92,7 @@ def write_conditions(folder: Path, worker: int = 0, workers: int = 1) -> None:
     """Conditions of every family, by the trained language model; in files as the latents."""
     conditioner = Conditioner(stage_language.load(folder))
     _, blank = blank_prefix(conditioner)
-    _write_parts(folder, "conditions", lambda families: _conditions(families, conditioner, blank), worker, workers)
+    _write_parts(folder, "conditions", lambda part: _conditions(part, conditioner, blank), worker, workers)
 
 
 def _write_parts(folder: Path, name: str, make: Callable[..., dict[str, Tensor]], worker: int, workers: int) -> None:
@@ -82,9 +100,7 @@ def _write_parts(folder: Path, name: str, make: Callable[..., dict[str, Tensor]]
         file = folder / "data" / f"{name}-{part:04}.safetensors"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            rng = random.Random(f"family {part}")
-            tensors = make([family(rng) for _ in range(PART)])
-            save_file({key: value.contiguous() for key, value in tensors.items()}, file.with_suffix(".new"))
+            save_file({key: value.contiguous() for key, value in make(part).items()}, file.with_suffix(".new"))
             file.with_suffix(".new").replace(file)
             print(f"{name}: part {part + 1} of {FAMILIES // PART}", flush=True)
 
@@ -95,10 +111,11 @@ def blank_prefix(conditioner: Conditioner) -> tuple[Tensor, list[tuple[Tensor, T
     return prefix[0], kept
 
 
-def _conditions(families: list, conditioner: Conditioner, blank: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    rng = random.Random(1)
+def _conditions(part: int, conditioner: Conditioner, blank: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    rng = random.Random(f"words {part}")
     prefixes, captions, instructions, plain, links = [], [], [], [], []
-    for begin, (scenes, texts) in enumerate(families):
+    for begin, scenes in enumerate(families(part)):
+        texts = [words.caption(scene, rng) for scene in scenes for _ in range(CAPTIONS)]
         rows = [after_picture(prompts.text_to_image(text)) for text in texts]
         captions += conditioner.text(rows, blank, [0] * len(rows))
         prefix, kept = conditioner.picture(world.draw(scenes))
@@ -126,6 +143,7 @@ class Data:
 
     def __init__(self, folder: Path) -> None:
         self.latents: list[Tensor] = []
+        self.scenes: list[world.Scene] = []
         self.prefixes: list[Tensor] = []
         self.captions: list[Tensor] = []
         self.instructions: list[Tensor] = []
@@ -134,6 +152,7 @@ class Data:
         for file in sorted((folder / "data").glob("latents-*.safetensors")):
             part, begin = load_file(file.with_name(file.name.replace("latents", "conditions"))), len(self.latents)
             self.latents += load_file(file)["latents"].unbind()
+            self.scenes += [scene for scenes in families(int(file.stem.split("-")[1])) for scene in scenes]
             self.prefixes += part["prefixes"].unbind()
             self.plain += part["plain"].unbind()
             self.captions += part["captions"].split(part["captions_lengths"].tolist())
@@ -155,25 +174,86 @@ def train(folder: Path, scale: float = 1.0) -> None:
     others = [w for w in decoder.parameters() if not any(w is matrix for matrix in matrices)]
     optimizers = [Muon(matrices, RATE), torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)]
     mean = copy.deepcopy(decoder).requires_grad_(False)
+    guides = Guides(decoder)
+    optimizers.append(torch.optim.AdamW(guides.parameters(), lr=RATE))
 
     def step(i: int, steps: int) -> dict[str, float]:
         set_rate(optimizers, RATE * cosine(i, steps, 40, hold=0.4))
         kind = ("text", "edit")[i % 2]
-        z, condition, reference = batches.make(kind, BATCH, i >= FULL_SHARE * steps)
-        t = times(len(z))
-        noise, at = torch.randn_like(z), t.view(-1, 1, 1, 1)
-        velocity = decoder((1 - at) * z + at * noise, t, *decoder.refine(condition), ref_latents=reference)
-        loss = F.mse_loss(velocity, noise - z)
+        batch = batches.make(kind, BATCH, i >= FULL_SHARE * steps)
+        t = times(len(batch.latents))
+        noise, at = torch.randn_like(batch.latents), t.view(-1, 1, 1, 1)
+        text, y = decoder.refine(batch.conditions)
+        noisy = (1 - at) * batch.latents + at * noise
+        velocity = decoder(noisy, t, text, y, ref_latents=batch.references)
+        loss = F.mse_loss(velocity, noise - batch.latents)
+        guided, right = guides.losses(y, text.shape[1], batch.scenes)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + GUIDES * guided).backward()
         nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
         average(mean, decoder, i)
-        return {kind: loss.item()}
+        return {kind: loss.item(), f"{kind} vector right": right[0].item(), f"{kind} tokens right": right[1].item()}
 
-    Run(folder, "decoder", {"model": mean, "trained": decoder}, optimizers).train(step, round(STEPS * scale))
+    modules = {"model": mean, "trained": decoder, "guides": guides.heads}
+    Run(folder, "decoder", modules, optimizers).train(step, round(STEPS * scale))
+
+
+class Guides:
+    """What the refiner's vector and the image tokens in the middle of the decoder know of the scene."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        width = decoder.config.hidden_size
+        self.heads = nn.ModuleDict(
+            {
+                "vector": nn.Linear(width, sum(ATTRIBUTES)),
+                "double": nn.Linear(width, sum(REGIONS)),
+                "single": nn.Linear(width, sum(REGIONS)),
+            }
+        )
+        self.outputs: list[Tensor] = []
+        decoder.double_blocks[-1].register_forward_hook(lambda _, __, out: self.outputs.append(out[0]))
+        decoder.single_blocks[1].register_forward_hook(lambda _, __, out: self.outputs.append(out))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Of the heads."""
+        return list(self.heads.parameters())
+
+    def losses(self, y: Tensor, text: int, scenes: list[world.Scene | None]) -> tuple[Tensor, list[Tensor]]:
+        """Loss, and shares right for the vector (B, hidden) and the image tokens; None stands for any scene."""
+        double, single = self.outputs
+        self.outputs.clear()
+        tokens = SIDE * SIDE
+        known = torch.tensor([[UNKNOWN] * len(ATTRIBUTES) if scene is None else attributes(scene) for scene in scenes])
+        vector, right = attribute_loss(self.heads["vector"](y), known, ATTRIBUTES)
+        shown = torch.stack([_shown(scene) for scene in scenes])
+        first, _ = attribute_loss(self.heads["double"](double[:, :tokens]), shown, REGIONS)
+        second, seen = attribute_loss(self.heads["single"](single[:, text : text + tokens]), shown, REGIONS)
+        return vector + first + second, [right, seen]
+
+
+def _shown(scene: world.Scene | None) -> Tensor:
+    """For each image token (tokens, 3): the kind of the shape in it (0: none), the colour in its middle, the ground."""
+    if scene is None:
+        return torch.full((SIDE * SIDE, len(REGIONS)), UNKNOWN)
+    ground = COLOURS.index(scene.background)
+    out = torch.tensor([0, ground, ground]).repeat(SIDE * SIDE, 1)
+    away = world.distance(scene.shape, SIDE, step=STEP).flatten()
+    out[away < STEP / 2, 0] = 1 + KINDS.index(scene.shape.kind)
+    out[away < 0, 1] = COLOURS.index(scene.shape.colour)
+    return out
+
+
+@dataclass
+class Batch:
+    """Latents (B, 4, 16, 16), conditions (B, T, 2 * hidden), references of edits, and what each shows if it is said."""
+
+    latents: Tensor
+    conditions: Tensor
+    references: tuple[Tensor, ...]
+    scenes: list[world.Scene | None]
 
 
 def times(count: int) -> Tensor:
@@ -194,31 +274,30 @@ class Batches:
         self.template = template_length()
         self.constant = torch.cat((self.blank, data.captions[0][: self.template].float()))
 
-    def make(self, kind: str, count: int, full: bool) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Latents (B, 4, 16, 16), conditions (B, T, 2 * hidden), and the references of edits."""
+    def make(self, kind: str, count: int, full: bool) -> Batch:
+        """A batch of text to image or of edits."""
         length = FULL[kind == "edit"] if full else random.choice(SHORT)
-        if kind == "text":
-            rows = [self._text(length) for _ in range(count)]
-            return torch.stack([z for z, _ in rows]), torch.stack([c for _, c in rows]), ()
-        drawn = [self._edit(length) for _ in range(count)]
-        z, c, reference = (torch.stack(column) for column in zip(*drawn, strict=True))
-        return z, c, (reference,)
+        draw = self._text if kind == "text" else self._edit
+        latents, conditions, references, scenes = zip(*(draw(length) for _ in range(count)), strict=True)
+        held = () if kind == "text" else (torch.stack(references),)
+        return Batch(torch.stack(latents), torch.stack(conditions), held, list(scenes))
 
-    def _text(self, length: int) -> tuple[Tensor, Tensor]:
+    def _text(self, length: int) -> tuple[Tensor, Tensor, None, world.Scene | None]:
         i = random.randrange(len(self.data.latents))
         z = self.data.latents[i]
         if random.random() < DROPPED:
-            return z, filled(self.without_text, self.blank, length)
-        caption = self.data.captions[2 * i + random.randrange(2)].float()
-        return z, filled(caption[self.template :], self.constant, length)
+            return z, filled(self.without_text, self.blank, length), None, None
+        caption = self.data.captions[CAPTIONS * i + random.randrange(CAPTIONS)].float()
+        return z, filled(caption[self.template :], self.constant, length), None, self.data.scenes[i]
 
-    def _edit(self, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _edit(self, length: int) -> tuple[Tensor, Tensor, Tensor, world.Scene | None]:
         data, i = self.data, random.randrange(len(self.data.links))
         before, after = data.links[i]
-        text = data.instructions[i]
+        text, scene = data.instructions[i], data.scenes[after]
         if random.random() < DROPPED:  # with the picture alone, any of its edits is as likely
-            text, after = data.plain[before], random.choice(data.targets[before])
-        return data.latents[after], filled(text.float(), data.prefixes[before].float(), length), data.latents[before]
+            text, after, scene = data.plain[before], random.choice(data.targets[before]), None
+        condition = filled(text.float(), data.prefixes[before].float(), length)
+        return data.latents[after], condition, data.latents[before], scene
 
 
 def filled(text: Tensor, others: Tensor, length: int) -> Tensor:

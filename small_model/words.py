@@ -8,24 +8,25 @@ from random import Random
 from world import COLOURS, COUNTS, KINDS, Scene, Shape, is_held_out
 
 # {o} the shape in words, {p} its place, {b} the ground's colour, {ab} the same with its article.
-CAPTIONS = (
+OPENINGS = ("", "a picture of ", "an image of ", "draw ", "the image shows ")
+BODIES = (
     "{o}{p} on {ab} background",
     "{o}{p}, {b} background",
     "{ab} background with {o}{p}",
     "{o}{p} with {ab} background",
-    "an image of {o}{p} on {b}",
-    "a picture of {o}{p} with {ab} background",
-    "{b} background, {o}{p}",
+    "{o}{p} on {b}",
     "{o} on {b}{p}",
-    "draw {o}{p} on {ab} background",
     "{o}{p}, the background is {b}",
-    "the image shows {o}{p} on {b}",
 )
 NEW_CAPTIONS = (
     "a picture of {o}{p} on {ab} background",
     "draw {ab} background with {o}{p}",
     "the image shows {o}{p}, {b} background",
     "an image of {o}{p}, the background is {b}",
+)
+CAPTIONS = (
+    "{b} background, {o}{p}",
+    *(opening + body for opening in OPENINGS for body in BODIES if opening + body not in NEW_CAPTIONS),
 )
 
 # {s} the shape, {n} the new shape with its article, {c} the new colour, {ac} the same with its article.

@@ -28,7 +28,6 @@ for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
     os.environ.pop(variable, None)
 
 ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = ROOT / "tests" / "golden"
 sys.path.insert(0, str(ROOT / "scripts"))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 sys.path.insert(0, str(ROOT / "tests"))
@@ -40,22 +39,8 @@ CORE = import_core()
 import make_checkpoint  # noqa: E402
 import workspace  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
-from features import training  # noqa: E402
-from page import browser, page, ready, rendering, shots  # noqa: E402, F401
-
-
-def comfyui_path() -> Path:
-    path = os.environ.get("COMFYUI_PATH")
-    if not path or not (Path(path) / "main.py").is_file():
-        pytest.fail("COMFYUI_PATH does not name a ComfyUI; run the tests with: python scripts/test.py", pytrace=False)
-    return Path(path)
-
-
-def close(actual: Tensor, expected: Tensor, limit: float = 5e-5) -> None:
-    """Both agree within `limit` of the largest expected value."""
-    assert actual.shape == expected.shape
-    error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max()
-    assert error <= limit, f"off by {error:.2e} of the largest value; the limit is {limit:.0e}"
+from features.training import write_dataset  # noqa: E402
+from helpers.paths import GOLDEN, comfyui_path  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -120,15 +105,6 @@ def qwen25_tokenizer() -> Path:
 
 
 @pytest.fixture(scope="session")
-def loaded(comfyui: Path, release: Path) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of the small model."""
-    from ovis_core.native.loading import load
-    from ovis_core.weights.checkpoint import open_model
-
-    return load(open_model(release))
-
-
-@pytest.fixture(scope="session")
 def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A running ComfyUI with the pack and the small model, in the folders where users keep models."""
     base = workspace.make_base(tmp_path_factory.mktemp("comfyui"), ROOT, comfyui_path())
@@ -142,8 +118,8 @@ def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     workspace.link_folder(release, elsewhere / "elsewhere")
     another = tmp_path_factory.mktemp("another")
     workspace.link_folder(release, another / "AIDC-AI" / "inside")
-    workspace.link_folder(ROOT / "tests" / "other_pack", base / "custom_nodes" / "other_pack")
-    training.write_dataset(base / "input")
+    workspace.link_folder(ROOT / "tests" / "helpers" / "other_pack", base / "custom_nodes" / "other_pack")
+    write_dataset(base / "input")
     paths = base / "extra_model_paths.yaml"
     paths.write_text(json.dumps({"other": {"ovis_u1": str(elsewhere), "ovis": str(another)}}), encoding="utf-8")
     args = ["--cpu", "--extra-model-paths-config", str(paths)]

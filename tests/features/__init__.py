@@ -1,1 +1,1 @@
-"""Rows of the table of core features, one file an area; `tests/test_features.py` runs them."""
+"""Rows of the table of core features, one file an area; `test_features.py` runs them."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from comfy_prompt import Result
 from comfy_server import ComfyServer
-from graphs import Graph, saved_latent
+from helpers.graphs import Graph, saved_latent
 
 WIDTH, HEIGHT, STEPS = 96, 64, 3
 PROMPT, OTHER = "a red fox in the snow", "a blue boat on a lake"

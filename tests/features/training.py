@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from graphs import saved_latent
+from helpers.graphs import saved_latent
 
 from .table import HEIGHT, PROMPT, WIDTH, Lab, apart, other, row
 

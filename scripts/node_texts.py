@@ -1,0 +1,207 @@
+"""Writes the page's English from the schemas of the nodes: locales/en, and the lists in the help pages.
+
+    python scripts/node_texts.py [--comfyui PATH] [--keep]
+
+A translation of a text that has changed is removed, and the page shows the English until there is a new one; --keep
+leaves translations in place, for a change of wording alone.
+
+Standard library only; what starts ComfyUI runs inside the environment that this makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import workspace
+from console import Ticker, guarded
+
+ROOT = workspace.ROOT
+LOCALES = ROOT / "locales"
+ENGLISH = LOCALES / "en" / "nodeDefs.json"
+OURS = "OvisU1"  # how the ids of our nodes begin
+MOST_CHOICES = 8  # that are listed; longer lists are ComfyUI's own
+CODE = re.compile(r"<\w+>|\{\w+\}|models/[\w./-]*\w|\w+\.json|\b[\w./-]*_[\w./-]*\w")
+
+Tree = dict[str, Any]
+Places = dict[tuple[str, ...], str]
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Write locales/en and the lists of the help pages from the nodes.")
+    parser.add_argument("--comfyui", metavar="PATH", help="the ComfyUI to ask, or 'registry' for the pinned copy")
+    parser.add_argument("--keep", action="store_true", help="keep translations of what has changed")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.inside:
+        write(ask(Path(args.comfyui)), args.keep)
+        return 0
+    workspace.check_python()
+    comfyui = workspace.find_comfyui(args.comfyui, registry_only=True)
+    python = workspace.prepare_env(comfyui.path)
+    command = [str(Path(__file__)), "--inside", "--comfyui", str(comfyui.path), *(["--keep"] if args.keep else [])]
+    return workspace.hand_over(python, command)
+
+
+def ask(comfyui: Path) -> Tree:
+    """ComfyUI's description of its nodes, by their ids."""
+    from comfy_server import ComfyServer
+
+    with tempfile.TemporaryDirectory() as folder, Ticker("asking ComfyUI"):
+        base = workspace.make_base(Path(folder), ROOT, comfyui)
+        with ComfyServer(comfyui, base, ["--cpu"]) as server:
+            return server.object_info()
+
+
+def write(info: Mapping[str, Any], keep: bool) -> None:
+    """Writes what differs, and prints its name."""
+    old = leaves(json.loads(ENGLISH.read_text(encoding="utf-8")))
+    new = leaves(english(info))
+    made = texts(info)
+    for file in sorted(LOCALES.glob("*/nodeDefs.json")):
+        if file != ENGLISH:
+            found = leaves(json.loads(file.read_text(encoding="utf-8")))
+            made[file] = as_json(tree(current(found, new if keep else old, new)))
+    for file, text in made.items():
+        if file.read_text(encoding="utf-8") != text:
+            file.write_text(text, encoding="utf-8", newline="\n")
+            print(file.relative_to(ROOT))
+
+
+def texts(info: Mapping[str, Any]) -> dict[Path, str]:
+    """Every file that is made from the schemas, and what it holds."""
+    made = {ENGLISH: as_json(english(info))}
+    for name, node in nodes(info).items():
+        file = ROOT / "web" / "docs" / f"{name}.md"
+        made[file] = with_lists(file.read_text(encoding="utf-8"), node, titles(info))
+    return made
+
+
+def nodes(info: Mapping[str, Any]) -> Tree:
+    """Ours among them."""
+    return {name: node for name, node in info.items() if name.startswith(OURS)}
+
+
+def titles(info: Mapping[str, Any]) -> list[str]:
+    """The names that our nodes have on the page."""
+    return [node["display_name"] for node in nodes(info).values()]
+
+
+def inputs_of(node: Mapping[str, Any]) -> Iterable[tuple[str, Any, dict[str, Any], bool]]:
+    """Each input's id, type or list of choices, options, and whether it is optional."""
+    for group in ("required", "optional"):
+        for name, (kind, options) in node["input"].get(group, {}).items():
+            yield name, kind, options, group == "optional"
+
+
+def english(info: Mapping[str, Any]) -> Tree:
+    """The nodes' own texts in the form of a locale: keys have no dots, and braces are escaped."""
+    found: Tree = {}
+    for name, node in nodes(info).items():
+        outputs = zip(node["output_name"], node["output_tooltips"], strict=True)
+        found[name] = {
+            "display_name": node["display_name"],
+            "description": escaped(node["description"]),
+            "inputs": {
+                key.replace(".", "_"): {"name": key, "tooltip": escaped(options["tooltip"])}
+                for key, _, options, _ in inputs_of(node)
+            },
+            "outputs": {
+                str(slot): {"name": called, "tooltip": escaped(tooltip)}
+                for slot, (called, tooltip) in enumerate(outputs)
+            },
+        }
+    return found
+
+
+def escaped(text: str) -> str:
+    """As the page reads it back: without escapes it would fill in what stands in braces."""
+    return re.sub(r"[{}]", r"{'\g<0>'}", text)
+
+
+def with_lists(page: str, node: Mapping[str, Any], names: Iterable[str]) -> str:
+    """A help page with the lists below its headings Inputs and Outputs made anew; other text stays."""
+    inputs = [
+        line(name, facts(kind, options, optional), options["tooltip"], names)
+        for name, kind, options, optional in inputs_of(node)
+    ]
+    rows = zip(node["output_name"], node["output"], node["output_is_list"], node["output_tooltips"], strict=True)
+    outputs = [line(name, f"list of {kind}" if many else kind, tip, names) for name, kind, many, tip in rows]
+    for heading, lines in (("Inputs", inputs), ("Outputs", outputs)):
+        page, count = re.subn(
+            rf"(?m)^(## {heading}\n\n)(?:- .*\n)*", lambda found, lines=lines: found[1] + "".join(lines), page
+        )
+        if count != 1:
+            raise ValueError(f"{page.splitlines()[0]}: expected one heading '## {heading}', found {count}")
+    return page
+
+
+def line(name: str, what: str, tooltip: str, names: Iterable[str]) -> str:
+    """One entry of a list, in Markdown: ids and paths as code, our nodes' names in italics."""
+    text = CODE.sub(r"`\g<0>`", tooltip)
+    text = re.sub("|".join(sorted(map(re.escape, names), key=len, reverse=True)), r"*\g<0>*", text)
+    return f"- `{name}` ({what}): {text}\n"
+
+
+def facts(kind: Any, options: Mapping[str, Any], optional: bool) -> str:
+    """Type, range, default, and whether it is optional."""
+    choices = kind if isinstance(kind, list) else options.get("options", [])
+    default = options.get("default")
+    found = "choice" if isinstance(kind, list) or kind == "COMBO" else kind
+    if choices and default is not None and len(choices) <= MOST_CHOICES:
+        found += ": " + ", ".join(f"`{choice}`" for choice in choices)
+    if "min" in options:
+        found += f", {number(options['min'])} to {number(options['max'])}"
+        if options.get("step", 1) != 1:
+            found += f", step {number(options['step'])}"
+    if isinstance(default, bool):
+        found += f"; default {'on' if default else 'off'}"
+    elif isinstance(default, str):
+        found += f"; default `{default}`" if default else "; default empty"
+    elif default is not None:
+        found += f"; default {number(default)}"
+    return found + ("; optional" if optional else "")
+
+
+def number(value: float) -> str:
+    """Without a fraction of zeros."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def current(found: Places, old: Places, new: Places) -> Places:
+    """Of a language's texts, those whose English is still the same."""
+    return {place: found[place] for place in new if place in found and old.get(place) == new[place]}
+
+
+def leaves(branch: Any, path: tuple[str, ...] = ()) -> Places:
+    """A locale's texts by their keys."""
+    if isinstance(branch, dict):
+        return {place: text for key, value in branch.items() for place, text in leaves(value, (*path, key)).items()}
+    return {path: branch}
+
+
+def tree(found: Places) -> Tree:
+    """The opposite of `leaves`."""
+    root: Tree = {}
+    for (*path, last), text in found.items():
+        branch = root
+        for key in path:
+            branch = branch.setdefault(key, {})
+        branch[last] = text
+    return root
+
+
+def as_json(content: Tree) -> str:
+    """As the files of locales are written."""
+    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,333 @@
+"""benchmarks/evaluate.py from end to end: real commands on the small model, also where something is killed or full."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image
+
+from helpers import benchmark_data
+from helpers.benchmark_data import TWINS
+from helpers.paths import ROOT, comfyui_path
+
+FAILED = 3
+TIMEOUT = 300
+SMALL = {
+    "geneval": ("--size", "64x80", "--steps", "1"),
+    "dpg": ("--size", "64x80", "--steps", "1"),
+    "imgedit": ("--steps", "1"),
+    "gedit": ("--steps", "1"),
+    "vqa": ("--max-new-tokens", "4"),
+    "jobs": ("--steps", "1"),
+}
+MADE = {
+    "geneval": [
+        f"images/{prompt}/{file}"
+        for prompt in ("00000", "00001")
+        for file in ("metadata.jsonl", *(f"samples/{sample:05d}.png" for sample in range(4)))
+    ],
+    "dpg": ["images/0.png", "images/COCOval2014000000012.png", "images/partiprompts9.png"],
+    "imgedit": ["images/1082.png", "images/673.png"],
+    "gedit": [
+        f"ovis-u1/fullset/{name}{end}.png"
+        for name in ("color_alter/en/a1", "ps_human/en/b2")
+        for end in ("", "_SRCIMG")
+    ],
+    "vqa": [],
+    "jobs": [
+        f"images/{name}.png"
+        for name in (*(f"{i:05d}" for i in range(8)), *(f"three_0{i}" for i in range(3)), *TWINS[:4])
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The made-up data of each benchmark."""
+    pytest.importorskip("pyarrow", reason="GEdit-Bench is published as parquet")
+    folder = tmp_path_factory.mktemp("data")
+    return {name: getattr(benchmark_data, name)(folder / name) for name in SMALL}
+
+
+@pytest.fixture(scope="module")
+def command(release: Path, data: dict[str, Path]) -> Callable[..., list[str]]:
+    """The command line of a benchmark, with few steps of small images."""
+
+    def line(name: str, out: Path, *options: str) -> list[str]:
+        script = [sys.executable, str(ROOT / "benchmarks" / "evaluate.py"), name, "--comfyui", str(comfyui_path())]
+        where = ["--model", str(release), "--data", str(data[name]), "--out", str(out)]
+        return [*script, *where, "--cpu", *SMALL[name], *options]
+
+    return line
+
+
+@pytest.fixture(scope="module")
+def alone(command: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a benchmark that one worker ran without a break."""
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            out = tmp_path_factory.mktemp("alone") / name
+            run(command(name, out), FAILED if name == "jobs" else 0)
+            made[name] = out
+        return made[name]
+
+    return folder
+
+
+def run(line: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def start(line: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    file = out / "results.jsonl"
+    return [json.loads(line) for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def wait_for_lines(out: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not (out / "results.jsonl").is_file() or len(lines(out)) < count:
+        assert process.poll() is None, "it ended before it was to be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """What scorers read."""
+    kept = [path for folder in ("images", "ovis-u1") for path in (out / folder).rglob("*") if path.is_file()]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in kept}
+
+
+def said(out: Path) -> dict[str, Any]:
+    """What was answered by id; each only once."""
+    found = lines(out)
+    results = {line["id"]: {key: line.get(key) for key in ("answer", "chances", "seeds", "error")} for line in found}
+    assert len(results) == len(found)
+    return results
+
+
+def same(out: Path, other: Path) -> None:
+    assert files(out) == files(other)
+    assert said(out) == said(other)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_one_worker_makes_the_official_layout(alone: Callable[[str], Path], name: str) -> None:
+    out = alone(name)
+    assert sorted(files(out)) == sorted(MADE[name])
+    assert "<img src=" in (out / "index.html").read_text(encoding="utf-8")
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert summary["failed"] == (3 if name == "jobs" else 0)
+
+
+# Readers and layouts are the driver's, so two benchmarks stand for all: jobs has every task.
+@pytest.mark.parametrize("name", ["geneval", "jobs"])
+def test_two_workers_make_the_same(alone: Callable[[str], Path], command: Any, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("ray", reason="several workers need Ray")
+    out = tmp_path / name
+    process = start(command(name, out, "--workers", "2"))
+    if name == "jobs":
+        # In the middle of it a worker is killed.
+        wait_for_lines(out, 3, process)
+        workers = [child for child in psutil.Process(process.pid).children(recursive=True) if is_worker(child)]
+        assert len(workers) == 2
+        workers[0].kill()
+    assert process.wait(TIMEOUT) == (FAILED if name == "jobs" else 0)
+    same(out, alone(name))
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return any(name.startswith("ray::RemoteWor") for name in (process.name(), *process.cmdline()[:1]))
+    except psutil.Error:
+        return False
+
+
+def test_images_are_what_scorers_expect(alone: Callable[[str], Path]) -> None:
+    size = {name: Image.open(alone(name) / MADE[name][-1]).size for name in ("geneval", "dpg", "imgedit")}
+    assert size == {"geneval": (64, 80), "dpg": (128, 160), "imgedit": benchmark_data.SIDES}
+    edited, source = (Image.open(alone("gedit") / name).size for name in MADE["gedit"][:2])
+    assert (edited, source) == (benchmark_data.SIDES, (32, 40))
+    sheet = Image.open(alone("dpg") / MADE["dpg"][0])
+    quarters = [sheet.crop((x, y, x + 64, y + 80)).tobytes() for y in (0, 80) for x in (0, 64)]
+    assert len(set(quarters)) == 4
+    metadata = (alone("geneval") / MADE["geneval"][0]).read_text(encoding="utf-8")
+    assert json.loads(metadata) == {
+        "tag": "counting",
+        "include": [{"class": "cow", "count": 1}],
+        "prompt": "a photo of a cow",
+    }
+
+
+def test_answers_are_kept_as_vlmevalkit_keeps_them(alone: Callable[[str], Path]) -> None:
+    out = alone("vqa")
+    with (out / "predictions.tsv").open(encoding="utf-8", newline="") as source:
+        rows = list(csv.DictReader(source, delimiter="\t"))
+    assert [row["index"] for row in rows] == ["7", "1000007", "8"]
+    assert {"index", "question", "answer", "prediction"} <= rows[0].keys()
+    assert "image" not in rows[0]
+    assert {row["prediction"] for row in rows[:2]} <= {"A", "B"}
+    assert rows[2]["prediction"]
+    chances = said(out)["7"]["chances"]
+    assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
+    assert rows[0]["prediction"] == max(chances, key=chances.__getitem__)
+    assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["questions"] == 2
+
+
+def test_what_fails_is_written_down(alone: Callable[[str], Path], data: dict[str, Path]) -> None:
+    results = said(alone("jobs"))
+    half = f"{data['jobs']}, line 21"
+    assert [name for name, result in results.items() if result["error"]] == [half, "broken", "missing"]
+    assert "half a character" in results[half]["error"]
+    assert "image" in results["broken"]["error"]
+    assert "nowhere.png" in results["missing"]["error"]
+    assert results["three"]["seeds"] == [5, 6, 7]
+
+
+def test_what_is_asked_twice_is_answered_twice(alone: Callable[[str], Path]) -> None:
+    """One after the other on one worker, whose ComfyUI has the first in its cache."""
+    results, images = said(alone("jobs")), files(alone("jobs"))
+    for first, second in zip(TWINS[::2], TWINS[1::2], strict=True):
+        pictures = [images.get(f"images/{name}.png") for name in (first, second)]
+        assert pictures[0] == pictures[1]
+        assert results[first] == results[second]
+        assert pictures[0] or results[first]["answer"]
+
+
+def test_a_run_that_was_killed_goes_on(alone: Callable[[str], Path], command: Any, tmp_path: Path) -> None:
+    out = tmp_path / "jobs"
+    process = start(command("jobs", out))
+    wait_for_lines(out, 4, process)
+    psutil.Process(process.pid).suspend()
+    # Nobody else may write there meanwhile.
+    assert "another run is writing" in run(command("jobs", out), 1).stderr
+    process.kill()
+    process.wait()
+    assert len(lines(out)) < len(lines(alone("jobs"))), "it had come to its end"
+    before = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*.png")}
+    kept = {name for line in lines(out) for name in line.get("files", ())}
+    # As where the power went: a line half written.
+    with (out / "results.jsonl").open("ab") as log:
+        log.write(b'{"id": "0000')
+    run(command("jobs", out), FAILED)
+    same(out, alone("jobs"))
+    assert all(path.stat().st_mtime_ns == t for path, t in before.items() if path.relative_to(out).as_posix() in kept)
+    # Nothing is left to do, and a run of other settings does not get in.
+    run(command("jobs", out), FAILED)
+    assert "made_now" not in json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert "seed is 1 and was 0" in run(command("jobs", out, "--seed", "1"), 1).stderr
+
+
+def test_what_was_mended_or_damaged_is_made(command: Any, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"thing {i}", "size": "64x64"} for i in range(2)]
+    asked = command("jobs", tmp_path / "out")
+    asked[asked.index("--data") + 1] = str(tmp_path / "jobs.jsonl")
+    images = [tmp_path / "out" / "images" / f"{i:05d}.png" for i in range(3)]
+    benchmark_data.write_lines(tmp_path / "jobs.jsonl", [*rows, {"prompt": "thing 2", "size": 64}])
+    assert "jobs.jsonl, line 3: size '64' is not" in run(asked, FAILED).stderr
+    first, kept = images[0].read_bytes(), images[1].stat().st_mtime_ns
+    images[0].write_bytes(first[:100])
+    rows.append({"prompt": "thing 2", "size": "64x64"})
+    benchmark_data.write_lines(tmp_path / "jobs.jsonl", rows)
+    run(asked)
+    assert images[0].read_bytes() == first
+    assert images[1].stat().st_mtime_ns == kept
+    assert images[2].is_file()
+    # What more was made than is asked for now is nobody's fault.
+    run([*asked, "--limit", "1"])
+    assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["records"] == 1
+    benchmark_data.write_lines(tmp_path / "jobs.jsonl", [{**rows[0], "prompt": "another"}, *rows[1:]])
+    assert "record '00000' is not what it was" in run(asked, 1).stderr
+    benchmark_data.write_lines(tmp_path / "jobs.jsonl", rows[:1])
+    assert "holds record '00001', which --data has not" in run(asked, 1).stderr
+
+
+def test_a_picture_that_changed_is_noticed(
+    alone: Callable[[str], Path], command: Any, data: dict[str, Path], tmp_path: Path
+) -> None:
+    out = shutil.copytree(alone("imgedit"), tmp_path / "out")
+    moved = shutil.copytree(data["imgedit"], tmp_path / "data")
+    asked = command("imgedit", out)
+    asked[asked.index("--data") + 1] = str(moved)
+    run(asked)
+    (moved / "images" / "style" / "blue.png").write_bytes(benchmark_data.picture("green"))
+    said = run(asked, 1).stderr
+    assert "record '673' is not what it was" in said
+    assert "blue.png" in said
+
+
+def test_where_the_summary_cannot_go_is_told_first(command: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "--json: " in run(command("dpg", out, "--json", str(tmp_path / "none" / "x.json")), 1).stderr
+    assert not out.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_a_full_disk_loses_nothing(alone: Callable[[str], Path], command: Any, tmp_path: Path) -> None:
+    out = tmp_path / "dpg"
+    out.mkdir()
+    shutil.copy(alone("dpg") / "run.json", out)
+    (out / ".partial").symlink_to("/dev/full")
+    assert "the disk is full" in run(command("dpg", out), 1).stderr
+    assert lines(out) == []
+    run(command("dpg", out))
+    same(out, alone("dpg"))
+
+
+def test_scheduling_takes_little(alone: Callable[[str], Path]) -> None:
+    summary = json.loads((alone("jobs") / "summary.json").read_text(encoding="utf-8"))
+    assert summary["records_a_second"] > 0
+    assert summary["scheduling_ms"] < 20
+
+
+def test_many_failures_in_a_row_end_it(command: Any, tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs.jsonl"
+    line = {"task": "question", "prompt": "What is this?", "image": "nowhere.png"}
+    jobs.write_text(f"{json.dumps(line)}\n" * 30, encoding="utf-8")
+    asked = command("jobs", tmp_path / "out")
+    asked[asked.index("--data") + 1] = str(jobs)
+    assert "25 records in a row failed, the last: its image cannot be read" in run(asked, 1).stderr
+    assert len(lines(tmp_path / "out")) == 25
+
+
+def test_shapes_are_made_from_seeds_and_scored_here(release: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shapes"
+    line = [sys.executable, str(ROOT / "benchmarks" / "evaluate.py"), "shapes", "--comfyui", str(comfyui_path())]
+    line += ["--model", str(release), "--out", str(out), "--cpu", "--steps", "1", "--max-new-tokens", "2"]
+    printed = run([*line, "--limit", "1"]).stdout
+    tasks = ["paint", "edit", "masked", "ask", "describe", "judge", "chat"]
+    assert [result["id"] for result in lines(out)] == [f"{task}/000" for task in tasks]
+    assert set(files(out)) == {f"images/{task}/000.png" for task in tasks[:3]}
+    scored = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    assert list(scored["by_task"]) == tasks
+    assert all(share["cases"] == 1 for share in scored["by_task"].values())
+    assert scored["by_task"]["paint"]["right"] == 0  # of random weights
+    assert re.search(r"^text to image +0\.0% of 1$", printed, re.MULTILINE)
+    assert "wrong: " in (out / "index.html").read_text(encoding="utf-8")
+
+    before = files(out)
+    run([*line, "--limit", "2"])
+    assert len(lines(out)) == 2 * len(tasks)
+    assert files(out).items() > before.items()
+    for wrong in (["geneval", *line[3:]], [*line[2:], "--data", str(tmp_path)]):
+        refused = subprocess.run([*line[:2], *wrong], capture_output=True, text=True, check=False)
+        assert refused.returncode == 2
+        assert "--data: " in refused.stderr

@@ -1,0 +1,26 @@
+"""What a source file imports."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from .paths import ROOT
+
+
+def imported(file: Path) -> set[str]:
+    """Modules that a file imports when it is loaded, or later: those of ovis_core from its root on."""
+    found = set()
+    package = file.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *((node.module,) if node.module else ())))
+            found |= {f"{module}.{alias.name}" for alias in node.names} | {module}
+    return found
+
+
+def roots(file: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(file)}

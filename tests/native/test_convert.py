@@ -1,0 +1,344 @@
+"""Conversion to one file and to parts."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import make_checkpoint
+from helpers.headers import header, misplaced
+from helpers.paths import ROOT
+from ovis_core.weights.checkpoint import open_model, open_parts
+from ovis_core.weights.precision import LARGE
+from ovis_core.weights.safetensors_file import CheckpointError
+
+PARTS = "diffusion_model.safetensors, text_encoder.safetensors and vae.safetensors"
+
+
+def convert(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "scripts" / "convert.py", *arguments]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+
+
+def converted(*arguments: Any) -> None:
+    ran = convert(*arguments)
+    assert ran.returncode == 0, ran.stderr
+    assert "GB" in ran.stdout
+
+
+def contents(checkpoint: Any) -> dict[str, Tensor]:
+    """Every tensor, by the name of its part and its own."""
+    found = {}
+    for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae):
+        files = {file: load_file(file) for file in set(part.files.values())}
+        found |= {f"{part.kind.title}/{n}": files[file][part.prefix + n] for n, file in part.files.items()}
+    return found
+
+
+def test_there_and_back(release: Path, qwen25_tokenizer: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(release, tmp_path / "source"))
+    make_checkpoint.write_tokenizer(source, qwen25_tokenizer)
+    one, parts, again = tmp_path / "one.safetensors", tmp_path / "parts", tmp_path / "again.safetensors"
+    converted(source, one)
+    converted(one, parts, "--parts")
+    opened = open_parts(*(parts / f"{name}.safetensors" for name in ("diffusion_model", "text_encoder", "vae")))
+    expected = contents(open_model(source))
+    for checkpoint in (open_model(one), opened):
+        assert checkpoint.config == open_model(source).config
+        found = contents(checkpoint)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert checkpoint.tokenizer["vocab.json"] == (source / "vocab.json").read_bytes()
+    shutil.copy(parts / "text_encoder.safetensors", again)
+    assert open_parts(one, again, parts / "vae.safetensors").config == opened.config
+
+
+@pytest.mark.parametrize("dtype", ["default", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_scaled"])
+@pytest.mark.parametrize("source", ["F32", "BF16"])
+def test_every_tensor_is_aligned(
+    raw_config: dict[str, Any], qwen25_tokenizer: Path, tmp_path: Path, source: str, dtype: str
+) -> None:
+    """In one file and in parts; metadata of any length come after the weights."""
+    from ovis_core.weights.conversion import write_one, write_parts
+    from ovis_core.weights.precision import PRECISIONS, SCALED
+
+    folder = make_checkpoint.write_release(tmp_path / "source", raw_config, dtype=source)
+    make_checkpoint.write_tokenizer(folder, qwen25_tokenizer)
+    for name in ("vocab.json", "merges.txt"):
+        text = (folder / name).read_bytes()
+        (folder / name).write_bytes(text + b"\n" * (1 + len(text) % 2))  # of odd length
+    precision = (PRECISIONS | SCALED)[dtype]
+    files = write_one(open_model(folder), tmp_path / "one.safetensors", precision)
+    files += write_parts(open_model(files[0]), tmp_path / "parts", precision)
+    lengths = [entry["shape"] for file in files for entry in header(file)[1].values() if entry["dtype"] == "U8"]
+    assert any(length[0] % 2 for length in lengths)
+    for file in files:
+        begin, entries = header(file)
+        assert begin % 8 == 0
+        assert misplaced(file) == []
+        names = sorted(entries, key=lambda name: entries[name]["data_offsets"])
+        ends = [0] + [entries[name]["data_offsets"][1] for name in names]
+        assert [entries[name]["data_offsets"][0] for name in names] == ends[:-1]
+        assert file.stat().st_size == begin + ends[-1]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_every_weight(release: Path, tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    one = tmp_path / "one.safetensors"
+    converted(release, one, "--dtype", name)
+    expected, found = contents(open_model(release)), contents(open_model(one))
+    for key, tensor in found.items():
+        wanted = expected[key] if key.startswith("VAE") else expected[key].to(dtype)
+        assert torch.equal(tensor, wanted)
+
+
+def test_eight_bits_load_as_they_are(release: Path, comfyui: Path, tmp_path: Path) -> None:
+    from ovis_core.native.loading import load
+    from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.precision import PRECISIONS
+
+    one = tmp_path / "one.safetensors"
+    converted(release, one, "--dtype", "fp8_e4m3fn")
+    small = {name for name, tensor in contents(open_model(one)).items() if tensor.dtype == torch.float8_e4m3fn}
+    assert small == {name for name in contents(open_model(release)) if LARGE.search(name.split("/")[1])}
+    stored = load(open_model(one))
+    cast = load(open_model(release), PRECISIONS["fp8_e4m3fn"])
+    for a, b in zip(stored[:2], cast[:2], strict=True):
+        ours, theirs = (
+            dict(x.patcher.model.named_parameters()) if hasattr(x, "patcher") else dict(x.model.named_parameters())
+            for x in (a, b)
+        )
+        assert ours.keys() == theirs.keys()
+        assert all(ours[n].dtype == theirs[n].dtype and torch.equal(ours[n].float(), theirs[n].float()) for n in ours)
+
+
+@pytest.fixture(scope="module")
+def scaled(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model in 8 bits with scales."""
+    one = tmp_path_factory.mktemp("scaled") / "one.safetensors"
+    converted(release, one, "--dtype", "fp8_scaled")
+    return one
+
+
+def test_scales_use_the_whole_range(release: Path, scaled: Path) -> None:
+    expected, found = contents(open_model(release)), contents(open_model(scaled))
+    scales = {name for name in found if name.endswith(".weight_scale")}
+    assert scales == {
+        name.removesuffix("weight") + "weight_scale" for name in expected if LARGE.search(name.split("/")[1])
+    }
+    for name in scales:
+        weight = name.removesuffix("_scale")
+        assert found[weight].dtype == torch.float8_e4m3fn
+        assert float(found[weight].float().abs().max()) == 448
+        moved = found[weight].float() * found[name] - expected[weight]
+        assert float(moved.norm() / expected[weight].norm()) < 0.03
+    assert all(torch.equal(found[name], expected[name]) for name in expected if f"{name}_scale" not in scales)
+
+
+def test_small_weights_gain_by_scales() -> None:
+    """Below 2^-6 the steps of float8_e4m3fn no longer shrink with the value."""
+    from ovis_core.weights.lazy_tensors import LazyTensor
+    from ovis_core.weights.precision import PRECISIONS, SCALED, in_precision
+
+    name = "double_blocks.0.img_mlp.0.weight"
+    normal = torch.randn(256, 1536, generator=torch.Generator().manual_seed(0))
+
+    def moved(precision: Any, deviation: float) -> float:
+        matrix = deviation * normal
+        kept = {
+            n: tensor.read().float() for n, tensor in in_precision({name: LazyTensor.of(matrix)}, precision).items()
+        }
+        return float((kept[name] * kept.get(f"{name}_scale", 1.0) - matrix).norm() / matrix.norm())
+
+    plain, scaled = PRECISIONS["fp8_e4m3fn"], SCALED["fp8_scaled"]
+    assert moved(plain, 0.1) == pytest.approx(moved(scaled, 0.1), rel=0.1)
+    assert moved(scaled, 0.005) == pytest.approx(moved(scaled, 0.1), rel=0.1)
+    assert moved(plain, 0.005) > 3 * moved(scaled, 0.005)
+
+
+def test_scaled_files_load_as_they_are(
+    scaled: Path, comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results are those of the weights multiplied out; and again after core has saved what was loaded."""
+    import comfy.sd
+    import comfy.utils
+
+    # As --disable-mmap: weights that stay mapped begin where their file has them, and some CPUs sum products in
+    # another order there.
+    monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", True)
+
+    from ovis_core.native.conditions import text_to_image
+    from ovis_core.native.guider import OvisGuider
+    from ovis_core.native.loading import load
+    from ovis_core.native.sampling import sample
+    from ovis_core.native.understanding import understand
+    from ovis_core.text.decoding import GREEDY
+    from ovis_core.weights.precision import PRECISIONS
+
+    def run(file: Path, name: str = "default") -> tuple[Tensor, str, Any]:
+        model, clip, vae = load(open_model(file), PRECISIONS[name])
+        positive, negative = text_to_image(clip, "a cute cat", "", 64, 64)
+        guider = OvisGuider(model, positive, negative, 5.0)
+        out = sample(guider, {"samples": torch.zeros(1, 4, 8, 8)}, 0, "euler", "ovis_u1", 2, 1.0)["samples"]
+        return out, understand(clip, "Hello", (), (), 8, 4, False, GREEDY).text, (model, clip, vae)
+
+    kept, text, (model, clip, vae) = run(scaled)
+    plain, plain_text, (whole, *_) = run(scaled, "fp32")
+    assert float((kept - plain).norm() / plain.norm()) < 1e-5
+    assert text == plain_text
+    assert model.model_size() < 0.4 * whole.model_size()
+    again = tmp_path / "again.safetensors"
+    comfy.sd.save_checkpoint(str(again), model, clip, vae)
+    assert misplaced(again) == []
+    assert torch.equal(run(again)[0], kept)
+    with pytest.raises(CheckpointError, match="one scale for a whole matrix"):
+        open_model(with_scales_by_row(scaled, tmp_path / "rows.safetensors"))
+    back = tmp_path / "back.safetensors"
+    converted(scaled, back, "--dtype", "fp32")
+    assert torch.equal(run(back)[0], plain)
+
+
+def with_scales_by_row(file: Path, out: Path) -> Path:
+    from safetensors import safe_open
+
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith(".weight_scale"))
+    tensors[name] = torch.ones(4, 1)
+    with safe_open(file, framework="pt") as opened:
+        save_file(tensors, out, metadata=opened.metadata())
+    return out
+
+
+@torch.no_grad()
+def test_a_patch_on_scaled_weights(scaled: Path, comfyui: Path) -> None:
+    """A LoRA's change arrives, whether the weight is patched where it lies or at each use."""
+    from ovis_core.native.loading import load
+
+    model, _, _ = load(open_model(scaled))
+    key = "diffusion_model.double_blocks.0.img_mlp.0.weight"
+    layer = model.model.diffusion_model.double_blocks[0].img_mlp[0]
+    x = torch.eye(layer.in_features)
+    before = layer(x)
+    patched = model.clone()
+    patched.add_patches({key: ("diff", ((layer.bias - before).T / 4,))}, 1.0)
+    expected = before - (before - layer.bias) / 4
+    for budget in (1 << 40, 1):
+        patched.load(torch.device("cpu"), lowvram_model_memory=budget)
+        assert float((layer(x) - expected).norm() / (before - layer.bias).norm()) < 0.04
+        patched.detach()
+        assert torch.equal(layer(x), before)
+
+
+def test_what_is_refused_leaves_nothing(release: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "taken.safetensors"
+    taken.write_bytes(b"mine")
+    cut = Path(shutil.copytree(release, tmp_path / "cut"))
+    (cut / "model-00002-of-00002.safetensors").unlink()
+    for arguments, words in (
+        ((release, taken), "is there already"),
+        ((cut, tmp_path / "a.safetensors"), "lacks model-00002"),
+        ((tmp_path / "none", tmp_path / "a.safetensors"), "none does not exist"),
+        ((release, tmp_path / "a.bin"), "must end in .safetensors"),
+        ((release, tmp_path / "a.safetensors", "--parts"), f"name a folder, for {PARTS}"),
+        ((release, taken / "a.safetensors"), f"{taken} cannot be written"),
+    ):
+        ran = convert(*arguments)
+        assert ran.returncode != 0
+        assert words in ran.stderr
+        assert "Traceback" not in ran.stderr
+        assert "unexpected" not in ran.stderr
+        assert len(ran.stderr.strip().splitlines()) == 1
+    assert taken.read_bytes() == b"mine"
+    assert not list(tmp_path.glob("*.part")) + list(tmp_path.glob("a.*"))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_damaged_values_are_found_if_asked(release: Path, tmp_path: Path, value: float) -> None:
+    damaged, one = Path(shutil.copytree(release, tmp_path / "damaged")), tmp_path / "one.safetensors"
+    for file in damaged.glob("*.safetensors"):
+        tensors = load_file(file)
+        for key in tensors:
+            if key.endswith("double_blocks.0.img_attn.qkv.weight"):
+                tensors[key][1, 2] = value
+        save_file(tensors, file, metadata={"format": "pt"})
+    ran = convert(damaged, one, "--check-values")
+    assert ran.returncode == 1
+    words = r"img_attn\.qkv\.weight holds NaN or infinity, so the file is damaged; download it again\."
+    assert re.search(words, ran.stderr)
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert not one.exists()
+    converted(release, one, "--check-values")
+
+
+def test_the_names_of_parts_are_told() -> None:
+    for arguments in (("--help",), ("source", "out", "--parts", "decoder")):
+        ran = convert(*arguments)
+        assert PARTS in " ".join((ran.stdout + ran.stderr).split())
+    assert ran.returncode == 2
+
+
+def resident(file: Path) -> float:
+    """The share of a file that is in the system's cache."""
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapped)
+        answer = ctypes.CDLL(None).mincore(ctypes.byref(start), ctypes.c_size_t(len(mapped)), pages)
+        del start
+    assert answer == 0
+    return sum(page & 1 for page in pages) / len(pages)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system does not drop a file from its cache")
+def test_it_is_read_back_from_the_disk(release: Path, tmp_path: Path) -> None:
+    from ovis_core.weights import conversion
+    from ovis_core.weights.precision import DEFAULT
+
+    probe, one = tmp_path / "probe", tmp_path / "one.safetensors"
+    probe.write_bytes(bytes(1 << 20))
+    with probe.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(probe):
+        pytest.skip("this file system is in memory")
+    seen: dict[str, float] = {}
+
+    def report(done: int, total: int, doing: str) -> None:
+        seen.setdefault(doing, resident(one.with_name(f"{one.name}.part")) if doing == "checking" else 1.0)
+
+    conversion.write_one(open_model(release), one, DEFAULT, report)
+    assert list(seen) == ["writing", "checking"]
+    assert one.stat().st_size > 2 * conversion.BLOCK
+    assert seen["checking"] < 0.8  # the first block, and what the system reads ahead
+
+
+def test_a_disk_that_changes_bytes_is_seen(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovis_core.weights import conversion
+    from ovis_core.weights.precision import DEFAULT
+
+    write = conversion._write_file
+
+    def damage(file: Path, *arguments: Any) -> Any:
+        sums = write(file, *arguments)
+        with file.open("r+b") as opened:
+            opened.seek(-5, 2)
+            last = opened.read(1)
+            opened.seek(-5, 2)
+            opened.write(bytes([last[0] ^ 1]))
+        return sums
+
+    monkeypatch.setattr(conversion, "_write_file", damage)
+    with pytest.raises(CheckpointError, match="came back changed"):
+        conversion.write_one(open_model(release), tmp_path / "one.safetensors", DEFAULT)
+    assert not list(tmp_path.glob("one*"))

@@ -1,0 +1,669 @@
+"""The download, from a mirror on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from email.message import Message
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers.mirror import Mirror, describe, serve
+from helpers.paths import ROOT
+from ovis_core.weights import hub
+
+WEIGHTS = "model-00002-of-00002.safetensors"
+NAME = "owner--small"  # the folder; the authors' own has no owner before it
+WAYS = ("http", "xet")
+
+
+@pytest.fixture
+def mirror(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    repository = Path(shutil.copytree(release, tmp_path / "repository"))
+    (repository / "modeling_ovis_u1.py").write_text("raise SystemExit")
+    (repository / "pytorch_model.bin").write_bytes(b"PK")
+    with serve(repository) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "5")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
+            monkeypatch.delenv(name, raising=False)
+        for proxy in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.delenv(proxy, raising=False)
+        yield running
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, mirror: Mirror) -> str:
+    """Over plain HTTP, or with the hub's Xet client from the mirror's Xet storage."""
+    mirror.xet = request.param == "xet"
+    return request.param
+
+
+@pytest.fixture
+def models(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the node puts models."""
+    import folder_paths
+
+    folder = tmp_path / "models" / "ovis_u1"
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "ovis_u1", ([str(folder)], set()))
+    return folder
+
+
+def fetch(name: str = "owner/small") -> Path:
+    from ovis_core.native.fetching import fetch
+
+    return fetch(name)
+
+
+def files_asked(mirror: Mirror) -> set[str]:
+    """Names of the files whose bytes were asked for."""
+    return {path.rsplit("/", 1)[1] for method, path, _ in mirror.asked if "resolve" in path and method == "GET"}
+
+
+def xet_asked(mirror: Mirror) -> int:
+    """Pieces of files that came from Xet."""
+    return sum(path.startswith("/xorbs/") for _, path, _ in mirror.asked)
+
+
+_heard: list[tuple[str, str]] = []
+_listening: list[bool] = []
+
+
+def _listen(event: str, arguments: tuple[Any, ...]) -> None:
+    if _listening and event in ("open", "subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"):
+        _heard.append((event, str(arguments[0])))
+
+
+@pytest.fixture(scope="session")
+def hook() -> None:
+    sys.addaudithook(_listen)  # Python has no way to take it off again
+
+
+@pytest.fixture
+def heard(hook: None) -> Iterator[list[tuple[str, str]]]:
+    """What this process does meanwhile: event, and the file or program."""
+    _heard.clear()
+    _listening[:] = [True]
+    yield _heard
+    _listening.clear()
+
+
+def test_a_whole_release(mirror: Mirror, way: str, models: Path, config: Any, heard: list[tuple[str, str]]) -> None:
+    from ovis_core.weights.checkpoint import open_model
+
+    folder = fetch()
+    assert folder == models / NAME
+    assert open_model(folder).config == config
+    assert all((folder / file.name).read_bytes() == file.read_bytes() for file in mirror.folder.glob("*.safetensors"))
+    assert not list(folder.glob("*.py")) + list(folder.glob("*.bin")) + list(folder.glob("*.part"))
+    assert (xet_asked(mirror) > 0) == (way == "xet")
+    assert (WEIGHTS in files_asked(mirror)) == (way == "http")
+    assert {event for event, _ in heard} == {"open"}  # and no process was started
+
+
+def test_what_was_checked_is_not_read_again(mirror: Mirror, models: Path, heard: list[tuple[str, str]]) -> None:
+    from ovis_core.weights.download import download
+
+    folder = fetch()
+    weights = {str(file) for file in folder.glob("*.safetensors")}
+    mirror.asked.clear()
+    heard.clear()
+    assert fetch() == folder
+    assert not [path for _, path, _ in mirror.asked if "resolve" in path]
+    assert not weights & {path for _, path in heard}
+    os.utime(folder / WEIGHTS)  # as if it had been written
+    fetch()
+    assert weights & {path for _, path in heard} == {str(folder / WEIGHTS)}
+    heard.clear()
+    fetch()
+    assert not weights & {path for _, path in heard}
+    download("owner/small", folder, recheck=True)  # as the script does
+    assert weights <= {path for _, path in heard}
+
+
+def test_the_record_is_of_these_files(mirror: Mirror, models: Path) -> None:
+    """One that is broken, or of another revision, is not believed."""
+    folder = fetch()
+    for text in ("{", "[]", '{"config.json": 3}', "[" * 100_000):
+        (folder / ".checked").write_text(text)
+        fetch()
+    right = (folder / WEIGHTS).read_bytes()
+    (mirror.folder / WEIGHTS).write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    fetch()
+    assert (folder / WEIGHTS).read_bytes() == (mirror.folder / WEIGHTS).read_bytes() != right
+
+
+@pytest.mark.parametrize("module", ["hf_xet", "huggingface_hub"])
+def test_a_package_that_is_missing_or_broken(
+    mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    """Files come over plain HTTP then, which needs neither."""
+    mirror.xet = True
+    monkeypatch.setitem(sys.modules, module, None)
+    assert (fetch() / WEIGHTS).is_file()
+    assert (WEIGHTS in files_asked(mirror)) == (module == "hf_xet")
+
+
+@pytest.mark.parametrize("reason", ["off", "old", "the mirror has none", "it fails", "nothing comes"])
+def test_no_xet(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    mirror.xet = reason != "the mirror has none"
+    if reason == "off":
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    elif reason == "old":
+        monkeypatch.setitem(sys.modules, "hf_xet", ModuleType("hf_xet"))
+    elif reason == "it fails":
+        mirror.storage_fails_after = 2
+    elif reason == "nothing comes":
+        from ovis_core.weights import hub
+
+        monkeypatch.setattr(hub, "XET_TIMEOUT", 1.0)
+        mirror.storage_pause = 30.0
+    folder = fetch()
+    assert (folder / WEIGHTS).read_bytes() == (mirror.folder / WEIGHTS).read_bytes()
+    assert WEIGHTS in files_asked(mirror)
+
+
+@pytest.mark.parametrize("where", ["environment", "file"])
+def test_a_token(
+    mirror: Mirror, way: str, models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    """It is shown to the hub, and not to storage on another host."""
+    from ovis_core.weights.download import DownloadError
+
+    mirror.token = "hf_secret"
+    words = r"has no owner/small at main, or it needs a login; check the name and the revision, or set HF_TOKEN\."
+    with pytest.raises(DownloadError, match=words):
+        fetch()
+    if where == "environment":
+        monkeypatch.setenv("HF_TOKEN", mirror.token)
+    else:
+        (tmp_path / "hf").mkdir(exist_ok=True)
+        (tmp_path / "hf" / "token").write_text(f"{mirror.token}\n")
+    with serve(mirror.folder) as storage:
+        mirror.moved = storage.url if way == "http" else ""
+        assert (fetch() / WEIGHTS).is_file()
+        assert {shown for _, shown in storage.tokens} <= {None}
+        assert (WEIGHTS in files_asked(storage)) == (way == "http")
+    stored = {shown for path, shown in mirror.tokens if path.startswith(("/v1/", "/xorbs/"))}
+    assert f"Bearer {mirror.token}" not in stored
+
+
+def test_a_token_is_not_shown_to_whom_the_mirror_names(
+    mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    mirror.xet = True
+    with serve(mirror.folder) as another:
+        mirror.xet_tokens = another.url
+        assert (fetch() / WEIGHTS).is_file()
+        assert another.asked == []
+    assert WEIGHTS in files_asked(mirror)
+
+
+def test_a_repository_that_was_renamed(mirror: Mirror, way: str, models: Path) -> None:
+    mirror.token = ""
+    assert (fetch("owner/renamed") / WEIGHTS).is_file()
+    assert (xet_asked(mirror) > 0) == (way == "xet")
+
+
+def client(mirror: Mirror, tmp_path: Path) -> Path:
+    """What the hub's own client makes of the repository in its cache; the snapshot."""
+    code = "import huggingface_hub; print(huggingface_hub.snapshot_download('owner/small'))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    snapshot = Path(ran.stdout.strip().splitlines()[-1])
+    assert snapshot.parent.name == "snapshots"
+    assert tmp_path / "hf" / "hub" in snapshot.parents
+    return snapshot
+
+
+@pytest.mark.parametrize("how", ["link", "copy", "no links in the cache", "changed"])
+def test_what_the_cache_has_is_taken(
+    mirror: Mirror, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Not fetched again; what is damaged there is."""
+    snapshot = client(mirror, tmp_path)
+    blob = (snapshot / WEIGHTS).resolve()
+    if how == "copy":
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another disk")))
+    elif how == "no links in the cache":
+        for file in snapshot.iterdir():
+            data = file.read_bytes()
+            file.unlink()
+            file.write_bytes(data)
+        shutil.rmtree(snapshot.parent.parent / "blobs")
+    elif how == "changed":
+        data = blob.read_bytes()
+        blob.chmod(0o644)
+        blob.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    mirror.asked.clear()
+    folder = fetch()
+    assert files_asked(mirror) == ({WEIGHTS} if how == "changed" else set())
+    assert (folder / WEIGHTS).read_bytes() == (mirror.folder / WEIGHTS).read_bytes()
+    assert not (folder / WEIGHTS).is_symlink()
+    assert not list(folder.glob("*.part"))
+    if how == "link":
+        assert (folder / WEIGHTS).samefile(blob)
+    shutil.rmtree(tmp_path / "hf")
+    assert (folder / WEIGHTS).read_bytes() == (mirror.folder / WEIGHTS).read_bytes()
+
+
+def test_what_another_folder_has_is_taken(mirror: Mirror, models: Path, release: Path) -> None:
+    """Where another pack put the release."""
+    shutil.copytree(release, models.parent / "ovis" / "AIDC-AI" / "Ovis-U1-3B")
+    folder = fetch()
+    assert files_asked(mirror) == set()
+    assert (folder / WEIGHTS).read_bytes() == (mirror.folder / WEIGHTS).read_bytes()
+
+
+def test_reports_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or two of them would share a line."""
+    from ovis_core.weights import download
+
+    monkeypatch.setattr(download, "INTERVAL", 0.0)
+    one, met = threading.Lock(), []
+
+    def report(progress: Any) -> None:
+        if not one.acquire(blocking=False):
+            met.append(progress)
+            return
+        time.sleep(0.002)
+        one.release()
+
+    with download._reporting(tmp_path, [], report) as say:
+        for _ in range(50):
+            say("checking")
+    assert met == []
+
+
+def test_it_resumes(mirror: Mirror, models: Path) -> None:
+    from ovis_core.weights.download import DownloadError
+    from ovis_core.weights.release_folder import is_complete
+
+    mirror.cut_after = 11 << 20
+    with pytest.raises(DownloadError, match=r"cannot be reached.* or put config\.json"):
+        fetch()
+    assert not is_complete(models / NAME)
+    (part,) = (models / NAME).glob("*.safetensors.*.part")
+    size = part.stat().st_size
+    assert size > 0
+    mirror.cut_after = None
+    mirror.asked.clear()
+    assert is_complete(fetch())
+    assert f"bytes={size}-" in {wanted for _, _, wanted in mirror.asked}
+    assert not list((models / NAME).glob("*.part"))
+
+
+def test_a_line_that_is_cut_now_and_then(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken up again by itself while something comes."""
+    from ovis_core.weights import download
+
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
+    mirror.cut_every = 2 << 20
+    folder = fetch()
+    assert (folder / WEIGHTS).read_bytes() == (mirror.folder / WEIGHTS).read_bytes()
+    assert len([path for method, path, _ in mirror.asked if method == "GET" and path.endswith(WEIGHTS)]) > 2
+
+
+def test_a_server_that_cannot_skip(mirror: Mirror, models: Path) -> None:
+    from ovis_core.weights.download import part_of
+    from ovis_core.weights.hub import RepositoryFile
+
+    mirror.no_ranges = True
+    (entry,) = (entry for entry in describe(mirror.folder)["siblings"] if entry["rfilename"] == WEIGHTS)
+    (models / NAME).mkdir(parents=True)
+    part_of(models / NAME, RepositoryFile(WEIGHTS, entry["size"], entry["lfs"]["sha256"])).write_bytes(b"\0" * 1000)
+    assert (fetch() / WEIGHTS).read_bytes() == (mirror.folder / WEIGHTS).read_bytes()
+
+
+def test_damage_is_seen(mirror: Mirror, way: str, models: Path) -> None:
+    from ovis_core.weights.download import DownloadError
+    from ovis_core.weights.release_folder import is_complete
+
+    mirror.damage = True
+    with pytest.raises(DownloadError, match=r"\.safetensors arrived damaged and was deleted; run the download"):
+        fetch()
+    assert not is_complete(models / NAME)
+    mirror.damage = False
+    assert is_complete(fetch())
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+def test_a_file_of_the_same_size_is_not_taken_for_it(mirror: Mirror, models: Path, name: str) -> None:
+    """Bytes that turned on the disk, or another revision's file."""
+    file = fetch() / name
+    right = file.read_bytes()
+    file.write_bytes(right[:-5] + bytes([right[-5] ^ 1]) + right[-4:])
+    mirror.asked.clear()
+    fetch()
+    assert file.read_bytes() == right
+    assert files_asked(mirror) == {name}
+
+
+def test_two_at_once(mirror: Mirror, models: Path) -> None:
+    from filelock import FileLock
+
+    from ovis_core.weights.download import LOCK, DownloadError
+
+    (models / NAME).mkdir(parents=True)
+    with FileLock(models / NAME / LOCK), pytest.raises(DownloadError, match=r"another download into .* is running"):
+        fetch()
+    assert (fetch() / WEIGHTS).is_file()
+
+
+def test_a_page_s_address_is_a_name_too(mirror: Mirror, models: Path) -> None:
+    assert fetch(" https://huggingface.co/owner/small/ ") == models / NAME
+
+
+def test_interrupt(mirror: Mirror, way: str, models: Path) -> None:
+    """At once, also while nothing comes; the next run need not wait, and resumes."""
+    from comfy import model_management
+
+    mirror.pause = 0.5
+    interrupted = []
+
+    def kept() -> int:
+        return sum(part.stat().st_size for part in (models / NAME).glob("*.part"))
+
+    def interrupt() -> None:
+        begun = time.monotonic()
+        while way == "http" and kept() == 0 and time.monotonic() < begun + 30:
+            time.sleep(0.05)
+        interrupted.append(time.monotonic())
+        model_management.interrupt_current_processing(True)
+
+    timer = threading.Timer(3.0 if way == "xet" else 0.0, interrupt)
+    timer.start()
+    try:
+        with pytest.raises(model_management.InterruptProcessingException):
+            fetch()
+        ended = time.monotonic()
+    finally:
+        timer.cancel()
+        model_management.interrupt_current_processing(False)
+    assert ended - interrupted[0] < 1.0
+    mirror.pause = 0.0
+    so_far = kept()
+    mirror.asked.clear()
+    assert (fetch() / WEIGHTS).is_file()
+    if way == "http":
+        assert so_far > 0
+        assert [wanted for _, _, wanted in mirror.asked if wanted and not wanted.startswith("bytes=0-")]
+
+
+def test_interrupt_while_it_is_checked(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfy import model_management
+
+    from ovis_core.weights import download
+
+    folder = fetch()
+    os.utime(folder / WEIGHTS)
+    monkeypatch.setattr(download, "BLOCK", 1 << 10)
+    model_management.interrupt_current_processing(True)
+    with pytest.raises(model_management.InterruptProcessingException):
+        fetch()
+    model_management.interrupt_current_processing(False)
+    assert fetch() == folder
+
+
+@pytest.mark.parametrize(("code", "words"), [(500, "answered with an error"), (403, "or it needs a login; check")])
+def test_an_answer_that_is_an_error(
+    mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
+    from ovis_core.weights import download
+
+    monkeypatch.setattr(download, "PAUSES", (0.0,))
+    mirror.refused = code
+    with pytest.raises(download.DownloadError, match=words):
+        fetch()
+
+
+@pytest.mark.parametrize("name", ["small", "../small", "owner/..", "a/b/c", "", "owner/sm all", "-x"])
+def test_names_that_are_none(models: Path, name: str) -> None:
+    from ovis_core.weights.download import DownloadError
+
+    with pytest.raises(DownloadError, match=r"repository: .* is not the name of a repository; write it as"):
+        fetch(name)
+    assert not models.exists()
+
+
+def test_no_such_repository(mirror: Mirror, models: Path) -> None:
+    from ovis_core.weights.download import DownloadError
+
+    with pytest.raises(DownloadError, match=r"repository: http://127\S+ has no owner/other at main"):
+        fetch("owner/other")
+
+
+def test_no_network(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovis_core.weights.download import DownloadError
+
+    by_hand = r"set HF_ENDPOINT to a mirror of it, or put config\.json, .* of owner/small into .*small by hand\.$"
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    words = rf"http://127\.0\.0\.1:9 cannot be reached \(.*\); if the hub is blocked, {by_hand}"
+    with pytest.raises(DownloadError, match=words):
+        fetch()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DownloadError) as refusal:
+        fetch()
+    assert str(refusal.value) == (
+        "http://127.0.0.1:9 is not asked because HF_HUB_OFFLINE is set; unset it and restart ComfyUI."
+    )
+
+
+def test_no_network_and_a_release_that_was_checked(
+    mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node may stay in a graph; what has changed, or is another's, is not taken for it."""
+    from ovis_core.weights.download import DownloadError, download
+
+    folder = fetch()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert fetch() == folder
+    with pytest.raises(DownloadError, match="cannot be reached"):
+        download("owner/small", folder, "another")
+    with pytest.raises(DownloadError, match="cannot be reached"):
+        download("owner/small", folder, recheck=True)
+    os.utime(folder / WEIGHTS)
+    with pytest.raises(DownloadError, match="cannot be reached"):
+        fetch()
+    monkeypatch.setenv("HF_ENDPOINT", mirror.url)
+    fetch()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert fetch() == folder
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
+        fetch()
+
+
+@pytest.mark.parametrize("source", ["network", "cache"])
+@pytest.mark.parametrize("full", [False, True])
+def test_no_network_and_an_update_that_was_interrupted(
+    mirror: Mirror, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, full: bool
+) -> None:
+    """A folder with files of two revisions is not complete, however the first of them came."""
+    from ovis_core.weights.download import DownloadError, Stopped, download
+
+    folder = fetch()
+    before = {file.name: file.read_bytes() for file in folder.glob("model-*.safetensors")}
+    for name, content in before.items():
+        (mirror.folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
+    if source == "cache":
+        (first,) = before.keys() - {WEIGHTS}
+        blob = hub_blob(mirror, tmp_path, first)
+        blob.parent.mkdir(parents=True)
+        shutil.copy(mirror.folder / first, blob)
+    if full:  # the record cannot be written, only removed
+        (folder / ".checked.part").mkdir()
+    stop = threading.Event()
+
+    def report(progress: Any) -> None:
+        if progress.doing == f"fetching {WEIGHTS}":
+            stop.set()
+
+    with pytest.raises(Stopped):
+        download("owner/small", folder, report=report, stop=stop)
+    assert [name for name in before if (folder / name).read_bytes() == before[name]] == [WEIGHTS]
+    with monkeypatch.context() as offline:
+        offline.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(DownloadError, match="cannot be reached"):
+            fetch()
+    if full:
+        (folder / ".checked.part").rmdir()
+    fetch()
+    assert all((folder / name).read_bytes() == (mirror.folder / name).read_bytes() for name in before)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert fetch() == folder
+
+
+def hub_blob(mirror: Mirror, tmp_path: Path, name: str) -> Path:
+    """Where the hub's cache keeps a file of the mirror's."""
+    (entry,) = [entry for entry in describe(mirror.folder)["siblings"] if entry["rfilename"] == name]
+    return tmp_path / "hf" / "hub" / "models--owner--small" / "blobs" / entry["lfs"]["sha256"]
+
+
+@pytest.mark.parametrize("kept", [1000, 12_345_678])
+def test_it_resumes_over_xet(mirror: Mirror, models: Path, kept: int) -> None:
+    from ovis_core.weights.download import part_of
+    from ovis_core.weights.hub import RepositoryFile
+
+    mirror.xet = True
+    entry = max(describe(mirror.folder)["siblings"], key=lambda entry: entry["size"])
+    right = (mirror.folder / entry["rfilename"]).read_bytes()
+    assert len(right) > 12_345_678
+    (models / NAME).mkdir(parents=True)
+    part_of(models / NAME, RepositoryFile(entry["rfilename"], entry["size"], entry["lfs"]["sha256"])).write_bytes(
+        right[:kept]
+    )
+    assert (fetch() / entry["rfilename"]).read_bytes() == right
+    assert f"bytes={kept}-{len(right) - 1}" in {wanted for path, _, wanted in _asked_of(mirror, "/reconstructions/")}
+
+
+def _asked_of(mirror: Mirror, part: str) -> list[tuple[str, str, str | None]]:
+    return [(path, method, wanted) for method, path, wanted in mirror.asked if part in path]
+
+
+def test_no_room(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovis_core.weights import download
+
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    words = r"disk of .* has 0\.0 GB free and the download needs .* GB more; free some space and run it again\."
+    with pytest.raises(download.DownloadError, match=words):
+        download.download("owner/small", models / "small", "main")
+    assert not list((models / "small").glob("*.safetensors"))
+
+
+def script(folder: Path, name: str = "owner/small") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "scripts" / "download.py", folder, "--repository", name]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+
+
+def refused(mirror: Mirror, folder: Path) -> str:
+    """What a download says that fails on this machine."""
+    ran = script(folder)
+    assert ran.returncode == 1
+    assert "Traceback" not in ran.stderr
+    assert mirror.url not in ran.stderr, "the hub is not to blame"
+    return ran.stderr.strip().splitlines()[-1]
+
+
+def test_a_full_disk(mirror: Mirror, tmp_path: Path) -> None:
+    from ovis_core.weights.download import part_of
+    from ovis_core.weights.hub import RepositoryFile
+
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no device that is always full")
+    (weights,) = (entry for entry in describe(mirror.folder)["siblings"] if entry["rfilename"] == WEIGHTS)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    part_of(folder, RepositoryFile(WEIGHTS, weights["size"], weights["lfs"]["sha256"])).symlink_to("/dev/full")
+    said = refused(mirror, folder)
+    assert said.startswith(f"the disk of {folder} is full (No space left on device); free some space and run it")
+
+
+def test_what_is_in_the_way(mirror: Mirror, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    (folder / WEIGHTS).mkdir(parents=True)
+    said = refused(mirror, folder)
+    assert said == f"{folder / WEIGHTS} is a folder where a file belongs; move it away and run it again."
+    assert not [path for _, path, _ in mirror.asked if "safetensors" in path]
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for place in (file, file / "below" / "it"):
+        said = refused(mirror, place)
+        assert said == f"{file} is a file where a folder belongs; move it away and run it again."
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="this user may write anywhere")
+def test_a_folder_that_may_not_be_written(mirror: Mirror, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir(mode=0o500)
+    said = refused(mirror, folder)
+    assert re.match(rf"{folder}\S* cannot be read or written \(Permission denied\); check its permissions", said)
+
+
+def test_the_script(mirror: Mirror, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    ran = script(folder)
+    assert ran.returncode == 0, ran.stderr
+    assert f"{folder} is complete." in ran.stdout
+    assert (folder / WEIGHTS).is_file()
+    for name, words in (
+        ("owner/other", "has no owner/other"),
+        ("a b", "repository: 'a b' is not the name of"),
+    ):
+        ran = script(folder, name)
+        assert ran.returncode == 1
+        assert words in ran.stderr
+        assert "Traceback" not in ran.stderr
+
+
+def test_the_script_checks_values_if_asked(mirror: Mirror, tmp_path: Path) -> None:
+    """What the mirror has may be damaged itself."""
+    command = [sys.executable, ROOT / "scripts" / "download.py", tmp_path / "here", "--repository", "owner/small"]
+
+    def checked() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*map(str, command), "--check-values"], capture_output=True, text=True, check=False)
+
+    assert checked().returncode == 0
+    tensors = load_file(mirror.folder / WEIGHTS)
+    tensors[next(name for name, tensor in tensors.items() if tensor.is_floating_point())].view(-1)[0] = torch.nan
+    save_file(tensors, mirror.folder / WEIGHTS, metadata={"format": "pt"})
+    ran = checked()
+    assert ran.returncode == 1
+    assert "holds NaN or infinity, so the file is damaged" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("onward", "same"),
+    [
+        ("https://hub.example/moved", True),
+        ("http://hub.example/moved", False),
+        ("https://storage.example/moved", False),
+        ("https://hub.example:8443/moved", False),
+    ],
+)
+def test_a_redirect_carries_the_token_only_to_the_same_scheme_and_host(
+    monkeypatch: pytest.MonkeyPatch, onward: str, same: bool
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    request = urllib.request.Request("https://hub.example/file")
+    hub._authorize(request)
+    assert request.get_header("Authorization") == "Bearer hf_secret"
+    new = hub._KeepAuthorization().redirect_request(request, None, 302, "Found", Message(), onward)
+    assert (new.get_header("Authorization") == "Bearer hf_secret") == same

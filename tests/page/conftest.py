@@ -1,0 +1,73 @@
+"""ComfyUI's page in a real browser.
+
+A test that takes `page` runs once for each rendering of nodes. One that is about one of them says so:
+
+    @pytest.mark.parametrize("rendering", [NODES_2], indirect=True)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfy_server import ComfyServer
+from helpers.browser import ARGS, BROWSERS, CLASSIC, ELEMENTS, NODES_2, SHOTS, WAIT, WINDOW, set_settings
+from helpers.pictures import picture
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip("no Chromium was found; install one or name it in BROWSER_PATH")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=ARGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def ready(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> ComfyServer:
+    """The server with a picture to load, and past its first start."""
+    example = tmp_path_factory.mktemp("page") / "example.png"
+    picture(512, 512).save(example)
+    server.upload(example)
+    # A first start would open the template browser over the canvas.
+    set_settings(server, {"Comfy.TutorialCompleted": True})
+    return server
+
+
+@pytest.fixture(params=[CLASSIC, NODES_2])
+def rendering(request: pytest.FixtureRequest) -> str:
+    """How the page draws nodes."""
+    return request.param
+
+
+@pytest.fixture
+def shots(rendering: str) -> Path:
+    """The folder for screenshots."""
+    folder = SHOTS if rendering == CLASSIC else SHOTS / rendering
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def page(browser: Any, ready: ComfyServer, rendering: str) -> Iterator[Any]:
+    """A page with an empty graph."""
+    set_settings(ready, {"Comfy.VueNodes.Enabled": rendering == NODES_2})
+    page = browser.new_page(viewport=WINDOW)
+    page.set_default_timeout(WAIT)
+    page.goto(ready.url)
+    page.wait_for_function("window.app?.graph && window.app.extensionManager?.command")
+    # The default graph comes a moment later.
+    page.wait_for_function("window.app.graph._nodes.length > 0")
+    page.wait_for_function(f"{ELEMENTS} {'> 0' if rendering == NODES_2 else '=== 0'}")
+    page.evaluate("window.app.graph.clear()")
+    yield page
+    page.close()

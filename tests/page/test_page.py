@@ -1,0 +1,237 @@
+"""The page in a real browser: what a person finds, opens, runs and reads there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import workspace
+from comfy_server import ComfyServer
+from helpers.browser import (
+    CLASSIC,
+    CUT,
+    GROUPS,
+    NODES,
+    SHOWN,
+    SMALL,
+    drop,
+    open_dropped,
+    run,
+    select,
+    set_widgets,
+    wait_for_nodes,
+)
+from helpers.canvas import READABLE, overlaps, strays
+from helpers.graphs import NAMES, Graph, workflows
+from workflow_api import TITLES, read_workflow, to_api
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+FOUND = ".p-autocomplete-option, [data-testid=result-item]"
+STEP = 250  # ms from one step of scrolling to the next, in which the page draws what has come
+# A step down the templates, of which the page keeps those in sight and brings more at the end; then from the top again.
+SCROLL = """const scroll = () => {
+    let box = document.querySelector("[role=dialog] img");
+    while (box && !(/auto|scroll/.test(getComputedStyle(box).overflowY) && box.scrollHeight > box.clientHeight + 1))
+        box = box.parentElement;
+    if (!box) return;
+    const end = box.scrollTop + box.clientHeight >= box.scrollHeight - 1;
+    box.scrollTop = end ? 0 : box.scrollTop + box.clientHeight / 2;
+};"""
+# Whether the template of this name has come; scrolls on where it has not.
+SCROLLED = f"""(name) => {{
+    {SCROLL}
+    const found = [...document.querySelectorAll("[role=dialog] img")].some((image) => image.alt === name);
+    if (!found) scroll();
+    return found;
+}}"""
+# Those of these names whose picture is there; scrolls on where there are none.
+LOADED = f"""(names) => {{
+    {SCROLL}
+    const images = [...document.querySelectorAll("[role=dialog] img")];
+    const found = images.filter((image) => image.naturalWidth > 0 && names.includes(image.alt));
+    if (!found.length) scroll();
+    return found.length ? found.map((image) => image.alt) : null;
+}}"""
+
+
+def browse_templates(page: Any) -> Any:
+    """Opens the pack's page of the template browser; the dialog."""
+    page.evaluate("() => { window.app.extensionManager.command.execute('Comfy.BrowseTemplates'); }")
+    entry = page.get_by_text(workspace.PACK, exact=True).first
+    entry.scroll_into_view_if_needed()
+    entry.click()
+    return page.get_by_role("dialog")
+
+
+def open_search(page: Any) -> Any:
+    """Double-clicks the canvas until the page has come so far as to heed it; the field to type into."""
+    field = page.locator(".node-search-box-dialog-mask input, [role=dialog] input").first
+    for _ in range(20):
+        page.mouse.dblclick(1000, 500)
+        try:
+            field.wait_for(timeout=3000)
+        except sync_api.TimeoutError:
+            continue
+        return field
+    raise AssertionError("a double click on the canvas opens no search")
+
+
+def card(page: Any, dialog: Any, name: str) -> Any:
+    """A template's picture; more of them come when one scrolls."""
+    page.wait_for_function(SCROLLED, arg=name, polling=STEP)
+    return dialog.locator(f"img[alt='{name}']").first
+
+
+def test_nodes_are_found_by_search(page: Any, shots: Path, info: dict[str, Any]) -> None:
+    for words, names in {
+        "ovis": {node["display_name"] for name, node in info.items() if name.startswith("OvisU1")},
+        "ovis-u1 edit": {"Ovis-U1 Edit Encode"},
+        **({"caption": {"Ovis-U1 Understand"}} if "search_aliases" in info["OvisU1Understand"] else {}),
+    }.items():
+        search = open_search(page)
+        search.press_sequentially(words)
+        for name in names:
+            page.locator(FOUND).filter(has_text=name).first.wait_for(state="attached")
+        page.screenshot(path=shots / f"search_{words.replace(' ', '_')}.png")
+        if words != "ovis":
+            page.locator(FOUND).filter(has_text=next(iter(names))).first.click()
+            wait_for_nodes(page, 1)
+            assert page.evaluate("window.app.graph._nodes[0].title") in names
+            page.evaluate("window.app.graph.clear()")
+        page.keyboard.press("Escape")
+        search.wait_for(state="detached")
+
+
+def test_templates_have_their_pictures(page: Any, shots: Path) -> None:
+    browse_templates(page)
+    page.wait_for_function("document.querySelector('[role=dialog] img')?.naturalWidth > 0")
+    page.screenshot(path=shots / "templates.png")
+    left = set(TITLES.values())
+    while left:
+        # What is scrolled past may go again.
+        some = page.wait_for_function(LOADED, arg=sorted(left), polling=STEP).json_value()
+        left -= set(some)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_opens_from_the_templates_and_runs(page: Any, shots: Path, info: dict[str, Any], name: str) -> None:
+    if name not in workflows(info):
+        pytest.skip("this ComfyUI's Train LoRA has other outputs")
+    workflow = read_workflow(name)
+    card(page, browse_templates(page), TITLES[name]).click()
+    wait_for_nodes(page, len(workflow["nodes"]))
+    # The page draws a node whose type it does not know as a plain LGraphNode.
+    unknown = page.evaluate(
+        "window.app.graph._nodes.filter((n) => !(n.type in window.LiteGraph.registered_node_types)).map((n) => n.type)"
+    )
+    assert unknown == []
+    page.screenshot(path=shots / f"{name}_opened.png")
+    assert page.evaluate("window.app.canvas.ds.scale") >= READABLE
+    assert_nothing_is_hidden(page)
+    prompt = page.evaluate("(async () => (await window.app.graphToPrompt()).output)()")
+    for node in prompt.values():
+        if node["class_type"] == "PreviewAny":
+            node["inputs"].pop("preview", None)  # where the page keeps what it showed
+    ours = to_api(workflow, info)
+    assert {i: (node["class_type"], node["inputs"]) for i, node in prompt.items()} == {
+        i: (node["class_type"], node["inputs"]) for i, node in ours.items()
+    }
+
+    # A node takes up its images when it is drawn, so all of them must be in sight.
+    set_widgets(page, SMALL)
+    run(page)
+    page.wait_for_function(SHOWN)
+    page.wait_for_timeout(500)
+    page.screenshot(path=shots / f"{name}.png")
+    assert Graph(ours).find_all("SaveImage") + Graph(ours).find_all("PreviewAny")
+    assert_nothing_is_hidden(page)
+
+
+def assert_nothing_is_hidden(page: Any) -> None:
+    nodes = page.evaluate(NODES)
+    assert overlaps(nodes) == []
+    assert strays(nodes, page.evaluate(GROUPS)) == []
+    assert page.evaluate(CUT) == []
+
+
+def test_a_saved_picture_brings_its_graph_back(page: Any, ready: ComfyServer) -> None:
+    workflow = open_dropped(page, "text_to_image")
+    set_widgets(page, SMALL | {"OvisU1TextEncode": {"prompt": "a heron in the reeds"}})
+    run(page)
+    page.wait_for_function(SHOWN)
+    saved = "window.app.graph._nodes.find((n) => n.type === 'SaveImage').id"
+    (entry,) = page.evaluate(f"window.app.nodeOutputs[{saved}].images")
+    page.evaluate("window.app.graph.clear()")
+    drop(page, ready.image(entry), "saved.png", "image/png")
+    wait_for_nodes(page, len(workflow["nodes"]))
+    types = page.evaluate("window.app.graph._nodes.map((n) => n.type)")
+    assert sorted(types) == sorted(node["type"] for node in workflow["nodes"])
+    prompt = (
+        "window.app.graph._nodes.find((n) => n.type === 'OvisU1TextEncode').widgets.find((w) => w.name === 'prompt')"
+    )
+    assert page.evaluate(f"{prompt}.value") == "a heron in the reeds"
+
+
+def test_a_wrong_value_shows_its_message(page: Any, shots: Path) -> None:
+    open_dropped(page, "text_to_image")
+    set_widgets(page, SMALL | {"PrimitiveInt": {"value": 1000}})
+    run(page)
+    sentence = page.get_by_text("width: 1000 pixels is not a multiple of 16; use 992 or 1008.")
+    details = page.get_by_role("button", name="View details")
+    sentence.or_(details).first.wait_for()
+    # The page draws a border around the node that it keeps here.
+    page.wait_for_function("window.app.lastExecutionError?.node_type === 'OvisU1TextEncode'")
+    if details.count():
+        details.first.dispatch_event("click")
+    sentence.first.wait_for()
+    page.screenshot(path=shots / "error.png")
+
+
+def test_the_help_panel_shows_our_page(page: Any, shots: Path) -> None:
+    open_dropped(page, "text_to_image")
+    info = page.get_by_test_id("info-button").first
+    heading = page.get_by_role("heading", name="Typical mistakes")
+    for _ in range(10):
+        select(page, "OvisU1Sampler")
+        try:
+            info.click(timeout=3000)
+            heading.wait_for(state="attached", timeout=10_000)
+        except sync_api.TimeoutError:
+            continue
+        break
+    heading.wait_for(state="attached")
+    page.screenshot(path=shots / "help.png")
+    panel = heading.locator("xpath=..")
+    assert panel.evaluate("(h) => h.scrollWidth <= h.clientWidth"), "the help page is wider than its panel"
+
+
+def test_text_shows_while_it_is_written_and_chats_show_their_turns(page: Any, shots: Path, rendering: str) -> None:
+    open_dropped(page, "chat")
+    # A question that was asked in the other rendering is answered at once, from the cache.
+    question = f"What is on this image? ({rendering})"
+    set_widgets(page, SMALL | {"OvisU1Understand": {"max_new_tokens": 300, "prompt": question}})
+    run(page)
+    # Nodes 2.0 may keep the text out of the widgets.
+    written = """(() => { const node = window.app.graph._nodes.find((n) => n.type === "OvisU1Understand");
+        const element = document.querySelector(`[data-node-id="${node.id}"]`);
+        return `${node.widgets.map((w) => w.value).at(-1)} ${element?.innerText ?? ""}`; })()"""
+    lengths = set()
+    answers = (
+        "window.app.graph._nodes.filter((n) => n.type === 'PreviewAny').map((n) =>"
+        " n.widgets.map((w) => w.value).find((v) => typeof v === 'string' && v !== ''))"
+    )
+    while not all(page.evaluate(answers)):
+        lengths.add(len(page.evaluate(written)))
+        page.wait_for_timeout(100)
+    assert len(lengths) > 2, "the text came all at once"
+    shown = page.evaluate(answers)
+    assert len(shown) == 2
+    page.screenshot(path=shots / "chat_written.png")
+    # What is shown can be marked and copied; fields of Nodes 2.0 are the page's own.
+    style = "getComputedStyle(a).userSelect !== 'none'" if rendering == CLASSIC else "true"
+    areas = f"[...document.querySelectorAll('textarea')].filter((a) => {style})"
+    values = page.evaluate(f"{areas}.map((area) => area.value)")
+    assert set(shown) <= set(values)

@@ -1,0 +1,110 @@
+"""Text on the page: it stays on its node, and a prompt's choices are made, in both renderings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfy_server import ComfyServer
+from helpers.browser import SMALL, open_dropped, run, set_widgets
+
+SHORT = {
+    **SMALL,
+    "OvisU1Understand": {"max_new_tokens": 12},
+    "OvisU1Sampler": {"steps": 2, "control_after_generate": "fixed"},
+}
+RUNS = "Ovis-U1: prefilled "  # the log has it once for each answer
+# What a node of a class shows: the values of its widgets that are texts and not inputs.
+SHOWN = """(type) => window.app.graph._nodes.filter((n) => n.type === type).map((n) =>
+    n.widgets.filter((w) => w.name === "$$node-text-preview").map((w) => w.value).join("|"))"""
+# Whether a node of a class shows a text in a field of its own that can be seen.
+SEEN = """([type, text]) => window.app.graph._nodes.filter((n) => n.type === type).some((n) => n.widgets.some((w) => {
+    const box = w.element?.getBoundingClientRect();
+    return w.name === "$$node-text-preview" && w.element?.value === text && box.width > 20 && box.height > 20 &&
+        getComputedStyle(w.element).visibility !== "hidden";
+}))"""
+
+
+def wait_for_graph(page: Any) -> None:
+    page.wait_for_function("window.app?.graph && window.app.extensionManager?.command")
+    page.wait_for_function("window.app.graph._nodes.length > 0")
+
+
+def run_to_its_end(page: Any) -> dict[str, Any]:
+    """The prompt that the page sent, after it has run; without Preview as Text, which sends what it showed."""
+    page.evaluate(
+        """() => { window.ended = false;
+            window.app.api.addEventListener("execution_success", () => { window.ended = true; }, {once: true}); }"""
+    )
+    with page.expect_request("**/prompt") as sent:
+        run(page)
+    page.wait_for_function("window.ended")
+    prompt = sent.value.post_data_json["prompt"]
+    return {i: node for i, node in prompt.items() if node["class_type"] != "PreviewAny"}
+
+
+def shown(page: Any, node: str) -> list[str]:
+    return page.evaluate(SHOWN, node)
+
+
+def wait_for_text(page: Any, node: str, text: str) -> None:
+    # The page leaves out what is out of sight.
+    page.evaluate(
+        "(type) => window.app.canvas.centerOnNode(window.app.graph._nodes.find((n) => n.type === type))", node
+    )
+    page.wait_for_function(SEEN, arg=[node, text])
+
+
+@pytest.mark.parametrize(("name", "node"), [("understand", "OvisU1Understand"), ("pick_the_best", "OvisU1Judge")])
+def test_text_stays_after_a_reload_and_shows_on_a_cached_run(
+    page: Any, ready: ComfyServer, shots: Path, name: str, node: str
+) -> None:
+    open_dropped(page, name)
+    set_widgets(page, SHORT)
+    first = run_to_its_end(page)
+    (text,) = shown(page, node)
+    assert text.strip()
+    wait_for_text(page, node, text)
+    page.screenshot(path=shots / f"{name}_text.png")
+
+    page.reload()
+    wait_for_graph(page)
+    wait_for_text(page, node, text)
+    page.screenshot(path=shots / f"{name}_text_reloaded.png")
+
+    # The same workflow as it came, without any text, and a run in which nothing is computed.
+    page.evaluate("window.app.graph.clear()")
+    open_dropped(page, name)
+    set_widgets(page, SHORT)
+    assert shown(page, node) == [""]
+    before = ready.log_text().count(RUNS)
+    again = run_to_its_end(page)
+    wait_for_text(page, node, text)
+    assert ready.log_text().count(RUNS) == before
+    # With the text on the node the prompt stays the same, and so what is cached stays right.
+    assert run_to_its_end(page) == again == first
+
+
+def test_choices_of_a_prompt_are_made(page: Any) -> None:
+    texts = {
+        "OvisU1TextEncode": {"prompt": "a {red|blue} heron", "negative_prompt": "{red|blue} fog"},
+        "OvisU1EditEncode": {"prompt": "make it {red|blue}", "negative_prompt": "{red|blue} rain"},
+        "OvisU1Understand": {"prompt": "Is it {red|blue}?"},
+        "OvisU1Judge": {"question": "Is this {prompt}, {red|blue}?", "prompt": "{red|blue}"},
+    }
+    page.evaluate(
+        "(types) => types.forEach((type) => window.app.graph.add(window.LiteGraph.createNode(type)))", [*texts]
+    )
+    set_widgets(page, texts)
+    prompt = page.evaluate("(async () => (await window.app.graphToPrompt()).output)()")
+    made = {
+        (node["class_type"], name): node["inputs"][name]
+        for node in prompt.values()
+        for name in texts[node["class_type"]]
+    }
+    assert made.pop(("OvisU1Judge", "question")) == texts["OvisU1Judge"]["question"]
+    for (node, name), text in made.items():
+        assert text in [texts[node][name].replace("{red|blue}", colour) for colour in ("red", "blue")]
+    assert len(made) == 6

@@ -1,0 +1,313 @@
+"""The pack as the registry delivers it, installed beside others in folders of any name."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from pathspec import GitIgnoreSpec
+
+import workspace
+from comfy_server import ComfyServer
+from helpers.graphs import load, saved_image, text_to_image
+from helpers.imports import roots
+from helpers.paths import ROOT, comfyui_path
+from ovis_core.weights import built_in
+from workspace.environment import pack_requirements
+
+HOOKS = ".pre-commit-config.yaml"
+FOLDER = "Ovis U1 (über) v2.0"
+# Packages that ComfyUI or torch require, and those that the pack also works without: certificates if Python has none,
+# and the hub's fast client.
+PACKAGES = {"einops", "filelock", "numpy", "PIL", "safetensors", "tokenizers", "torch"}
+OPTIONAL = {"certifi", "hf_xet"}
+NODES = {file.stem for file in (ROOT / "web" / "docs").glob("*.md")}
+# What the packs that wrap the authors' script call their nodes.
+TAKEN = {"OvisU1ModelLoader", "OvisU1TextToImage", "OvisU1ImageToText", "OvisU1ImageEdit", "LoadOvisU1Model"}
+WRAPPER = f"""
+import sys, types
+sys.modules["ovis_core"] = types.ModuleType("ovis_core")  # somebody else's module of our core's name
+class Node:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("OVIS_MODEL",), "run", "Ovis-U1"
+    INPUT_TYPES = classmethod(lambda cls: {{"required": {{}}}})
+    def run(self): return (None,)
+NODE_CLASS_MAPPINGS = dict.fromkeys({sorted(TAKEN)!r}, Node)
+"""
+
+
+def archive(folder: Path) -> Path:
+    """What `comfy node pack` puts into the registry's archive, in a folder."""
+    ignored = [line for name in (".gitignore", ".comfyignore") for line in (ROOT / name).read_text().splitlines()]
+    spec = GitIgnoreSpec.from_lines([*ignored, ".git/", ".git"])
+    for name in spec.match_tree_files(ROOT, negate=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def tree(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {file: (file.stat().st_size, file.stat().st_mtime_ns) for file in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return archive(tmp_path_factory.mktemp("archive") / FOLDER)
+
+
+def make_base(folder: Path, pack: Path | None, release: Path) -> Path:
+    """A base directory whose own name is odd too, with a pack that wraps the authors' script."""
+    base = folder / "ComfyUI (neu) #1"
+    other = base / "custom_nodes" / "ComfyUI-Ovis-U1"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text(WRAPPER, encoding="utf-8")
+    workspace.link_folder(release, base / "models" / "ovis_u1" / "tiny")
+    if pack is not None:
+        shutil.copytree(pack, base / "custom_nodes" / FOLDER)
+    return base
+
+
+@pytest.fixture(scope="module")
+def installed(pack: Path, release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    base = make_base(tmp_path_factory.mktemp("installed"), pack, release)
+    with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
+        yield running
+
+
+def test_it_loads_at_once_and_takes_little_memory(
+    installed: ComfyServer, release: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    taken = re.search(rf"([\d.]+) seconds: .*{re.escape(FOLDER)}", installed.log_text())
+    assert taken is not None
+    assert float(taken[1]) <= 0.5
+    bare = make_base(tmp_path_factory.mktemp("bare"), None, release)
+    with ComfyServer(comfyui_path(), bare, ["--cpu"]) as without:
+        least = psutil.Process(without.pid).memory_info().rss
+    assert psutil.Process(installed.pid).memory_info().rss - least < 50 * 2**20
+
+
+def test_it_says_one_line(installed: ComfyServer) -> None:
+    (said,) = [line for line in installed.log_text().splitlines() if "Ovis-U1:" in line]
+    assert said.endswith(f"Ovis-U1: ready; models belong in {installed.base / 'models' / 'ovis_u1'}")
+
+
+def test_its_nodes_stand_beside_the_other_pack_s(installed: ComfyServer) -> None:
+    info = installed.object_info()
+    assert info.keys() >= TAKEN
+    assert {name for name, node in info.items() if FOLDER in node["python_module"]} == NODES
+    assert not NODES & TAKEN
+
+
+def test_it_runs_and_writes_nothing_into_its_folder(installed: ComfyServer, pack: Path) -> None:
+    folder = installed.base / "custom_nodes" / FOLDER
+    before = tree(folder)
+    assert len(before) == len(tree(pack))
+    info = installed.object_info()
+    graph = text_to_image(info, steps=2)
+    assert saved_image(installed, installed.run(graph.prompt), graph).size == (128, 96)
+    graph = load("chat", info).set_all("OvisU1Understand", max_new_tokens=4)
+    (installed.base / "input").mkdir(exist_ok=True)
+    installed.upload(ROOT / "docs" / "edit.png")
+    installed.run(graph.set("LoadImage", image="edit.png").prompt)
+    assert tree(folder) == before
+
+
+def test_the_archive_holds_what_users_need_and_no_more(pack: Path) -> None:
+    have = {path.relative_to(pack).as_posix() for path in pack.rglob("*") if path.is_file()}
+    model = {path for path in have if path.startswith("small_model/")}
+    assert model == ({built_in.FILE.relative_to(ROOT).as_posix()} if built_in.is_there() else set())
+    assert sum((pack / path).stat().st_size for path in model) <= 12 * 2**20
+    have -= model
+    assert {path.split("/")[0] for path in have} == {
+        *("__init__.py", "nodes", "ovis_core", "web", "locales", "workflows", "docs", "scripts", "tests"),
+        *("README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"),
+    }
+    assert {path for path in have if path.startswith("tests/")} == {
+        "tests/golden/README.md",
+        "tests/golden/config.json",
+    }
+    assert sum((pack / path).stat().st_size for path in have) < 5 * 2**20
+
+
+@pytest.mark.parametrize("command", ["make_checkpoint.py", "convert.py", "download.py"])
+def test_the_archive_s_scripts_start(pack: Path, command: str) -> None:
+    line = [sys.executable, str(pack / "scripts" / command), "--help"]
+    ran = subprocess.run(line, capture_output=True, text=True, check=False, env={"PYTHONDONTWRITEBYTECODE": "1"})
+    assert ran.returncode == 0, ran.stderr
+    assert "usage" in ran.stdout
+
+
+def changed_pack(pack: Path, release: Path, folder: Path, file: str, old: str, new: str) -> tuple[set[str], str]:
+    """Names of the nodes, and the log, of a ComfyUI with a copy of the pack in which `old` is `new`."""
+    base = make_base(folder, pack, release)
+    changed = base / "custom_nodes" / FOLDER / file
+    text = changed.read_text(encoding="utf-8")
+    assert old in text
+    changed.write_text(text.replace(old, new), encoding="utf-8")
+    with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
+        return set(running.object_info()), running.log_text()
+
+
+def test_a_package_that_is_missing_is_named_in_one_line(pack: Path, release: Path, tmp_path: Path) -> None:
+    """In a copy of the pack that imports a package which nobody has."""
+    nodes, log = changed_pack(pack, release, tmp_path, "ovis_core/pixels.py", "import torch\n", "import nobody_s\n")
+    assert nodes >= TAKEN
+    assert not NODES & nodes
+    (said,) = [line for line in log.splitlines() if "nobody_s" in line]
+    assert FOLDER in said
+    assert "needs ComfyUI" not in said
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "reason"),
+    [
+        (
+            "nodes/load.py",
+            "from comfy_api.latest import io\n",
+            "from comfy_api.nobody_s import io\n",
+            "No module named",
+        ),
+        (
+            "nodes/load.py",
+            "from comfy_api.latest import io\n",
+            "from comfy_api.latest import nobody_s\n",
+            "cannot import",
+        ),
+        ("ovis_core/native/compat.py", "import comfy.quant_ops\n", "import comfy.nobody_s\n", "No module named"),
+        ("ovis_core/native/compat.py", "import comfy.quant_ops\n", "comfy.ops.nobody_s\n", "module 'comfy.ops'"),
+    ],
+)
+def test_a_comfyui_that_is_too_old_is_named_in_one_line(
+    pack: Path, release: Path, tmp_path: Path, file: str, old: str, new: str, reason: str
+) -> None:
+    """In a copy of the pack that uses a part which no ComfyUI has."""
+    nodes, log = changed_pack(pack, release, tmp_path, file, old, new)
+    assert nodes >= TAKEN
+    assert not NODES & nodes
+    (said,) = [line for line in log.splitlines() if "Ovis-U1 needs" in line]
+    version = workspace.describe_comfyui(comfyui_path(), "").version
+    assert f"Ovis-U1 needs ComfyUI 0.3.75 or newer and this one is {version}; update ComfyUI ({reason}" in said
+    assert "Traceback" not in log
+
+
+def test_a_comfyui_that_never_asks_for_nodes_is_named() -> None:
+    """One from before `comfy_entrypoint`, by the import that it does all the same."""
+    script = f"""
+import importlib.util, sys
+root = {str(ROOT)!r}
+spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", submodule_search_locations=[root])
+pack = sys.modules["pack"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pack)
+"""
+    ran = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True)
+    (said,) = ran.stderr.splitlines()
+    assert "Ovis-U1 needs ComfyUI 0.3.75 or newer and this one is older; update ComfyUI" in said
+
+
+def test_the_comfyui_that_is_needed_is_the_same_everywhere() -> None:
+    (oldest,) = re.findall(r'^COMFYUI = "([\d.]+)"', (ROOT / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+    for page in ("README.md", "pyproject.toml"):
+        assert oldest in (ROOT / page).read_text(encoding="utf-8"), page
+
+
+def test_what_is_imported_is_what_comfyui_brings() -> None:
+    files = [*ROOT.glob("nodes/*.py"), *ROOT.glob("ovis_core/**/*.py")]
+    found = set().union(*map(roots, files)) - set(sys.stdlib_module_names)
+    own = {"ovis_core", "nodes"}
+    comfyui = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "node_helpers", "server", "comfy_execution"}
+    assert found - own - comfyui == PACKAGES | OPTIONAL
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        name, _, heading = link.partition("#")
+        target = ROOT / Path(page).parent / name if name else ROOT / page
+        assert target.is_file(), link
+        if heading:
+            lines = target.read_text(encoding="utf-8").splitlines()
+            headings = {line.lstrip("# ").lower().replace(" ", "-") for line in lines if line.startswith("#")}
+            assert heading in headings, link
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the workflow runs on Linux")
+def test_the_registry_s_readme_has_whole_links(tmp_path: Path) -> None:
+    """By the publish workflow's own lines."""
+    text = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
+    lines = [line.strip() for line in text.splitlines() if "at=" in line or "$at/" in line]
+    shutil.copy(ROOT / "README.md", tmp_path)
+    at = {"GITHUB_SERVER_URL": "https://example.org", "GITHUB_REPOSITORY": "owner/name", "GITHUB_SHA": "abc"}
+    subprocess.run(["sh", "-ec", "\n".join(lines)], check=True, cwd=tmp_path, env={**os.environ, **at})
+    links = re.findall(r"\]\(([^)]+)\)", (tmp_path / "README.md").read_text(encoding="utf-8"))
+    assert "https://example.org/owner/name/raw/abc/docs/text_to_image.png" in links
+    assert all(link.startswith("https://") for link in links)
+
+
+def test_nothing_needs_to_be_installed() -> None:
+    assert pack_requirements(tests=False) == []
+    assert not (ROOT / "requirements.txt").exists()
+
+
+def test_ruff_is_the_same_everywhere() -> None:
+    ruffs = [re.findall(r"ruff==([\d.]+)", (ROOT / name).read_text()) for name in ("pyproject.toml", HOOKS)]
+    assert len({version for found in ruffs for version in found}) == 1
+
+
+@pytest.mark.parametrize("lacks", ["custom_op", "infer_schema"])
+def test_an_older_torch_is_enough(lacks: str) -> None:
+    """While the pack is imported torch has no custom operators (2.3), or cannot read annotations like ours (2.4)."""
+    files = [file for file in (ROOT / "ovis_core").rglob("*.py") if file.parent.name != "native"]
+    modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files if file.stem != "__init__"]
+    script = f"""
+import sys, torch
+kept = torch.library.{lacks}
+del torch.library.{lacks}, torch.OutOfMemoryError
+sys.path.insert(0, {str(ROOT / "scripts")!r})
+import import_core
+import_core.import_core()
+from importlib import import_module
+for name in {modules!r}:
+    import_module(name)
+from ovis_core.networks import positions
+torch.library.{lacks} = kept
+layout = 3, [0, 2, 2], [16, 24, 24], 1e4, torch.device("cpu")
+plain = positions.layout_table(3, [(0, 2, 2)], layout[4], layout[2], layout[3])
+assert torch.equal(positions.compiled_table(*layout), plain)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    core = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "ovis_core").rglob("*.py"))
+    assert "torch.OutOfMemoryError" not in core  # torch.cuda's is the same, and older
+
+
+def test_nothing_is_imported_that_comfyui_has_not_imported() -> None:
+    """In a process of its own, up to where the nodes stand ready."""
+    script = f"""
+import asyncio, importlib.util, sys
+sys.path.insert(0, {str(comfyui_path())!r})
+import comfy.cli_args
+comfy.cli_args.args.cpu = True
+import utils.extra_config, nodes, server, comfy_api.latest, comfy_extras.nodes_custom_sampler
+before = set(sys.modules)
+root = {str(ROOT)!r}
+spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", submodule_search_locations=[root])
+pack = sys.modules["pack"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pack)
+async def load():
+    return await (await pack.comfy_entrypoint()).get_node_list()
+print(len([node.GET_SCHEMA() for node in asyncio.run(load())]), *set(sys.modules) - before)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=comfyui_path()
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    count, *new = ran.stdout.splitlines()[-1].split()
+    assert int(count) == len(NODES)
+    assert {name.split(".")[0] for name in new} - set(sys.stdlib_module_names) == {"pack"}

@@ -1,0 +1,288 @@
+"""The rules that the code keeps: which way imports run, and how it is written."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pathspec import GitIgnoreSpec
+from safetensors.torch import save_file
+
+from helpers.imports import imported, roots
+from helpers.paths import ROOT
+
+COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "nodes", "server"}
+HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
+# Of ovis_core, what needs nothing but Python.
+PLAIN = {"special_tokens", "text", "text.prompts", "sizes", "schedule", "weights", "__init__"}
+PLAIN |= {f"weights.{name}" for name in ("config", "layout", "release", "release_folder", "safetensors_file")}
+PLAIN |= {f"weights.{name}" for name in ("download", "checked_files", "hub", "hub_cache", "built_in")}
+# Imports those named and reads a file's header; prints what came along of HEAVY. safetensors' own way takes numpy.
+LOAD_PLAIN = """
+import sys
+from importlib import import_module
+from pathlib import Path
+
+scripts, file, heavy, *plain = sys.argv[1:]
+sys.path.insert(0, scripts)
+__import__("import_core").import_core()
+for name in plain:
+    import_module(f"ovis_core.{name}")
+assert import_module("ovis_core.weights.safetensors_file").read_entries(Path(file))
+print(*sorted({*heavy.split()} & {*sys.modules}))
+"""
+
+
+def of_core(file: Path) -> set[str]:
+    return {name for name in imported(file) if name.split(".")[0] == "ovis_core"}
+
+
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def name_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
+
+
+def layer(module: str) -> int:
+    """Of ovis_core: 2 touches ComfyUI, 1 is plain torch, 0 plain Python."""
+    name = on_plan(module).removeprefix("ovis_core").removeprefix(".") or "__init__"
+    return 2 if name.split(".")[0] == "native" else 0 if name.removesuffix(".__init__") in PLAIN else 1
+
+
+CORE = sorted((ROOT / "ovis_core").rglob("*.py"))
+NODES = sorted((ROOT / "nodes").rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", CORE, ids=name_of)
+def test_imports_run_one_way(file: Path) -> None:
+    own = layer(name_of(file))
+    assert not [name for name in of_core(file) if layer(name) > own]
+    assert own == 2 or not roots(file) & COMFYUI
+    assert own > 0 or not roots(file) & HEAVY
+    assert "nodes" not in roots(file)
+
+
+def test_plain_python_loads_nothing_heavy(tmp_path: Path) -> None:
+    """Whatever a library does behind an import or a call; 8 bits and bfloat16 are types that numpy does not know."""
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(2, dtype=torch.bfloat16), "b": torch.zeros(2, dtype=torch.float8_e4m3fn)}, file)
+    arguments = [ROOT / "scripts", file, " ".join(HEAVY - {"numpy"}), *sorted(PLAIN)]
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", LOAD_PLAIN, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout.split()) == (0, []), ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("file", [file for file in CORE if file.parent.name == "networks"], ids=name_of)
+def test_networks_need_nothing_but_their_numbers(file: Path) -> None:
+    assert not [name for name in of_core(file) if not name.startswith("ovis_core.networks") and layer(name) > 0]
+
+
+@pytest.mark.parametrize("file", [*NODES, *CORE], ids=name_of)
+def test_what_is_private_stays_in_its_file(file: Path) -> None:
+    names = [name.rsplit(".", 1)[-1] for name in of_core(file)]
+    tree = parsed(file)
+    taken = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_import(node.value, names)]
+    assert not [name for name in names + taken if name.startswith("_") and not name.startswith("__")]
+
+
+def plan() -> dict[str, int]:
+    """Row of each word on the plan, by the room that it stands in and itself, as "native.clip"."""
+    rows: dict[str, int] = {}
+    room = ""
+    _, drawn, *_ = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")
+    for number, line in enumerate(drawn.splitlines()):
+        side, label, words = re.fullmatch(r" *(\|?) *(?:(\w+)/)?(.*)", line).groups()
+        room = label or (room if side else "ovis_core")
+        for word in re.findall(r"\w+", words):
+            rows.setdefault(f"{room}.{word}", number)
+    return rows
+
+
+def on_plan(module: str) -> str:
+    """What the plan calls a module, or what is imported from it."""
+    package, *inner = module.split(".")
+    if package == "ovis_core" and inner and (ROOT / package / inner[0]).is_dir():
+        return ".".join(inner[:2])
+    return ".".join([package, *inner[:1]])
+
+
+@pytest.mark.parametrize("file", [file for file in [*NODES, *CORE] if file.stem != "__init__"], ids=name_of)
+def test_every_file_is_on_the_plan_above_what_it_imports(file: Path) -> None:
+    rows = plan()
+    own = rows[on_plan(name_of(file))]
+    assert not [name for name in of_core(file) if rows.get(on_plan(name), own) < own]
+
+
+COMPAT = "ovis_core.native.compat"
+# Questions that other files may ask, because they are not about what this ComfyUI has.
+OTHER_QUESTIONS = {
+    # what a link or another pack's node brings
+    "nodes.checks": {"model", "cond_stage_model", "first_stage_model"},
+    "ovis_core.native.tokens": {"__len__", "ndim"},
+    "ovis_core.native.patch_checks": {"__module__", "signature"},
+    # marks on a layer, which every version sets
+    "ovis_core.native.comfy_layers": {"comfy_patched_weights", "prev_comfy_cast_weights", "ovis_u1_casts"},
+    "ovis_core.native.filling": {"MARK"},
+}
+INSPECT = {"signature", "getfullargspec", "getattr_static", "find_spec", "import_module", "__dataclass_fields__"}
+# The others need an object of ComfyUI's, which no file below `native` has.
+WITHOUT_COMFYUI = {"find_spec", "import_module", "import", "comfyui_version"}
+
+
+def questions(source: str) -> set[str]:
+    """What a file asks of objects and modules that may be otherwise in another version.
+
+    The attribute of a `hasattr`, or of a `getattr` with a default; the names in `INSPECT`; "import" if a failed import
+    of ComfyUI's, or an attribute that is missing, is caught; "comfyui_version" if that is imported.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id == "hasattr" or (node.func.id == "getattr" and len(node.args) > 2):
+                asked = node.args[1]
+                names = [part.id for part in ast.walk(asked) if isinstance(part, ast.Name)]
+                found.add(asked.value if isinstance(asked, ast.Constant) else names[0])
+        elif isinstance(node, ast.Try) and misses(node):
+            found.add("import")
+        found |= {name for name in modules(node) if name.split(".")[0] == "comfyui_version"}
+        if isinstance(node, ast.Attribute | ast.Name):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id
+            found |= {name} & INSPECT
+    return found
+
+
+def misses(tried: ast.Try) -> bool:
+    """Whether a `try` catches that an attribute, or a module of ComfyUI's, is missing."""
+    caught = {"BaseException"} if any(handler.type is None for handler in tried.handlers) else set()
+    for handler in tried.handlers:
+        caught |= {part.id for part in ast.walk(handler.type) if isinstance(part, ast.Name)} if handler.type else set()
+    imports = any(name.split(".")[0] in COMFYUI for part in tried.body for name in modules(part))
+    everything = {"Exception", "BaseException"}
+    return "AttributeError" in caught or (
+        imports and bool(caught & {"ImportError", "ModuleNotFoundError", *everything})
+    )
+
+
+def modules(statement: ast.AST) -> set[str]:
+    """Modules that a statement and those within it import, relative ones aside."""
+    found = set()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module)
+    return found
+
+
+def asked(file: Path) -> set[str]:
+    """`questions` of a file that can be about ComfyUI."""
+    found = questions(file.read_text(encoding="utf-8"))
+    return found if file in NODES or layer(name_of(file)) == 2 else found & WITHOUT_COMFYUI
+
+
+@pytest.mark.parametrize("file", [file for file in [*NODES, *CORE] if name_of(file) != COMPAT], ids=name_of)
+def test_only_compat_asks_what_this_comfyui_has(file: Path) -> None:
+    assert asked(file) == OTHER_QUESTIONS.get(name_of(file), set())
+
+
+@pytest.mark.parametrize(
+    "offence",
+    [
+        "hasattr(comfy.ops, 'scaled_fp8_ops')",
+        "getattr(model_management, 'supports_fp64', None)",
+        "inspect.signature(comfy.sd.CLIP.__init__).parameters",
+        "from inspect import signature\nsignature(comfy.sample.sample)",
+        "importlib.import_module('comfy.storage')",
+        "io.Schema.__dataclass_fields__",
+        "try:\n    import comfy.storage\nexcept ImportError:\n    pass",
+        "try:\n    from comfy import storage\nexcept (OSError, ImportError):\n    pass",
+        "try:\n    from comfy_api.latest import io\nexcept:\n    pass",
+        "try:\n    comfy.storage.state_dict_fast_disk\nexcept AttributeError:\n    pass",
+        "from comfyui_version import __version__",
+    ],
+)
+def test_a_question_is_found(offence: str) -> None:
+    assert questions(offence)
+    assert not questions("getattr(args, flag)\nwith suppress(ImportError):\n    import hf_xet\nx.signature_of = 1")
+
+
+def test_few_modules_lie_flat() -> None:
+    """In `ovis_core` itself; the others are in the folder of their idea."""
+    assert len([file for file in CORE if file.parent.name == "ovis_core" and file.stem != "__init__"]) <= 8
+
+
+def test_no_two_files_of_the_pack_have_one_name() -> None:
+    """Only a node's file may be called as the idea that it calls."""
+    names = [file.stem for file in CORE if file.stem != "__init__"]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_no_two_classes_of_the_pack_have_one_name() -> None:
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in [*NODES, *CORE]]
+    names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert sorted(names) == sorted(set(names))
+
+
+def is_import(value: ast.expr, names: list[str]) -> bool:
+    return isinstance(value, ast.Name) and value.id in names
+
+
+def test_every_node_checks_its_inputs() -> None:
+    found = [node for file in NODES for node in ast.walk(parsed(file)) if isinstance(node, ast.FunctionDef)]
+    executes = [node for node in found if node.name == "execute"]
+    assert len(executes) > 10
+    for node in executes:
+        assert [ast.unparse(decorator) for decorator in node.decorator_list] == ["classmethod", "checked"]
+
+
+def test_unit_tests_need_no_comfyui() -> None:
+    for file in (ROOT / "tests" / "unit").rglob("*.py"):
+        assert not roots(file) & COMFYUI, file
+        assert not [name for name in of_core(file) if layer(name) == 2], file
+        taken = [argument.arg for argument in ast.walk(parsed(file)) if isinstance(argument, ast.arg)]
+        assert not {"comfyui", "loaded", "server", "info"} & {*taken}, file
+
+
+def test_tests_that_are_named_exist() -> None:
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/*.md")]
+    named = {name for file in files for name in re.findall(r"tests/[\w/]+\.py", file.read_text(encoding="utf-8"))}
+    assert len(named) > 20
+    assert not [name for name in sorted(named) if not (ROOT / name).is_file()]
+
+
+# What the scanners of a registry look for in a pack: programs that are started, and code that comes as data.
+STARTERS = {"subprocess", "multiprocessing", "runpy", "pty", "ctypes", "pickle", "marshal", "base64", "code", "pip"}
+CALLS = re.compile(r"\b(eval|exec|__import__)\(|\bos\.(system|popen|exec\w*|spawn\w*|posix_spawn|fork)\b")
+
+
+def test_what_is_delivered_starts_nothing() -> None:
+    ignored = GitIgnoreSpec.from_lines((ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines())
+    sources = [file for folder in ("nodes", "ovis_core", "scripts") for file in (ROOT / folder).rglob("*.py")]
+    files = [file for file in [ROOT / "__init__.py", *sources] if not ignored.match_file(file.relative_to(ROOT))]
+    assert len(files) > 40
+    for file in files:
+        assert not roots(file) & STARTERS, file
+        assert not CALLS.search(file.read_text(encoding="utf-8")), file
+
+
+def test_sources_can_be_read_on_windows() -> None:
+    """Tools there open them as cp1252."""
+    folders = ("nodes", "ovis_core", "scripts", "benchmarks", "tests")
+    for file in [ROOT / "__init__.py", *(file for folder in folders for file in (ROOT / folder).rglob("*.py"))]:
+        file.read_text(encoding="utf-8").encode("cp1252")
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=lambda command: command[0])
+def test_ruff(command: list[str]) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, str(ROOT)], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout

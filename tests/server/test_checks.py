@@ -1,0 +1,128 @@
+"""Every check of every node, with what a node of another pack may give it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from comfy_prompt import PromptFailed
+from comfy_server import ComfyServer
+from helpers.graphs import Graph, load, text_to_image
+
+CHECKS = [
+    ("OvisU1TextEncode", "clip", "another clip", r"clip: this is Identity, not Ovis-U1's; connect the CLIP of"),
+    ("OvisU1TextEncode", "clip", "a word", r"clip: this is str, not Ovis-U1's"),
+    ("OvisU1TextEncode", "prompt", "two words", r"prompt: this is a list, not one text; connect one STRING"),
+    ("OvisU1TextEncode", "width", "zero", r"width: 0 is not a whole number from 16 to"),
+    ("OvisU1TextEncode", "negative_prompt", "zero", r"negative_prompt: this is a int, not one text"),
+    ("OvisU1EditEncode", "vae", "another vae", r"vae: its latents have 16 channels and Ovis-U1's have 4"),
+    ("OvisU1EditEncode", "vae", "a word", r"vae: expected a VAE, got str; connect the VAE of"),
+    ("OvisU1EditEncode", "image", "one image", r"image: expected an IMAGE of 4 dimensions, got 3 dimensions; connect"),
+    ("OvisU1EditEncode", "image", "no images", r"image: it is empty; connect at least one image"),
+    ("OvisU1EditEncode", "image", "nothing", r"image: expected an IMAGE of 4 dimensions, got NoneType"),
+    ("OvisU1EditEncode", "megapixels", "minus one", r"megapixels: -1 is not a number from 0\.0 to 16\.0"),
+    ("OvisU1EditEncode", "prompt", "two words", r"prompt: this is a list, not one text"),
+    ("OvisU1Sampler", "model", "another model", r"model: this is Identity, not Ovis-U1; connect the MODEL of"),
+    ("OvisU1Sampler", "steps", "zero", r"steps: 0 is not a whole number from 1 to 10000"),
+    ("OvisU1Sampler", "denoise", "minus one", r"denoise: -1 is not a number from 0\.0 to 1\.0"),
+    ("OvisU1Sampler", "sampler_name", "a word", r"sampler_name: 'a word' is not one of the choices; choose one of eul"),
+    ("OvisU1Sampler", "latent", "no latent", r"latent: expected a LATENT, got \w+; connect Empty Latent Image"),
+    ("OvisU1Sampler", "latent", "a video's latent", r"latent: expected a LATENT of 4 .*, got shape \[1, 4, 2, 8, 8\]"),
+    ("OvisU1Sampler", "latent", "a tiny latent", r"latent: its image is 64 x 8 pixels .*; use 64 x 16"),
+    ("OvisU1Sampler", "positive", "a word", r"positive: expected CONDITIONING, got str; connect Ovis-U1 Text"),
+    ("OvisU1Sampler", "positive", "a conditioning of 7", r"conditioning: its tensor is 7 wide and this Ovis-U1 takes"),
+    ("OvisU1Sampler", "positive", "one refined to 7", r"conditioning: it was refined by another model, which is 7"),
+    ("OvisU1Decode", "samples", "no latent", r"samples: expected a LATENT, got"),
+    ("OvisU1Decode", "vae", "another vae", r"vae: its latents have 16 channels"),
+    ("OvisU1Loader", "weight_dtype", "a word", r"weight_dtype: 'a word' is not one of the choices; choose one of def"),
+    ("OvisU1Loader", "model_name", "a word", r"model_name: 'a word' was not found; choose one of"),
+    ("OvisU1Understand", "clip", "another clip", r"clip: this is Identity, not Ovis-U1's"),
+    ("OvisU1Understand", "history", "a word", r"history: expected a conversation, got str; connect the history"),
+    ("OvisU1Understand", "video", "one image", r"video: expected an IMAGE of 4 dimensions, got 3"),
+    ("OvisU1Understand", "top_k", "a million", r"top_k: 1000000 is not a whole number from 0 to 1000"),
+    ("OvisU1Judge", "prompt", "no words", r"prompt: it is empty and the question has \{prompt\}"),
+    ("OvisU1Judge", "images", "no images", r"images: it is empty"),
+    ("OvisU1Judge", "question", "zero", r"question: this is a int, not one text"),
+]
+
+
+@pytest.fixture(scope="module")
+def graphs(info: dict[str, Any]) -> dict[str, Graph]:
+    """Class of a node -> a small graph with it."""
+    small = {"width": 64, "height": 64}
+    picture = {"width": 64, "height": 64, "batch_size": 1, "color": 0}
+    paint = text_to_image(info, 64, 64, steps=1)
+    edit = load("edit", info).set("OvisU1Sampler", steps=1)
+    understand = load("understand", info).set("OvisU1Understand", max_new_tokens=1)
+    best = load("pick_the_best", info).set("OvisU1Sampler", steps=1).set_all("PrimitiveInt", value=64)
+    best.set("EmptyLatentImage", batch_size=1, **small)
+    for graph in (edit, understand):
+        graph.prompt[graph.find("LoadImage")] = {"class_type": "EmptyImage", "inputs": picture}
+    found = {"OvisU1EditEncode": edit, "OvisU1Understand": understand, "OvisU1Judge": best}
+    return {name: found.get(name, paint) for name, *_ in CHECKS}
+
+
+@pytest.mark.parametrize(("node", "name", "value", "words"), CHECKS)
+def test_what_does_not_fit_is_refused(
+    server: ComfyServer, graphs: dict[str, Graph], node: str, name: str, value: str, words: str
+) -> None:
+    graph = graphs[node].copy()
+    graph.set(node, **{name: [graph.add("OtherValue", name=value), 0]})
+    with pytest.raises(PromptFailed, match=words) as caught:
+        server.run(graph.prompt)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("node", ["OvisU1Sampler", "OvisU1EditEncode", "OvisU1Understand", "OvisU1Judge"])
+def test_the_same_graphs_run_as_they_are(server: ComfyServer, graphs: dict[str, Graph], node: str) -> None:
+    assert server.run(graphs[node].prompt).outputs
+
+
+def test_a_scheduler_and_a_guider_check_too(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = text_to_image(info, 64, 64, steps=1)
+    model, latent = graph.out("OvisU1Loader"), graph.out("EmptyLatentImage")
+    positive = graph.out("OvisU1TextEncode")
+    number = [graph.add("OtherValue", name="minus one"), 0]
+    other = [graph.add("OtherValue", name="another model"), 0]
+    sampler = graph.add("KSamplerSelect", sampler_name="euler")
+    noise = graph.add("RandomNoise", noise_seed=1)
+    sigmas = graph.add("OvisU1Scheduler", model=model, latent=latent, steps=1, denoise=1.0)
+    guider = graph.add("OvisU1Guider", model=model, positive=positive, negative=positive, txt_cfg=1.0)
+    links = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas}
+    inputs = {name: [node, 0] for name, node in links.items()}
+    sampled = graph.add("SamplerCustomAdvanced", latent_image=latent, **inputs)
+    graph.set("OvisU1Decode", samples=[sampled, 0]).remove("OvisU1Sampler")
+    assert server.run(graph.prompt).outputs
+    for node, name, value, words in (
+        (sigmas, "steps", number, r"steps: -1 is not a whole number"),
+        (sigmas, "model", other, r"model: this is Identity"),
+        (guider, "txt_cfg", number, r"txt_cfg: -1 is not a number from 0\.0"),
+        (guider, "negative", number, r"negative: expected CONDITIONING, got int"),
+        (guider, "cfg_end", number, r"cfg_end: -1 is not a number from 0\.0 to 1\.0"),
+        (guider, "cfg_start", 1.0, r"cfg_start: 1\.0 is not before cfg_end 1\.0; lower it, or raise cfg_end"),
+    ):
+        wrong = graph.copy().set_node(node, **{name: value})
+        with pytest.raises(PromptFailed, match=words):
+            server.run(wrong.prompt)
+
+
+def test_names_of_parts_over_links(server: ComfyServer, info: dict[str, Any]) -> None:
+    """Files that are not there, named over links, as no list can check them."""
+    graph = text_to_image(info, 64, 64, steps=1)
+    word = [graph.add("OtherValue", name="a word"), 0]
+    names = ("diffusion_model_name", "text_encoder_name", "vae_name")
+    parts = graph.add("OvisU1LoadParts", weight_dtype="default", **dict.fromkeys(names, word))
+    graph.set("OvisU1Sampler", model=[parts, 0])
+    with pytest.raises(PromptFailed, match=r"diffusion_model_name: 'a word' was not found in models/diffusion_models"):
+        server.run(graph.prompt)
+
+
+def test_image_only_and_negative_swapped(server: ComfyServer, graphs: dict[str, Graph]) -> None:
+    graph = graphs["OvisU1EditEncode"].copy()
+    sampler = graph.prompt[graph.find("OvisU1Sampler")]["inputs"]
+    graph.set("OvisU1Sampler", image_only=sampler["negative"], negative=sampler["image_only"])
+    with pytest.raises(
+        PromptFailed, match=r"image_only: it holds no reference image; connect image_only of Ovis-U1 Edit"
+    ):
+        server.run(graph.prompt)

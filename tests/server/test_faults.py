@@ -1,0 +1,143 @@
+"""Models that cannot be used, through a running ComfyUI: one sentence that names file and remedy, and life goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import make_checkpoint
+from comfy_prompt import PromptFailed, PromptRejected
+from comfy_server import ComfyServer
+from helpers.graphs import text_to_image
+
+FIRST, SECOND = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+INDEX, CONFIG = "model.safetensors.index.json", "config.json"
+
+
+def edit_json(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    value = json.loads(file.read_text(encoding="utf-8"))
+    change(value)
+    file.write_text(json.dumps(value), encoding="utf-8")
+
+
+def edit_tensors(file: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def cut(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
+
+
+def another_release(folder: Path) -> None:
+    """A shard of a wider model."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config["llm_config"]["intermediate_size"] *= 2
+    other = make_checkpoint.write_release(folder.parent.parent / "other_release", config)
+    shutil.copy(other / FIRST, folder / FIRST)
+
+
+def pickles(folder: Path) -> None:
+    for file in (FIRST, SECOND, INDEX):
+        (folder / file).unlink()
+    torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a missing shard": (lambda f: (f / SECOND).unlink(), rf"lacks {SECOND}: the download is not complete"),
+    "half a shard": (lambda f: cut(f / SECOND), rf"{SECOND} is damaged or not complete .*download it again"),
+    "no index": (lambda f: (f / INDEX).unlink(), rf"in pieces and no {INDEX}; copy the release's {INDEX}"),
+    "an index of a missing file": (
+        lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].update(more="model-00003-of-00003.safetensors")),
+        r"lacks model-00003-of-00003\.safetensors",
+    ),
+    "an index that leads out": (
+        lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].update(more="../tiny/model.safetensors")),
+        r"index\.json names files outside its folder",
+    ),
+    "another release's shard": (another_release, r"has shape .*do not belong together; download both again"),
+    "a web page": (lambda f: (f / FIRST).write_bytes(b"<!doctype html><p>404"), rf"{FIRST} is a web page, not a weigh"),
+    "an LFS pointer": (
+        lambda f: (f / FIRST).write_bytes(b"version https://git-lfs.github.com/spec/v1"),
+        "git lfs pull",
+    ),
+    "pickles": (pickles, r"holds pytorch_model\.bin and no safetensors files.*download the release's safetensors"),
+    "no config": (lambda f: (f / CONFIG).unlink(), r"cannot be used: .* has no config\.json; copy the release's"),
+    "a config that is no JSON": (lambda f: (f / CONFIG).write_text("{"), r"cannot be used: .*config\.json is not JSON"),
+    "another model's config": (
+        lambda f: edit_json(f / CONFIG, lambda v: v.update(model_type="ovis")),
+        r"cannot be used: .*config\.json: model_type is 'ovis', not .ovis_u1.",
+    ),
+    "absurd sizes": (
+        lambda f: edit_json(f / CONFIG, lambda v: v["llm_config"].update(hidden_size=10**12)),
+        r"llm_config\.hidden_size is 1000000000000; it must not be over",
+    ),
+    "large sizes": (
+        lambda f: edit_json(f / CONFIG, lambda v: v["llm_config"].update(intermediate_size=10**7)),
+        r"has shape \[\d+, \d+\]; its config\.json asks for \[10000000, \d+\]",
+    ),
+    "a missing tensor": (
+        lambda f: (
+            edit_tensors(f / FIRST, lambda v: v.pop("llm.model.norm.weight")),
+            edit_json(f / INDEX, lambda v: v["weight_map"].pop("llm.model.norm.weight")),
+        ),
+        r"llm\.model\.norm\.weight missing",
+    ),
+    "it is gone": (shutil.rmtree, r"was not found; choose"),
+}
+
+
+@pytest.fixture
+def broken(server: ComfyServer, release: Path) -> Iterator[Path]:
+    """A model of one's own in the server's folder."""
+    folder = Path(shutil.copytree(release, server.base / "models" / "ovis_u1" / "broken é \u96ea"))
+    server.object_info()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_one_sentence(server: ComfyServer, info: dict[str, Any], broken: Path, fault: str) -> None:
+    damage, words = FAULTS[fault]
+    damage(broken)
+    with pytest.raises((PromptFailed, PromptRejected), match=words) as caught:
+        server.run(text_to_image(info, 64, 64, steps=1).set("OvisU1Loader", model_name=broken.name).prompt)
+    message = str(caught.value)
+    assert len(message.splitlines()) <= 2
+    assert "Traceback" not in message
+    assert server.run(text_to_image(info, 64, 64, steps=1).prompt).outputs
+
+
+def test_it_is_gone_between_listing_and_loading(server: ComfyServer, info: dict[str, Any], broken: Path) -> None:
+    graph = text_to_image(info, 64, 64, steps=1).set("OvisU1Loader", model_name=broken.name)
+    server.run(graph.prompt)
+    (broken / FIRST).unlink()
+    with pytest.raises(PromptFailed, match=rf"lacks {FIRST}"):
+        server.run(graph.prompt)
+
+
+def test_a_name_that_leads_out(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = text_to_image(info, 64, 64, steps=1).set("OvisU1Loader", model_name="../ovis_u1/tiny")
+    with pytest.raises(PromptRejected, match=r"'\.\./ovis_u1/tiny' was not found; choose"):
+        server.run(graph.prompt)
+
+
+def test_a_folder_in_itself_and_a_name_of_all_letters_load(
+    server: ComfyServer, info: dict[str, Any], broken: Path
+) -> None:
+    inner = broken / broken.name
+    inner.mkdir()
+    for file in [*broken.iterdir()]:
+        if file != inner:
+            file.rename(inner / file.name)
+    graph = text_to_image(info, 64, 64, steps=1).set("OvisU1Loader", model_name=f"{broken.name}/{inner.name}")
+    assert server.run(graph.prompt).outputs

@@ -1,0 +1,364 @@
+"""Understanding in a running ComfyUI, over its HTTP and WebSocket API."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import pytest
+
+from comfy_prompt import PromptFailed, PromptRejected, Result, shown
+from comfy_server import ComfyServer
+from helpers.graphs import Graph, load, saved_image, saved_images
+from helpers.paths import comfyui_path
+from helpers.pictures import picture
+from ovis_core.text import prompts
+from ovis_core.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def photo(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("photo") / "understand.png"
+    picture(256, 192).save(file)
+    return server.upload(file)
+
+
+def understand(info: dict[str, Any], photo: str, **inputs: Any) -> Graph:
+    """The workflow `understand` on the small model."""
+    graph = load("understand", info).set("LoadImage", image=photo)
+    return graph.set("OvisU1Understand", **{"max_new_tokens": 24, **inputs})
+
+
+def about(info: dict[str, Any], width: int, height: int, count: int = 1, slot: str = "image", **inputs: Any) -> Graph:
+    """A question about `count` images of one colour."""
+    graph = load("understand", info)
+    colour = graph.add("EmptyImage", width=width, height=height, batch_size=count, color=0x4080C0)
+    graph.set("OvisU1Understand", max_new_tokens=4, **{"image": [colour, 0], **inputs})
+    node = graph.prompt[graph.find("OvisU1Understand")]["inputs"]
+    if slot != "image":
+        node[slot] = node.pop("image")
+    return graph.remove("LoadImage")
+
+
+def text(result: Result, graph: Graph) -> str:
+    """The answer that the one OvisU1Understand gave."""
+    return result.outputs[graph.find("OvisU1Understand")]["text"][0]
+
+
+def test_the_answer_is_the_authors(
+    server: ComfyServer, info: dict[str, Any], photo: str, golden: dict[str, Any]
+) -> None:
+    graph = understand(info, photo, prompt="What is it?")
+    result = server.run(graph.prompt)
+    expected = golden["generate"]["single"]["text"]
+    assert text(result, graph) == expected
+    assert result.outputs[graph.find("PreviewAny")]["text"][0] == expected
+    assert "tokens/s" in server.log_text()
+
+
+def test_text_shows_while_it_is_written(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+    graph = understand(info, photo, prompt="Tell a story.", max_new_tokens=300, sampling=True, temperature=1.5, top_k=0)
+    steps: list[tuple[int, int]] = []
+    result = server.run(graph.prompt, on_progress=lambda *step: steps.append(step))
+    node = graph.find("OvisU1Understand")
+    shown = [e["data"]["text"] for e in result.events if e["type"] == "progress_text" and e["data"]["node"] == node]
+    assert len(shown) > 3
+    assert shown[-1] == text(result, graph).rstrip("\ufffd").strip()
+    for earlier, later in itertools.pairwise(shown):
+        assert later.startswith(earlier)
+        assert len(later) > len(earlier) or later == shown[-1]
+    counted = [value for value, maximum in steps if maximum == 300]
+    assert counted == sorted(counted)
+    assert counted[-1] == 300
+    assert len(set(counted)) > 3
+
+
+def texts_of_a_bystander(server: ComfyServer, work: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """What `work` answers, and the texts that meanwhile came to another page, which asked for nothing."""
+
+    async def listen() -> tuple[Any, list[str]]:
+        url = f"{server.url}/ws?clientId=bystander"
+        async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as messages:
+            await messages.receive()  # it is connected
+            answer = await asyncio.to_thread(work)
+            # Messages to one page keep their order, so after this one nothing of the prompt can come.
+            await asyncio.to_thread(
+                server.queue, {"1": {"class_type": "PreviewAny", "inputs": {"source": "end"}}}, "bystander"
+            )
+            events: list[dict[str, Any]] = []
+            while not any(event["type"] == "execution_success" for event in events):
+                message = await messages.receive(timeout=60)
+                events += shown(message.data) if message.type == aiohttp.WSMsgType.BINARY else [message.json()]
+            return answer, [event["data"]["text"] for event in events if event["type"] == "progress_text"]
+
+    return asyncio.run(listen())
+
+
+def test_text_shows_on_the_page_that_asked_and_on_no_other(
+    server: ComfyServer, info: dict[str, Any], photo: str
+) -> None:
+    graph = understand(info, photo, prompt="Whose is it?", max_new_tokens=60)
+    result, seen = texts_of_a_bystander(server, lambda: server.run(graph.prompt))
+    own = [event["data"]["text"] for event in result.events if event["type"] == "progress_text"]
+    assert own[-1] == text(result, graph).rstrip("\ufffd").strip()
+    assert seen == []
+
+
+def test_text_of_a_prompt_without_a_page_shows_nowhere(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+    graph = understand(info, photo, prompt="Nobody's?", max_new_tokens=60)
+
+    def work() -> dict[str, Any]:
+        prompt = server.queue(graph.prompt)
+        while server.waiting():
+            time.sleep(0.1)
+        return server.history(prompt)
+
+    entry, seen = texts_of_a_bystander(server, work)
+    assert entry["outputs"][graph.find("OvisU1Understand")]["text"][0]
+    assert seen == []
+
+
+def test_the_repetition_penalty_acts_without_sampling(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+    def answer(**inputs: Any) -> str:
+        graph = understand(info, photo, **inputs)
+        return text(server.run(graph.prompt), graph)
+
+    plain, penalized = answer(), answer(repetition_penalty=1.8)
+    assert plain != penalized
+    assert answer(repetition_penalty=1.8, sampling=True, temperature=0.0) == penalized
+    # What is about drawing has no effect where nothing is drawn.
+    assert answer(temperature=1.5, top_p=0.1, top_k=3, min_p=0.5, seed=9) == plain
+
+
+def test_prompts_are_dynamic_and_questions_to_judge_by_are_not(info: dict[str, Any]) -> None:
+    texts = {
+        (node[len("OvisU1") :], name): spec[1].get("dynamicPrompts", False)
+        for node, said in info.items()
+        if node.startswith("OvisU1")
+        for kind in ("required", "optional")
+        for name, spec in said["input"].get(kind, {}).items()
+        if spec[0] == "STRING"
+    }
+    assert texts == {
+        ("TextEncode", "prompt"): True,
+        ("TextEncode", "negative_prompt"): True,
+        ("EditEncode", "prompt"): True,
+        ("EditEncode", "negative_prompt"): True,
+        ("Understand", "prompt"): True,
+        ("Judge", "question"): False,
+        ("Judge", "prompt"): True,
+        ("Download", "repository"): False,
+        ("Download", "revision"): False,
+    }
+
+
+def test_interrupt_while_writing_and_the_next_prompt_works(
+    server: ComfyServer, info: dict[str, Any], photo: str
+) -> None:
+    graph = understand(info, photo, max_new_tokens=30000)
+    asked: list[int] = []
+
+    def on_progress(value: int, maximum: int) -> None:
+        if maximum == 30000 and value > 5 and not asked:
+            asked.append(value)
+            server.interrupt()
+
+    result = server.run(graph.prompt, on_progress=on_progress, check=False)
+    assert result.interrupted
+    assert asked
+    node = graph.find("OvisU1Understand")
+    last = max(e["data"]["value"] for e in result.events if e["type"] == "progress" and e["data"]["node"] == node)
+    assert last < 30000
+    assert server.run(understand(info, photo, prompt="And now?").prompt).error is None
+
+
+def test_same_seed_same_text(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+    def drawn(seed: int, temperature: float = 1.5) -> str:
+        inputs = {"sampling": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "seed": seed}
+        # Another prompt in between, so that the answer does not come from the cache.
+        server.run(understand(info, photo, prompt="Something else").prompt)
+        graph = understand(info, photo, **inputs)
+        result = server.run(graph.prompt)
+        assert graph.find("OvisU1Understand") in result.executed_nodes
+        return text(result, graph)
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    plain = understand(info, photo)
+    assert drawn(3, temperature=0.0) == text(server.run(plain.prompt), plain)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_several_images(server: ComfyServer, info: dict[str, Any], count: int) -> None:
+    graph = about(info, 64, 48, count)
+    assert text(server.run(graph.prompt), graph)
+    # 14 x 19 groups of patches each, between begin and end; several images are numbered, in words.
+    numbered = positions_read(server) - count * (266 + 2) - read_without_pictures(info)
+    assert numbered == 0 if count == 1 else 4 * count <= numbered <= 6 * count
+
+
+@pytest.mark.parametrize(("width", "height"), [(2, 300), (300, 2), (1, 1), (6000, 4000)])
+def test_odd_sizes(server: ComfyServer, info: dict[str, Any], width: int, height: int) -> None:
+    graph = about(info, width, height)
+    assert text(server.run(graph.prompt), graph)
+
+
+@pytest.mark.parametrize(("count", "most", "frames"), [(16, 16, 16), (40, 8, 8), (1, 8, 1)])
+def test_video(server: ComfyServer, info: dict[str, Any], count: int, most: int, frames: int) -> None:
+    graph = about(info, 112, 84, count, slot="video", max_frames=most)
+    assert text(server.run(graph.prompt), graph)
+    # 28 x 38 patches a frame, begin and end, and a prompt that does not change.
+    assert positions_read(server) == frames * 266 + 2 + read_without_pictures(info)
+
+
+def positions_read(server: ComfyServer) -> int:
+    """By the last answer, as the log tells."""
+    return int(server.log_text().rsplit("Ovis-U1: prefilled ", 1)[1].split()[0])
+
+
+def read_without_pictures(info: dict[str, Any]) -> int:
+    """Positions of the workflow's prompt, all but the pictures."""
+    prompt = load("understand", info).prompt
+    (asked,) = (node["inputs"]["prompt"] for node in prompt.values() if node["class_type"] == "OvisU1Understand")
+    tokenizer = Tokenizer(comfyui_path() / "comfy" / "text_encoders" / "qwen25_tokenizer")
+    return len(tokenizer.encode([*prompts.question(asked, images=1), *prompts.answer_start()])) - 1
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "",
+        " ",
+        "\u0645\u0627 \u0647\u0630\u0627\u061f",
+        "\u3053\u308c\u306f\u4f55\u3067\u3059\u304b\u3002",
+        "\U0001f408\u200d\u2b1b or \U0001f415?",
+        "<image> <|im_end|> {prompt}",
+        "a\r\n\tb\0c",
+    ],
+)
+def test_questions_of_all_kinds(server: ComfyServer, info: dict[str, Any], photo: str, question: str) -> None:
+    graph = understand(info, photo, prompt=question, max_new_tokens=4)
+    assert text(server.run(graph.prompt), graph)
+
+
+def test_words_alone(server: ComfyServer, info: dict[str, Any], golden: dict[str, Any]) -> None:
+    graph = load("understand", info)
+    node = graph.prompt[graph.find("OvisU1Understand")]["inputs"]
+    del node["image"]
+    graph.set("OvisU1Understand", prompt="Write a haiku about \u96ea and émigrés \U0001f408.", max_new_tokens=24)
+    assert text(server.run(graph.remove("LoadImage").prompt), graph) == golden["generate"]["text_only"]["text"]
+
+
+def test_a_chat_is_a_chain_that_the_cache_holds(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+    graph = load("chat", info).set("LoadImage", image=photo).set_all("OvisU1Understand", max_new_tokens=8)
+    first, second = graph.find_all("OvisU1Understand")
+    server.run(graph.prompt)
+    graph.set_node(second, prompt="Another question?")
+    before = len(server.log_text())
+    result = server.run(graph.prompt)
+    assert second in result.executed_nodes
+    assert first not in result.executed_nodes
+    # What the first turn computed is not computed again: the second reads its own words alone.
+    read = int(server.log_text()[before:].rsplit("Ovis-U1: prefilled ", 1)[1].split()[0])
+    assert read < 40
+
+
+def test_two_images_in_a_batch_are_two(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+    graph = load("multi_image", info).set_all("LoadImage", image=photo)
+    graph.set("OvisU1Understand", max_new_tokens=4).set_all("ResizeAndPadImage", target_width=64, target_height=64)
+    assert text(server.run(graph.prompt), graph)
+    two = positions_read(server)
+    first, _ = graph.find_all("LoadImage")
+    graph.set("OvisU1Understand", image=[first, 0])
+    server.run(graph.prompt)
+    assert two > 1.5 * positions_read(server)
+
+
+def test_describe_and_redraw(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+    graph = load("describe_and_redraw", info).set("LoadImage", image=photo).set("OvisU1Sampler", steps=2)
+    graph.set("OvisU1Understand", max_new_tokens=8).set_all("PrimitiveInt", value=128)
+    assert saved_image(server, server.run(graph.prompt), graph).size == (128, 128)
+
+
+def test_pick_the_best(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = load("pick_the_best", info).set("OvisU1Sampler", steps=2, seed=5).set_all("PrimitiveInt", value=128)
+    scores = graph.add("PreviewAny", source=graph.out("OvisU1Judge"))
+    every = graph.add("SaveImage", images=graph.out("OvisU1Decode"), filename_prefix="tests/all")
+    result = server.run(graph.prompt)
+    ranking = result.outputs[graph.find("OvisU1Judge")]["text"][0].split("\n")
+    assert len(ranking) == 4
+    place, score = zip(*(line.split(". image ")[1].split(": ") for line in ranking), strict=True)
+    assert sorted(place) == ["1", "2", "3", "4"]
+    assert sorted(map(float, score), reverse=True) == list(map(float, score))
+    # A list of numbers: the node after it runs once for each.
+    assert scores in result.executed_nodes
+    best, *_ = (node for node in graph.find_all("SaveImage") if node != every)
+    images = saved_images(server, result, every)
+    (chosen,) = saved_images(server, result, best)
+    assert chosen.tobytes() == images[int(place[0]) - 1].tobytes()
+
+
+def test_core_generate_text_answers_the_same(
+    server: ComfyServer, info: dict[str, Any], photo: str, golden: dict[str, Any]
+) -> None:
+    if "TextGenerate" not in info:
+        pytest.skip("this ComfyUI has no Generate Text")
+    graph = understand(info, photo)
+    node = graph.add(
+        "TextGenerate",
+        clip=graph.out("OvisU1Loader", 1),
+        prompt="What is it?",
+        image=graph.out("LoadImage"),
+        max_length=24,
+        sampling_mode="off",
+    )
+    shown = graph.add("PreviewAny", source=[node, 0])
+    result = server.run(graph.prompt)
+    assert result.outputs[shown]["text"][0] == golden["generate"]["single"]["text"]
+
+
+def refused(server: ComfyServer, graph: Graph, words: str) -> None:
+    with pytest.raises((PromptFailed, PromptRejected), match=words):
+        server.run(graph.prompt)
+
+
+def test_too_long_a_question_is_refused(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+    graph = understand(info, photo, prompt="word " * 50000)
+    refused(server, graph, r"prompt: text and pictures take \d+ positions.*40960; shorten the text\.")
+
+
+def test_too_many_frames_are_refused(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = about(info, 1500, 1500, 16, slot="video", max_frames=16)
+    refused(server, graph, r"prompt: .*of them pictures.*40960; use fewer or smaller pictures or frames")
+
+
+def test_image_and_video_together_are_refused(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+    graph = understand(info, photo)
+    graph.set("OvisU1Understand", video=graph.out("LoadImage"))
+    refused(server, graph, r"video: .*not at both; disconnect image or video\.")
+
+
+def test_a_prompt_that_nothing_reads_is_refused(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = load("pick_the_best", info).set("OvisU1Sampler", steps=1).set_all("PrimitiveInt", value=64)
+    refused(server, graph.set("OvisU1Judge", question="Is it good?"), r"question: it has no \{prompt\}")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "words"),
+    [
+        ("seed", -1, r"seed: -1 is not a whole number from 0 to"),
+        ("top_k", -1, r"top_k: -1 is not a whole number from 0 to 1000"),
+        ("max_frames", 0, r"max_frames: 0 is not a whole number from 1 to 160"),
+        ("max_new_tokens", 10**9, r"max_new_tokens: 1000000000 is not a whole number from 1 to 32768"),
+    ],
+)
+def test_numbers_over_a_link_are_checked_too(
+    server: ComfyServer, info: dict[str, Any], photo: str, name: str, number: int, words: str
+) -> None:
+    graph = understand(info, photo)
+    # Core's PrimitiveInt has no limits near these.
+    value = graph.add("PrimitiveInt", value=number)
+    refused(server, graph.set("OvisU1Understand", **{name: [value, 0]}), words)

@@ -1,0 +1,75 @@
+"""What people read of the nodes: strings in nine languages, and help pages, as the server hands them to the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+import warnings
+from typing import Any
+
+import pytest
+
+import node_texts
+import workspace
+from comfy_server import ComfyServer
+from helpers.paths import ROOT
+from node_texts import OURS, english, leaves
+
+LANGUAGES = ("en", "zh", "zh-TW", "ja", "ko", "fr", "es", "ru", "de")
+IDENTIFIERS = re.compile(
+    r"\b(restore_size|cfg_start|cfg_end|txt_cfg|img_cfg|image_only|weight_dtype|HF_ENDPOINT|models/\w+|\{prompt\})",
+    re.ASCII,
+)
+
+
+def locale(language: str) -> dict[tuple[str, ...], str]:
+    raw = (ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8")
+    return {place: plain(text) for place, text in leaves(json.loads(raw)).items()}
+
+
+def plain(text: str) -> str:
+    """As the page shows it: it fills in what stands in braces, and reads | and @ as its own signs."""
+    shown = text.replace("{'{'}", "\0").replace("{'}'}", "\1")
+    assert not set(shown) & set("{}|@"), text
+    return shown.replace("\0", "{").replace("\1", "}")
+
+
+def test_what_the_schemas_say_is_in_the_repository(info: dict[str, Any]) -> None:
+    for file, text in node_texts.texts(info).items():
+        assert file.read_text(encoding="utf-8") == text, f"{file.name} is old; run: python scripts/node_texts.py"
+    assert {file.stem for file in (ROOT / "web" / "docs").glob("*.md")} == {*english(info)}
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_translations_are_of_what_the_nodes_say(info: dict[str, Any], language: str) -> None:
+    """A text that is not translated is a warning: the page shows it in English."""
+    source = {place: plain(text) for place, text in leaves(english(info)).items()}
+    found = locale(language)
+    assert found.keys() <= source.keys()
+    missing = [".".join(place) for place in source if place not in found]
+    if missing:
+        warnings.warn(f"{language} lacks {len(missing)} of {len(source)} texts: {', '.join(missing)}", stacklevel=1)
+    for place, text in found.items():
+        assert text.strip(), place
+        if place[-1] in ("description", "tooltip"):
+            assert text != source[place], place
+            assert set(IDENTIFIERS.findall(text)) >= set(IDENTIFIERS.findall(source[place])), place
+        if place[-1] == "display_name":
+            assert text.startswith("Ovis-U1 "), place
+
+
+def test_the_server_hands_them_out(server: ComfyServer) -> None:
+    with urllib.request.urlopen(f"{server.url}/i18n") as answer:
+        told = json.load(answer)
+    for language in LANGUAGES:
+        handed = {name: words for name, words in told[language]["nodeDefs"].items() if name.startswith(OURS)}
+        assert {place: plain(text) for place, text in leaves(handed).items()} == locale(language)
+
+
+def test_every_node_has_a_page(server: ComfyServer, info: dict[str, Any]) -> None:
+    for name in (name for name in info if name.startswith(OURS)):
+        with urllib.request.urlopen(f"{server.url}/extensions/{workspace.PACK}/docs/{name}.md") as answer:
+            page = answer.read().decode()
+        assert page.startswith(f"# {info[name]['display_name']}"), name
+        assert "mistake" in page.lower(), name

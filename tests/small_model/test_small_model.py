@@ -1,0 +1,194 @@
+"""The small model that comes with the pack: it is unpacked, listed and loaded, and does what it is made for."""
+
+from __future__ import annotations
+
+import lzma
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import demo_run
+import workspace
+from comfy_prompt import PromptRejected
+from comfy_server import ComfyServer
+from evaluation.shapes import words, world
+from helpers.graphs import load
+from helpers.paths import ROOT, comfyui_path
+from ovis_core.weights import built_in
+from ovis_core.weights.safetensors_file import CheckpointError
+
+WHOLE = pytest.mark.skipif(not built_in.is_there(), reason="this copy of the pack lacks the small model")
+
+
+# ---- unpacking
+
+
+@pytest.fixture
+def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A packed file in a folder of the pack that cannot be written to."""
+    file = tmp_path / "pack" / "ovis-u1-shapes.safetensors.xz"
+    file.parent.mkdir()
+    file.write_bytes(lzma.compress(random.Random(1).randbytes(1 << 20)))
+    file.parent.chmod(0o555)
+    monkeypatch.setattr(built_in, "FILE", file)
+    return file
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_several_threads_unpack_one_whole_file(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "temp"
+    with ThreadPoolExecutor(4) as pool:
+        (made,) = set(pool.map(lambda _: built_in.unpack(folder), range(8)))
+    assert made.read_bytes() == lzma.decompress(packed.read_bytes())
+    assert files(folder) == ["ovis-u1-shapes.safetensors"]
+    monkeypatch.setattr(built_in, "_unpacked", {})  # as in another process
+    before = made.stat().st_ino
+    assert built_in.unpack(folder).stat().st_ino == before
+    assert files(folder) == ["ovis-u1-shapes.safetensors"]
+
+
+def test_a_file_is_unpacked_again_when_it_is_gone_or_has_changed(packed: Path, tmp_path: Path) -> None:
+    """ComfyUI empties its folder for temporary files; a second one may share it."""
+    made = built_in.unpack(tmp_path)
+    whole = made.read_bytes()
+    kept = made.stat().st_ino
+    assert built_in.unpack(tmp_path).stat().st_ino == kept
+    made.write_bytes(whole[:-1])
+    assert built_in.unpack(tmp_path).read_bytes() == whole
+    made.unlink()
+    assert built_in.unpack(tmp_path).read_bytes() == whole
+
+
+def test_a_damaged_file_is_named_and_leaves_nothing(packed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "temp"
+    for data in (packed.read_bytes()[:-100], b"version https://git-lfs", b""):
+        packed.chmod(0o644)
+        packed.write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"ovis-u1-shapes.safetensors.xz is damaged .*install the pack again"):
+            built_in.unpack(folder)
+        assert files(folder) == []
+
+
+def test_a_folder_that_cannot_be_used_is_named(packed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "temp"
+    folder.write_bytes(b"a file")
+    with pytest.raises(CheckpointError, match=r"temp cannot be written .*check the free space"):
+        built_in.unpack(folder)
+
+
+# ---- the world
+
+
+def test_look_sees_what_was_drawn() -> None:
+    rng = random.Random(11)
+    for i in range(300):
+        scene = world.make_scene(rng, test=i % 2 == 0, shapes=1 + i % 3 // 2)
+        seen = world.look(world.draw([scene])[0])
+        assert world.same(seen, scene), scene
+        assert world.kept(seen, scene), scene
+        if len(scene.shapes) == 1:
+            for kind in words.EDITS:
+                assert not world.same(seen, words.edit(scene, kind, rng)[1])
+
+
+def test_look_finds_nothing_where_there_is_nothing() -> None:
+    assert world.look(world.colour_of("blue").view(3, 1, 1).expand(3, 128, 128)) == world.Scene("blue", ())
+    noise = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(1))
+    scene = world.make_scene(random.Random(1), test=False)
+    assert not world.same(world.look(noise), scene)
+
+
+# ---- the loader
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A running ComfyUI into which the pack has just been installed, without any model."""
+    base = workspace.make_base(tmp_path_factory.mktemp("bare"), ROOT, comfyui_path())
+    with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
+        yield running
+
+
+def choices(info: dict[str, Any]) -> list[str]:
+    spec = info["OvisU1Loader"]["input"]["required"]["model_name"]
+    return spec[0] if isinstance(spec[0], list) else spec[1]["options"]
+
+
+@WHOLE
+def test_it_is_listed_after_every_model(info: dict[str, Any]) -> None:
+    *others, last = choices(info)
+    assert last == built_in.NAME
+    assert "tiny" in others
+    assert built_in.NAME not in others
+
+
+@WHOLE
+def test_it_is_the_default_where_there_is_no_other(bare: ComfyServer) -> None:
+    info = bare.object_info()
+    assert choices(info) == [built_in.NAME]
+    missing = load("text_to_image", info).set("OvisU1Loader", model_name="Ovis-U1-3B")
+    words = rf"run Ovis-U1 Download, .*; or choose '{built_in.NAME[:14]}.*', which needs no download and draws one c"
+    with pytest.raises(PromptRejected, match=words):
+        bare.run(missing.prompt)
+
+
+@WHOLE
+def test_a_size_that_it_was_not_made_for_is_noticed(bare: ComfyServer) -> None:
+    info = bare.object_info()
+    graph = load("text_to_image", info).set("OvisU1Loader", model_name=built_in.NAME).set("OvisU1Sampler", steps=1)
+    for side in (128, 160):
+        for node in graph.find_all("PrimitiveInt"):
+            graph.set_node(node, value=side)
+        before = len(bare.log_text())
+        result = bare.run(graph.prompt)
+        log = bare.log_text()[before:]
+        said = [event["data"]["text"] for event in result.events if event["type"] == "progress_text"]
+        warned = "Ovis-U1: This model was trained on pictures of 128 x 128 pixels, and 160 x 160 will not look right"
+        assert log.count(warned) == (side == 160)
+        assert any("set width and height to 128" in text for text in said) == (side == 160)
+    assert "Ovis-U1: ovis-u1-shapes (built in) draws one circle, square or triangle" in bare.log_text()
+
+
+# ---- the demo
+
+
+def seen(file: Path) -> world.Scene:
+    pixels: Tensor = torch.from_numpy(np.asarray(Image.open(file).convert("RGB")).copy())
+    return world.look(pixels.permute(2, 0, 1) / 255)
+
+
+@WHOLE
+def test_the_demo_paints_edits_and_answers(bare: ComfyServer, tmp_path: Path) -> None:
+    made = demo_run.make(bare, demo_run.choose(bare.base, None), tmp_path)
+    shape = world.Shape("circle", "red", "", "", 0, 0, 0)
+    painted, edited = seen(made.painted), seen(made.edited)
+    assert world.same(painted, world.Scene("yellow", (shape,)))
+    assert world.same(edited, painted.change(colour="green"))
+    assert world.kept(edited, painted)
+    assert made.answer == "green"
+    assert made.seconds < 60
+    strip = Image.open(made.strip)
+    assert strip.width > 2 * strip.height
+
+
+def test_the_demo_says_so_if_it_runs_on_random_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(built_in, "FILE", tmp_path / "nothing.xz")
+    (tmp_path / "base").mkdir()
+    demo = demo_run.choose(tmp_path / "base", None)
+    assert (demo.name, demo.side) == (demo_run.TINY, 256)
+    assert capsys.readouterr().out.startswith(
+        "The pack does not come with a trained small model yet, so one of random weights runs"
+    )

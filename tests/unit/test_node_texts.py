@@ -1,0 +1,89 @@
+"""What is made from the nodes' schemas for the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from node_texts import current, english, facts, leaves, tree, with_lists
+
+PAGE = """# Ovis-U1 Example
+
+Text above.
+
+## Inputs
+
+- `old` (INT): An input that is gone.
+
+Text below.
+
+## Outputs
+
+- `image` (IMAGE): Old words.
+
+## Graph
+"""
+NODE: dict[str, Any] = {
+    "display_name": "Ovis-U1 Example",
+    "description": "Uses {prompt}.",
+    "input": {
+        "required": {
+            "model": ["MODEL", {"tooltip": "The MODEL of Ovis-U1 Example, with <tags>."}],
+            "block.0.": ["FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": "Of txt_in."}],
+        },
+        "optional": {"mode": ["COMBO", {"options": ["a", "b"], "default": "a", "tooltip": "A file in models/vae."}]},
+    },
+    "output": ["IMAGE"],
+    "output_name": ["image"],
+    "output_is_list": [True],
+    "output_tooltips": ["New words."],
+}
+
+
+def test_lists_are_made_anew_and_other_text_stays() -> None:
+    made = with_lists(PAGE, NODE, ["Ovis-U1 Example"])
+    inputs = [
+        "- `model` (MODEL): The MODEL of *Ovis-U1 Example*, with `<tags>`.",
+        "- `block.0.` (FLOAT, 0 to 1, step 0.01; default 1): Of `txt_in`.",
+        "- `mode` (choice: `a`, `b`; default `a`; optional): A file in `models/vae`.",
+    ]
+    expected = PAGE.replace("- `old` (INT): An input that is gone.", "\n".join(inputs))
+    assert made == expected.replace("- `image` (IMAGE): Old words.", "- `image` (list of IMAGE): New words.")
+    assert with_lists(made, NODE, ["Ovis-U1 Example"]) == made
+
+
+def test_a_page_without_a_heading_is_named() -> None:
+    with pytest.raises(ValueError, match="# Ovis-U1 Example: expected one heading '## Outputs', found 0"):
+        with_lists(PAGE.replace("## Outputs", "## Results"), NODE, ["Ovis-U1 Example"])
+
+
+def test_a_locale_has_no_dots_in_its_keys_and_escapes_braces() -> None:
+    made = english({"OvisU1Example": NODE, "Other": {}})
+    assert [*made] == ["OvisU1Example"]
+    assert made["OvisU1Example"]["description"] == "Uses {'{'}prompt{'}'}."
+    assert made["OvisU1Example"]["inputs"]["block_0_"] == {"name": "block.0.", "tooltip": "Of txt_in."}
+    assert tree(leaves(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("INT", {"min": 0, "max": 2**64 - 1, "default": 0}, "INT, 0 to 18446744073709551615; default 0"),
+        ("INT", {"min": 16, "max": 64, "step": 16}, "INT, 16 to 64, step 16"),
+        ("BOOLEAN", {"default": False}, "BOOLEAN; default off"),
+        ("STRING", {"default": ""}, "STRING; default empty"),
+        (["a", "b"], {}, "choice"),
+        ("COMBO", {"options": [*"abcdefghi"], "default": "a"}, "choice; default `a`"),
+    ],
+)
+def test_facts_about_an_input(kind: Any, options: dict[str, Any], expected: str) -> None:
+    assert facts(kind, options, False) == expected
+    assert facts(kind, options, True) == f"{expected}; optional"
+
+
+def test_a_translation_goes_when_its_english_changes() -> None:
+    old = {("a",): "one", ("b",): "two", ("c",): "three"}
+    new = {("b",): "two", ("a",): "ONE", ("d",): "four"}
+    assert current({("a",): "eins", ("b",): "zwei", ("c",): "drei"}, old, new) == {("b",): "zwei"}
+    assert current({("a",): "eins", ("c",): "drei"}, new, new) == {("a",): "eins"}
