@@ -124,8 +124,8 @@ def test_every_file_is_on_the_plan_above_what_it_imports(file: Path) -> None:
 COMPAT = "ovis_core.native.compat"
 # Questions that other files may ask, because they are not about what this ComfyUI has.
 OTHER_QUESTIONS = {
-    # what a link or another pack's node brings
-    "nodes.checks": {"model", "cond_stage_model", "first_stage_model"},
+    # what a link or another pack's node brings, and the inputs of a node's own `execute`
+    "nodes.checks": {"model", "cond_stage_model", "first_stage_model", "signature"},
     "ovis_core.native.tokens": {"__len__", "ndim"},
     "ovis_core.native.patch_checks": {"__module__", "signature"},
     # marks on a layer, which every version sets
