@@ -91,7 +91,9 @@ def listed(names: Iterable[str]) -> str:
 
 def is_eight_bit(opened: Checkpoint) -> bool:
     """Whether a model's matrices are stored in 8 bits."""
-    return any(entry.dtype.startswith("F8") for entry in opened.decoder.entries.values())
+    from ovis_core.weights.components import DECODER
+
+    return any(entry.dtype.startswith("F8") for entry in opened.components[DECODER].entries.values())
 
 
 def report(done: int, total: int, doing: str) -> None:

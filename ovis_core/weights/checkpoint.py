@@ -32,10 +32,6 @@ class Checkpoint:
     tokenizer: Path | Mapping[str, bytes] | None
     side: int | None = None
 
-    decoder = property(lambda self: self.components[DECODER])
-    text = property(lambda self: self.components[TEXT])
-    vae = property(lambda self: self.components[VAE])
-
 
 def open_model(path: Path) -> Checkpoint:
     """Checks a release's folder, or one file with all components, as core's CheckpointSave writes it from ours.

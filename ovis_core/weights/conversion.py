@@ -44,7 +44,7 @@ def write_one(checkpoint: Checkpoint, file: Path, precision: Precision, report: 
     Raises `CheckpointError` if the file is there already, or reading, writing or reading back fails.
     """
     tensors: dict[str, LazyTensor] = {}
-    for component in (checkpoint.decoder, checkpoint.text, checkpoint.vae):
+    for component in checkpoint.components.values():
         tensors |= _tensors(checkpoint, component, component.kind.comfy_prefix, precision)
     _write({file: tensors}, report)
     return [file]
@@ -58,7 +58,7 @@ def write_parts(
     Raises `CheckpointError` as `write_one` does.
     """
     files = {}
-    for component in (checkpoint.decoder, checkpoint.text, checkpoint.vae):
+    for component in checkpoint.components.values():
         prefix = DECODER.comfy_prefix if component.kind == DECODER else ""
         name = f"{NAMES[component.kind]}.safetensors"
         files[folder / name] = _tensors(checkpoint, component, prefix, precision)

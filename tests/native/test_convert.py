@@ -41,7 +41,7 @@ def converted(*arguments: Any) -> None:
 def contents(checkpoint: Any) -> dict[str, Tensor]:
     """Every tensor, by the name of its part and its own."""
     found = {}
-    for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae):
+    for part in checkpoint.components.values():
         files = {file: load_file(file) for file in set(part.files.values())}
         found |= {f"{part.kind.title}/{n}": files[file][part.prefix + n] for n, file in part.files.items()}
     return found

@@ -275,7 +275,7 @@ def test_nothing_is_read_twice(release: Path, comfyui: Path, monkeypatch: pytest
     checkpoint = open_model(release)
     load(checkpoint)
     assert set(read.values()) == {1}
-    assert len(read) == sum(len(part.files) for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae))
+    assert len(read) == sum(len(part.files) for part in checkpoint.components.values())
 
 
 @pytest.mark.skipif(not MAPS.exists(), reason="only Linux tells what is mapped this way")
@@ -307,6 +307,7 @@ def test_the_disk_that_weights_come_from_is_told_to_newer_comfyuis(
 
     from ovis_core.native.loading import load
     from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.components import DECODER
 
     asked: list[set[str]] = []
 
@@ -328,7 +329,7 @@ def test_the_disk_that_weights_come_from_is_told_to_newer_comfyuis(
     monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Patcher, raising=False)
     checkpoint = open_model(release)
     assert load(checkpoint)[0].fast_disk is True
-    assert asked[-1] == {os.path.realpath(file) for file in checkpoint.decoder.files.values()}
+    assert asked[-1] == {os.path.realpath(file) for file in checkpoint.components[DECODER].files.values()}
 
 
 def mapped(tensor: Tensor) -> str:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ovis_core.weights.checkpoint import open_model
+from ovis_core.weights.components import TEXT
 from ovis_core.weights.config import ConfigError, check_together, dump_sections, load_sections, read_config
 from ovis_core.weights.layout import tensor_shapes
 from ovis_core.weights.release_folder import is_complete, is_release
@@ -36,7 +37,7 @@ def change(file: Path, edit: Any) -> None:
 def test_a_whole_folder(folder: Path, config: Any) -> None:
     checkpoint = open_model(folder)
     assert checkpoint.config == config
-    parts = (checkpoint.decoder, checkpoint.text, checkpoint.vae)
+    parts = checkpoint.components.values()
     assert len({file for part in parts for file in part.files.values()}) == 2
     assert sum(len(part.files) for part in parts) == len(dict(tensor_shapes(config)))
     assert checkpoint.tokenizer is None
@@ -52,7 +53,7 @@ def test_one_file(folder: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
     tensors["llm.lm_head.weight"] = tensors["llm.model.embed_tokens.weight"].clone()
     save_file(tensors, folder / "model.safetensors")
-    text = open_model(folder).text
+    text = open_model(folder).components[TEXT]
     assert text.files["vte.weight"] == folder / "model.safetensors"
     assert "llm.lm_head.weight" not in text.files
 
@@ -110,7 +111,7 @@ def test_a_folder_in_place_of_a_file(folder: Path) -> None:
 
 def test_spaces_and_letters_of_all_kinds(folder: Path) -> None:
     renamed = folder.rename(folder.with_name("Ovis U1 é \u96ea (\u043a\u043e\u043f\u0438\u044f)"))
-    assert open_model(renamed).text.files
+    assert open_model(renamed).components[TEXT].files
 
 
 def test_mutated_files(folder: Path, tmp_path: Path) -> None:
