@@ -294,22 +294,22 @@ class _Fetcher:
             if self.xet and len(file.digest) == 64:
                 self._fetch_by_xet(url, sink, file)
             pauses = iter(PAUSES)
-            while sink.send() < file.size:
-                begun = sink.send()
+            while sink.tell() < file.size:
+                begun = sink.tell()
                 try:
                     for place, block in hub.read(url, begun):
                         self._raise_if_stopped()
-                        if place != sink.send():
+                        if place != sink.tell():
                             sink.truncate(place)
                             sink.seek(place)
                         sink.write(block)
-                    if sink.send() >= file.size:
+                    if sink.tell() >= file.size:
                         break
                     raise ConnectionError("the connection was closed early")
                 except (http.client.HTTPException, OSError) as error:
                     if not _may_pass(error):
                         raise
-                    if sink.send() > begun:
+                    if sink.tell() > begun:
                         pauses = iter(PAUSES)
                     pause = next(pauses, None)
                     if pause is None:
@@ -324,7 +324,7 @@ class _Fetcher:
             found = hub.xet_file(url)
             if found is None:
                 return
-            for block in hub.read_by_xet(self.xet, found, file.size, sink.send(), self.stop):
+            for block in hub.read_by_xet(self.xet, found, file.size, sink.tell(), self.stop):
                 self._raise_if_stopped()
                 try:
                     sink.write(block)
