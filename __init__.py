@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import logging
+import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
-
-from .ovis_core import dependencies
 
 if TYPE_CHECKING:
     from .nodes import OvisU1Extension
 
 WEB_DIRECTORY = "web"  # help pages of the nodes, and the script that keeps their text on the page
+COMFYUI = "0.3.75"  # the oldest ComfyUI that the pack is tested on
 
 
 async def comfy_entrypoint() -> OvisU1Extension:
-    """ComfyUI asks this for the pack's nodes; what it raises is logged in one line, and other packs go on."""
-    dependencies.check_comfyui()
-    dependencies.check_dependencies()
+    """ComfyUI asks this for the pack's nodes; it logs an error in one line and loads the other packs."""
     try:
         from .nodes import OvisU1Extension
         from .ovis_core.native import folders, lora_keys
     except (ImportError, AttributeError) as error:
-        if dependencies.is_about_comfyui(error):
-            raise ImportError(f"{dependencies.too_old()} ({error})") from error
+        module = error.name if isinstance(error, ImportError) else getattr(error.obj, "__name__", None)
+        if (module or "").startswith("comfy"):
+            raise ImportError(f"{_too_old()} ({error})") from error
         raise
 
     folders.register()
@@ -31,8 +31,21 @@ async def comfy_entrypoint() -> OvisU1Extension:
     return OvisU1Extension()
 
 
-if not dependencies.asks_for_nodes():
-    logging.error(dependencies.too_old())
+def _too_old() -> str:
+    version = getattr(sys.modules.get("comfyui_version"), "__version__", "older")
+    return f"Ovis-U1 needs ComfyUI {COMFYUI} or newer and this one is {version}; update ComfyUI"
+
+
+def _calls_entrypoint() -> bool:
+    """Whether this ComfyUI calls `comfy_entrypoint`. One that does not skips the pack and gives no reason."""
+    try:
+        return find_spec("comfy_api.latest") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+if not _calls_entrypoint():
+    logging.error(_too_old())
 
 
 __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

@@ -13,11 +13,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from clock import Clock, now
-from ovis_core import generation
-from ovis_core.config import LanguageConfig
-from ovis_core.layout import LANGUAGE
-from ovis_core.next_token import GREEDY
 from ovis_core.pixels import to_tensor
+from ovis_core.text.decoding import GREEDY, decode
+from ovis_core.weights.config import LanguageConfig
+from ovis_core.weights.layout import LANGUAGE
 
 SIZE = 768  # pixels a side of each image; 784 after the model's own resize
 QUESTION = "Describe each image."
@@ -50,8 +49,8 @@ def answer(clip: Any, images: int, room: int) -> Answer:
     """Ours, of exactly `room` tokens."""
     model, tokens = clip.cond_stage_model, question(clip, images)
     start = now()
-    cache, logits = model.read(tokens, room, model.run_device, model.writing_dtype)
-    written = generation.write(model, cache, logits, GREEDY, room, ends=False)
+    cache, logits = model.prefill(tokens, room)
+    written = decode(model, cache, logits, GREEDY, room, stop_at_end=False)
     ids = [next(written)]
     first = now()
     ids.extend(written)
@@ -76,7 +75,7 @@ class Transformers:
         """As `answer`."""
         model, tokens = clip.cond_stage_model, question(clip, images)
         start = now()
-        embeds = model.embed(tokens, model.run_device, model.writing_dtype)[None]
+        embeds = model.embed(tokens, model.run_device, model.decode_dtype)[None]
         seen = now() - start
         return time_generate(
             lambda new, clock: self.model.generate(inputs_embeds=embeds, streamer=clock, **greedy(new)), seen, room

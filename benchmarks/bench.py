@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from answering import Answer, Transformers, answer
-from ovis_core.config import OvisConfig
-from ovis_core.layout import LANGUAGE
+from ovis_core.weights.config import OvisConfig
+from ovis_core.weights.layout import LANGUAGE
 from sides import CFG, EDIT_CFG, IMAGE_CFG, PROMPT, Ours, Picture, noise_image
 
 CACHE = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}  # the nodes' defaults

@@ -138,8 +138,8 @@ def unpacked(model: Path | None) -> Path:
     Raises UserError if that one is not there.
     """
     import_core()
-    from ovis_core import built_in
-    from ovis_core.weights_file import CheckpointError
+    from ovis_core.weights import built_in
+    from ovis_core.weights.safetensors_file import CheckpointError
 
     if model not in (None, built_in.FILE):
         return model
@@ -164,9 +164,9 @@ def need_writable(file: Path) -> None:
 def check_model(model: Path, weight_dtype: str) -> None:
     """Raises UserError where it is no whole Ovis-U1, or cannot be loaded that way; only headers are read."""
     import_core()
-    from ovis_core.checkpoint import open_model
-    from ovis_core.precision import PRECISIONS
-    from ovis_core.weights_file import CheckpointError
+    from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.precision import PRECISIONS
+    from ovis_core.weights.safetensors_file import CheckpointError
 
     if not model.exists():
         raise UserError(f"--model: {model} is not there; name the folder of a release, or one file with all parts")

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ovis_core import layout
-from ovis_core.carried import carried
-from ovis_core.checkpoint import DECODER, TEXT, VAE
-from ovis_core.config import OvisConfig
-from ovis_core.layout import tensor_shapes
-from ovis_core.release import RELEASE
+from ovis_core.weights import layout
+from ovis_core.weights.components import DECODER, TEXT, VAE
+from ovis_core.weights.config import OvisConfig
+from ovis_core.weights.layout import tensor_shapes
+from ovis_core.weights.metadata import metadata
+from ovis_core.weights.release import RELEASE
 
 FULL = RELEASE
 
@@ -82,7 +82,7 @@ def write_file(config: OvisConfig, file: Path, dtype: torch.dtype = torch.bfloat
         named[prefixes[prefix] + name.removeprefix(prefix)] = tensor
     for kind in (DECODER, TEXT):
         sections = {name: getattr(config, name) for name in kind.sections}
-        named |= {kind.comfy_prefix + name: tensor for name, tensor in carried(**sections).items()}
+        named |= {kind.comfy_prefix + name: tensor for name, tensor in metadata(**sections).items()}
     save_file(named, file, metadata={"format": "pt"})
 
 

@@ -60,12 +60,12 @@ def load_file(comfyui: Path, file: Path, weight_dtype: str) -> tuple[int, int, f
     import comfy.model_management  # noqa: F401
     import torch
 
-    from ovis_core.checkpoint import open_file
     from ovis_core.native.loading import load
-    from ovis_core.precision import PRECISIONS
+    from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.precision import PRECISIONS
 
     torch.zeros(1 << 20).bfloat16().float()
-    return measured(partial(load, open_file(file), PRECISIONS[weight_dtype]))
+    return measured(partial(load, open_model(file), PRECISIONS[weight_dtype]))
 
 
 def load_side(comfyui: Path, on_cpu: bool, side: str, release: Path, code: Path | None, dtype: str) -> float:

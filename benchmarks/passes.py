@@ -22,12 +22,12 @@ def count_passes(code: Path | None) -> Iterator[tuple[str, str, Counts]]:
     """(pass, side, counts) at full size in bfloat16; `code`: also of the authors' decoder in this release's folder."""
     import comfy.ops
 
-    from ovis_core.native.model import NativeDecoder
+    from ovis_core.native.diffusion_model import DiffusionModel
 
     half = torch.bfloat16
     # Fake tensors and not meta ones, on which attention would be taken apart.
     with FakeTensorMode(), torch.no_grad():
-        ours = NativeDecoder(dtype=half, operations=comfy.ops.disable_weight_init, **asdict(FULL.decoder))
+        ours = DiffusionModel(dtype=half, operations=comfy.ops.disable_weight_init, **asdict(FULL.decoder))
         authors = _authors_decoder(code, half) if code else None
         for name, size, has_reference in PASSES:
             x, t = torch.empty(1, 4, size, size, dtype=half), torch.empty(1, dtype=half)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from answering import QUESTION, Answer, greedy, photos, time_generate
 from clock import now
-from ovis_core import prompts
+from ovis_core.text import prompts
 
 PACKAGE = "ovis_u1_reference"
 

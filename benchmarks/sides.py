@@ -14,12 +14,14 @@ from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from torch import Tensor
 
-from ovis_core.checkpoint import open_release
 from ovis_core.native import conditions
+from ovis_core.native.guider import OvisGuider
 from ovis_core.native.loading import load
-from ovis_core.native.sampling import SCHEDULER, OvisGuider, sample
+from ovis_core.native.sampling import sample
+from ovis_core.native.sigmas import SCHEDULER
 from ovis_core.pixels import to_tensor
-from ovis_core.precision import PRECISIONS
+from ovis_core.weights.checkpoint import open_model
+from ovis_core.weights.precision import PRECISIONS
 
 PROMPT = "A cat in a red hat on a windowsill, rain behind the glass, oil on canvas."
 CFG, EDIT_CFG, IMAGE_CFG = 5.0, 6.0, 1.5
@@ -43,7 +45,7 @@ class Ours:
     """MODEL, CLIP and VAE of a release's folder, loaded onto the device."""
 
     def __init__(self, release: Path, weight_dtype: str = "default") -> None:
-        self.model, self.clip, self.vae = load(open_release(release), PRECISIONS[weight_dtype])
+        self.model, self.clip, self.vae = load(open_model(release), PRECISIONS[weight_dtype])
         self.load()
 
     def load(self) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ovis_core.config import LATENT_CHANNELS, LATENT_SCALE
-from ..ovis_core.conversation import Conversation
-from ..ovis_core.native.clip import OvisTextModel
 from ..ovis_core.native.model import OvisU1
+from ..ovis_core.native.text_model import OvisTextModel
 from ..ovis_core.sizes import LATENT_FACTOR
+from ..ovis_core.text.conversation import Conversation
+from ..ovis_core.weights.config import LATENT_CHANNELS, LATENT_SCALE
 from .schema import History
 
 FILES = ("model_name", "diffusion_model_name", "text_encoder_name", "vae_name")  # what is missing here says more

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..ovis_core.download import REPOSITORY
 from ..ovis_core.native.fetching import fetch
+from ..ovis_core.weights.download import REPOSITORY
 from .checks import checked
 from .schema import CATEGORY, found_by
 

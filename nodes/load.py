@@ -6,10 +6,10 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..ovis_core.checkpoint import open_parts
 from ..ovis_core.native import catalogue, folders
 from ..ovis_core.native.loading import load
-from ..ovis_core.precision import PRECISIONS
+from ..ovis_core.weights.checkpoint import open_parts
+from ..ovis_core.weights.precision import PRECISIONS
 from .checks import checked
 from .schema import CATEGORY, found_by
 

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..ovis_core.native.merging import blocks, merge
-from ..ovis_core.release import RELEASE
+from ..ovis_core.weights.release import RELEASE
 from .checks import checked
 from .schema import CATEGORY, found_by
 

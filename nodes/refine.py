@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..ovis_core.native.model import refine
+from ..ovis_core.native.refining import refine
 from .checks import checked
 from .schema import CATEGORY, found_by
 

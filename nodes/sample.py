@@ -7,7 +7,9 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..ovis_core.native.sampling import SCHEDULER, OvisGuider, empty_latent, sample, sigmas_for
+from ..ovis_core.native.guider import OvisGuider
+from ..ovis_core.native.sampling import empty_latent, sample
+from ..ovis_core.native.sigmas import SCHEDULER, sigmas_for
 from .checks import checked, need_image_latent
 from .schema import ADVANCED, CATEGORY, found_by
 

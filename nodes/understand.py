@@ -6,17 +6,16 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..ovis_core.native.compat import FIXED_SEED
 from ..ovis_core.native.tokens import MAX_FRAMES
 from ..ovis_core.native.understanding import judge, understand
-from ..ovis_core.next_token import GREEDY, Sampling
+from ..ovis_core.text.decoding import GREEDY, Sampling
 from .checks import checked
 from .schema import ADVANCED, CATEGORY, History, found_by
 
 HISTORY_SLOT = 1
 PROMPT_SLOT = "{prompt}"
 DRAWN = Sampling()
-# A new seed at each run would answer anew even where nothing is drawn. Older pages know only the default, randomize.
-CONTROL = io.ControlAfterGenerate.fixed if hasattr(io, "ControlAfterGenerate") else True
 
 
 class OvisU1Understand(io.ComfyNode):
@@ -140,7 +139,7 @@ class OvisU1Understand(io.ComfyNode):
                     default=DRAWN.seed,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=CONTROL,
+                    control_after_generate=FIXED_SEED,
                     optional=True,
                     tooltip="Sampling seed.",
                 ),

@@ -3,10 +3,8 @@
 Imports run one way:
 
 `native`   what touches ComfyUI
-the rest   plain torch: `networks` and `multimodal` compute; `generation`, `next_token`, `conversation` and
-           `cuda_graph` write text; `stored`, `precision`, `carried` and `conversion` handle weights; `pixels` and
-           `tokenizer` prepare what goes in
-`config`, `layout`, `release`, `checkpoint`, `weights_file`, `prompts`, `sizes`, `schedule`, `download`, `hub`,
-`hub_cache`, `dependencies`
+the rest   plain torch: `networks` and `multimodal` compute; `text` encodes, decodes and keeps conversations;
+           `weights` finds, checks, reads, casts and writes weights; `pixels` prepares pictures
+`special_tokens`, `text.prompts`, `sizes`, `schedule`, and of `weights` what reads configs and headers or downloads
            plain Python
 """

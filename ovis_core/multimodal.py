@@ -1,7 +1,7 @@
-"""Where the networks meet: text and pictures -> embeddings -> the condition of an image, or the next word.
+"""Text and pictures -> one sequence of embeddings -> the decoder's condition.
 
-The report calls the two parts here the language model and the visual tokenizer; `vte` is the visual embedding
-table between them.
+Joins the language model and the visual tokenizer; `vte` is the visual embedding table between them. The same embeddings
+are the prompt of `text/decoding.py`.
 """
 
 from __future__ import annotations
@@ -12,42 +12,42 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .config import INDICATORS, OvisConfig
-from .networks.cache import KeysAndValues, KeyValueCache
-from .networks.language import CHUNK, LanguageModel
+from .networks.kv_cache import KVCache
+from .networks.language import PREFILL_CHUNK, LanguageModel
 from .networks.layers import Layers
-from .networks.vision import GROUPS, VisualTokenizer
+from .networks.vision import HEAD_CHUNK, VisualTokenizer
 from .pixels import VisualInput
-from .prompts import Picture
+from .special_tokens import Placeholder
+from .weights.config import INDICATORS, OvisConfig
 
-# Rows of the visual embedding table, counted from its end, that open and close a picture.
-BRACKETS = {Picture.IMAGE: (-5, -4), Picture.VIDEO: (-3, -3)}
+# Rows of the visual embedding table, counted from its end: the embeddings before and after a picture's.
+BRACKETS = {Placeholder.IMAGE: (-5, -4), Placeholder.VIDEO: (-3, -3)}
 
 Token = int | VisualInput
 
 
 class Multimodal(nn.Module):
-    """Language model, visual tokenizer and visual embedding table. Weights carry the release's names."""
+    """Language model, visual tokenizer and visual embedding table. Weights have the release's names."""
 
     def __init__(self, config: OvisConfig, layers: Layers | None = None) -> None:
         super().__init__()
         layers = layers or Layers()
         self.config = config
-        self.borrow = layers.borrow
+        self.cast_weight = layers.cast_weight
         self.llm = LanguageModel(config.language, layers)
         self.visual_tokenizer = VisualTokenizer(config.vision, layers)
         self.vte = layers.embedding(config.vision.vocab_size, config.language.hidden_size)
 
     def memory_needed(self, length: int, visual_tokens: int, dtype: torch.dtype, capacity: int = 0) -> int:
-        """Bytes of the tensors that are alive at once in `condition` or `read`, without the weights, with a margin.
+        """Bytes of the tensors that are alive at once in `condition` or a prefill, without the weights, with a margin.
 
         length         positions of the sequence
         visual_tokens  those of one frame of its largest picture
-        capacity       of the key-value cache of `read`; 0 for `condition`, which has none
+        capacity       of the prefill's KV cache; 0 for `condition`, which has none
         """
         language, vision, size = self.config.language, self.config.vision, dtype.itemsize
         # Logits, the same in float32, and their softmax.
-        words = min(visual_tokens, GROUPS) * vision.vocab_size * (size + 8)
+        words = min(visual_tokens, HEAD_CHUNK) * vision.vocab_size * (size + 8)
         patches = visual_tokens * vision.hidden_stride**2 * size
         features = patches * (8 * vision.hidden_size + 3 * vision.intermediate_size)
         heads = language.num_attention_heads * language.head_dim
@@ -55,20 +55,20 @@ class Multimodal(nn.Module):
         # Attention: states, their projections, and the rotation in float32. Feed-forward: three of its inner states.
         attention = size * (4 * language.hidden_size + 3 * (heads + keys)) + 2 * 4 * (heads + keys)
         inner = size * (4 * language.hidden_size + 3 * language.intermediate_size)
-        at_once = min(length, CHUNK) if capacity else length
+        at_once = min(length, PREFILL_CHUNK) if capacity else length
         mask = at_once * length * (1 + size) if at_once < length else 0
         states = at_once * max(attention, inner) + length * language.hidden_size * size + mask
-        cache = KeyValueCache.bytes_needed(language, capacity, dtype)
+        cache = KVCache.bytes_needed(language, capacity, dtype)
         return int(1.2 * max(words, features, states) + cache)
 
-    def see(self, picture: VisualInput, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Embeddings (tokens, hidden) of a picture: begin, one for each 2 x 2 patches, end."""
-        seen = self.visual_tokenizer(picture.patches.to(device, dtype), picture.grid, self._look_up)
+    def encode_image(self, picture: VisualInput, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Embeddings (tokens, hidden) of an image or video: begin, one for each 2 x 2 patches, end."""
+        visual = self.visual_tokenizer(picture.patches.to(device, dtype), picture.grid, self._look_up)
         begin, end = self.vte(torch.tensor(BRACKETS[picture.kind], device=device) % self.config.vision.vocab_size)
-        return torch.cat((begin[None].to(dtype), seen, end[None].to(dtype)))
+        return torch.cat((begin[None].to(dtype), visual, end[None].to(dtype)))
 
     def _look_up(self, words: Tensor) -> Tensor:
-        with self.borrow(self.vte, words) as table:
+        with self.cast_weight(self.vte, words) as table:
             return words @ table[:-INDICATORS]
 
     def embed(self, tokens: Sequence[Token], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -78,59 +78,38 @@ class Multimodal(nn.Module):
         parts, start = [], 0
         for i, token in enumerate(tokens):
             if isinstance(token, VisualInput):
-                parts += [text[start:i], self.see(token, device, dtype)]
+                parts += [text[start:i], self.encode_image(token, device, dtype)]
                 start = i + 1
         return torch.cat((*parts, text[start:]))
 
     def condition(self, tokens: Sequence[Token], device: torch.device, dtype: torch.dtype) -> Tensor:
         """Token ids and pictures -> the decoder's condition (1, L, 2 * hidden), before the refiner.
 
-        Raises ValueError when they take more positions than the language model has.
+        Raises ValueError if they take more positions than the language model has.
         """
         self.check_length(tokens)
         return self.llm.condition(self.embed(tokens, device, dtype)[None])
 
-    def read(
-        self,
-        tokens: Sequence[Token],
-        room: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        computed: Sequence[KeysAndValues] = (),
-    ) -> tuple[KeyValueCache, Tensor]:
-        """Token ids and pictures -> a cache that holds them, and the next token's logits (vocabulary,), float32.
-
-        room      tokens that will be written, from `room`
-        computed  keys and values of the first positions; these are not read again
-
-        Raises ValueError when `tokens` take more positions than the language model has.
-        """
-        length = self.check_length(tokens)
-        cache = KeyValueCache(self.config.language, length + room, device, dtype)
-        for keys, values in computed:
-            cache.append(keys, values)
-        return cache, self.llm.prefill(self.embed(after(tokens, cache.length), device, dtype), cache)
-
     def check_length(self, tokens: Sequence[Token]) -> int:
-        """Positions that `tokens` take; raises ValueError when the language model has fewer."""
+        """Positions that `tokens` take; raises ValueError if the language model has fewer."""
         pictures = sum(token.tokens for token in tokens if isinstance(token, VisualInput))
         length = sequence_length(tokens)
         check_positions(length - pictures, pictures, self.config.language.max_position_embeddings)
         return length
 
-    def room(self, tokens: Sequence[Token], wanted: int) -> int:
-        """Tokens that can be written after `tokens`, at most `wanted`; raises ValueError when there is no place."""
+    def limit_new_tokens(self, tokens: Sequence[Token], max_new_tokens: int) -> int:
+        """How many of `max_new_tokens` fit after `tokens`; raises ValueError if `tokens` alone are too long."""
         left = self.config.language.max_position_embeddings - self.check_length(tokens) + 1
-        return min(wanted, left)
+        return min(max_new_tokens, left)
 
     @contextmanager
-    def holding(self, like: Tensor) -> Iterator[bool]:
-        """Whether every weight of the language model stays in its place on `like`'s device until the context ends."""
+    def pinned(self, like: Tensor) -> Iterator[bool]:
+        """Whether all weights of the language model are on `like`'s device and stay there until the context ends."""
         yield all(weight.device == like.device for weight in self.llm.parameters())
 
 
 def check_positions(words: int, pictures: int, limit: int) -> None:
-    """Raises ValueError where positions of words and of pictures are more than the language model has."""
+    """Raises ValueError if words and pictures take more positions than `limit`, which is the language model's."""
     if words + pictures > limit:
         mend = "use fewer or smaller pictures or frames" if pictures > words else "shorten the text"
         raise ValueError(
@@ -144,7 +123,7 @@ def sequence_length(tokens: Sequence[Token]) -> int:
     return sum(token.tokens if isinstance(token, VisualInput) else 1 for token in tokens)
 
 
-def after(tokens: Sequence[Token], positions: int) -> Sequence[Token]:
+def tokens_after(tokens: Sequence[Token], positions: int) -> Sequence[Token]:
     """The tokens that follow the first `positions`."""
     for i, token in enumerate(tokens):
         if positions <= 0:

@@ -1,4 +1,4 @@
-"""Pictures -> the patches that the visual tokenizer reads.
+"""Pictures -> the patches that the visual tokenizer takes.
 
 Resizing is PIL's bicubic on 8-bit pixels, as in the release.
 """
@@ -14,9 +14,9 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from .config import HIDDEN_STRIDE, PATCH_SIZE
-from .prompts import Picture
 from .sizes import condition_size, understanding_size
+from .special_tokens import Placeholder
+from .weights.config import HIDDEN_STRIDE, PATCH_SIZE
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -33,7 +33,7 @@ class VisualInput:
 
     patches: Tensor
     grid: tuple[int, int, int]
-    kind: Picture = Picture.IMAGE
+    kind: Placeholder = Placeholder.IMAGE
 
     @property
     def tokens(self) -> int:
@@ -41,14 +41,14 @@ class VisualInput:
         return self.patches.shape[0] // HIDDEN_STRIDE**2 + 2
 
 
-def understanding_input(frames: list[Image.Image], kind: Picture = Picture.IMAGE) -> VisualInput:
+def understanding_input(frames: list[Image.Image], kind: Placeholder = Placeholder.IMAGE) -> VisualInput:
     """Patches of one picture, or of a video's frames, which all take the first one's size."""
     height, width = understanding_size(frames[0].height, frames[0].width)
     pixels = np.stack([np.asarray(resize(frame.convert("RGB"), height, width)) for frame in frames])
     return patchify(torch.from_numpy(pixels), kind)
 
 
-def evenly(frames: Sequence[Tensor], most: int) -> Sequence[Tensor]:
+def sample_frames(frames: Sequence[Tensor], most: int) -> Sequence[Tensor]:
     """At most `most` of the frames, the first and the last among them, evenly spaced."""
     if len(frames) <= most:
         return frames
@@ -69,7 +69,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def resize(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Stretched to height x width by PIL's bicubic; the same image where it has that size."""
+    """Stretched to height x width by PIL's bicubic; the same image if it has that size."""
     if image.size == (width, height):
         return image
     return image.resize((width, height), Image.Resampling.BICUBIC)
@@ -91,12 +91,12 @@ def condition_input(image: Image.Image) -> VisualInput:
 
 
 def blank_input(height: int, width: int) -> VisualInput:
-    """Patches of the blank white picture that stands for an image yet to be made, of size height x width pixels."""
+    """Patches of a blank white picture, in place of the image of height x width pixels that will be generated."""
     height, width = understanding_size(*condition_size(height, width))
     return patchify(torch.full((1, height, width, 3), 255, dtype=torch.uint8))
 
 
-def patchify(pixels: Tensor, kind: Picture = Picture.IMAGE) -> VisualInput:
+def patchify(pixels: Tensor, kind: Placeholder = Placeholder.IMAGE) -> VisualInput:
     """8-bit pixels (frames, height, width, 3), sides multiples of `sizes.FACTOR` -> normalized patches."""
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     x = (pixels.float() / 255.0 - mean) / std

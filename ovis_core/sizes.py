@@ -1,4 +1,4 @@
-"""Image sizes: what a picture is resized to before each part of the model sees it.
+"""Image sizes that pictures are resized to for each part of the model.
 
 All sizes are (height, width) in pixels.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .config import HIDDEN_STRIDE, LATENT_PATCH, LATENT_SCALE, PATCH_SIZE
+from .weights.config import HIDDEN_STRIDE, LATENT_PATCH, LATENT_SCALE, PATCH_SIZE
 
 FACTOR = PATCH_SIZE * HIDDEN_STRIDE  # one visual token
 EDIT_FACTOR = 32
@@ -58,7 +58,7 @@ def smart_resize(
 
 
 def understanding_size(height: int, width: int) -> tuple[int, int]:
-    """What a picture is resized to for the visual tokenizer: 200704 to 2408448 pixels."""
+    """Size for the visual tokenizer: 200704 to 2408448 pixels."""
     return smart_resize(height, width, FACTOR, UNDERSTANDING_BOUNDS)
 
 

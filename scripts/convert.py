@@ -19,7 +19,7 @@ from console import bar, guarded, show
 from import_core import import_core
 
 if TYPE_CHECKING:
-    from ovis_core.checkpoint import Checkpoint
+    from ovis_core.weights.checkpoint import Checkpoint
 
 PLACES = {"diffusion_model": "diffusion_models", "text_encoder": "text_encoders", "vae": "vae"}  # in ComfyUI's models
 
@@ -27,9 +27,11 @@ PLACES = {"diffusion_model": "diffusion_models", "text_encoder": "text_encoders"
 def main() -> int:
     """Command line."""
     import_core()
-    from ovis_core.checkpoint import CheckpointError, open_model
-    from ovis_core.conversion import NAMES, write_one, write_parts
-    from ovis_core.precision import PRECISIONS, SCALED
+    from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.conversion import NAMES, write_one, write_parts
+    from ovis_core.weights.lazy_tensors import check_values
+    from ovis_core.weights.precision import PRECISIONS, SCALED
+    from ovis_core.weights.safetensors_file import CheckpointError
 
     choices = {name: choice for name, choice in PRECISIONS.items() if not choice.fast} | SCALED
     names = {f"{name}.safetensors": PLACES[name] for name in NAMES.values()}
@@ -42,6 +44,9 @@ def main() -> int:
         choices=list(choices),
         default="default",
         help="of the decoder's and the text encoder's weights (default: as they are)",
+    )
+    parser.add_argument(
+        "--check-values", action="store_true", help="first read every weight, and stop if one is NaN or infinite"
     )
     args, unknown = parser.parse_known_args()
     if unknown:
@@ -58,6 +63,9 @@ def main() -> int:
         if args.parts and args.out.suffix == ".safetensors":
             raise CheckpointError(f"{args.out}: with --parts name a folder, for {listed(names)}.")
         opened = open_model(args.source)
+        if args.check_values:
+            for component in opened.components.values():
+                check_values(component.entries.values())
         files = write(opened, args.out, choices[args.dtype], report)
     except CheckpointError as error:
         show("", last=True)
@@ -83,14 +91,14 @@ def listed(names: Iterable[str]) -> str:
 
 def is_eight_bit(opened: Checkpoint) -> bool:
     """Whether a model's matrices are stored in 8 bits."""
-    from ovis_core.stored import stored_weights
+    from ovis_core.weights.components import DECODER
 
-    return any("float8" in str(weight.dtype) for weight in stored_weights(opened.decoder).values())
+    return any(entry.dtype.startswith("F8") for entry in opened.components[DECODER].entries.values())
 
 
-def report(done: int, total: int) -> None:
-    """Shows how far it is: writing is the first half, reading back the second."""
-    show(f"{bar(done, total)}  {'writing' if 2 * done <= total else 'checking'}")
+def report(done: int, total: int, doing: str) -> None:
+    """Shows how far it is."""
+    show(f"{bar(done, total)}  {doing}")
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def choose(base: Path, model: Path | None) -> Demo:
     if model is not None:
         return Demo(link_model(base, model), real=True)
     import_core()
-    from ovis_core import built_in
+    from ovis_core.weights import built_in
 
     words = Demo(
         built_in.NAME,
@@ -158,11 +158,12 @@ def make_tiny(base: Path) -> str:
 def link_model(base: Path, model: Path) -> str:
     """Links a release into the base directory, once it is found to be whole; its name."""
     import_core()
-    from ovis_core.checkpoint import CheckpointError, open_release
+    from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.safetensors_file import CheckpointError
 
     model = model.resolve()
     try:
-        open_release(model)
+        open_model(model)
     except CheckpointError as error:
         raise UserError(f"--model: {error}") from error
     try:
@@ -314,7 +315,7 @@ def next_steps(demo: Demo) -> None:
     if demo.name == TINY:
         print("The model's weights are random, so its pictures are noise.")
     else:
-        from ovis_core import built_in
+        from ovis_core.weights import built_in
 
         print(f"The small model draws {built_in.DRAWS}, and nothing else.")
     print("For the real model (7 GB):")

@@ -21,7 +21,8 @@ FOLDER = Path("models") / "ovis_u1" / "Ovis-U1-3B"
 def main() -> int:
     """Command line."""
     import_core()
-    from ovis_core.download import REPOSITORY, DownloadError, Progress, download
+    from ovis_core.weights.download import REPOSITORY, DownloadError, Progress, download
+    from ovis_core.weights.safetensors_file import CheckpointError
 
     # As it was typed: a pack may be linked into custom_nodes.
     pack = Path(os.path.abspath(__file__)).parent.parent  # noqa: PTH100 (resolve would follow the link)
@@ -31,6 +32,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path, nargs="?" if own else None, default=own, help=f"where to put it{default}")
     parser.add_argument("--repository", default=REPOSITORY)
     parser.add_argument("--revision", default="main")
+    parser.add_argument(
+        "--check-values", action="store_true", help="also read every weight, and fail if one is NaN or infinite"
+    )
     args = parser.parse_args()
 
     def report(progress: Progress) -> None:
@@ -39,12 +43,24 @@ def main() -> int:
 
     try:
         folder = download(args.repository, args.folder.absolute(), args.revision, report, recheck=True)
-    except DownloadError as error:
+        if args.check_values:
+            check(folder)
+    except (DownloadError, CheckpointError) as error:
         show("", last=True)
         print(error, file=sys.stderr)
         return 1
     show(f"{folder} is complete.", last=True)
     return 0
+
+
+def check(folder: Path) -> None:
+    """Raises CheckpointError if the model in the folder cannot be used, or if a weight of it is NaN or infinite."""
+    from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.lazy_tensors import check_values
+
+    show("checking the weights' values")
+    for component in open_model(folder).components.values():
+        check_values(component.entries.values())
 
 
 if __name__ == "__main__":

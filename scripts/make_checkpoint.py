@@ -55,7 +55,7 @@ def write_release(folder: Path, config: Mapping, seed_salt: int = 0, dtype: str 
     """
     folder.mkdir(parents=True, exist_ok=True)
     core = import_core()
-    named = list(core.layout.tensor_shapes(core.config.read_config(config)))
+    named = list(core.weights.layout.tensor_shapes(core.weights.config.read_config(config)))
     index: dict[str, str] = {}
     size = -(-len(named) // shards)
     for i in range(shards):

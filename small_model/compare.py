@@ -35,7 +35,7 @@ def main() -> int:
     _prepare()
     from painting import Painter, cases, settings
 
-    from ovis_core import built_in
+    from ovis_core.weights import built_in
 
     asked = list(cases(args.count))
     done = [json.loads(line) for line in args.json.read_text().splitlines()] if args.json and args.json.exists() else []

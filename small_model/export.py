@@ -25,15 +25,15 @@ def write(folder: Path, target: Path = TARGET) -> Path:
 
     scores.json in `folder`, if it is there, goes into the file's metadata.
     """
-    from ovis_core.checkpoint import open_model
-    from ovis_core.conversion import write_one
-    from ovis_core.precision import PRECISIONS
+    from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.conversion import write_one
+    from ovis_core.weights.precision import PRECISIONS
 
     release, one = folder / "release", folder / NAME
     release.mkdir(exist_ok=True)
     tensors = all_tensors(folder)
     config = release_config()
-    wanted = dict(core.layout.tensor_shapes(core.config.read_config(config)))
+    wanted = dict(core.weights.layout.tensor_shapes(core.weights.config.read_config(config)))
     wrong = [name for name, shape in wanted.items() if tuple(tensors[name].shape) != tuple(shape)]
     assert not wrong, wrong
     save_file(

@@ -30,9 +30,17 @@ import world  # noqa: E402
 from import_core import import_core  # noqa: E402
 
 core = import_core()
-for _name in ("prompts", "tokenizer", "pixels", "schedule", "multimodal", "networks.decoder", "networks.rotary"):
+for _name in (
+    "text.prompts",
+    "text.tokenizer",
+    "pixels",
+    "schedule",
+    "multimodal",
+    "networks.decoder",
+    "networks.rotary",
+):
     importlib.import_module(f"ovis_core.{_name}")
-prompts, config = core.prompts, core.config
+prompts, config = core.text.prompts, core.weights.config
 causal_attention = core.networks.attention.causal_attention
 
 VOCABULARY = 151936
@@ -90,14 +98,16 @@ LATENT_SCALE = 0.13025
 GRID = 16  # visual tokens a side of a picture of the world, which is enlarged to 448 x 448 pixels
 TOKENS = GRID * GRID
 REGION = world.SIDE // GRID  # pixels a side that one visual token shows
-PATCHES = core.config.HIDDEN_STRIDE**2  # of one visual token
+PATCHES = core.weights.config.HIDDEN_STRIDE**2  # of one visual token
 BEFORE = 3  # tokens before the picture: <|im_start|>, "user", "\n"
 
 
 @cache
 def tokenizer() -> object:
     """Qwen's, from the ComfyUI that `COMFYUI_PATH` names."""
-    return core.tokenizer.Tokenizer(Path(os.environ["COMFYUI_PATH"]) / "comfy" / "text_encoders" / "qwen25_tokenizer")
+    return core.text.tokenizer.Tokenizer(
+        Path(os.environ["COMFYUI_PATH"]) / "comfy" / "text_encoders" / "qwen25_tokenizer"
+    )
 
 
 @cache
@@ -252,7 +262,7 @@ def see(model: torch.nn.Module, cut: Tensor, chosen: Tensor) -> tuple[Tensor, Te
     index = (chosen[..., None] * PATCHES + torch.arange(PATCHES)).flatten(1)
     x = F.linear(cut.flatten(1, 2), before.patchifier["proj"].weight.flatten(1), before.patchifier["proj"].bias)
     side = VISION["image_size"] // VISION["patch_size"]
-    learned = core.networks.vision._grouped(before.pos_embed[0].unflatten(0, (side, side)), 2)
+    learned = core.networks.vision.group_patches(before.pos_embed[0].unflatten(0, (side, side)), 2)
     x = before.patchifier["norm"](x) + learned[index]
     cos, sin = (table[index] for table in _vision_tables())
     first, *others = backbone.trunk["blocks"]
@@ -267,7 +277,7 @@ def see(model: torch.nn.Module, cut: Tensor, chosen: Tensor) -> tuple[Tensor, Te
 def _vision_tables() -> tuple[Tensor, Tensor]:
     side, head = VISION["image_size"] // VISION["patch_size"], VISION["hidden_size"] // VISION["num_attention_heads"]
     tables = core.networks.rotary.grid_tables(side, side, head, 10000.0, torch.device("cpu"))
-    return tuple(core.networks.vision._grouped(table, 2) for table in tables)
+    return tuple(core.networks.vision.group_patches(table, 2) for table in tables)
 
 
 @cache
@@ -281,7 +291,7 @@ def _line_tables() -> tuple[Tensor, Tensor]:
 def join(model: torch.nn.Module, ids: Tensor, seen: Tensor) -> Tensor:
     """Rows of text ids (B, L), a picture's visual tokens (B, k, hidden) in their place -> (B, L + k + 2, hidden)."""
     text = model.llm.model["embed_tokens"](ids)
-    begin, end = model.vte.weight[torch.tensor(core.multimodal.BRACKETS[prompts.Picture.IMAGE])]
+    begin, end = model.vte.weight[torch.tensor(core.multimodal.BRACKETS[prompts.Placeholder.IMAGE])]
     begin, end = (mark.expand(len(ids), 1, -1) for mark in (begin, end))
     return torch.cat((text[:, :BEFORE], begin, seen, end, text[:, BEFORE:]), 1)
 

@@ -19,12 +19,14 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from torch import Tensor
 
 from nodes import VAEDecodeTiled
-from ovis_core import built_in
-from ovis_core.checkpoint import open_model
 from ovis_core.native.conditions import text_to_image
+from ovis_core.native.guider import OvisGuider
 from ovis_core.native.loading import load
-from ovis_core.native.sampling import SCHEDULER, OvisGuider, sample
-from ovis_core.precision import PRECISIONS
+from ovis_core.native.sampling import sample
+from ovis_core.native.sigmas import SCHEDULER
+from ovis_core.weights import built_in
+from ovis_core.weights.checkpoint import open_model
+from ovis_core.weights.precision import PRECISIONS
 
 Patch = Callable[[Any], Any]  # MODEL -> MODEL
 

@@ -60,13 +60,13 @@ def raw_config() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def config(raw_config: dict[str, Any]) -> Any:
-    return CORE.config.read_config(raw_config)
+    return CORE.weights.config.read_config(raw_config)
 
 
 @pytest.fixture(scope="session")
 def weights(config: Any) -> dict[str, Tensor]:
     """Every tensor of the small model, by the release's names."""
-    named = CORE.layout.tensor_shapes(config)
+    named = CORE.weights.layout.tensor_shapes(config)
     return {name: torch.from_numpy(make_checkpoint.tensor(name, shape)) for name, shape in named}
 
 
@@ -76,7 +76,7 @@ def text_model(config: Any, weights: dict[str, Tensor]) -> Any:
     from ovis_core.multimodal import Multimodal
 
     model = Multimodal(config)
-    parts = (CORE.layout.LANGUAGE, CORE.layout.VISION, CORE.layout.TABLE)
+    parts = (CORE.weights.layout.LANGUAGE, CORE.weights.layout.VISION, CORE.weights.layout.TABLE)
     model.load_state_dict({name: value for name, value in weights.items() if name.startswith(parts)})
     return model.eval().requires_grad_(False)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import folder_paths
 
-from .. import built_in
-from ..checkpoint import Checkpoint, open_model
+from ..weights import built_in
+from ..weights.checkpoint import Checkpoint, open_model
 from . import folders
 
 FOLDER = "ovis_u1"  # in ComfyUI's folder for temporary files

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from pathlib import Path
 
 import comfy.utils
 from comfy.model_management import throw_exception_if_processing_interrupted
 
-from ..download import NAME, REPOSITORY, DownloadError, Progress, download
+from ..weights.download import REPOSITORY, Progress, download, repository_name
 from .folders import find_models, roots
 from .progress import show_text
 
-PAGE = re.compile(r"^(https?://)?[^/]*(huggingface\.co|hf-mirror\.com|hf\.co)/", re.ASCII)  # what a browser shows
 PATIENCE = 0.1  # seconds from one look for an interrupt to the next
 BAR = 1000  # steps of the progress bar
 
@@ -43,9 +41,7 @@ class _Download(threading.Thread):
 
 def fetch(repository: str, revision: str = "main") -> Path:
     """Fetches a release into models/ovis_u1/NAME and answers the folder. Raises `DownloadError`."""
-    repository = PAGE.sub("", repository.strip()).strip("/")
-    if not NAME.fullmatch(repository):
-        raise DownloadError(f"repository: {repository!r} is not the name of a repository; write it as owner/name.")
+    repository = repository_name(repository)
     owner, name = repository.split("/")
     folder = roots()[0] / (name if owner == REPOSITORY.split("/")[0] else f"{owner}--{name}")
     _wait_for(_running.pop(folder, None))

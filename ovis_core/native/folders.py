@@ -11,18 +11,9 @@ from stat import S_ISREG
 
 import folder_paths
 
-from ..checkpoint import (
-    CONFIG,
-    SINGLE,
-    has_pieces,
-    holds_ours,
-    is_complete,
-    is_release,
-    is_single_file,
-    looks_like_release,
-    why_not,
-)
-from ..hub_cache import REPOSITORY_FOLDER, cached_repositories, hub_cache, snapshots
+from ..weights.checkpoint import holds_ours, is_single_file, why_not
+from ..weights.hub_cache import REPOSITORY_FOLDER, cached_repositories, hub_cache, snapshots
+from ..weights.release_folder import CONFIG, SINGLE, has_pieces, is_complete, is_release, looks_like_release
 
 KIND = "ovis_u1"
 CHECKPOINTS = "checkpoints"  # ComfyUI's folder for files that hold all parts
@@ -241,7 +232,7 @@ class _Listing:
 
 def _page_asks() -> bool:
     """Whether ComfyUI is making its list of nodes for the page; it keeps what it reads of folders meanwhile."""
-    return getattr(getattr(folder_paths, "cache_helper", None), "active", True)
+    return folder_paths.cache_helper.active
 
 
 def _listing(fresh: bool = False) -> _Listing:

@@ -1,4 +1,4 @@
-"""Names by which LoRA files call Ovis-U1's layers, besides those that ComfyUI knows of every model."""
+"""Names of Ovis-U1's layers in LoRA files, in addition to those that ComfyUI has for every model."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import comfy.lora
 
-from ..checkpoint import WEIGHT
-from ..layout import DECODER
-from .clip import OvisTextModel
+from ..weights.layout import DECODER
+from ..weights.quantized import WEIGHT
 from .model import OvisU1
+from .text_model import OvisTextModel
 
 Keys = Callable[..., dict[str, Any]]
 
 
 def register() -> None:
-    """Adds the names where ComfyUI makes its tables of them, which offers no other place to."""
+    """Wraps the functions that make ComfyUI's tables of names; ComfyUI has no other way to add to them."""
     comfy.lora.model_lora_keys_unet = _with(comfy.lora.model_lora_keys_unet, OvisU1, "diffusion_model.", decoder_names)
     comfy.lora.model_lora_keys_clip = _with(comfy.lora.model_lora_keys_clip, OvisTextModel, "", text_names)
 
@@ -25,7 +25,7 @@ def register() -> None:
 def decoder_names(layer: str) -> Iterator[str]:
     """Of a layer of the decoder, such as double_blocks.0.img_attn.qkv.
 
-    What diffusers and PEFT write, and OneTrainer and SimpleTuner for models of this kind.
+    As in files of diffusers and PEFT, and of OneTrainer and SimpleTuner for models of this kind.
     """
     yield f"transformer.{layer}"
     yield f"base_model.model.{layer}"

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from comfy.model_patcher import ModelPatcher
 
-from ..config import DecoderConfig
-from ..stored import OLDER_SCALE
+from ..weights.config import DecoderConfig
+from ..weights.quantized import OLDER_SCALE
 
 PREFIX = "diffusion_model."
 
@@ -24,7 +24,7 @@ def merge(first: ModelPatcher, second: ModelPatcher, ratios: Mapping[str, float]
     """MODEL that is `first` in the share `ratios[block]` of each of `blocks`, and `second` in the rest.
 
     Neither is changed: the MODEL is a clone, and weights are mixed when they are loaded.
-    Raises ValueError where the two are of different shape.
+    Raises ValueError if the two have different shapes.
     """
     shapes = [
         {

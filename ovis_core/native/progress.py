@@ -1,4 +1,4 @@
-"""What a person sees while text is being written."""
+"""Progress on the running node: a bar, and text."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ import comfy.utils
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_execution.utils import get_executing_context
 
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 
-INTERVAL = 0.1  # seconds from one message to the page to the next
+INTERVAL = 0.1  # seconds between messages to the page
 
 
-class Writing:
-    """Progress bar, the text on the node, and the speed in the log.
+class DecodingProgress:
+    """Progress bar, the text on the node, and the speed in the log, while text is generated."""
 
-    tokenizer  None: no text
-    """
-
-    def __init__(self, room: int, tokenizer: Tokenizer | None = None) -> None:
-        """room: most tokens that will be written."""
-        self.bar = comfy.utils.ProgressBar(room)
-        self.room = room
+    def __init__(self, max_new_tokens: int, tokenizer: Tokenizer | None = None) -> None:
+        """tokenizer: decodes the text; None: no text on the node."""
+        self.bar = comfy.utils.ProgressBar(max_new_tokens)
+        self.max_new_tokens = max_new_tokens
         self.tokenizer = tokenizer
-        self.asked = self.shown = time.perf_counter()
+        self.started = self.shown = time.perf_counter()
         self.first = 0.0
 
     def __call__(self, ids: Sequence[int]) -> None:
@@ -38,24 +35,24 @@ class Writing:
             self.shown = now
             self._show(ids, len(ids))
 
-    def done(self, ids: Sequence[int], read: int) -> None:
-        """At the end; read: positions of the prompt that were computed."""
-        self._show(ids, self.room)
+    def done(self, ids: Sequence[int], prefilled: int) -> None:
+        """At the end; prefilled: positions of the prompt that were computed."""
+        self._show(ids, self.max_new_tokens)
         now = time.perf_counter()
         taken = now - self.first
         speed = f" at {(len(ids) - 1) / taken:.1f} tokens/s" if len(ids) > 1 and taken > 0 else ""
         logging.info(
-            "Ovis-U1: read %d positions, first token after %.2f s, wrote %d tokens%s",
-            read,
-            self.first - self.asked,
+            "Ovis-U1: prefilled %d positions, first token after %.2f s, generated %d tokens%s",
+            prefilled,
+            self.first - self.started,
             len(ids),
             speed,
         )
 
     def _show(self, ids: Sequence[int], count: int) -> None:
-        self.bar.update_absolute(count, self.room)
+        self.bar.update_absolute(count, self.max_new_tokens)
         if self.tokenizer:
-            # A character of several tokens may be half written.
+            # The last character may not be complete yet: it can take several tokens.
             show_text(self.tokenizer.decode(ids).rstrip("\ufffd").strip())
 
 

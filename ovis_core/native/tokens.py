@@ -10,28 +10,28 @@ from typing import Any
 
 import comfy.text_encoders
 from comfy.model_management import throw_exception_if_processing_interrupted
-from PIL import Image
 from torch import Tensor
 
-from .. import prompts
 from ..multimodal import Token, check_positions, sequence_length
-from ..pixels import VisualInput, blank_input, condition_input, evenly, to_pil, understanding_input
+from ..pixels import VisualInput, blank_input, sample_frames, to_pil, understanding_input
 from ..sizes import FACTOR, understanding_size
-from ..tokenizer import Tokenizer
+from ..special_tokens import Control, Placeholder
+from ..text import prompts
+from ..text.tokenizer import Tokenizer
 from .notice import warn_of_picture
 
-SECTION = "ovis_u1"  # key of our tokens in what CLIP.tokenize answers
-DEFAULT_SIZE = 1024  # of the blank picture, where a node such as CLIPTextEncode knows no size
+SECTION = "ovis_u1"  # key of our tokens in the result of CLIP.tokenize
+DEFAULT_SIZE = 1024  # of the blank picture, for nodes such as CLIPTextEncode, which have no size
 BUNDLED_TOKENIZER = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"
-MAX_FRAMES = 8  # of a video, where a node does not say
-# What nodes that generate text say to `tokenize`, and nodes that encode it do not.
+MAX_FRAMES = 8  # of a video, for nodes without that input
+# Options of `tokenize` that only nodes that generate text pass.
 QUESTION_OPTIONS = {"image", "video", "audio", "thinking", "skip_template", "min_length", "system_prompt"}
-# Tags that a decoded text keeps, so that callers can split off the think block.
-THINK_TAGS = {prompts.Control.THINK: "<think>", prompts.Control.END_THINK: "</think>"}
+# Tags that stay in a decoded text, so that callers can split off the think block.
+THINK_TAGS = {Control.THINK: "<think>", Control.END_THINK: "</think>"}
 SPECIAL_TOKENS = {
-    prompts.Control.END_OF_TEXT: "<|endoftext|>",
-    prompts.Control.TURN_START: "<|im_start|>",
-    prompts.Control.TURN_END: "<|im_end|>",
+    Control.END_OF_TEXT: "<|endoftext|>",
+    Control.TURN_START: "<|im_start|>",
+    Control.TURN_END: "<|im_end|>",
 }
 # Arguments of nodes for other models that can be ignored: another template around the text (but not `TEXT_ALONE`, which
 # asks for the text without one), and how T5 pads its tokens.
@@ -53,7 +53,7 @@ class Tokens(dict[str, list[list[tuple]]]):
         return self[SECTION]
 
     def copy(self) -> Tokens:
-        """As a dict's, with what belongs to the model."""
+        """As a dict's, `without_text` included."""
         return self | {}
 
     def __or__(self, other: Any) -> Tokens:
@@ -77,7 +77,7 @@ class OvisTokenizer:
         data = tokenizer_data or {}
         self.positions: int = data["positions"]  # of the language model
         self.tokenizer = Tokenizer(data.get("source") or BUNDLED_TOKENIZER)
-        self.carried: dict[str, Tensor] = data.get("carried", {})
+        self.metadata: dict[str, Tensor] = data.get("metadata", {})
         self.side: int | None = None  # as `Checkpoint.side`
 
     def tokenize_with_weights(
@@ -90,7 +90,7 @@ class OvisTokenizer:
     ) -> dict[str, list[list[tuple]]]:
         """Tokens of the text-to-image condition for an image of width x height pixels.
 
-        Where `text` is empty it is the model's own prompt without text. A token is a pair of (id or
+        An empty `text` is the model's own prompt without text. A token is a pair of (id or
         `VisualInput`, weight). Weights are always 1: the model reads sentences; parentheses mean themselves.
 
         With an option of core's Generate Text it is a question to be answered: `image` is a batch of images,
@@ -103,25 +103,27 @@ class OvisTokenizer:
             return _numbered({SECTION: [[(t, 1.0) for t in self._core_question(text, **kwargs)]]}, return_word_ids)
         _refuse_more_than_text(kwargs)
         parts = prompts.text_to_image(text) if text.strip() else prompts.unconditional()
-        tokens = Tokens(_numbered(self.tokenize_parts(parts, [self.blank(height, width)]), return_word_ids))
+        tokens = Tokens(_numbered(self.tokenize_parts(parts, [blank_input(height, width)]), return_word_ids))
         tokens.without_text = self.without_text
         return tokens
 
     @cached_property
     def without_text(self) -> tuple[int, ...]:
         """Ids of the model's own prompt without text."""
-        return _ids([(token,) for token in self.place(prompts.unconditional(), [blank_input(FACTOR, FACTOR)])])
+        return _ids(
+            [(token,) for token in self.fill_placeholders(prompts.unconditional(), [blank_input(FACTOR, FACTOR)])]
+        )
 
     def tokenize_parts(
-        self, parts: Sequence[prompts.Part], pictures: Sequence[VisualInput]
+        self, parts: Sequence[prompts.PromptPart], pictures: Sequence[VisualInput]
     ) -> dict[str, list[list[tuple]]]:
-        """Tokens of a prompt with one place for a picture: a batch of as many sequences as there are pictures."""
-        return {SECTION: [[(token, 1.0) for token in self.place(parts, [picture])] for picture in pictures]}
+        """Tokens of a prompt with one placeholder: a batch of as many sequences as there are pictures."""
+        return {SECTION: [[(token, 1.0) for token in self.fill_placeholders(parts, [picture])] for picture in pictures]}
 
-    def place(self, parts: Sequence[prompts.Part], pictures: Sequence[VisualInput]) -> list[Token]:
-        """Tokens of a prompt with as many places as there are pictures."""
+    def fill_placeholders(self, parts: Sequence[prompts.PromptPart], pictures: Sequence[VisualInput]) -> list[Token]:
+        """Tokens of a prompt with as many placeholders as there are pictures."""
         left = iter(pictures)
-        return [next(left) if isinstance(t, prompts.Picture) else t for t in self.tokenizer.encode(parts)]
+        return [next(left) if isinstance(t, Placeholder) else t for t in self.tokenizer.encode(parts)]
 
     def question(
         self,
@@ -140,12 +142,14 @@ class OvisTokenizer:
         """
         asked = prompts.question(text, len(images), bool(len(frames)))
         parts = [*prompts.system_turn(system_prompt), *asked, *prompts.answer_start(thinking)]
-        frames = evenly(frames, max_frames)
+        frames = sample_frames(frames, max_frames)
         self._check_length(parts, images, frames)
-        return self.place(parts, self._look(images, frames))
+        return self.fill_placeholders(parts, self._visual_inputs(images, frames))
 
-    def _check_length(self, parts: Sequence[prompts.Part], images: Sequence[Tensor], frames: Sequence[Tensor]) -> None:
-        """Refuses what is too long before any picture is cut into patches, which takes memory and time."""
+    def _check_length(
+        self, parts: Sequence[prompts.PromptPart], images: Sequence[Tensor], frames: Sequence[Tensor]
+    ) -> None:
+        """Refuses a prompt that is too long before any picture is cut into patches, which takes memory and time."""
 
         def positions(picture: Tensor) -> int:
             height, width = understanding_size(*picture.shape[:2])
@@ -154,19 +158,19 @@ class OvisTokenizer:
         pictures = sum(positions(image) + 2 for image in images)
         if len(frames):
             pictures += positions(frames[0]) * len(frames) + 2
-        words = sum(not isinstance(token, prompts.Picture) for token in self.tokenizer.encode(parts))
+        words = sum(not isinstance(token, Placeholder) for token in self.tokenizer.encode(parts))
         check_positions(words, pictures, self.positions)
         for picture in (*images, *frames):
             warn_of_picture(self.side, *picture.shape[:2])
 
-    def _look(self, images: Sequence[Tensor], frames: Sequence[Tensor]) -> list[VisualInput]:
-        seen = []
+    def _visual_inputs(self, images: Sequence[Tensor], frames: Sequence[Tensor]) -> list[VisualInput]:
+        inputs = []
         for image in images:
             throw_exception_if_processing_interrupted()
-            seen.append(understanding_input([to_pil(image)]))
+            inputs.append(understanding_input([to_pil(image)]))
         if len(frames):
-            seen.append(understanding_input([to_pil(frame) for frame in frames], prompts.Picture.VIDEO))
-        return seen
+            inputs.append(understanding_input([to_pil(frame) for frame in frames], Placeholder.VIDEO))
+        return inputs
 
     def _core_question(
         self,
@@ -186,7 +190,7 @@ class OvisTokenizer:
             raise ValueError("audio: Ovis-U1 does not take audio; disconnect it.")
         batches = images.values() if isinstance(images, Mapping) else [images] if _is_batch(images) else images or ()
         seen = [*_images("image", image), *(one for batch in batches for one in _images("images", batch))]
-        frames = evenly(_images("video", video), MAX_FRAMES)
+        frames = sample_frames(_images("video", video), MAX_FRAMES)
         system_prompt = system_prompt or ""
         if not isinstance(system_prompt, str):
             raise ValueError(
@@ -203,22 +207,14 @@ class OvisTokenizer:
             )
         else:
             self._check_length([text], seen, frames)
-            pictures = self._look(seen, frames)
-            tokens = self.place([*(picture.kind for picture in pictures), text], pictures)
+            pictures = self._visual_inputs(seen, frames)
+            tokens = self.fill_placeholders([*(picture.kind for picture in pictures), text], pictures)
         if min_length is not None and sequence_length(tokens) < min_length:
             raise ValueError(
                 f"min_length: expected at most {sequence_length(tokens)}, the prompt's length, got {min_length}; "
                 "Ovis-U1 cannot pad prompts, so set it to 1."
             )
         return tokens
-
-    def blank(self, height: int, width: int) -> VisualInput:
-        """The blank picture that stands for an image of height x width pixels yet to be made."""
-        return blank_input(height, width)
-
-    def source(self, image: Image.Image) -> VisualInput:
-        """An edit's source, given at the edit's target size."""
-        return condition_input(image)
 
     def untokenize(self, pairs: list[tuple]) -> list[tuple]:
         """Pairs with the text of each token."""
@@ -234,11 +230,11 @@ class OvisTokenizer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Metadata stored as tensors, saved with the weights."""
-        return self.carried.copy()
+        return self.metadata.copy()
 
 
 def is_empty(value: Any) -> bool:
-    """Whether an option says nothing: None, False, 0, or without elements.
+    """Whether an option has no effect: None, False, 0, or without elements.
 
     Nodes pass a number on in any case, and 0 is how it is turned off.
     """
@@ -277,17 +273,17 @@ def _images(name: str, batch: Tensor | None) -> list[Tensor]:
 
 
 def _numbered(tokens: dict[str, list[list[tuple]]], number: bool) -> dict[str, list[list[tuple]]]:
-    """With the place of each token, as ComfyUI's tokenizers add it where it is asked for."""
+    """With the index of each token, as ComfyUI's tokenizers add it on request."""
     if not number:
         return tokens
     return {name: [[(*p, i) for i, p in enumerate(pairs)] for pairs in batch] for name, batch in tokens.items()}
 
 
-def _refuse_more_than_text(said: dict[str, Any]) -> None:
+def _refuse_more_than_text(options: dict[str, Any]) -> None:
     """Raises ValueError if a node that encodes prompts passes an argument that would be dropped."""
-    if not is_empty(said.pop("images", None)):
+    if not is_empty(options.pop("images", None)):
         raise ValueError("images: this node cannot pass images to Ovis-U1; use Ovis-U1 Edit Encode.")
-    for name, value in said.items():
+    for name, value in options.items():
         if not is_empty(value) and (name not in OTHER_MODELS_OPTIONS or value == TEXT_ALONE):
             raise ValueError(
                 f"clip: this node is made for another model and sets {name}, which Ovis-U1 does not have; "
@@ -300,7 +296,7 @@ def _ids(sequence: Sequence[tuple]) -> tuple[int, ...]:
 
 
 def own_section(tokens: dict[str, list[list[tuple]]]) -> list[list[tuple]]:
-    """The sequences of tokens that an `OvisTokenizer` made, those of the one prompt where there are several sections.
+    """The sequences of tokens of an `OvisTokenizer`: those of the one prompt, if a node made several sections.
 
     Raises ValueError for another CLIP's tokens, and if a node gave different prompts to several text encoders.
     """
@@ -311,7 +307,7 @@ def own_section(tokens: dict[str, list[list[tuple]]]) -> list[list[tuple]]:
     sections = [section for section in tokens.values() if isinstance(section, list) and section]
     found = {tuple(map(_ids, section)): section for section in sections}
     if len(found) > 1:  # an input that was left empty does not count
-        empty = {getattr(tokens, "without_text", None)}
+        empty = {tokens.without_text if isinstance(tokens, Tokens) else None}
         found = {ids: section for ids, section in found.items() if set(ids) != empty}
     if len(found) > 1:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.sd
@@ -11,18 +12,18 @@ from comfy.cli_args import args
 from comfy.ldm.modules.diffusionmodules.model import AttnBlock, normal_attention, pytorch_attention
 from torch import Tensor
 
-from ..checkpoint import some
-from ..config import VaeConfig
 from ..pixels import restore
-from ..weights_file import CheckpointError
+from ..weights.config import VaeConfig
+from ..weights.lazy_tensors import LazyTensor
+from ..weights.safetensors_file import CheckpointError, some
+from .comfy_layers import keep_patchable
 from .conditions import SOURCE, EditSource
-from .layers import keep_patchable
 
 
-def build_vae(config: VaeConfig, weights: dict[str, Tensor]) -> comfy.sd.VAE:
-    """VAE from weights with diffusers' or ComfyUI's names, without prefix, with the widths that the config says.
+def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor]) -> comfy.sd.VAE:
+    """VAE from tensors with diffusers' or ComfyUI's names, without prefix, with the config's widths.
 
-    Raises `CheckpointError` where weights are missing.
+    Raises `CheckpointError` if tensors are missing or of another shape.
     """
     base = config.block_out_channels[0]
     ddconfig = {
@@ -37,10 +38,20 @@ def build_vae(config: VaeConfig, weights: dict[str, Tensor]) -> comfy.sd.VAE:
         "attn_resolutions": [],
         "dropout": 0.0,
     }
-    names = set(weights)
-    vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": ddconfig, "embed_dim": config.latent_channels}})
-    missing = sorted(set(vae.get_sd()) - names)
-    if missing and "encoder.down.0.block.0.conv1.weight" in names:
+    weights = {name: tensor.read() for name, tensor in tensors.items()}
+    params = {"ddconfig": ddconfig, "embed_dim": config.latent_channels}
+    try:
+        vae = comfy.sd.VAE(sd=weights, config={"params": params})
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        file = next(iter(tensors.values())).file
+        wrong = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
+        raise CheckpointError(
+            f"{file}: this VAE is not of SDXL's kind ({wrong.rstrip('.')}); choose another."
+        ) from error
+    missing = sorted(set(vae.get_sd()) - set(tensors))
+    if missing and "encoder.down.0.block.0.conv1.weight" in tensors:
         raise CheckpointError(f"VAE: tensor {some(missing)} missing; choose another file.")
     if vae.device.type == "cpu" and not args.use_split_cross_attention:
         _attend_by_torch(vae)
@@ -58,9 +69,9 @@ def _attend_by_torch(vae: comfy.sd.VAE) -> None:
 def decode(vae: comfy.sd.VAE, latent: dict[str, Any], restore_size: bool = False) -> Tensor:
     """IMAGE (B, H, W, 3) of a LATENT; with `restore_size` at the size of the edit's source.
 
-    Where an edit's latent has a noise mask and is still the source's outside of it, every pixel out there is that of
-    the source's own round trip: a VAE's norms and attention would carry what changed inside over the whole image.
-    Raises ValueError when the size is asked for and the LATENT does not carry it, or is of another shape by now.
+    If an edit's latent has a noise mask and still equals the source's outside of it, every pixel there comes from the
+    source's own round trip: a VAE's norms and attention would spread a change inside the mask over the whole image.
+    Raises ValueError with `restore_size` if the LATENT has no source size, or another aspect ratio than the source.
     """
     samples: Tensor = latent["samples"]
     source: EditSource | None = latent.get(SOURCE)
@@ -98,7 +109,7 @@ def _same_aspect(samples: Tensor, source: Tensor) -> bool:
 
 
 def _kept_sources(samples: Tensor, sources: Tensor, mask: Tensor) -> list[int | None]:
-    """For each image of a batch the source that it still equals outside the mask; None where there is no such.
+    """For each image of a batch the index of the source that it still equals outside the mask, or None.
 
     Latents may have been repeated, picked, flipped or sampled again under another mask since the edit began.
     """

@@ -14,7 +14,7 @@ from .rotary import rotate_pairs
 
 
 class Attention(Protocol):
-    """What the networks ask of an attention."""
+    """An attention function that the networks can use."""
 
     def __call__(
         self,
@@ -61,10 +61,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @contextmanager
 def without_cudnn() -> Iterator[None]:
-    """Within it torch attends with other kernels than cuDNN's, for sequences whose length comes once.
+    """Turns off cuDNN's attention kernels, for sequences whose length changes from call to call.
 
-    Torch prefers cuDNN's on an H100 and its like, where each new length has to be planned first. That takes tens of
-    milliseconds, for each token that is written, and only many calls make up for it.
+    Torch prefers them on an H100 and similar GPUs. They make a plan for each new length, which takes tens of
+    milliseconds for each generated token, and pays off only after many calls of one length.
     """
     enabled = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -1,7 +1,7 @@
 """Yak, the diffusion decoder: latents, time and refined text -> velocity (report, 2.1).
 
 FLUX's layout of double- and single-stream blocks, with a second attention over the image stream alone in each
-double block. Weights carry the release's names, but for the scales of the QK norms (`weight` for `scale`).
+double block. Weights have the release's names, except the scales of the QK norms (`weight` for `scale`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import LATENT_PATCH, TIME_WIDTH, DecoderConfig
+from ..weights.config import LATENT_PATCH, TIME_WIDTH, DecoderConfig
 from .layers import Layers
 from .packing import grid_size, pack, unpack
 from .patches import (
@@ -54,7 +54,7 @@ class Decoder(nn.Module):
         self.rotary_tables = RotaryTables(config.axes_dim, config.theta)
 
     def refine(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs the refiner, which knows no time: once per condition.
+        """Runs the refiner, which does not depend on the time: once per condition.
 
         condition (B, L, context_in_dim) -> text tokens (B, L, hidden), vector (B, hidden) added to the time's.
         """
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
         text_lengths (B,) int64: only the first so many text tokens count; None: all of them
         returns      (B, 4, H, W)
 
-        `transformer_options` carries ComfyUI's patches, see `patches.py`.
+        `transformer_options` contains ComfyUI's patches, see `patches.py`.
         """
         options = dict(transformer_options or {})
         patches = options.get("patches", {})
@@ -202,7 +202,7 @@ class SingleBlock(nn.Module):
         if keeps_inputs() or may_keep_tensors(options) or has_hooks(self.linear1, *self.norm.modules()):
             joined = torch.cat((attn, F.gelu(mlp, approximate="tanh")), dim=-1).flatten(0, 1)
         else:
-            # v is not used after this: with attention's output in its place the two stand side by side already.
+            # v is not used after this: attention's output takes its place, next to the MLP's, without a copy of both.
             torch.ops.aten.gelu_(mlp, approximate="tanh")
             joined = qkv_mlp[..., -(attn.shape[-1] + mlp.shape[-1]) :].flatten(0, 1)
             joined[:, : attn.shape[-1]] = attn.flatten(0, 1)

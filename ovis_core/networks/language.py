@@ -1,4 +1,4 @@
-"""The language model, Qwen3, with its input embeddings as output head. Weights carry the release's names."""
+"""The language model, Qwen3, with its input embeddings as output head. Weights have the release's names."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import LanguageConfig
+from ..weights.config import LanguageConfig
 from .attention import causal_attention, without_cudnn
-from .cache import KeyValueCache
+from .kv_cache import KVCache
 from .layers import Layers
 from .rotary import line_tables, rotate_halves
 
-CHUNK = 4096  # positions that are read at once, so that a long text needs no more memory for its activations
+PREFILL_CHUNK = 4096  # positions per forward pass of a prefill: a long text takes no more memory for activations
 
 # (q, k, v), each (B, heads, n, head) -> (B, n, heads * head)
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -27,8 +27,8 @@ class LanguageModel(nn.Module):
     def __init__(self, config: LanguageConfig, layers: Layers) -> None:
         super().__init__()
         self.config = config
-        self.borrow = layers.borrow
-        blocks = [Block(config, layers) for _ in range(config.num_hidden_layers)]
+        self.cast_weight = layers.cast_weight
+        blocks = [LanguageBlock(config, layers) for _ in range(config.num_hidden_layers)]
         self.model = nn.ModuleDict(
             {
                 "embed_tokens": layers.embedding(config.vocab_size, config.hidden_size),
@@ -60,9 +60,9 @@ class LanguageModel(nn.Module):
         return torch.cat((self.model["norm"](self.blocks[-1](x, cos, sin, causal_attention)), x), dim=-1)
 
     @without_cudnn()
-    def prefill(self, embeds: Tensor, cache: KeyValueCache) -> Tensor:
-        """Reads embeddings (L, hidden) after what `cache` holds -> the next token's logits (vocabulary,), float32."""
-        for chunk in embeds[None].split(CHUNK, dim=1):
+    def prefill(self, embeds: Tensor, cache: KVCache) -> Tensor:
+        """Embeddings (L, hidden) at the positions after `cache` -> the next token's logits (vocabulary,), float32."""
+        for chunk in embeds[None].split(PREFILL_CHUNK, dim=1):
             end = cache.length + chunk.shape[1]
             x = chunk
             for i, block in enumerate(self.blocks):
@@ -70,29 +70,30 @@ class LanguageModel(nn.Module):
             cache.length = end
         return self._logits(x)
 
-    def step(self, token: Tensor, cache: KeyValueCache) -> Tensor:
-        """Reads one token id (1,) -> the next one's logits, as `prefill`."""
+    def decode(self, token: Tensor, cache: KVCache) -> Tensor:
+        """One token id (1,) at the position after `cache` -> the next token's logits, as `prefill`."""
         return self.prefill(self.embed(token, cache.keys.dtype), cache)
 
-    def step_at(self, token: Tensor, position: Tensor, cache: KeyValueCache) -> Tensor:
-        """`step` at a position (1,) that is on the device, with the same kernels whatever it is; `cache.length` stays.
+    def decode_at(self, token: Tensor, position: Tensor, cache: KVCache) -> Tensor:
+        """`decode` at a position (1,) int64 on the device; does not change `cache.length`.
 
-        It computes over the cache's whole capacity, so that a CUDA graph can replay it.
+        It attends over the cache's whole capacity and launches the same kernels for every position, so that a CUDA
+        graph can replay it.
         """
         x = self.embed(token, cache.keys.dtype)[None]
         cos, sin = cache.cos.index_select(0, position), cache.sin.index_select(0, position)
-        unseen = torch.arange(cache.capacity, device=position.device) > position
+        future = torch.arange(cache.capacity, device=position.device) > position
         for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin, partial(cache.attend_at, position, unseen, i))
+            x = block(x, cos, sin, partial(cache.attend_at, position, future, i))
         return self._logits(x)
 
     def _logits(self, x: Tensor) -> Tensor:
         x = self.model["norm"](x[0, -1])
-        with self.borrow(self.model["embed_tokens"], x) as table:
+        with self.cast_weight(self.model["embed_tokens"], x) as table:
             return F.linear(x, table).float()
 
 
-class Block(nn.Module):
+class LanguageBlock(nn.Module):
     """Pre-norm attention with normed queries and keys, and SwiGLU."""
 
     def __init__(self, config: LanguageConfig, layers: Layers) -> None:

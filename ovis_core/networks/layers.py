@@ -1,4 +1,4 @@
-"""Where a network's layers and its attention come from."""
+"""The factory from which the networks get their layers and attention: torch's own, or ComfyUI's."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from torch import Tensor, nn
 
 from .attention import Attention, torch_attention
 
-# (layer, a tensor) -> its weight on the tensor's device and in its dtype, good within the context.
-Borrow = Callable[[nn.Module, Tensor], AbstractContextManager[Tensor]]
+# (layer, a tensor) -> the layer's weight on the tensor's device and in its dtype, valid within the context.
+CastWeight = Callable[[nn.Module, Tensor], AbstractContextManager[Tensor]]
 
 
 @contextmanager
 def own_weight(layer: nn.Module, like: Tensor) -> Iterator[Tensor]:
-    """`Borrow` of torch's own layers."""
+    """`CastWeight` of torch's own layers."""
     yield layer.weight.to(like.device, like.dtype)
 
 
 @dataclass(frozen=True)
 class Layers:
-    """Makes layers that hold weights.
+    """Makes layers with weights.
 
     operations  namespace with Linear, LayerNorm, RMSNorm, Embedding and Conv2d: torch's own or one of ComfyUI's, which
                 cast, offload and patch their weights
     attention   function that the networks attend with
-    borrow      gives a layer's weight where one is used otherwise than by its layer
+    cast_weight gives a layer's weight to a computation other than the layer's own
     dtype       of the weights; None is torch's default
     device      of the weights; None is torch's default
     """
 
     operations: Any = torch.nn
     attention: Attention = torch_attention
-    borrow: Borrow = own_weight
+    cast_weight: CastWeight = own_weight
     dtype: torch.dtype | None = None
     device: torch.device | str | None = None
 
@@ -61,7 +61,7 @@ class Layers:
         return self.operations.Conv2d(channels, out, kernel_size=patch, stride=patch, **self._place())
 
     def parameter(self, *shape: int) -> nn.Parameter:
-        """A bare weight, not initialized. No layer looks after it: take it `.to` the input's device and dtype."""
+        """A bare weight, not initialized. No layer casts it: move it to the input's device and dtype at each use."""
         return nn.Parameter(torch.empty(*shape, **self._place()), requires_grad=False)
 
     def _place(self) -> dict[str, Any]:

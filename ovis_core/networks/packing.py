@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..config import LATENT_PATCH as PATCH
+from ..weights.config import LATENT_PATCH as PATCH
 
 
 def grid_size(x: Tensor) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Where the decoder's tokens stand, and the rotary tables of that."""
+"""Positions of the decoder's tokens, and their rotary tables."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Grid = tuple[int, int, int]  # index (0 the image, n the n-th reference), rows, 
 
 
 class RotaryTables:
-    """Tables of the last few layouts: in a sampling run they are the same from pass to pass."""
+    """A cache of tables for the last few layouts: in a sampling run they are the same from pass to pass."""
 
-    KEPT = 4  # the conditions that guidance takes turns with, and one more
+    KEPT = 4  # layouts: those of guidance's conditions, and one more
 
     def __init__(self, axes_dim: tuple[int, ...], theta: float) -> None:
         self.axes_dim, self.theta = axes_dim, theta
@@ -25,13 +25,13 @@ class RotaryTables:
 
     def __call__(self, text_length: int, grids: tuple[Grid, ...], device: torch.device) -> Tensor:
         """`pair_table` of `positions`."""
-        if torch.compiler.is_compiling():  # which would guard against every change of what is kept
+        if torch.compiler.is_compiling():  # a compiler would guard on every change of the cache
             numbers = [number for grid in grids for number in grid]
             return compiled_table(text_length, numbers, list(self.axes_dim), float(self.theta), device)
         layout = (text_length, grids, device)
         table = self._tables.pop(layout, None)
         if table is None:
-            # Training takes no tensors that were made in inference mode.
+            # Training cannot use tensors that were made in inference mode.
             with torch.inference_mode(False), torch.no_grad():
                 table = layout_table(*layout, self.axes_dim, self.theta)
         self._tables[layout] = table
@@ -40,7 +40,7 @@ class RotaryTables:
         return table
 
     def clear(self) -> None:
-        """Gives their memory back."""
+        """Frees the tables."""
         self._tables.clear()
 
 
@@ -54,11 +54,14 @@ def layout_table(
 def compiled_table(
     text_length: int, numbers: Sequence[int], axes_dim: Sequence[int], theta: float, device: torch.device
 ) -> Tensor:
-    """`layout_table` for a compiler, which would put its float64 sines into every rotation. numbers: of all grids."""
+    """`layout_table` as one operation for a compiler, which would fuse its float64 sines into every rotation.
+
+    numbers  of all grids
+    """
     return layout_table(text_length, _grids(numbers), device, axes_dim, theta)
 
 
-if hasattr(torch.library, "custom_op"):  # torch 2.4; an older compiler puts the sines into every rotation
+if hasattr(torch.library, "custom_op"):  # torch 2.4; an older compiler fuses the sines into every rotation
     # The schema is written out because torch 2.4 cannot derive it from annotations that are strings.
     compiled_table = torch.library.custom_op(
         "ovis_u1::rotary_table",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..config import REFINER_DEPTH
+from ..weights.config import REFINER_DEPTH
 from .layers import Layers
 
 

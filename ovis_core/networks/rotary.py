@@ -64,6 +64,6 @@ def _angles(length: int, dim: int, theta: float, device: torch.device) -> Tensor
 
 
 def _half_tables(angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Angles (..., D / 2) -> cos and sin (..., 1, D); sin carries the rotation's signs."""
+    """Angles (..., D / 2) -> cos and sin (..., 1, D); sin includes the rotation's signs."""
     cos, sin = angle.cos()[..., None, :], angle.sin()[..., None, :]
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

@@ -1,6 +1,6 @@
 """The visual tokenizer: patches -> a probability distribution over 65532 visual words for each 2 x 2 of them.
 
-AIMv2, a ViT with learned and rotary positions, and a softmax head (report, 2.1). Weights carry the release's
+AIMv2, a ViT with learned and rotary positions, and a softmax head (report, 2.1). Weights have the release's
 names.
 """
 
@@ -13,12 +13,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import INDICATORS, VisionConfig
+from ..weights.config import INDICATORS, VisionConfig
 from .layers import Layers
 from .rotary import grid_tables, rotate_halves
 
 ROTARY_THETA = 10000.0
-GROUPS = 1024  # of 2 x 2 patches that have their words' probabilities at once: half a gigabyte in bfloat16
+HEAD_CHUNK = 1024  # visual tokens per pass of the head: their probabilities take half a gigabyte in bfloat16
 
 
 class VisualTokenizer(nn.Module):
@@ -38,16 +38,16 @@ class VisualTokenizer(nn.Module):
 
         look_up  probabilities (n, words) -> embeddings (n, hidden)
 
-        Frames of a video go through the ViT one after the other, and groups of their features through the head, so
-        that memory does not grow with the video.
+        Frames of a video go through the ViT one by one, and chunks of their features through the head, so that memory
+        does not grow with the video.
         """
         frames, rows, columns = grid
-        seen = [
+        embeddings = [
             look_up(self.words(features))
             for frame in patches.chunk(frames)
-            for features in self.backbone(frame, rows, columns).split(GROUPS)
+            for features in self.backbone(frame, rows, columns).split(HEAD_CHUNK)
         ]
-        return torch.cat(seen)
+        return torch.cat(embeddings)
 
     def words(self, features: Tensor) -> Tensor:
         """features (n, stride^2 * hidden) -> probabilities (n, words)."""
@@ -62,7 +62,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.preprocessor = Preprocessor(config, layers)
-        blocks = [Block(config, layers) for _ in range(config.num_hidden_layers)]
+        blocks = [VisionBlock(config, layers) for _ in range(config.num_hidden_layers)]
         # The release has this norm's weight and does not use it; it is kept so that a saved model is whole.
         norm = layers.rms_norm(config.hidden_size, eps=config.rms_norm_eps)
         self.trunk = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "post_trunk_norm": norm})
@@ -72,7 +72,7 @@ class Backbone(nn.Module):
         stride = self.config.hidden_stride
         x = self.preprocessor(patches, rows, columns)[None]
         head = self.config.hidden_size // self.config.num_attention_heads
-        cos, sin = (_grouped(t, stride) for t in grid_tables(rows, columns, head, ROTARY_THETA, x.device))
+        cos, sin = (group_patches(t, stride) for t in grid_tables(rows, columns, head, ROTARY_THETA, x.device))
         for block in self.trunk["blocks"]:
             x = block(x, cos, sin)
         return x.reshape(-1, stride**2 * x.shape[-1])
@@ -102,10 +102,10 @@ class Preprocessor(nn.Module):
 
         learned = self.pos_embed.to(x.device, x.dtype).unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
         learned = F.interpolate(learned, size=(rows, columns), mode="bicubic", align_corners=False)
-        return x + _grouped(learned[0].permute(1, 2, 0), config.hidden_stride)
+        return x + group_patches(learned[0].permute(1, 2, 0), config.hidden_stride)
 
 
-class Block(nn.Module):
+class VisionBlock(nn.Module):
     """Pre-norm attention and SwiGLU."""
 
     def __init__(self, config: VisionConfig, layers: Layers) -> None:
@@ -139,6 +139,6 @@ class Block(nn.Module):
         return x + self.mlp["fc2"](F.silu(self.mlp["fc1"](hidden)) * self.mlp["fc3"](hidden))
 
 
-def _grouped(x: Tensor, stride: int) -> Tensor:
+def group_patches(x: Tensor, stride: int) -> Tensor:
     """(rows, columns, ...) -> (rows * columns, ...) in the patches' order of 2 x 2 groups."""
     return rearrange(x, "(gh sh) (gw sw) ... -> (gh gw sh sw) ...", sh=stride, sw=stride)

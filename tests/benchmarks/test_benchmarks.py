@@ -13,7 +13,7 @@ import torch
 
 from full_size import SHALLOW
 from helpers.paths import ROOT, comfyui_path
-from ovis_core import layout
+from ovis_core.weights import layout
 
 
 def run(script: str, out: Path, *options: str) -> Any:

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from comfy_prompt import PromptFailed
-from ovis_core.checkpoint import open_release
-from ovis_core.conversion import write_one
-from ovis_core.precision import SCALED
+from ovis_core.weights.checkpoint import open_model
+from ovis_core.weights.conversion import write_one
+from ovis_core.weights.precision import SCALED
 
 from . import lora_files
 from .lora_files import KINDS, STYLES
@@ -137,7 +137,7 @@ def scaled(lab: Lab) -> None:
 
     file = lab.server.base / "models" / "ovis_u1" / "scaled.safetensors"
     if not file.exists():
-        write_one(open_release(lab.release), file, SCALED["fp8_scaled"])
+        write_one(open_model(lab.release), file, SCALED["fp8_scaled"])
     bench = lab.bench()
     plain = bench.model
     bench.prompt["9000"] = {

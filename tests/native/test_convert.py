@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,9 +20,9 @@ from torch import Tensor
 import make_checkpoint
 from helpers.headers import header, misplaced
 from helpers.paths import ROOT
-from ovis_core.checkpoint import open_model, open_parts
-from ovis_core.precision import LARGE
-from ovis_core.weights_file import CheckpointError
+from ovis_core.weights.checkpoint import open_model, open_parts
+from ovis_core.weights.precision import LARGE
+from ovis_core.weights.safetensors_file import CheckpointError
 
 PARTS = "diffusion_model.safetensors, text_encoder.safetensors and vae.safetensors"
 
@@ -37,7 +41,7 @@ def converted(*arguments: Any) -> None:
 def contents(checkpoint: Any) -> dict[str, Tensor]:
     """Every tensor, by the name of its part and its own."""
     found = {}
-    for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae):
+    for part in checkpoint.components.values():
         files = {file: load_file(file) for file in set(part.files.values())}
         found |= {f"{part.kind.title}/{n}": files[file][part.prefix + n] for n, file in part.files.items()}
     return found
@@ -67,8 +71,8 @@ def test_every_tensor_is_aligned(
     raw_config: dict[str, Any], qwen25_tokenizer: Path, tmp_path: Path, source: str, dtype: str
 ) -> None:
     """In one file and in parts; metadata of any length come after the weights."""
-    from ovis_core.conversion import write_one, write_parts
-    from ovis_core.precision import PRECISIONS, SCALED
+    from ovis_core.weights.conversion import write_one, write_parts
+    from ovis_core.weights.precision import PRECISIONS, SCALED
 
     folder = make_checkpoint.write_release(tmp_path / "source", raw_config, dtype=source)
     make_checkpoint.write_tokenizer(folder, qwen25_tokenizer)
@@ -101,16 +105,16 @@ def test_every_weight(release: Path, tmp_path: Path, name: str, dtype: torch.dty
 
 
 def test_eight_bits_load_as_they_are(release: Path, comfyui: Path, tmp_path: Path) -> None:
-    from ovis_core.checkpoint import open_release
     from ovis_core.native.loading import load
-    from ovis_core.precision import PRECISIONS
+    from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.precision import PRECISIONS
 
     one = tmp_path / "one.safetensors"
     converted(release, one, "--dtype", "fp8_e4m3fn")
     small = {name for name, tensor in contents(open_model(one)).items() if tensor.dtype == torch.float8_e4m3fn}
     assert small == {name for name in contents(open_model(release)) if LARGE.search(name.split("/")[1])}
     stored = load(open_model(one))
-    cast = load(open_release(release), PRECISIONS["fp8_e4m3fn"])
+    cast = load(open_model(release), PRECISIONS["fp8_e4m3fn"])
     for a, b in zip(stored[:2], cast[:2], strict=True):
         ours, theirs = (
             dict(x.patcher.model.named_parameters()) if hasattr(x, "patcher") else dict(x.model.named_parameters())
@@ -145,15 +149,17 @@ def test_scales_use_the_whole_range(release: Path, scaled: Path) -> None:
 
 def test_small_weights_gain_by_scales() -> None:
     """Below 2^-6 the steps of float8_e4m3fn no longer shrink with the value."""
-    from ovis_core.precision import PRECISIONS, SCALED, in_precision
-    from ovis_core.stored import Stored
+    from ovis_core.weights.lazy_tensors import LazyTensor
+    from ovis_core.weights.precision import PRECISIONS, SCALED, in_precision
 
     name = "double_blocks.0.img_mlp.0.weight"
     normal = torch.randn(256, 1536, generator=torch.Generator().manual_seed(0))
 
     def moved(precision: Any, deviation: float) -> float:
         matrix = deviation * normal
-        kept = {n: stored.read().float() for n, stored in in_precision({name: Stored.of(matrix)}, precision).items()}
+        kept = {
+            n: tensor.read().float() for n, tensor in in_precision({name: LazyTensor.of(matrix)}, precision).items()
+        }
         return float((kept[name] * kept.get(f"{name}_scale", 1.0) - matrix).norm() / matrix.norm())
 
     plain, scaled = PRECISIONS["fp8_e4m3fn"], SCALED["fp8_scaled"]
@@ -174,11 +180,12 @@ def test_scaled_files_load_as_they_are(
     monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", True)
 
     from ovis_core.native.conditions import text_to_image
+    from ovis_core.native.guider import OvisGuider
     from ovis_core.native.loading import load
-    from ovis_core.native.sampling import OvisGuider, sample
+    from ovis_core.native.sampling import sample
     from ovis_core.native.understanding import understand
-    from ovis_core.next_token import GREEDY
-    from ovis_core.precision import PRECISIONS
+    from ovis_core.text.decoding import GREEDY
+    from ovis_core.weights.precision import PRECISIONS
 
     def run(file: Path, name: str = "default") -> tuple[Tensor, str, Any]:
         model, clip, vae = load(open_model(file), PRECISIONS[name])
@@ -257,6 +264,24 @@ def test_what_is_refused_leaves_nothing(release: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part")) + list(tmp_path.glob("a.*"))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_damaged_values_are_found_if_asked(release: Path, tmp_path: Path, value: float) -> None:
+    damaged, one = Path(shutil.copytree(release, tmp_path / "damaged")), tmp_path / "one.safetensors"
+    for file in damaged.glob("*.safetensors"):
+        tensors = load_file(file)
+        for key in tensors:
+            if key.endswith("double_blocks.0.img_attn.qkv.weight"):
+                tensors[key][1, 2] = value
+        save_file(tensors, file, metadata={"format": "pt"})
+    ran = convert(damaged, one, "--check-values")
+    assert ran.returncode == 1
+    words = r"img_attn\.qkv\.weight holds NaN or infinity, so the file is damaged; download it again\."
+    assert re.search(words, ran.stderr)
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert not one.exists()
+    converted(release, one, "--check-values")
+
+
 def test_the_names_of_parts_are_told() -> None:
     for arguments in (("--help",), ("source", "out", "--parts", "decoder")):
         ran = convert(*arguments)
@@ -264,9 +289,43 @@ def test_the_names_of_parts_are_told() -> None:
     assert ran.returncode == 2
 
 
+def resident(file: Path) -> float:
+    """The share of a file that is in the system's cache."""
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapped)
+        answer = ctypes.CDLL(None).mincore(ctypes.byref(start), ctypes.c_size_t(len(mapped)), pages)
+        del start
+    assert answer == 0
+    return sum(page & 1 for page in pages) / len(pages)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system does not drop a file from its cache")
+def test_it_is_read_back_from_the_disk(release: Path, tmp_path: Path) -> None:
+    from ovis_core.weights import conversion
+    from ovis_core.weights.precision import DEFAULT
+
+    probe, one = tmp_path / "probe", tmp_path / "one.safetensors"
+    probe.write_bytes(bytes(1 << 20))
+    with probe.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(probe):
+        pytest.skip("this file system is in memory")
+    seen: dict[str, float] = {}
+
+    def report(done: int, total: int, doing: str) -> None:
+        seen.setdefault(doing, resident(one.with_name(f"{one.name}.part")) if doing == "checking" else 1.0)
+
+    conversion.write_one(open_model(release), one, DEFAULT, report)
+    assert list(seen) == ["writing", "checking"]
+    assert one.stat().st_size > 2 * conversion.BLOCK
+    assert seen["checking"] < 0.8  # the first block, and what the system reads ahead
+
+
 def test_a_disk_that_changes_bytes_is_seen(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ovis_core import conversion
-    from ovis_core.precision import DEFAULT
+    from ovis_core.weights import conversion
+    from ovis_core.weights.precision import DEFAULT
 
     write = conversion._write_file
 

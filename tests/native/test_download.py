@@ -17,10 +17,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from helpers.mirror import Mirror, describe, serve
 from helpers.paths import ROOT
-from ovis_core import hub
+from ovis_core.weights import hub
 
 WEIGHTS = "model-00002-of-00002.safetensors"
 NAME = "owner--small"  # the folder; the authors' own has no owner before it
@@ -101,11 +103,11 @@ def heard(hook: None) -> Iterator[list[tuple[str, str]]]:
 
 
 def test_a_whole_release(mirror: Mirror, way: str, models: Path, config: Any, heard: list[tuple[str, str]]) -> None:
-    from ovis_core.checkpoint import open_release
+    from ovis_core.weights.checkpoint import open_model
 
     folder = fetch()
     assert folder == models / NAME
-    assert open_release(folder).config == config
+    assert open_model(folder).config == config
     assert all((folder / file.name).read_bytes() == file.read_bytes() for file in mirror.folder.glob("*.safetensors"))
     assert not list(folder.glob("*.py")) + list(folder.glob("*.bin")) + list(folder.glob("*.part"))
     assert (xet_asked(mirror) > 0) == (way == "xet")
@@ -114,7 +116,7 @@ def test_a_whole_release(mirror: Mirror, way: str, models: Path, config: Any, he
 
 
 def test_what_was_checked_is_not_read_again(mirror: Mirror, models: Path, heard: list[tuple[str, str]]) -> None:
-    from ovis_core.download import download
+    from ovis_core.weights.download import download
 
     folder = fetch()
     weights = {str(file) for file in folder.glob("*.safetensors")}
@@ -166,7 +168,7 @@ def test_no_xet(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, r
     elif reason == "it fails":
         mirror.storage_fails_after = 2
     elif reason == "nothing comes":
-        from ovis_core import hub
+        from ovis_core.weights import hub
 
         monkeypatch.setattr(hub, "XET_TIMEOUT", 1.0)
         mirror.storage_pause = 30.0
@@ -180,7 +182,7 @@ def test_a_token(
     mirror: Mirror, way: str, models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
 ) -> None:
     """It is shown to the hub, and not to storage on another host."""
-    from ovis_core.download import DownloadError
+    from ovis_core.weights.download import DownloadError
 
     mirror.token = "hf_secret"
     words = r"has no owner/small at main, or it needs a login; check the name and the revision, or set HF_TOKEN\."
@@ -270,7 +272,7 @@ def test_what_another_folder_has_is_taken(mirror: Mirror, models: Path, release:
 
 def test_reports_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or two of them would share a line."""
-    from ovis_core import download
+    from ovis_core.weights import download
 
     monkeypatch.setattr(download, "INTERVAL", 0.0)
     one, met = threading.Lock(), []
@@ -289,8 +291,8 @@ def test_reports_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_it_resumes(mirror: Mirror, models: Path) -> None:
-    from ovis_core.checkpoint import is_complete
-    from ovis_core.download import DownloadError
+    from ovis_core.weights.download import DownloadError
+    from ovis_core.weights.release_folder import is_complete
 
     mirror.cut_after = 11 << 20
     with pytest.raises(DownloadError, match=r"cannot be reached.* or put config\.json"):
@@ -308,7 +310,7 @@ def test_it_resumes(mirror: Mirror, models: Path) -> None:
 
 def test_a_line_that_is_cut_now_and_then(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is taken up again by itself while something comes."""
-    from ovis_core import download
+    from ovis_core.weights import download
 
     monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
     mirror.cut_every = 2 << 20
@@ -318,18 +320,19 @@ def test_a_line_that_is_cut_now_and_then(mirror: Mirror, models: Path, monkeypat
 
 
 def test_a_server_that_cannot_skip(mirror: Mirror, models: Path) -> None:
-    from ovis_core.download import File, _part
+    from ovis_core.weights.download import part_of
+    from ovis_core.weights.hub import RepositoryFile
 
     mirror.no_ranges = True
     (entry,) = (entry for entry in describe(mirror.folder)["siblings"] if entry["rfilename"] == WEIGHTS)
     (models / NAME).mkdir(parents=True)
-    _part(models / NAME, File(WEIGHTS, entry["size"], entry["lfs"]["sha256"])).write_bytes(b"\0" * 1000)
+    part_of(models / NAME, RepositoryFile(WEIGHTS, entry["size"], entry["lfs"]["sha256"])).write_bytes(b"\0" * 1000)
     assert (fetch() / WEIGHTS).read_bytes() == (mirror.folder / WEIGHTS).read_bytes()
 
 
 def test_damage_is_seen(mirror: Mirror, way: str, models: Path) -> None:
-    from ovis_core.checkpoint import is_complete
-    from ovis_core.download import DownloadError
+    from ovis_core.weights.download import DownloadError
+    from ovis_core.weights.release_folder import is_complete
 
     mirror.damage = True
     with pytest.raises(DownloadError, match=r"\.safetensors arrived damaged and was deleted; run the download"):
@@ -354,7 +357,7 @@ def test_a_file_of_the_same_size_is_not_taken_for_it(mirror: Mirror, models: Pat
 def test_two_at_once(mirror: Mirror, models: Path) -> None:
     from filelock import FileLock
 
-    from ovis_core.download import LOCK, DownloadError
+    from ovis_core.weights.download import LOCK, DownloadError
 
     (models / NAME).mkdir(parents=True)
     with FileLock(models / NAME / LOCK), pytest.raises(DownloadError, match=r"another download into .* is running"):
@@ -405,7 +408,7 @@ def test_interrupt(mirror: Mirror, way: str, models: Path) -> None:
 def test_interrupt_while_it_is_checked(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from comfy import model_management
 
-    from ovis_core import download
+    from ovis_core.weights import download
 
     folder = fetch()
     os.utime(folder / WEIGHTS)
@@ -421,7 +424,7 @@ def test_interrupt_while_it_is_checked(mirror: Mirror, models: Path, monkeypatch
 def test_an_answer_that_is_an_error(
     mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
 ) -> None:
-    from ovis_core import download
+    from ovis_core.weights import download
 
     monkeypatch.setattr(download, "PAUSES", (0.0,))
     mirror.refused = code
@@ -431,7 +434,7 @@ def test_an_answer_that_is_an_error(
 
 @pytest.mark.parametrize("name", ["small", "../small", "owner/..", "a/b/c", "", "owner/sm all", "-x"])
 def test_names_that_are_none(models: Path, name: str) -> None:
-    from ovis_core.download import DownloadError
+    from ovis_core.weights.download import DownloadError
 
     with pytest.raises(DownloadError, match=r"repository: .* is not the name of a repository; write it as"):
         fetch(name)
@@ -439,14 +442,14 @@ def test_names_that_are_none(models: Path, name: str) -> None:
 
 
 def test_no_such_repository(mirror: Mirror, models: Path) -> None:
-    from ovis_core.download import DownloadError
+    from ovis_core.weights.download import DownloadError
 
     with pytest.raises(DownloadError, match=r"repository: http://127\S+ has no owner/other at main"):
         fetch("owner/other")
 
 
 def test_no_network(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ovis_core.download import DownloadError
+    from ovis_core.weights.download import DownloadError
 
     by_hand = r"set HF_ENDPOINT to a mirror of it, or put config\.json, .* of owner/small into .*small by hand\.$"
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -465,7 +468,7 @@ def test_no_network_and_a_release_that_was_checked(
     mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The node may stay in a graph; what has changed, or is another's, is not taken for it."""
-    from ovis_core.download import DownloadError, download
+    from ovis_core.weights.download import DownloadError, download
 
     folder = fetch()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -492,7 +495,7 @@ def test_no_network_and_an_update_that_was_interrupted(
     mirror: Mirror, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, full: bool
 ) -> None:
     """A folder with files of two revisions is not complete, however the first of them came."""
-    from ovis_core.download import DownloadError, Stopped, download
+    from ovis_core.weights.download import DownloadError, Stopped, download
 
     folder = fetch()
     before = {file.name: file.read_bytes() for file in folder.glob("model-*.safetensors")}
@@ -534,14 +537,17 @@ def hub_blob(mirror: Mirror, tmp_path: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("kept", [1000, 12_345_678])
 def test_it_resumes_over_xet(mirror: Mirror, models: Path, kept: int) -> None:
-    from ovis_core.download import File, _part
+    from ovis_core.weights.download import part_of
+    from ovis_core.weights.hub import RepositoryFile
 
     mirror.xet = True
     entry = max(describe(mirror.folder)["siblings"], key=lambda entry: entry["size"])
     right = (mirror.folder / entry["rfilename"]).read_bytes()
     assert len(right) > 12_345_678
     (models / NAME).mkdir(parents=True)
-    _part(models / NAME, File(entry["rfilename"], entry["size"], entry["lfs"]["sha256"])).write_bytes(right[:kept])
+    part_of(models / NAME, RepositoryFile(entry["rfilename"], entry["size"], entry["lfs"]["sha256"])).write_bytes(
+        right[:kept]
+    )
     assert (fetch() / entry["rfilename"]).read_bytes() == right
     assert f"bytes={kept}-{len(right) - 1}" in {wanted for path, _, wanted in _asked_of(mirror, "/reconstructions/")}
 
@@ -551,7 +557,7 @@ def _asked_of(mirror: Mirror, part: str) -> list[tuple[str, str, str | None]]:
 
 
 def test_no_room(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ovis_core import download
+    from ovis_core.weights import download
 
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=1000))
@@ -576,14 +582,15 @@ def refused(mirror: Mirror, folder: Path) -> str:
 
 
 def test_a_full_disk(mirror: Mirror, tmp_path: Path) -> None:
-    from ovis_core.download import File, _part
+    from ovis_core.weights.download import part_of
+    from ovis_core.weights.hub import RepositoryFile
 
     if not Path("/dev/full").exists():
         pytest.skip("this system has no device that is always full")
     (weights,) = (entry for entry in describe(mirror.folder)["siblings"] if entry["rfilename"] == WEIGHTS)
     folder = tmp_path / "here"
     folder.mkdir()
-    _part(folder, File(WEIGHTS, weights["size"], weights["lfs"]["sha256"])).symlink_to("/dev/full")
+    part_of(folder, RepositoryFile(WEIGHTS, weights["size"], weights["lfs"]["sha256"])).symlink_to("/dev/full")
     said = refused(mirror, folder)
     assert said.startswith(f"the disk of {folder} is full (No space left on device); free some space and run it")
 
@@ -623,6 +630,23 @@ def test_the_script(mirror: Mirror, tmp_path: Path) -> None:
         assert ran.returncode == 1
         assert words in ran.stderr
         assert "Traceback" not in ran.stderr
+
+
+def test_the_script_checks_values_if_asked(mirror: Mirror, tmp_path: Path) -> None:
+    """What the mirror has may be damaged itself."""
+    command = [sys.executable, ROOT / "scripts" / "download.py", tmp_path / "here", "--repository", "owner/small"]
+
+    def checked() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*map(str, command), "--check-values"], capture_output=True, text=True, check=False)
+
+    assert checked().returncode == 0
+    tensors = load_file(mirror.folder / WEIGHTS)
+    tensors[next(name for name, tensor in tensors.items() if tensor.is_floating_point())].view(-1)[0] = torch.nan
+    save_file(tensors, mirror.folder / WEIGHTS, metadata={"format": "pt"})
+    ran = checked()
+    assert ran.returncode == 1
+    assert "holds NaN or infinity, so the file is damaged" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize(

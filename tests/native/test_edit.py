@@ -51,7 +51,7 @@ def sample(guider: Any, noise: Tensor, steps: int) -> Tensor:
     """Final latent in model space, from noise given as such."""
     import comfy.samplers
 
-    from ovis_core.native.sampling import sigmas_for
+    from ovis_core.native.sigmas import sigmas_for
 
     empty = torch.zeros_like(noise)
     sigmas = sigmas_for(guider.model_patcher, empty, steps, 1.0)
@@ -60,7 +60,7 @@ def sample(guider: Any, noise: Tensor, steps: int) -> Tensor:
 
 
 def guider(model: Any, edited: tuple[Any, ...], txt_cfg: float, img_cfg: float, *interval: float) -> Any:
-    from ovis_core.native.sampling import OvisGuider
+    from ovis_core.native.guider import OvisGuider
 
     positive, image_only, negative, _ = edited
     return OvisGuider(model, positive, negative, txt_cfg, image_only, img_cfg, *interval)
@@ -152,7 +152,7 @@ def test_guidance_in_a_part_of_the_run(
 ) -> None:
     import comfy.samplers
 
-    from ovis_core.native.sampling import sigmas_for
+    from ovis_core.native.sigmas import sigmas_for
 
     model, steps, noise = loaded[0], 10, tensors["edit/noise"]
     with counted(*loaded) as calls:
@@ -215,7 +215,7 @@ def test_a_batch_is_edited_one_by_one(loaded: tuple[Any, ...], tensors: dict[str
 
 def test_a_negative_prompt_takes_the_place_of_the_models_own(loaded: tuple[Any, ...], edited: tuple[Any, ...]) -> None:
     from ovis_core.native.conditions import edit
-    from ovis_core.prompts import UNCONDITIONAL
+    from ovis_core.text.prompts import UNCONDITIONAL
 
     image = to_tensor(picture(256, 192))[None]
     same = edit(loaded[1], loaded[2], image, PROMPT, UNCONDITIONAL)[2]

@@ -20,10 +20,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ovis_core.networks.cache import KeyValueCache
-from ovis_core.next_token import GREEDY, NextToken, Sampling
+from ovis_core.networks.kv_cache import KVCache
 from ovis_core.pixels import VisualInput
-from ovis_core.precision import DEFAULT
+from ovis_core.text.decoding import GREEDY, Sampler, Sampling, prefill
+from ovis_core.weights.precision import DEFAULT
 
 GPU, HALF = torch.device("cuda", 0), torch.bfloat16
 DRAWN = Sampling(top_p=0.9, top_k=0, min_p=0.1, repetition_penalty=1.1, presence_penalty=0.1)
@@ -64,7 +64,8 @@ def fake(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def model(fake: None, config: Any) -> Any:
-    from ovis_core.native.model import ModelConfig, OvisU1
+    from ovis_core.native.model import OvisU1
+    from ovis_core.native.model_config import ModelConfig
 
     model_config = ModelConfig(config.decoder)
     model_config.set_inference_dtype(HALF, None)
@@ -73,14 +74,14 @@ def model(fake: None, config: Any) -> Any:
 
 @pytest.fixture
 def text(fake: None, config: Any) -> Any:
-    from ovis_core.native.clip import OvisTextModel
+    from ovis_core.native.text_model import OvisTextModel
 
     return OvisTextModel(config, HALF, GPU, DEFAULT, device=GPU, dtype=HALF)
 
 
 @pytest.fixture
-def cache(text: Any) -> KeyValueCache:
-    return text.read(list(range(20)), 8, GPU, HALF)[0]
+def cache(text: Any) -> KVCache:
+    return prefill(text, list(range(20)), 8, GPU, HALF)[0]
 
 
 def test_what_leaves_the_gpu_is_seen() -> None:
@@ -118,7 +119,7 @@ def test_a_pass(model: Any, batch: int, references: int, refined: bool) -> None:
 
 def test_reading_copies_what_is_asked_and_no_more(text: Any) -> None:
     picture = VisualInput(torch.empty(16 * 20, 3 * 14 * 14), (1, 16, 20))
-    for read in (text.condition, lambda tokens, *where: text.read(tokens, 8, *where)[1]):
+    for read in (text.condition, lambda tokens, *where: prefill(text, tokens, 8, *where)[1]):
         with Watch() as watch:
             out = read([1, 2, picture, *range(9)], GPU, HALF)
         assert out.device == GPU
@@ -127,10 +128,10 @@ def test_reading_copies_what_is_asked_and_no_more(text: Any) -> None:
 
 
 @pytest.mark.parametrize("captured", [True, False])
-def test_a_step(text: Any, cache: KeyValueCache, captured: bool) -> None:
+def test_a_step(text: Any, cache: KVCache, captured: bool) -> None:
     token, position = (torch.zeros(1, dtype=torch.int64, device=GPU) for _ in range(2))
     with Watch() as watch:
-        logits = text.llm.step_at(token, position, cache) if captured else text.llm.step(token, cache)
+        logits = text.llm.decode_at(token, position, cache) if captured else text.llm.decode(token, cache)
     assert logits.device == GPU
     assert len(watch.all) > 100
     assert not watch.in_ram
@@ -138,16 +139,16 @@ def test_a_step(text: Any, cache: KeyValueCache, captured: bool) -> None:
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN, Sampling()], ids=["greedy", "everything", "default"])
 def test_a_choice(sampling: Sampling) -> None:
-    choose, logits = NextToken(sampling, 8, GPU), torch.empty(300, device=GPU)
+    sampler, logits = Sampler(sampling, 8, GPU), torch.empty(300, device=GPU)
     for _ in range(2):
         with Watch() as watch:
-            token = choose(logits)
+            token = sampler.sample(logits)
         assert token.device == GPU
         assert watch.all
         assert not watch.in_ram
 
 
-def test_what_comes_once_attends_without_a_plan_for_its_length(model: Any, text: Any, cache: KeyValueCache) -> None:
+def test_what_comes_once_attends_without_a_plan_for_its_length(model: Any, text: Any, cache: KVCache) -> None:
     seen = []
 
     class Attentions(TorchFunctionMode):
@@ -159,7 +160,7 @@ def test_what_comes_once_attends_without_a_plan_for_its_length(model: Any, text:
     before = torch.backends.cuda.cudnn_sdp_enabled()
     token = torch.zeros(1, dtype=torch.int64, device=GPU)
     with Attentions():
-        text.llm.step(token, cache)
+        text.llm.decode(token, cache)
         condition = text.condition(list(range(20)), GPU, HALF)
         model.refine(condition, GPU)
     assert seen == [False] * (2 * len(text.llm.blocks) + 2)
@@ -176,7 +177,7 @@ def test_rotation_takes_a_kernel_of_comfyui_where_there_is_one(
     from comfy_kitchen.backends import eager
     from comfy_kitchen.constraints import FunctionConstraints
 
-    from ovis_core.native.layers import attention
+    from ovis_core.native.comfy_layers import attention
 
     q = torch.empty(1, 2, 5, 8, device=GPU, dtype=HALF)
     pe = torch.empty(1, 1, 5, 4, 2, 2, device=GPU)
@@ -199,7 +200,7 @@ def test_rotation_takes_a_kernel_of_comfyui_where_there_is_one(
 def test_a_failed_capture_is_tried_again_and_given_up_after_several(
     text: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from ovis_core import cuda_graph
+    from ovis_core.text import cuda_graph
 
     tried: list[str] = []
     current, streams = object(), []
@@ -215,14 +216,14 @@ def test_a_failed_capture_is_tried_again_and_given_up_after_several(
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     importlib.reload(cuda_graph)  # what it knows of other captures is gone
-    cache = text.read(list(range(20)), 40, GPU, HALF)[0]
+    cache = prefill(text, list(range(20)), 40, GPU, HALF)[0]
 
     def answer(fail: str | None) -> bool:
         """Whether a capture was tried."""
         before = len(tried)
         with monkeypatch.context() as patched:
             if fail is None:
-                patched.setattr(cuda_graph, "CapturedStep", lambda *_: tried.append("works") or "captured")
+                patched.setattr(cuda_graph, "CapturedDecode", lambda *_: tried.append("works") or "captured")
             else:
                 patched.setattr(torch.cuda, "CUDAGraph", graph(fail))
             captured = cuda_graph.capture(text.llm, cache, 40)
@@ -233,7 +234,7 @@ def test_a_failed_capture_is_tried_again_and_given_up_after_several(
     assert answer("sync")
     assert answer(None)
     assert all(answer("memory") for _ in range(10))
-    assert all(answer("sync") for _ in range(cuda_graph.ATTEMPTS))
+    assert all(answer("sync") for _ in range(cuda_graph.MAX_FAILURES))
     assert not answer("sync")
     assert not answer(None)
     assert streams == [current] * (len(tried) - 1)

@@ -19,11 +19,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from helpers.paths import ROOT
-from ovis_core import built_in, hub_cache, layout
-from ovis_core.carried import carried
-from ovis_core.checkpoint import open_model
-from ovis_core.conversion import write_one
-from ovis_core.precision import PRECISIONS
+from ovis_core.weights import built_in, hub_cache, layout
+from ovis_core.weights.checkpoint import open_model
+from ovis_core.weights.conversion import write_one
+from ovis_core.weights.metadata import metadata
+from ovis_core.weights.precision import PRECISIONS
 
 PACK = "ovis_u1_in_this_process"
 FOREIGN = 1000  # files
@@ -164,7 +164,7 @@ class Work:
             return stat(path, **options)
 
         monkeypatch.setattr(Path, "stat", counted)
-        for name in (f"{PACK}.ovis_core.weights_file", "ovis_core.weights_file"):
+        for name in (f"{PACK}.ovis_core.weights.safetensors_file", "ovis_core.weights.safetensors_file"):
             module = sys.modules[name]
             parse = module.safe_open
 
@@ -605,8 +605,8 @@ def test_a_model_where_none_is_listed(release: Path, models: Path, place: str) -
 def test_one_file_of_a_release_without_its_config(release: Path, models: Path, place: str, config: Any) -> None:
     """Its tensors have the release's names, so it needs what a release needs."""
     (models / place).mkdir(exist_ok=True)
-    tensors = {f"{layout.DECODER}{name}": tensor for name, tensor in carried(decoder=config.decoder).items()}
-    tensors |= carried(language=config.language, vision=config.vision)
+    tensors = {f"{layout.DECODER}{name}": tensor for name, tensor in metadata(decoder=config.decoder).items()}
+    tensors |= metadata(language=config.language, vision=config.vision)
     for shard in release.glob("*.safetensors"):
         tensors |= load_file(shard)
     file = models / place / "all.safetensors"

@@ -55,7 +55,8 @@ def edited(loaded: tuple[Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
 def sample(model: Any, conds: tuple[Any, ...], txt_cfg: float, img_cfg: float, sampler: str = "euler") -> Tensor:
     import comfy.samplers
 
-    from ovis_core.native.sampling import OvisGuider, sigmas_for
+    from ovis_core.native.guider import OvisGuider
+    from ovis_core.native.sigmas import sigmas_for
 
     positive, image_only, negative, latent = conds
     noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(5))
@@ -178,7 +179,8 @@ def test_samplers_that_ask_for_uncond(
     """With scales at which an edit is guided by one pair of conditions they do what they do with that pair."""
     import comfy.samplers
 
-    from ovis_core.native.sampling import OvisGuider, sigmas_for
+    from ovis_core.native.guider import OvisGuider
+    from ovis_core.native.sigmas import sigmas_for
 
     positive, image_only, negative, latent = edited
     uncond = image_only if scales[1] == 1.0 else negative

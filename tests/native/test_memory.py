@@ -21,6 +21,7 @@ from ovis_core.networks.decoder import Decoder
 from ovis_core.networks.layers import Layers
 from ovis_core.networks.rotary import rotate_pairs
 from ovis_core.pixels import VisualInput
+from ovis_core.text.decoding import prefill
 
 
 def lean_attention(
@@ -45,7 +46,8 @@ def decoder(request: pytest.FixtureRequest, config: Any) -> Decoder:
 def test_estimate(
     comfyui: Path, decoder: Decoder, config: Any, batch: int, height: int, width: int, text: int, references: int
 ) -> None:
-    from ovis_core.native.model import ModelConfig, OvisU1
+    from ovis_core.native.model import OvisU1
+    from ovis_core.native.model_config import ModelConfig
 
     full, dtype = decoder.config, decoder.dtype
     meta = {"dtype": dtype, "device": "meta"}
@@ -64,7 +66,8 @@ def test_estimate(
 
 
 def test_text_and_references_count(comfyui: Path, config: Any) -> None:
-    from ovis_core.native.model import ModelConfig, OvisU1
+    from ovis_core.native.model import OvisU1
+    from ovis_core.native.model_config import ModelConfig
 
     model = OvisU1(ModelConfig(config.decoder))
     alone = model.memory_required([1, 4, 128, 128])
@@ -95,8 +98,8 @@ def test_text_encoder_estimate(frames: int, rows: int, columns: int, text: int, 
             if room is None:
                 model.condition(tokens, cpu, half)
             else:
-                cache, _ = model.read(tokens, room, cpu, half)
-                model.llm.step(torch.zeros(1, dtype=torch.int64), cache)
+                cache, _ = prefill(model, tokens, room, cpu, half)
+                model.llm.decode(torch.zeros(1, dtype=torch.int64), cache)
     length = sequence_length(tokens)
     estimate = model.memory_needed(length, rows * columns // 4, half, 0 if room is None else length + room)
     assert counter.peak < estimate < 1.25 * counter.peak

@@ -42,7 +42,8 @@ def test_core_text_encode_is_the_text_to_image_condition(loaded: tuple[Any, Any,
 
 
 def test_refine(loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]) -> None:
-    from ovis_core.native.model import REFINED, refine
+    from ovis_core.native.model import REFINED
+    from ovis_core.native.refining import refine
 
     once = refine(loaded[0], conditions[0])
     close(once[0][0], tensors["refiner/t2i/tokens"])
@@ -58,7 +59,8 @@ def sample(model: Any, positive: Any, negative: Any, noise: Tensor, steps: int) 
     """Final latent in model space, from noise given as such."""
     import comfy.samplers
 
-    from ovis_core.native.sampling import OvisGuider, sigmas_for
+    from ovis_core.native.guider import OvisGuider
+    from ovis_core.native.sigmas import sigmas_for
 
     empty = torch.zeros_like(noise)
     guider = OvisGuider(model, positive, negative, txt_cfg=5.0)
@@ -78,7 +80,7 @@ def test_final_latent_and_image(
 def test_refined_conditions_sample_the_same(
     loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]
 ) -> None:
-    from ovis_core.native.model import refine
+    from ovis_core.native.refining import refine
 
     model = loaded[0]
     refined = [refine(model, condition) for condition in conditions]
@@ -135,7 +137,7 @@ def test_weights_are_cast_and_offloaded_by_comfyui(loaded: tuple[Any, Any, Any])
 
 
 def test_every_weight_of_the_release_is_loaded(loaded: tuple[Any, Any, Any], weights: dict[str, Tensor]) -> None:
-    from ovis_core import layout
+    from ovis_core.weights import layout
 
     model, clip, _ = loaded
     decoder = model.model.diffusion_model.state_dict()
@@ -161,7 +163,7 @@ def test_partly_offloaded_computes_the_same(
     try:
         left = [m for m in model.model.diffusion_model.modules() if getattr(m, "comfy_cast_weights", False)]
         assert left
-        from ovis_core.native.model import refine
+        from ovis_core.native.refining import refine
 
         y = refine(patcher, conditions[0])
         x = tensors["t2i/noise"]
@@ -177,12 +179,12 @@ def test_bfloat16_weights(
 ) -> None:
     """As the release stores them. A CPU computes in float32, so only the weights' own rounding shows."""
     import make_checkpoint
-    from ovis_core.checkpoint import open_release
     from ovis_core.native.conditions import text_to_image
     from ovis_core.native.loading import load
+    from ovis_core.weights.checkpoint import open_model
 
     model, clip, _ = load(
-        open_release(make_checkpoint.write_release(tmp_path / "bf16", raw_config, dtype="BF16", shards=3))
+        open_model(make_checkpoint.write_release(tmp_path / "bf16", raw_config, dtype="BF16", shards=3))
     )
     assert clip.cond_stage_model.llm.model.norm.weight.dtype == torch.bfloat16
     condition, _ = text_to_image(clip, "a cute cat", "", **SIZE)
@@ -257,31 +259,31 @@ def test_prompts_of_different_length_are_no_batch(loaded: tuple[Any, Any, Any]) 
 def test_nothing_is_read_twice(release: Path, comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from collections import Counter
 
-    from ovis_core import stored
-    from ovis_core.checkpoint import open_release
     from ovis_core.native.loading import load
+    from ovis_core.weights import lazy_tensors
+    from ovis_core.weights.checkpoint import open_model
 
     read: Counter[tuple[Path, str]] = Counter()
-    reading = stored._Maps.__call__
+    reading = lazy_tensors.TensorReader.__call__
 
-    def counted(self: Any, file: Path, name: str) -> Tensor:
-        read[file, name] += 1
-        return reading(self, file, name)
+    def counted(self: Any, entry: Any) -> Tensor:
+        read[entry.file, entry.name] += 1
+        return reading(self, entry)
 
-    monkeypatch.setattr(stored._Maps, "__call__", counted)
-    monkeypatch.setattr(stored, "PIECE", 1 << 16)
-    checkpoint = open_release(release)
+    monkeypatch.setattr(lazy_tensors.TensorReader, "__call__", counted)
+    monkeypatch.setattr(lazy_tensors, "REMAP_EVERY", 1 << 16)
+    checkpoint = open_model(release)
     load(checkpoint)
     assert set(read.values()) == {1}
-    assert len(read) == sum(len(part.files) for part in (checkpoint.decoder, checkpoint.text, checkpoint.vae))
+    assert len(read) == sum(len(part.files) for part in checkpoint.components.values())
 
 
 @pytest.mark.skipif(not MAPS.exists(), reason="only Linux tells what is mapped this way")
 def test_without_a_gpu_weights_stay_in_their_file(comfyui: Path, release: Path) -> None:
-    from ovis_core.checkpoint import open_release
     from ovis_core.native.loading import load
+    from ovis_core.weights.checkpoint import open_model
 
-    model, clip, _ = load(open_release(release))
+    model, clip, _ = load(open_model(release))
     layers = [
         model.model.diffusion_model.double_blocks[0].img_attn.qkv,
         clip.cond_stage_model.llm.blocks[0].mlp.up_proj,
@@ -292,7 +294,7 @@ def test_without_a_gpu_weights_stay_in_their_file(comfyui: Path, release: Path) 
     weight = layers[0].weight
     before = weight.clone()
     weight.data.add_(1.0)
-    again = load(open_release(release))[0].model.diffusion_model.double_blocks[0].img_attn.qkv.weight
+    again = load(open_model(release))[0].model.diffusion_model.double_blocks[0].img_attn.qkv.weight
     assert torch.equal(again, before)
 
 
@@ -303,8 +305,9 @@ def test_the_disk_that_weights_come_from_is_told_to_newer_comfyuis(
     import comfy
     import comfy.model_patcher
 
-    from ovis_core.checkpoint import open_release
     from ovis_core.native.loading import load
+    from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.components import DECODER
 
     asked: list[set[str]] = []
 
@@ -324,9 +327,9 @@ def test_the_disk_that_weights_come_from_is_told_to_newer_comfyuis(
 
     monkeypatch.setitem(sys.modules, "comfy.storage", Storage)
     monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Patcher, raising=False)
-    checkpoint = open_release(release)
+    checkpoint = open_model(release)
     assert load(checkpoint)[0].fast_disk is True
-    assert asked[-1] == {os.path.realpath(file) for file in checkpoint.decoder.files.values()}
+    assert asked[-1] == {os.path.realpath(file) for file in checkpoint.components[DECODER].files.values()}
 
 
 def mapped(tensor: Tensor) -> str:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 import make_checkpoint
 from helpers.compare import close
-from ovis_core import layout
-from ovis_core.precision import LARGE
-from ovis_core.stored import Stored
+from ovis_core.weights import layout
+from ovis_core.weights.components import DECODER, TEXT
+from ovis_core.weights.lazy_tensors import LazyTensor
+from ovis_core.weights.precision import LARGE
 
 CPU = torch.device("cpu")
 ENOUGH = 1 << 40  # bytes
@@ -51,13 +52,14 @@ def part(request: pytest.FixtureRequest, comfyui: Path, config: Any, release: Pa
     Larger layers than the small model's, and a small vocabulary, so that no one layer is a large part of it.
     """
     from ovis_core.native.clip import build_clip
-    from ovis_core.native.model import build_model
+    from ovis_core.native.model_patcher import build_model
+    from ovis_core.native.network_weights import prepare_weights
 
     generator = torch.Generator().manual_seed(1)
     if request.param == "decoder":
         decoder = dataclasses.replace(config.decoder, depth=3, depth_single_blocks=6)
         shapes = layout.decoder_shapes(decoder)
-        patched = build_model(decoder, random(shapes))
+        patched = build_model(decoder, prepare_weights(DECODER, random(shapes)))
         latent, context = torch.randn(1, 4, 8, 12, generator=generator), torch.randn(1, 9, 128, generator=generator)
 
         def compute() -> Tensor:
@@ -67,12 +69,14 @@ def part(request: pytest.FixtureRequest, comfyui: Path, config: Any, release: Pa
         return patched, "diffusion_model.", compute
     language = dataclasses.replace(config.language, vocab_size=300, num_hidden_layers=12)
     text = dataclasses.replace(config, language=language)
-    clip = build_clip(text, random(layout.text_shapes(language, config.vision)), None)
+    clip = build_clip(text, prepare_weights(TEXT, random(layout.text_shapes(language, config.vision))), None)
     return clip.patcher, "", lambda: clip.cond_stage_model.condition(list(range(20)), CPU, torch.float32)
 
 
-def random(shapes: dict[str, tuple[int, ...]]) -> dict[str, Stored]:
-    return {name: Stored.of(torch.from_numpy(make_checkpoint.tensor(name, shape))) for name, shape in shapes.items()}
+def random(shapes: dict[str, tuple[int, ...]]) -> dict[str, LazyTensor]:
+    return {
+        name: LazyTensor.of(torch.from_numpy(make_checkpoint.tensor(name, shape))) for name, shape in shapes.items()
+    }
 
 
 @torch.no_grad()

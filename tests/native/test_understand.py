@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from helpers.pictures import picture
-from ovis_core import prompts
-from ovis_core.conversation import Computed, Conversation
-from ovis_core.networks.cache import KeyValueCache
-from ovis_core.next_token import GREEDY, Sampling
+from ovis_core.networks.kv_cache import KVCache
 from ovis_core.pixels import to_tensor
-from ovis_core.prompts import Control
+from ovis_core.special_tokens import Control
+from ovis_core.text import prompts
+from ovis_core.text.conversation import Conversation, PromptCache
+from ovis_core.text.decoding import GREEDY, Sampling, prefill
 
 FIRST, SECOND = to_tensor(picture(256, 192)), to_tensor(picture(200, 200, 1))
 FRAMES = [to_tensor(picture(112, 84, k)) for k in range(3)]
@@ -74,7 +74,7 @@ def test_golden(clip: Any, golden: dict[str, Any], name: str) -> None:
     assert answer.reasoning == ""
     tokens = answer.conversation.tokens
     assert list(tokens[-26:-2]) == expected["output_ids"]
-    assert answer.conversation.computed.length == expected["input_len"] + 23
+    assert answer.conversation.cache.length == expected["input_len"] + 23
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -163,7 +163,7 @@ def test_a_system_prompt_is_a_turn_before_the_question(clip: Any) -> None:
 
 
 def test_generate_text_gets_the_think_block_and_splits_it(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ovis_core import generation
+    from ovis_core.text import decoding
 
     encode = clip.tokenizer.tokenizer.encode
     thoughts, answer = encode(["\nHm, a cat.\n"]), encode(["\n\nA cat."])
@@ -171,7 +171,7 @@ def test_generate_text_gets_the_think_block_and_splits_it(clip: Any, monkeypatch
     for written, expected in ((whole, ("A cat.", "Hm, a cat.")), (whole[:4], ("", "Hm"))):
         script = list(written)
         monkeypatch.setattr(
-            generation.NextToken, "__call__", lambda self, logits, script=script: torch.tensor([script.pop(0)])
+            decoding.Sampler, "sample", lambda self, logits, script=script: torch.tensor([script.pop(0)])
         )
         assert as_the_newest_generate_text(clip, "?", len(written), thinking=True) == expected
     decode = clip.tokenizer.decode
@@ -263,9 +263,7 @@ def test_comfyui_counts_a_conversation_and_gives_its_memory_back(clip: Any, monk
 
     first = ask(clip, "What is it?", [FIRST])
     talk = ask(clip, "What colour?", before=first.conversation).conversation
-    held = [x for turn in talk.computed.turns for x in turn] + [
-        t.patches for t in talk.tokens if not isinstance(t, int)
-    ]
+    held = [x for turn in talk.cache.turns for x in turn] + [t.patches for t in talk.tokens if not isinstance(t, int)]
     size = sum(x.nbytes for x in held)
     assert len(held) == 5
     # Older versions count a plain tensor by half, and that of an object in full.
@@ -315,13 +313,13 @@ def test_the_conversation_goes_on_without_computing_it_again(clip: Any) -> None:
     assert counts == [1]
     assert (again.text, again.conversation.tokens) == (second.text, second.conversation.tokens)
     assert second.conversation.tokens[: len(first.conversation.tokens)] == first.conversation.tokens
-    assert second.conversation.computed.turns[0] is first.conversation.computed.turns[0]
+    assert second.conversation.cache.turns[0] is first.conversation.cache.turns[0]
     other = ask(clip, "What colour?", before=ask(clip, "What is it?", [SECOND]).conversation)
     assert other.conversation.tokens != second.conversation.tokens
 
 
 def test_nothing_is_kept_where_nobody_asks(clip: Any) -> None:
-    assert ask(clip, keep=False).conversation.computed is None
+    assert ask(clip, keep=False).conversation.cache is None
 
 
 def test_a_conversation_with_other_weights_is_read_again(clip: Any) -> None:
@@ -340,16 +338,16 @@ def test_a_conversation_with_other_weights_is_read_again(clip: Any) -> None:
 
 def test_thinking(clip: Any, golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The small model does not think, so it is made to: its words are drawn, their places are not."""
-    from ovis_core import generation
+    from ovis_core.text import decoding
 
     tokenizer = clip.tokenizer.tokenizer
     thoughts, words = tokenizer.encode(["\nHm, a cat.\n"]), tokenizer.encode(["\n\nA cat."])
     script = [Control.THINK, *thoughts, Control.END_THINK, *words, Control.TURN_END, *words]
-    monkeypatch.setattr(generation.NextToken, "__call__", lambda self, logits: torch.tensor([script.pop(0)]))
+    monkeypatch.setattr(decoding.Sampler, "sample", lambda self, logits: torch.tensor([script.pop(0)]))
     first = ask(clip, "What is it?", [FIRST], thinking=True, tokens=100)
     assert (first.text, first.reasoning) == ("A cat.", "Hm, a cat.")
     assert len(script) == len(words)
-    assert first.conversation.computed.length == golden["generate"]["single"]["input_len"] - 4
+    assert first.conversation.cache.length == golden["generate"]["single"]["input_len"] - 4
     monkeypatch.undo()
     expected = golden["prompts"]["chat"]["raw_input_ids"]
     after = clip.tokenizer.question("What colour?")
@@ -362,14 +360,14 @@ def test_thinking(clip: Any, golden: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("written", [[100, Control.THINK, 101, 102], [Control.THINK, 100, Control.END_THINK, 101]])
 def test_a_think_block_nobody_asked_for(clip: Any, monkeypatch: pytest.MonkeyPatch, written: list[int]) -> None:
-    from ovis_core import generation
+    from ovis_core.text import decoding
 
     script = [*written, Control.TURN_END]
-    monkeypatch.setattr(generation.NextToken, "__call__", lambda self, logits: torch.tensor([script.pop(0)]))
+    monkeypatch.setattr(decoding.Sampler, "sample", lambda self, logits: torch.tensor([script.pop(0)]))
     first = ask(clip, "one")
     monkeypatch.undo()
     assert first.reasoning == ""
-    assert first.conversation.computed.length == len(first.conversation.tokens) - 2
+    assert first.conversation.cache.length == len(first.conversation.tokens) - 2
     kept, forgotten = (
         ask(clip, "and two", before=talk).conversation.tokens
         for talk in (first.conversation, Conversation(first.conversation.tokens))
@@ -394,40 +392,40 @@ def test_core_pictures_of_another_shape(clip: Any, shape: tuple[int, ...]) -> No
 def test_weights_are_held_as_they_are_and_not_where_they_are_patched_at_each_use(
     comfyui: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ovis_core.native import layers
+    from ovis_core.native import comfy_layers
 
     alive = []
-    borrowed = layers.borrowed
+    cast_weight = comfy_layers.cast_weight
 
     @contextmanager
     def spy(layer: Any, like: Tensor) -> Iterator[Tensor]:
-        with borrowed(layer, like) as weight:
+        with cast_weight(layer, like) as weight:
             alive.append(weight)
             yield weight
         alive.pop()
 
-    monkeypatch.setattr(layers, "borrowed", spy)
+    monkeypatch.setattr(comfy_layers, "cast_weight", spy)
     llm = clip.cond_stage_model.llm
     own = {id(weight) for weight in llm.parameters()}
     for dtype in (torch.float32, torch.bfloat16):
-        with layers.holding(llm, torch.zeros(1, dtype=dtype)) as whole:
+        with comfy_layers.pinned(llm, torch.zeros(1, dtype=dtype)) as whole:
             assert whole
             assert {id(weight) for weight in alive} == own  # and no copies in another type
     assert not alive
     monkeypatch.setattr(llm.blocks[1].mlp["up_proj"], "weight_function", [torch.clone])
-    with layers.holding(llm, torch.zeros(1)) as whole:
+    with comfy_layers.pinned(llm, torch.zeros(1)) as whole:
         assert not whole
         assert not alive
 
 
 def test_end_tokens_end_and_never_show(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ovis_core import generation
+    from ovis_core.text import decoding
 
     words = clip.tokenizer.tokenizer.encode(["A cat."])
-    for end in prompts.ENDS:
+    for end in prompts.END_TOKENS:
         script = [*words, end, *words]
         monkeypatch.setattr(
-            generation.NextToken, "__call__", lambda self, logits, script=script: torch.tensor([script.pop(0)])
+            decoding.Sampler, "sample", lambda self, logits, script=script: torch.tensor([script.pop(0)])
         )
         assert ask(clip).text == "A cat."
         assert script == words
@@ -479,9 +477,9 @@ def test_memory_is_asked_before_it_is_used(clip: Any, monkeypatch: pytest.Monkey
     (much, before), (little, _) = asked
     assert before == 0
     language = text.config.language
-    cache = [KeyValueCache.bytes_needed(language, length, torch.float32) for length in (1999, 285)]
+    cache = [KVCache.bytes_needed(language, length, torch.float32) for length in (1999, 285)]
     assert much - little == cache[0]
-    held = KeyValueCache(language, 285, torch.device("cpu"), torch.float32)
+    held = KVCache(language, 285, torch.device("cpu"), torch.float32)
     assert cache[1] == sum(x.nbytes for x in (held.keys, held.values, held.cos, held.sin))
 
 
@@ -509,18 +507,20 @@ def test_interrupt_within_one_token(clip: Any) -> None:
 
 
 def test_bfloat16_weights_are_not_cast_for_every_token_on_a_cpu(comfyui: Any, config: Any, weights: Any) -> None:
-    from ovis_core.layout import LANGUAGE, TABLE, VISION
     from ovis_core.native.clip import build_clip
-    from ovis_core.stored import Stored
+    from ovis_core.native.network_weights import prepare_weights
+    from ovis_core.weights.components import TEXT
+    from ovis_core.weights.layout import LANGUAGE, TABLE, VISION
+    from ovis_core.weights.lazy_tensors import LazyTensor
 
-    half = {k: Stored.of(v.bfloat16()) for k, v in weights.items() if k.startswith((LANGUAGE, VISION, TABLE))}
-    clip = build_clip(config, half, None)
+    half = {k: LazyTensor.of(v.bfloat16()) for k, v in weights.items() if k.startswith((LANGUAGE, VISION, TABLE))}
+    clip = build_clip(config, prepare_weights(TEXT, half), None)
     seen: list[torch.dtype] = []
     block = clip.cond_stage_model.llm.blocks[0]
     block.mlp["gate_proj"].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
     answer = ask(clip, "What is it?", [FIRST], tokens=4)
     assert set(seen) == {torch.bfloat16}
-    assert isinstance(answer.conversation.computed, Computed)
+    assert isinstance(answer.conversation.cache, PromptCache)
     seen.clear()
     assert clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))[0][0].dtype == torch.float32
     assert set(seen) == {torch.float32}
@@ -536,7 +536,7 @@ def test_judge(clip: Any, text_model: Any) -> None:
     assert counts == [3]
     for image, score in zip(images, verdict.scores, strict=True):
         tokens = clip.tokenizer.question(question, [image])
-        logits = text_model.read(tokens, 1, torch.device("cpu"), torch.float32)[1]
+        logits = prefill(text_model, tokens, 1, torch.device("cpu"), torch.float32)[1]
         chance = logits.double().softmax(0)
         yes, no = (
             sum(float(chance[tokenizer.encode([word])[0]]) for word in words)
@@ -556,7 +556,7 @@ def test_a_half_written_character_does_not_show(clip: Any, monkeypatch: pytest.M
     tokenizer = clip.tokenizer.tokenizer
     text = "\u96ea\U0001f408\u200d\u2b1b émigré \u05e9\u05dc\u05d5\u05dd"
     ids = tokenizer.encode([text])
-    writing = progress.Writing(len(ids), tokenizer)
+    writing = progress.DecodingProgress(len(ids), tokenizer)
     for i in range(len(ids)):
         writing(ids[: i + 1])
     writing.done(ids, 0)
@@ -567,11 +567,11 @@ def test_a_half_written_character_does_not_show(clip: Any, monkeypatch: pytest.M
 
 
 def test_frames_are_sampled_evenly(clip: Any) -> None:
-    from ovis_core.pixels import evenly
+    from ovis_core.pixels import sample_frames
 
     frames: list[Tensor] = list(torch.arange(100))
-    assert [int(f) for f in evenly(frames, 4)] == [0, 33, 66, 99]
-    assert [int(f) for f in evenly(frames, 1)] == [0]
-    assert len(evenly(frames, 100)) == 100
+    assert [int(f) for f in sample_frames(frames, 4)] == [0, 33, 66, 99]
+    assert [int(f) for f in sample_frames(frames, 1)] == [0]
+    assert len(sample_frames(frames, 100)) == 100
     (video,) = [t for t in clip.tokenizer.question("?", frames=FRAMES * 10, max_frames=5) if not isinstance(t, int)]
     assert video.grid[0] == 5

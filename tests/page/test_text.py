@@ -15,7 +15,7 @@ SHORT = {
     "OvisU1Understand": {"max_new_tokens": 12},
     "OvisU1Sampler": {"steps": 2, "control_after_generate": "fixed"},
 }
-RUNS = "Ovis-U1: read "  # the log has it once for each answer that is written
+RUNS = "Ovis-U1: prefilled "  # the log has it once for each answer
 # What a node of a class shows: the values of its widgets that are texts and not inputs.
 SHOWN = """(type) => window.app.graph._nodes.filter((n) => n.type === type).map((n) =>
     n.widgets.filter((w) => w.name === "$$node-text-preview").map((w) => w.value).join("|"))"""

@@ -19,11 +19,15 @@ from comfy_server import ComfyServer
 from helpers.graphs import load, saved_image, text_to_image
 from helpers.imports import roots
 from helpers.paths import ROOT, comfyui_path
-from ovis_core import built_in, dependencies
+from ovis_core.weights import built_in
 from workspace.environment import pack_requirements
 
 HOOKS = ".pre-commit-config.yaml"
 FOLDER = "Ovis U1 (über) v2.0"
+# Packages that ComfyUI or torch require, and those that the pack also works without: certificates if Python has none,
+# and the hub's fast client.
+PACKAGES = {"einops", "filelock", "numpy", "PIL", "safetensors", "tokenizers", "torch"}
+OPTIONAL = {"certifi", "hf_xet"}
 NODES = {file.stem for file in (ROOT / "web" / "docs").glob("*.md")}
 # What the packs that wrap the authors' script call their nodes.
 TAKEN = {"OvisU1ModelLoader", "OvisU1TextToImage", "OvisU1ImageToText", "OvisU1ImageEdit", "LoadOvisU1Model"}
@@ -139,55 +143,57 @@ def test_the_archive_s_scripts_start(pack: Path, command: str) -> None:
     assert "usage" in ran.stdout
 
 
-def check(*options: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The check in a Python of its own, `path` before its packages."""
-    places = [str(place) for place in (ROOT / "ovis_core", path) if place]
-    script = f"import sys; sys.path[:0] = {places!r}\nimport dependencies\ndependencies.check_dependencies()\n"
-    line = [sys.executable, "-I", *options, "-c", script]
-    return subprocess.run(line, capture_output=True, text=True, check=False)
-
-
-def test_a_dependency_that_is_missing_is_named_in_one_line(pack: Path, release: Path, tmp_path: Path) -> None:
-    """In a copy of the pack that wants a package which nobody has."""
-    base = make_base(tmp_path, pack, release)
-    file = base / "custom_nodes" / FOLDER / "ovis_core" / "dependencies.py"
-    file.write_text(file.read_text().replace("PACKAGES = {", 'PACKAGES = {\n    "nobody_s": "nobody-s",'))
+def changed_pack(pack: Path, release: Path, folder: Path, file: str, old: str, new: str) -> tuple[set[str], str]:
+    """Names of the nodes, and the log, of a ComfyUI with a copy of the pack in which `old` is `new`."""
+    base = make_base(folder, pack, release)
+    changed = base / "custom_nodes" / FOLDER / file
+    text = changed.read_text(encoding="utf-8")
+    assert old in text
+    changed.write_text(text.replace(old, new), encoding="utf-8")
     with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
-        info = running.object_info()
-        log = running.log_text()
-    assert info.keys() >= TAKEN
-    assert not NODES & info.keys()
-    (said,) = [line for line in log.splitlines() if "Ovis-U1 needs" in line]
-    assert said.endswith(f'Ovis-U1 needs nobody-s; install with: "{sys.executable}" -m pip install nobody-s')
+        return set(running.object_info()), running.log_text()
+
+
+def test_a_package_that_is_missing_is_named_in_one_line(pack: Path, release: Path, tmp_path: Path) -> None:
+    """In a copy of the pack that imports a package which nobody has."""
+    nodes, log = changed_pack(pack, release, tmp_path, "ovis_core/pixels.py", "import torch\n", "import nobody_s\n")
+    assert nodes >= TAKEN
+    assert not NODES & nodes
+    (said,) = [line for line in log.splitlines() if "nobody_s" in line]
+    assert FOLDER in said
+    assert "needs ComfyUI" not in said
     assert "Traceback" not in log
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "reason"),
     [
-        ("dependencies.py", '"comfy.quant_ops": (),', '"comfy.nobody_s": (),', ""),
-        ("dependencies.py", '"comfy.quant_ops": (),', '"comfy.ops": ("nobody_s",),', ""),
-        ("native/layers.py", "import comfy.quant_ops\n", "import comfy.nobody_s\n", " (No module named"),
-        ("native/layers.py", "import comfy.quant_ops\n", "comfy.ops.nobody_s\n", " (module 'comfy.ops'"),
+        (
+            "nodes/load.py",
+            "from comfy_api.latest import io\n",
+            "from comfy_api.nobody_s import io\n",
+            "No module named",
+        ),
+        (
+            "nodes/load.py",
+            "from comfy_api.latest import io\n",
+            "from comfy_api.latest import nobody_s\n",
+            "cannot import",
+        ),
+        ("ovis_core/native/compat.py", "import comfy.quant_ops\n", "import comfy.nobody_s\n", "No module named"),
+        ("ovis_core/native/compat.py", "import comfy.quant_ops\n", "comfy.ops.nobody_s\n", "module 'comfy.ops'"),
     ],
 )
 def test_a_comfyui_that_is_too_old_is_named_in_one_line(
     pack: Path, release: Path, tmp_path: Path, file: str, old: str, new: str, reason: str
 ) -> None:
-    """In a copy of the pack that wants a part which no ComfyUI has: one that the pack asks for, or one that it uses."""
-    base = make_base(tmp_path, pack, release)
-    changed = base / "custom_nodes" / FOLDER / "ovis_core" / file
-    text = changed.read_text(encoding="utf-8")
-    assert old in text
-    changed.write_text(text.replace(old, new), encoding="utf-8")
-    with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
-        info = running.object_info()
-        log = running.log_text()
-    assert info.keys() >= TAKEN
-    assert not NODES & info.keys()
+    """In a copy of the pack that uses a part which no ComfyUI has."""
+    nodes, log = changed_pack(pack, release, tmp_path, file, old, new)
+    assert nodes >= TAKEN
+    assert not NODES & nodes
     (said,) = [line for line in log.splitlines() if "Ovis-U1 needs" in line]
     version = workspace.describe_comfyui(comfyui_path(), "").version
-    assert f"Ovis-U1 needs ComfyUI 0.3.75 or newer and this one is {version}; update ComfyUI{reason}" in said
+    assert f"Ovis-U1 needs ComfyUI 0.3.75 or newer and this one is {version}; update ComfyUI ({reason}" in said
     assert "Traceback" not in log
 
 
@@ -206,31 +212,17 @@ spec.loader.exec_module(pack)
 
 
 def test_the_comfyui_that_is_needed_is_the_same_everywhere() -> None:
+    (oldest,) = re.findall(r'^COMFYUI = "([\d.]+)"', (ROOT / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
     for page in ("README.md", "pyproject.toml"):
-        assert dependencies.COMFYUI in (ROOT / page).read_text(encoding="utf-8"), page
+        assert oldest in (ROOT / page).read_text(encoding="utf-8"), page
 
 
-def test_what_an_uninstallation_left_does_not_count(tmp_path: Path) -> None:
-    (tmp_path / "einops").mkdir()
-    assert check(path=tmp_path).returncode == 0
-    said = check("-S", path=tmp_path).stderr.splitlines()[-1]  # no packages but that empty folder
-    assert "needs einops" in said
-
-
-def test_a_dependency_that_is_missing_is_named() -> None:
-    """In a Python without any packages, which ComfyUI could not run in."""
-    said = check("-S").stderr.splitlines()[-1]
-    for wanted in dependencies.PACKAGES.values():
-        assert wanted in said
-    assert f'"{sys.executable}" -m pip install einops filelock' in said
-
-
-def test_what_is_imported_is_what_is_checked() -> None:
+def test_what_is_imported_is_what_comfyui_brings() -> None:
     files = [*ROOT.glob("nodes/*.py"), *ROOT.glob("ovis_core/**/*.py")]
     found = set().union(*map(roots, files)) - set(sys.stdlib_module_names)
     own = {"ovis_core", "nodes"}
     comfyui = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "node_helpers", "server", "comfy_execution"}
-    assert found - own - comfyui == {*dependencies.PACKAGES, *dependencies.OPTIONAL}
+    assert found - own - comfyui == PACKAGES | OPTIONAL
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
@@ -271,6 +263,8 @@ def test_ruff_is_the_same_everywhere() -> None:
 @pytest.mark.parametrize("lacks", ["custom_op", "infer_schema"])
 def test_an_older_torch_is_enough(lacks: str) -> None:
     """While the pack is imported torch has no custom operators (2.3), or cannot read annotations like ours (2.4)."""
+    files = [file for file in (ROOT / "ovis_core").rglob("*.py") if file.parent.name != "native"]
+    modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files if file.stem != "__init__"]
     script = f"""
 import sys, torch
 kept = torch.library.{lacks}
@@ -279,8 +273,8 @@ sys.path.insert(0, {str(ROOT / "scripts")!r})
 import import_core
 import_core.import_core()
 from importlib import import_module
-for name in {sorted(file.stem for file in (ROOT / "ovis_core").glob("*.py"))!r}:
-    import_module(f"ovis_core.{{name}}")
+for name in {modules!r}:
+    import_module(name)
 from ovis_core.networks import positions
 torch.library.{lacks} = kept
 layout = 3, [0, 2, 2], [16, 24, 24], 1e4, torch.device("cpu")

@@ -19,8 +19,9 @@ from helpers.paths import ROOT
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "nodes", "server"}
 HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
 # Of ovis_core, what needs nothing but Python.
-PLAIN = {"config", "layout", "prompts", "release", "sizes", "schedule", "download", "checkpoint"}
-PLAIN |= {"weights_file", "dependencies", "built_in", "hub", "hub_cache", "__init__"}
+PLAIN = {"special_tokens", "text", "text.prompts", "sizes", "schedule", "weights", "__init__"}
+PLAIN |= {f"weights.{name}" for name in ("config", "layout", "release", "release_folder", "safetensors_file")}
+PLAIN |= {f"weights.{name}" for name in ("download", "checked_files", "hub", "hub_cache", "built_in")}
 # Imports those named and reads a file's header; prints what came along of HEAVY. safetensors' own way takes numpy.
 LOAD_PLAIN = """
 import sys
@@ -32,7 +33,7 @@ sys.path.insert(0, scripts)
 __import__("import_core").import_core()
 for name in plain:
     import_module(f"ovis_core.{name}")
-assert import_module("ovis_core.weights_file").read_shapes(Path(file))
+assert import_module("ovis_core.weights.safetensors_file").read_entries(Path(file))
 print(*sorted({*heavy.split()} & {*sys.modules}))
 """
 
@@ -51,8 +52,8 @@ def name_of(file: Path) -> str:
 
 def layer(module: str) -> int:
     """Of ovis_core: 2 touches ComfyUI, 1 is plain torch, 0 plain Python."""
-    _, room, *_ = [*module.split("."), "__init__"]
-    return 2 if room == "native" else 0 if room in PLAIN else 1
+    name = on_plan(module).removeprefix("ovis_core").removeprefix(".") or "__init__"
+    return 2 if name.split(".")[0] == "native" else 0 if name.removesuffix(".__init__") in PLAIN else 1
 
 
 CORE = sorted((ROOT / "ovis_core").rglob("*.py"))
@@ -107,8 +108,10 @@ def plan() -> dict[str, int]:
 
 def on_plan(module: str) -> str:
     """What the plan calls a module, or what is imported from it."""
-    room, *inner = module.split(".")
-    return ".".join(inner[:2] if inner[:1] in (["native"], ["networks"]) else [room, *inner[:1]])
+    package, *inner = module.split(".")
+    if package == "ovis_core" and inner and (ROOT / package / inner[0]).is_dir():
+        return ".".join(inner[:2])
+    return ".".join([package, *inner[:1]])
 
 
 @pytest.mark.parametrize("file", [file for file in [*NODES, *CORE] if file.stem != "__init__"], ids=name_of)
@@ -116,6 +119,116 @@ def test_every_file_is_on_the_plan_above_what_it_imports(file: Path) -> None:
     rows = plan()
     own = rows[on_plan(name_of(file))]
     assert not [name for name in of_core(file) if rows.get(on_plan(name), own) < own]
+
+
+COMPAT = "ovis_core.native.compat"
+# Questions that other files may ask, because they are not about what this ComfyUI has.
+OTHER_QUESTIONS = {
+    # what a link or another pack's node brings, and the inputs of a node's own `execute`
+    "nodes.checks": {"model", "cond_stage_model", "first_stage_model", "signature"},
+    "ovis_core.native.tokens": {"__len__", "ndim"},
+    "ovis_core.native.patch_checks": {"__module__", "signature"},
+    # marks on a layer, which every version sets
+    "ovis_core.native.comfy_layers": {"comfy_patched_weights", "prev_comfy_cast_weights", "ovis_u1_casts"},
+    "ovis_core.native.filling": {"MARK"},
+}
+INSPECT = {"signature", "getfullargspec", "getattr_static", "find_spec", "import_module", "__dataclass_fields__"}
+# The others need an object of ComfyUI's, which no file below `native` has.
+WITHOUT_COMFYUI = {"find_spec", "import_module", "import", "comfyui_version"}
+
+
+def questions(source: str) -> set[str]:
+    """What a file asks of objects and modules that may be otherwise in another version.
+
+    The attribute of a `hasattr`, or of a `getattr` with a default; the names in `INSPECT`; "import" if a failed import
+    of ComfyUI's, or an attribute that is missing, is caught; "comfyui_version" if that is imported.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id == "hasattr" or (node.func.id == "getattr" and len(node.args) > 2):
+                asked = node.args[1]
+                names = [part.id for part in ast.walk(asked) if isinstance(part, ast.Name)]
+                found.add(asked.value if isinstance(asked, ast.Constant) else names[0])
+        elif isinstance(node, ast.Try) and misses(node):
+            found.add("import")
+        found |= {name for name in modules(node) if name.split(".")[0] == "comfyui_version"}
+        if isinstance(node, ast.Attribute | ast.Name):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id
+            found |= {name} & INSPECT
+    return found
+
+
+def misses(tried: ast.Try) -> bool:
+    """Whether a `try` catches that an attribute, or a module of ComfyUI's, is missing."""
+    caught = {"BaseException"} if any(handler.type is None for handler in tried.handlers) else set()
+    for handler in tried.handlers:
+        caught |= {part.id for part in ast.walk(handler.type) if isinstance(part, ast.Name)} if handler.type else set()
+    imports = any(name.split(".")[0] in COMFYUI for part in tried.body for name in modules(part))
+    everything = {"Exception", "BaseException"}
+    return "AttributeError" in caught or (
+        imports and bool(caught & {"ImportError", "ModuleNotFoundError", *everything})
+    )
+
+
+def modules(statement: ast.AST) -> set[str]:
+    """Modules that a statement and those within it import, relative ones aside."""
+    found = set()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module)
+    return found
+
+
+def asked(file: Path) -> set[str]:
+    """`questions` of a file that can be about ComfyUI."""
+    found = questions(file.read_text(encoding="utf-8"))
+    return found if file in NODES or layer(name_of(file)) == 2 else found & WITHOUT_COMFYUI
+
+
+@pytest.mark.parametrize("file", [file for file in [*NODES, *CORE] if name_of(file) != COMPAT], ids=name_of)
+def test_only_compat_asks_what_this_comfyui_has(file: Path) -> None:
+    assert asked(file) == OTHER_QUESTIONS.get(name_of(file), set())
+
+
+@pytest.mark.parametrize(
+    "offence",
+    [
+        "hasattr(comfy.ops, 'scaled_fp8_ops')",
+        "getattr(model_management, 'supports_fp64', None)",
+        "inspect.signature(comfy.sd.CLIP.__init__).parameters",
+        "from inspect import signature\nsignature(comfy.sample.sample)",
+        "importlib.import_module('comfy.storage')",
+        "io.Schema.__dataclass_fields__",
+        "try:\n    import comfy.storage\nexcept ImportError:\n    pass",
+        "try:\n    from comfy import storage\nexcept (OSError, ImportError):\n    pass",
+        "try:\n    from comfy_api.latest import io\nexcept:\n    pass",
+        "try:\n    comfy.storage.state_dict_fast_disk\nexcept AttributeError:\n    pass",
+        "from comfyui_version import __version__",
+    ],
+)
+def test_a_question_is_found(offence: str) -> None:
+    assert questions(offence)
+    assert not questions("getattr(args, flag)\nwith suppress(ImportError):\n    import hf_xet\nx.signature_of = 1")
+
+
+def test_few_modules_lie_flat() -> None:
+    """In `ovis_core` itself; the others are in the folder of their idea."""
+    assert len([file for file in CORE if file.parent.name == "ovis_core" and file.stem != "__init__"]) <= 8
+
+
+def test_no_two_files_of_the_pack_have_one_name() -> None:
+    """Only a node's file may be called as the idea that it calls."""
+    names = [file.stem for file in CORE if file.stem != "__init__"]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_no_two_classes_of_the_pack_have_one_name() -> None:
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in [*NODES, *CORE]]
+    names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert sorted(names) == sorted(set(names))
 
 
 def is_import(value: ast.expr, names: list[str]) -> bool:

@@ -46,10 +46,6 @@ def another_release(folder: Path) -> None:
     shutil.copy(other / FIRST, folder / FIRST)
 
 
-def with_nan(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["llm.model.layers.0.mlp.up_proj.weight"][3, 5] = torch.nan
-
-
 def pickles(folder: Path) -> None:
     for file in (FIRST, SECOND, INDEX):
         (folder / file).unlink()
@@ -88,10 +84,6 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "large sizes": (
         lambda f: edit_json(f / CONFIG, lambda v: v["llm_config"].update(intermediate_size=10**7)),
         r"has shape \[\d+, \d+\]; its config\.json asks for \[10000000, \d+\]",
-    ),
-    "NaN": (
-        lambda f: edit_tensors(f / FIRST, with_nan),
-        r"mlp\.up_proj\.weight holds NaN or infinity.*download it again",
     ),
     "a missing tensor": (
         lambda f: (

@@ -11,7 +11,7 @@ from torch import Tensor
 from comfy_prompt import PromptFailed, PromptRejected
 from comfy_server import ComfyServer
 from helpers.graphs import Graph, load, saved_image, saved_latent, text_to_image, workflows
-from ovis_core import built_in
+from ovis_core.weights import built_in
 from workflow_api import read_workflow
 
 NODES = {

@@ -16,8 +16,8 @@ from comfy_server import ComfyServer
 from helpers.graphs import Graph, load, saved_image, saved_images
 from helpers.paths import comfyui_path
 from helpers.pictures import picture
-from ovis_core import prompts
-from ovis_core.tokenizer import Tokenizer
+from ovis_core.text import prompts
+from ovis_core.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_video(server: ComfyServer, info: dict[str, Any], count: int, most: int,
 
 def positions_read(server: ComfyServer) -> int:
     """By the last answer, as the log tells."""
-    return int(server.log_text().rsplit("Ovis-U1: read ", 1)[1].split()[0])
+    return int(server.log_text().rsplit("Ovis-U1: prefilled ", 1)[1].split()[0])
 
 
 def read_without_pictures(info: dict[str, Any]) -> int:
@@ -262,7 +262,7 @@ def test_a_chat_is_a_chain_that_the_cache_holds(server: ComfyServer, info: dict[
     assert second in result.executed_nodes
     assert first not in result.executed_nodes
     # What the first turn computed is not computed again: the second reads its own words alone.
-    read = int(server.log_text()[before:].rsplit("Ovis-U1: read ", 1)[1].split()[0])
+    read = int(server.log_text()[before:].rsplit("Ovis-U1: prefilled ", 1)[1].split()[0])
     assert read < 40
 
 

@@ -22,8 +22,8 @@ from comfy_server import ComfyServer
 from evaluation.shapes import words, world
 from helpers.graphs import load
 from helpers.paths import ROOT, comfyui_path
-from ovis_core import built_in
-from ovis_core.weights_file import CheckpointError
+from ovis_core.weights import built_in
+from ovis_core.weights.safetensors_file import CheckpointError
 
 WHOLE = pytest.mark.skipif(not built_in.is_there(), reason="this copy of the pack lacks the small model")
 

@@ -98,7 +98,7 @@ def test_visual_tokens_are_the_packs_own(model: torch.nn.Module) -> None:
     scene = world.make_scene(Random(1), False)
     picture = core.pixels.to_pil(world.draw([scene])[0].permute(1, 2, 0))
     source = core.pixels.understanding_input([picture])
-    expected = model.see(source, torch.device("cpu"), torch.float32)[1:-1]
+    expected = model.encode_image(source, torch.device("cpu"), torch.float32)[1:-1]
     cut = source.patches.view(1, networks.TOKENS, networks.PATCHES, -1)
     seen, *_ = networks.see(model, cut, torch.arange(networks.TOKENS)[None])
     close(seen[0], expected)

@@ -15,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ovis_core.checkpoint import is_complete, is_release, open_release
-from ovis_core.config import ConfigError, check_together, dump_sections, load_sections, read_config
-from ovis_core.layout import tensor_shapes
-from ovis_core.weights_file import CheckpointError, read_shapes
+from ovis_core.weights.checkpoint import open_model
+from ovis_core.weights.components import TEXT
+from ovis_core.weights.config import ConfigError, check_together, dump_sections, load_sections, read_config
+from ovis_core.weights.layout import tensor_shapes
+from ovis_core.weights.release_folder import is_complete, is_release
+from ovis_core.weights.safetensors_file import CheckpointError, read_entries
 
 
 @pytest.fixture
@@ -33,9 +35,9 @@ def change(file: Path, edit: Any) -> None:
 
 
 def test_a_whole_folder(folder: Path, config: Any) -> None:
-    checkpoint = open_release(folder)
+    checkpoint = open_model(folder)
     assert checkpoint.config == config
-    parts = (checkpoint.decoder, checkpoint.text, checkpoint.vae)
+    parts = checkpoint.components.values()
     assert len({file for part in parts for file in part.files.values()}) == 2
     assert sum(len(part.files) for part in parts) == len(dict(tensor_shapes(config)))
     assert checkpoint.tokenizer is None
@@ -51,7 +53,7 @@ def test_one_file(folder: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
     tensors["llm.lm_head.weight"] = tensors["llm.model.embed_tokens.weight"].clone()
     save_file(tensors, folder / "model.safetensors")
-    text = open_release(folder).text
+    text = open_model(folder).components[TEXT]
     assert text.files["vte.weight"] == folder / "model.safetensors"
     assert "llm.lm_head.weight" not in text.files
 
@@ -61,7 +63,7 @@ def test_missing_shard(folder: Path) -> None:
     assert is_release(folder)
     assert not is_complete(folder)
     with pytest.raises(CheckpointError, match=r"lacks model-00002-of-00002\.safetensors"):
-        open_release(folder)
+        open_model(folder)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_missing_shard(folder: Path) -> None:
 def test_a_file_that_is_something_else(folder: Path, content: bytes, words: str) -> None:
     (folder / "model-00002-of-00002.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"model-00002-of-00002\.safetensors {words}"):
-        open_release(folder)
+        open_model(folder)
 
 
 def test_only_pickles(folder: Path) -> None:
@@ -89,14 +91,14 @@ def test_only_pickles(folder: Path) -> None:
         file.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
     with pytest.raises(CheckpointError, match=r"holds pytorch_model\.bin and no safetensors files.*download"):
-        open_release(folder)
+        open_model(folder)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is permitted to root")
 def test_a_file_that_may_not_be_read(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").chmod(0)
     with pytest.raises(CheckpointError, match=r"model-00002.* cannot be read .*permissions"):
-        open_release(folder)
+        open_model(folder)
 
 
 def test_a_folder_in_place_of_a_file(folder: Path) -> None:
@@ -104,12 +106,12 @@ def test_a_folder_in_place_of_a_file(folder: Path) -> None:
     file.unlink()
     file.mkdir()
     with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors"):
-        open_release(folder)
+        open_model(folder)
 
 
 def test_spaces_and_letters_of_all_kinds(folder: Path) -> None:
     renamed = folder.rename(folder.with_name("Ovis U1 é \u96ea (\u043a\u043e\u043f\u0438\u044f)"))
-    assert open_release(renamed).text.files
+    assert open_model(renamed).components[TEXT].files
 
 
 def test_mutated_files(folder: Path, tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_mutated_files(folder: Path, tmp_path: Path) -> None:
             mutated[:8] = int(random.integers(0, 1 << 62)).to_bytes(8, "little")
         file.write_bytes(mutated)
         try:
-            read_shapes(file)
+            read_entries(file)
         except CheckpointError as error:
             refused.append(str(error))
     assert all(message.startswith(str(file)) for message in refused)
@@ -140,7 +142,7 @@ def test_half_a_shard(folder: Path) -> None:
     file = folder / "model-00002-of-00002.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors is damaged or not complete"):
-        open_release(folder)
+        open_model(folder)
 
 
 @pytest.mark.parametrize("name", ["vte.weight", "llm.model.norm.weight", "visual_generator.vae.quant_conv.bias"])
@@ -148,7 +150,7 @@ def test_missing_tensor(folder: Path, name: str) -> None:
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     change(folder / index[name], lambda tensors: tensors.pop(name))
     with pytest.raises(CheckpointError, match=f"tensor {name} missing"):
-        open_release(folder)
+        open_model(folder)
 
 
 def test_misshapen_tensor(folder: Path) -> None:
@@ -160,14 +162,14 @@ def test_misshapen_tensor(folder: Path) -> None:
 
     change(folder / index[name], cut)
     with pytest.raises(CheckpointError, match=rf"{name} has shape \[96, 15\]; its config.json asks for \[96, 16\]"):
-        open_release(folder)
+        open_model(folder)
 
 
 def test_an_index_that_leads_elsewhere(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"vte.weight": "../other.safetensors"}}))
     with pytest.raises(CheckpointError, match="outside its folder"):
-        open_release(folder)
+        open_model(folder)
 
 
 @pytest.mark.parametrize("value", [1, ["a"], None])
@@ -175,7 +177,7 @@ def test_an_index_that_names_no_files(folder: Path, value: Any) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"vte.weight": value, "b": "c"}}))
     assert not is_complete(folder)
     with pytest.raises(CheckpointError, match="does not name files"):
-        open_release(folder)
+        open_model(folder)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "", "[]", "{", '{"model_type": "qwen3"}'])
@@ -183,7 +185,7 @@ def test_config_that_is_not_ours(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     assert not is_release(folder)
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        open_release(folder)
+        open_model(folder)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from helpers.compare import close
-from ovis_core import layout
 from ovis_core.networks.decoder import Decoder, modulated_norm
 from ovis_core.networks.packing import pack, unpack
 from ovis_core.networks.patches import scaled_positions
 from ovis_core.networks.positions import positions
+from ovis_core.weights import layout
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ from torch import Tensor
 from answering import Transformers, greedy
 from helpers.compare import close
 from helpers.pictures import picture
-from ovis_core import generation, prompts
-from ovis_core.conversation import closed, thoughts_and_answer
-from ovis_core.multimodal import Multimodal, Token, after, sequence_length
+from ovis_core.multimodal import Multimodal, Token, sequence_length, tokens_after
 from ovis_core.networks import language
-from ovis_core.next_token import GREEDY, Sampling
 from ovis_core.pixels import VisualInput, understanding_input
-from ovis_core.prompts import Control, Picture
-from ovis_core.tokenizer import Tokenizer
+from ovis_core.special_tokens import Control, Placeholder
+from ovis_core.text import decoding, prompts
+from ovis_core.text.conversation import split_thinking, with_answer
+from ovis_core.text.decoding import GREEDY, Sampling, decode, prefill
+from ovis_core.text.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 
@@ -29,9 +29,9 @@ def tokenizer(qwen25_tokenizer: Path) -> Tokenizer:
     return Tokenizer(qwen25_tokenizer)
 
 
-def prompt(tokenizer: Tokenizer, parts: list[prompts.Part], pictures: list[VisualInput]) -> list[Token]:
+def prompt(tokenizer: Tokenizer, parts: list[prompts.PromptPart], pictures: list[VisualInput]) -> list[Token]:
     left = iter(pictures)
-    tokens = [next(left) if isinstance(t, Picture) else t for t in tokenizer.encode(parts)]
+    tokens = [next(left) if isinstance(t, Placeholder) else t for t in tokenizer.encode(parts)]
     assert next(left, None) is None
     return tokens
 
@@ -40,7 +40,7 @@ def prompt(tokenizer: Tokenizer, parts: list[prompts.Part], pictures: list[Visua
 def case(request: pytest.FixtureRequest, tokenizer: Tokenizer, golden: dict[str, Any]) -> tuple[list[Token], Any]:
     """A prompt of the golden set, and what the authors' code answered."""
     first, second = understanding_input([picture(256, 192)]), understanding_input([picture(200, 200, 1)])
-    frames = understanding_input([picture(112, 84, k) for k in range(3)], Picture.VIDEO)
+    frames = understanding_input([picture(112, 84, k) for k in range(3)], Placeholder.VIDEO)
     made = {
         "single": (prompts.question("What is it?", images=1), [first]),
         "multi": (prompts.question("Describe each image.", images=2), [first, second]),
@@ -49,15 +49,17 @@ def case(request: pytest.FixtureRequest, tokenizer: Tokenizer, golden: dict[str,
     }
     parts, pictures = made[request.param]
     tokens = prompt(tokenizer, [*parts, *prompts.answer_start()], pictures)
-    ids = [{Picture.IMAGE: -200, Picture.VIDEO: -201}[t.kind] if isinstance(t, VisualInput) else t for t in tokens]
+    ids = [
+        {Placeholder.IMAGE: -200, Placeholder.VIDEO: -201}[t.kind] if isinstance(t, VisualInput) else t for t in tokens
+    ]
     name = {"single": "understand"}.get(request.param, request.param)
     assert ids == golden["prompts"][name]["raw_input_ids"]
     return tokens, golden["generate"][request.param]
 
 
-def write(text_model: Multimodal, tokens: list[Token], room: int, **kwargs: Any) -> list[int]:
-    cache, logits = text_model.read(tokens, room, CPU, torch.float32, **kwargs)
-    return list(generation.write(text_model, cache, logits, GREEDY, room, ends=False))
+def generate(text_model: Multimodal, tokens: list[Token], max_new_tokens: int, **kwargs: Any) -> list[int]:
+    cache, logits = prefill(text_model, tokens, max_new_tokens, CPU, torch.float32, **kwargs)
+    return list(decode(text_model, cache, logits, GREEDY, max_new_tokens, stop_at_end=False))
 
 
 def test_golden(text_model: Multimodal, case: tuple[list[Token], Any]) -> None:
@@ -65,11 +67,11 @@ def test_golden(text_model: Multimodal, case: tuple[list[Token], Any]) -> None:
     assert sequence_length(tokens) == expected["input_len"]
     embeds = text_model.embed(tokens, CPU, torch.float32)
     assert float(embeds.double().sum()) == pytest.approx(expected["input_embeds_sum"], abs=1e-3)
-    cache, logits = text_model.read(tokens, 24, CPU, torch.float32)
+    cache, logits = prefill(text_model, tokens, 24, CPU, torch.float32)
     top = logits.topk(5)
     assert top.indices.tolist() == expected["first_step_top5_ids"]
     assert top.values.tolist() == pytest.approx(expected["first_step_top5_logits"], abs=1e-3)
-    assert list(generation.write(text_model, cache, logits, GREEDY, 24, ends=False)) == expected["output_ids"]
+    assert list(decode(text_model, cache, logits, GREEDY, 24, stop_at_end=False)) == expected["output_ids"]
     assert cache.length == sequence_length(tokens) + 23
 
 
@@ -82,45 +84,45 @@ def test_the_repetition_penalty_of_greedy_text_is_that_of_transformers(
     reference = Transformers(config.language, weights, CPU).model
     embeds = text_model.embed(tokens, CPU, torch.float32)[None]
     ids = reference.generate(inputs_embeds=embeds, repetition_penalty=penalty, **greedy(24))[0].tolist()
-    cache, logits = text_model.read(tokens, 24, CPU, torch.float32)
+    cache, logits = prefill(text_model, tokens, 24, CPU, torch.float32)
     sampling = Sampling(temperature=0.0, repetition_penalty=penalty)
-    assert list(generation.write(text_model, cache, logits, sampling, 24, ends=False)) == ids
+    assert list(decode(text_model, cache, logits, sampling, 24, stop_at_end=False)) == ids
     assert (ids == expected["output_ids"]) == (penalty == 1.0)
 
 
 def test_chat_ids(tokenizer: Tokenizer, golden: dict[str, Any]) -> None:
     seen = understanding_input([picture(256, 192)])
     first = prompt(tokenizer, [*prompts.question("What is it?", images=1), *prompts.answer_start()], [seen])
-    talk = closed(first, [*tokenizer.encode(["A cat."]), Control.TURN_END], False, tokenizer)
+    talk = with_answer(first, [*tokenizer.encode(["A cat."]), Control.TURN_END], False, tokenizer)
     tokens = [*talk, *tokenizer.encode([*prompts.question("What colour?"), *prompts.answer_start()])]
     assert [-200 if isinstance(t, VisualInput) else t for t in tokens] == golden["prompts"]["chat"]["raw_input_ids"]
 
 
 def test_thinking_ids(tokenizer: Tokenizer, golden: dict[str, Any]) -> None:
     tokens = tokenizer.encode([*prompts.question("What is it?", images=1), *prompts.answer_start(thinking=True)])
-    assert [-200 if t == Picture.IMAGE else t for t in tokens] == golden["prompts"]["thinking"]["raw_input_ids"]
+    assert [-200 if t == Placeholder.IMAGE else t for t in tokens] == golden["prompts"]["thinking"]["raw_input_ids"]
 
 
 def test_thoughts_are_split_off_and_left_out_of_the_conversation(tokenizer: Tokenizer) -> None:
     thoughts, answer = tokenizer.encode(["\nHm.\n"]), tokenizer.encode(["\n\nA cat."])
     written = [Control.THINK, *thoughts, Control.END_THINK, *answer, Control.TURN_END]
-    assert thoughts_and_answer(written) == (thoughts, answer)
-    assert thoughts_and_answer([Control.THINK, *thoughts]) == (thoughts, [])
-    assert thoughts_and_answer([*answer, Control.END_OF_TEXT]) == ([], answer)
+    assert split_thinking(written) == (thoughts, answer)
+    assert split_thinking([Control.THINK, *thoughts]) == (thoughts, [])
+    assert split_thinking([*answer, Control.END_OF_TEXT]) == ([], answer)
     # Without thinking, what is written stays as it is.
-    assert closed(answer, written, False, tokenizer) == (*answer, *written, *tokenizer.encode(["\n"]))
+    assert with_answer(answer, written, False, tokenizer) == (*answer, *written, *tokenizer.encode(["\n"]))
     start = tokenizer.encode([*prompts.question("?"), *prompts.answer_start(thinking=True)])
     plain = tokenizer.encode([*prompts.question("?"), *prompts.answer_start()])
-    spoken = closed(plain, tokenizer.encode(["A cat."]), False, tokenizer)
-    assert closed(start, written, True, tokenizer) == spoken
-    assert closed(start, [Control.THINK, *thoughts], True, tokenizer) == closed(plain, [], False, tokenizer)
+    spoken = with_answer(plain, tokenizer.encode(["A cat."]), False, tokenizer)
+    assert with_answer(start, written, True, tokenizer) == spoken
+    assert with_answer(start, [Control.THINK, *thoughts], True, tokenizer) == with_answer(plain, [], False, tokenizer)
 
 
 def test_200_tokens_equal_a_full_recomputation(text_model: Multimodal, tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode(
         [*prompts.question("Write a haiku about \u96ea and émigrés \U0001f408."), *prompts.answer_start()]
     )
-    written = write(text_model, tokens, 200)
+    written = generate(text_model, tokens, 200)
     assert len(set(written)) > 20  # a loop of one word would prove little
     again: list[int] = []
     for _ in range(200):
@@ -132,12 +134,12 @@ def test_200_tokens_equal_a_full_recomputation(text_model: Multimodal, tokenizer
 
 def test_the_captured_step_computes_the_same(text_model: Multimodal, case: tuple[list[Token], Any]) -> None:
     tokens, expected = case
-    plain, _ = text_model.read(tokens, 24, CPU, torch.float32)
-    static, _ = text_model.read(tokens, 24, CPU, torch.float32)
+    plain, _ = prefill(text_model, tokens, 24, CPU, torch.float32)
+    static, _ = prefill(text_model, tokens, 24, CPU, torch.float32)
     for number in expected["output_ids"][:-1]:
         token = torch.tensor([number])
         position = torch.tensor([static.length])
-        close(text_model.llm.step_at(token, position, static), text_model.llm.step(token, plain), 1e-5)
+        close(text_model.llm.decode_at(token, position, static), text_model.llm.decode(token, plain), 1e-5)
         static.length += 1
     close(static.keys, plain.keys, 1e-5)
 
@@ -146,10 +148,10 @@ def test_the_first_token_does_not_wait_for_the_capture(
     text_model: Multimodal, case: tuple[list[Token], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captures: list[Any] = []
-    monkeypatch.setattr(generation, "capture", lambda *args: captures.append(args))
+    monkeypatch.setattr(decoding, "capture", lambda *args: captures.append(args))
     tokens, expected = case
-    cache, logits = text_model.read(tokens, 20, CPU, torch.float32)
-    written = generation.write(text_model, cache, logits, GREEDY, 20)
+    cache, logits = prefill(text_model, tokens, 20, CPU, torch.float32)
+    written = decode(text_model, cache, logits, GREEDY, 20)
     for i, number in enumerate(expected["output_ids"][:3]):
         assert next(written) == number
         assert len(captures) == min(i, 1)
@@ -159,16 +161,16 @@ def test_reading_in_pieces_and_going_on_from_what_was_computed(
     text_model: Multimodal, case: tuple[list[Token], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens, expected = case
-    whole, logits = text_model.read(tokens, 1, CPU, torch.float32)
+    whole, logits = prefill(text_model, tokens, 1, CPU, torch.float32)
     length = sequence_length(tokens)
-    monkeypatch.setattr(language, "CHUNK", 10)
-    pieces, again = text_model.read(tokens, 1, CPU, torch.float32)
+    monkeypatch.setattr(language, "PREFILL_CHUNK", 10)
+    pieces, again = prefill(text_model, tokens, 1, CPU, torch.float32)
     close(again, logits, 1e-5)
     close(pieces.keys[:, :, :length], whole.keys[:, :, :length], 1e-5)
     most = sequence_length(tokens[:-6])
-    computed = [whole.copy(0, 3), whole.copy(3, most)]
-    assert len(after(tokens, most)) == 6
-    assert write(text_model, tokens, 24, computed=computed) == expected["output_ids"]
+    past = [whole.copy(0, 3), whole.copy(3, most)]
+    assert len(tokens_after(tokens, most)) == 6
+    assert generate(text_model, tokens, 24, past=past) == expected["output_ids"]
 
 
 def test_frames_and_words_in_pieces(
@@ -176,8 +178,8 @@ def test_frames_and_words_in_pieces(
 ) -> None:
     from ovis_core.networks import vision
 
-    video = understanding_input([picture(112, 84, k) for k in range(3)], Picture.VIDEO)
-    whole = text_model.see(video, CPU, torch.float32)
-    monkeypatch.setattr(vision, "GROUPS", 7)
-    close(text_model.see(video, CPU, torch.float32), whole, 1e-6)
+    video = understanding_input([picture(112, 84, k) for k in range(3)], Placeholder.VIDEO)
+    whole = text_model.encode_image(video, CPU, torch.float32)
+    monkeypatch.setattr(vision, "HEAD_CHUNK", 7)
+    close(text_model.encode_image(video, CPU, torch.float32), whole, 1e-6)
     close(whole[[0, -1]], weights["vte.weight"][[-3, -3]])

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from helpers.compare import close
 from helpers.pictures import picture
-from ovis_core import prompts
 from ovis_core.multimodal import Multimodal, sequence_length
 from ovis_core.pixels import VisualInput, blank_input, understanding_input
-from ovis_core.tokenizer import Tokenizer
+from ovis_core.special_tokens import Placeholder
+from ovis_core.text import prompts
+from ovis_core.text.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 
@@ -48,7 +49,7 @@ def test_visual_words(text_model: Multimodal, seen: VisualInput, tensors: dict[s
 def test_embeddings(
     text_model: Multimodal, seen: VisualInput, tensors: dict[str, Tensor], weights: dict[str, Tensor]
 ) -> None:
-    embeds = text_model.see(seen, CPU, torch.float32)
+    embeds = text_model.encode_image(seen, CPU, torch.float32)
     close(embeds[1:-1], tensors["visual/understand/embeds"])
     close(embeds[[0, -1]], weights["vte.weight"][[-5, -4]])
 
@@ -60,7 +61,7 @@ def test_conditions(
     assert [list(blank.grid)] == golden["cond_t2i_grid_thw"]
     tokenizer = Tokenizer(qwen25_tokenizer)
     for name, parts in (("t2i", prompts.text_to_image("a cute cat")), ("uncond", prompts.unconditional())):
-        sequence = [blank if isinstance(t, prompts.Picture) else t for t in tokenizer.encode(parts)]
+        sequence = [blank if isinstance(t, Placeholder) else t for t in tokenizer.encode(parts)]
         condition = text_model.condition(sequence, CPU, torch.float32)
         close(condition, tensors[f"cond/{name}"])
         assert condition.shape[1] == sequence_length(sequence)
@@ -68,7 +69,7 @@ def test_conditions(
 
 def test_begin_atom_end_stand_where_the_release_puts_them(qwen25_tokenizer: Path, golden: dict[str, Any]) -> None:
     tokens = Tokenizer(qwen25_tokenizer).encode(prompts.text_to_image("a cute cat"))
-    flat = [i for t in tokens for i in ((-301, -300, -302) if isinstance(t, prompts.Picture) else (t,))]
+    flat = [i for t in tokens for i in ((-301, -300, -302) if isinstance(t, Placeholder) else (t,))]
     assert flat == golden["cond_t2i_ids"]
 
 

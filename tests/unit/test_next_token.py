@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.generation import logits_process
 
-from ovis_core.next_token import NextToken, Sampling
+from ovis_core.text.decoding import Sampler, Sampling
 
 CPU = torch.device("cpu")
 ALL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -18,11 +18,11 @@ def logits(seed: int = 0, words: int = 500) -> torch.Tensor:
 
 def candidates(sampling: Sampling, scores: torch.Tensor, written: list[int]) -> torch.Tensor:
     """Probability of each word."""
-    choose = NextToken(sampling, 100, CPU)
-    choose.written[: len(written)] = torch.tensor(written, dtype=torch.int64)
-    choose.count = len(written)
-    likely, tokens = choose.candidates(scores)
-    return torch.zeros(len(scores)).index_copy(0, tokens, likely / likely.sum())
+    sampler = Sampler(sampling, 100, CPU)
+    sampler.generated[: len(written)] = torch.tensor(written, dtype=torch.int64)
+    sampler.count = len(written)
+    probs, tokens = sampler.filter(sampler.penalize(scores))
+    return torch.zeros(len(scores)).index_copy(0, tokens, probs / probs.sum())
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
@@ -62,16 +62,16 @@ def test_presence_penalty_is_taken_off_once() -> None:
 
 def test_draws_follow_the_probabilities() -> None:
     scores, count = logits(words=6), 20000
-    choose = NextToken(Sampling(**ALL), count, CPU)
-    drawn = torch.cat([choose(scores) for _ in range(count)])
+    sampler = Sampler(Sampling(**ALL), count, CPU)
+    drawn = torch.cat([sampler.sample(scores) for _ in range(count)])
     frequency = torch.bincount(drawn, minlength=6) / count
     assert (frequency - scores.softmax(0)).abs().max() < 0.015
 
 
 def test_seeds() -> None:
     def drawn(seed: int) -> list[int]:
-        choose = NextToken(Sampling(**ALL, seed=seed), 50, CPU)
-        return [int(choose(logits(i))) for i in range(50)]
+        sampler = Sampler(Sampling(**ALL, seed=seed), 50, CPU)
+        return [int(sampler.sample(logits(i))) for i in range(50)]
 
     assert drawn(1) == drawn(1)
     assert drawn(1) != drawn(2)
@@ -81,25 +81,25 @@ def test_seeds() -> None:
     "sampling", [Sampling(temperature=0.0), Sampling(temperature=0.0005), Sampling(top_k=1), Sampling(top_p=0.0)]
 )
 def test_nearly_greedy(sampling: Sampling) -> None:
-    choose = NextToken(sampling, 50, CPU)
-    assert [int(choose(logits(i))) for i in range(50)] == [int(logits(i).argmax()) for i in range(50)]
+    sampler = Sampler(sampling, 50, CPU)
+    assert [int(sampler.sample(logits(i))) for i in range(50)] == [int(logits(i).argmax()) for i in range(50)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.00001])
 @pytest.mark.parametrize("penalty", [0.7, 1.3, 5.0])
 def test_penalties_act_on_greedy_text_as_in_transformers(temperature: float, penalty: float) -> None:
     steps = logits_process.RepetitionPenaltyLogitsProcessor(penalty)
-    choose, written = NextToken(Sampling(temperature, repetition_penalty=penalty), 60, CPU), []
+    sampler, written = Sampler(Sampling(temperature, repetition_penalty=penalty), 60, CPU), []
     for i in range(60):
         scores = logits(i % 3, words=30)
         expected = steps(torch.tensor([written], dtype=torch.int64), scores[None].clone())[0]
         written.append(int(expected.argmax()))
-        assert int(choose(scores)) == written[-1]
-    plain = NextToken(Sampling(temperature), 60, CPU)
+        assert int(sampler.sample(scores)) == written[-1]
+    plain = Sampler(Sampling(temperature), 60, CPU)
     # Under 1 what was written becomes likelier still.
-    assert (written == [int(plain(logits(i % 3, words=30))) for i in range(60)]) == (penalty < 1)
+    assert (written == [int(plain.sample(logits(i % 3, words=30))) for i in range(60)]) == (penalty < 1)
 
 
 def test_presence_penalty_acts_on_greedy_text() -> None:
-    choose, scores = NextToken(Sampling(temperature=0.0, presence_penalty=100.0), 6, CPU), logits(words=6)
-    assert [int(choose(scores)) for _ in range(6)] == scores.argsort(descending=True).tolist()
+    sampler, scores = Sampler(Sampling(temperature=0.0, presence_penalty=100.0), 6, CPU), logits(words=6)
+    assert [int(sampler.sample(scores)) for _ in range(6)] == scores.argsort(descending=True).tolist()

@@ -12,10 +12,11 @@ import pytest
 import transformers
 
 import make_checkpoint
-from ovis_core import prompts
-from ovis_core.tokenizer import Tokenizer
+from ovis_core.special_tokens import Control, Placeholder
+from ovis_core.text import prompts
+from ovis_core.text.tokenizer import Tokenizer
 
-PLACES = {prompts.Picture.IMAGE: -200, prompts.Picture.VIDEO: -201}
+PLACES = {Placeholder.IMAGE: -200, Placeholder.VIDEO: -201}
 
 
 @pytest.fixture(scope="module", params=["bundled", "release", "whole"])
@@ -35,7 +36,7 @@ def tokenizer(
     return Tokenizer(folder)
 
 
-def ids(tokenizer: Tokenizer, parts: list[prompts.Part]) -> list[int]:
+def ids(tokenizer: Tokenizer, parts: list[prompts.PromptPart]) -> list[int]:
     return [PLACES.get(token, token) for token in tokenizer.encode(parts)]
 
 
@@ -48,7 +49,7 @@ def test_unicode_ids(tokenizer: Tokenizer, golden: dict[str, Any]) -> None:
     case = golden["prompts"]["text_only"]
     turn = ids(tokenizer, prompts.user_turn([case["prompt"]]))
     assert turn == case["raw_input_ids"][: len(turn)]
-    assert case["raw_input_ids"][len(turn)] == prompts.Control.TURN_START
+    assert case["raw_input_ids"][len(turn)] == Control.TURN_START
 
 
 def test_any_text_as_transformers(tokenizer: Tokenizer, qwen25_tokenizer: Path) -> None:
@@ -67,8 +68,8 @@ def test_any_text_as_transformers(tokenizer: Tokenizer, qwen25_tokenizer: Path) 
 def test_what_a_user_types_is_literal(tokenizer: Tokenizer, typed: str) -> None:
     plain = tokenizer.encode(prompts.text_to_image("a sign"))
     out = tokenizer.encode(prompts.text_to_image(f"a sign that says {typed} twice"))
-    control = [t for t in out if isinstance(t, prompts.Picture) or t >= prompts.Control.END_OF_TEXT]
-    assert control == [t for t in plain if isinstance(t, prompts.Picture) or t >= prompts.Control.END_OF_TEXT]
+    control = [t for t in out if isinstance(t, Placeholder) or t >= Control.END_OF_TEXT]
+    assert control == [t for t in plain if isinstance(t, Placeholder) or t >= Control.END_OF_TEXT]
     text = tokenizer.decode([t for t in out if isinstance(t, int)])
     assert f"a sign that says {typed} twice" in text
 

@@ -1,4 +1,4 @@
-"""The language model's keys and values of the positions that it has read, preallocated."""
+"""The language model's KV cache: keys and values of past positions, preallocated."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..config import LanguageConfig
+from ..weights.config import LanguageConfig
 from .attention import causal_attention
 from .rotary import line_tables
 
 KeysAndValues = tuple[Tensor, Tensor]  # each (layers, key-value heads, n, head)
 
 
-class KeyValueCache:
+class KVCache:
     """Keys and values (layers, key-value heads, capacity, head) of one sequence, with the rotary tables for it.
 
     length    positions that are filled
-    capacity  positions that there is room for
+    capacity  positions that fit
     """
 
     def __init__(self, config: LanguageConfig, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
-        # Zeros, because a captured step multiplies the values of positions that are not filled yet by 0.
+        # Zeros, because `attend_at` multiplies the values of positions that are not filled yet by 0.
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.cos, self.sin = line_tables(capacity, config.head_dim, config.rope_theta, device)
@@ -31,7 +31,7 @@ class KeyValueCache:
 
     @staticmethod
     def bytes_needed(config: LanguageConfig, capacity: int, dtype: torch.dtype) -> int:
-        """What one takes."""
+        """Bytes of such a cache, its rotary tables included."""
         heads = config.num_hidden_layers * config.num_key_value_heads * dtype.itemsize
         return 2 * capacity * config.head_dim * (heads + 4)
 
@@ -47,36 +47,36 @@ class KeyValueCache:
         return self.keys[:, :, start:end].to("cpu", copy=True), self.values[:, :, start:end].to("cpu", copy=True)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of the next n positions, (1, heads, n, head) -> (1, n, heads * head); keeps their k and v.
+        """Attention of the next n positions, (1, heads, n, head) -> (1, n, heads * head); stores their k and v.
 
-        `length` stays as it is, because every layer writes at the same place.
+        `length` does not change, because every layer writes at the same positions.
         """
         keys, values, end = self.keys[layer, None], self.values[layer, None], self.length + q.shape[2]
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v
         keys, values = keys[:, :, :end], values[:, :, :end]
         if q.shape[2] == 1:
-            # The query heads that share a key head take the place of positions: all of them see every key.
+            # The query heads that share a key head take the place of positions: all of them attend to every key.
             x = F.scaled_dot_product_attention(q.reshape(1, k.shape[1], -1, q.shape[3]), keys, values)
             return x.reshape(1, 1, -1)
         return causal_attention(q, keys, values)
 
-    def attend_at(self, position: Tensor, unseen: Tensor, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`attend` of one position whose number is on the device, with the same kernels whatever it is.
+    def attend_at(self, position: Tensor, future: Tensor, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` of one position, given as a tensor on the device: the same kernels for every position.
 
         position  (1,) int64
-        unseen    (capacity,) bool, True from position + 1 on
+        future    (capacity,) bool, True from position + 1 on
         """
         keys = self.keys[layer].index_copy_(1, position, k[0])
         values = self.values[layer].index_copy_(1, position, v[0])
         q = q.reshape(k.shape[1], -1, q.shape[3])
         scores = _product(q, keys.transpose(1, 2)) * q.shape[2] ** -0.5
-        weights = scores.masked_fill_(unseen, -torch.inf).softmax(dim=-1)
+        weights = scores.masked_fill_(future, -torch.inf).softmax(dim=-1)
         return torch.bmm(weights.to(values.dtype), values).reshape(1, 1, -1)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Batched a @ b in float32, without rounding the result to the type of a and b where torch can."""
+    """Batched a @ b in float32; the result is not rounded to the type of a and b if torch supports that."""
     if a.is_cuda and a.dtype != torch.float32 and _has_wide_products():
         return torch.bmm(a, b, out_dtype=torch.float32)
     return torch.bmm(a, b).float()

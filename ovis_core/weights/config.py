@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .prompts import Control
+from ..special_tokens import Control
 
 # Types of the dataclasses' fields, in the words of a message.
 KINDS = {

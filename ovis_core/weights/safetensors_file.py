@@ -1,16 +1,19 @@
-"""One safetensors file: its header, or why it is none."""
+"""One safetensors file: its header and its metadata, or why it cannot be read."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 AGAIN = "Delete it and download it again."
 LONGEST_HEADER = 100_000_000  # bytes; safetensors reads none that is longer
+METADATA = "ovis_u1."  # in the names of tensors that store metadata of the model, as bytes
+SHOWN = 3  # names in a message about many tensors
 
 
 class CheckpointError(ValueError):
@@ -19,14 +22,35 @@ class CheckpointError(ValueError):
     __module__ = "builtins"  # ComfyUI shows the module before the name, and the pack's is a long path
 
 
-def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor, from the header alone.
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor's entry in the header of a file.
+
+    dtype  safetensors' name of it, such as BF16
+    data   its bytes, if it stores metadata
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    data: bytes | None = None
+
+
+def read_entries(file: Path) -> dict[str, TensorEntry]:
+    """Name -> entry of every tensor. Only the bytes of metadata are read, otherwise the header alone.
 
     Raises `CheckpointError` that says what the file is instead.
     """
     try:
         with safe_open(file, framework="np") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            found = {}
+            for name in tensors.keys():  # noqa: SIM118 (a file handle, not a dict)
+                header = tensors.get_slice(name)
+                shape, dtype = tuple(header.get_shape()), header.get_dtype()
+                data = tensors.get_tensor(name).tobytes() if METADATA in name and dtype == "U8" else None
+                found[name] = TensorEntry(name, shape, dtype, file, data)
+            return found
     except SafetensorError as error:
         raise CheckpointError(f"{file} {_instead(file) or f'is damaged or not complete ({error}). {AGAIN}'}") from error
     except FileNotFoundError as error:
@@ -40,11 +64,11 @@ def header_mentions(file: Path, names: Iterable[str]) -> bool:
 
     Raises OSError where the file cannot be read.
     """
-    header = read_header(file)
+    header = header_bytes(file)
     return all(json.dumps(name).encode() in header for name in names)
 
 
-def read_header(file: Path) -> bytes:
+def header_bytes(file: Path) -> bytes:
     """The bytes of a header; empty for a file that cannot have one. Raises OSError."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -53,15 +77,8 @@ def read_header(file: Path) -> bytes:
         return opened.read(length)
 
 
-def read_carried(file: Path, name: str) -> bytes | None:
-    """Bytes that travel with the weights as the tensor `name`; None where there is none."""
-    with safe_open(file, framework="np") as tensors:
-        # A file handle, not a dict.
-        return tensors.get_tensor(name).tobytes() if name in tensors.keys() else None  # noqa: SIM118
-
-
 def _instead(file: Path) -> str:
-    """What a file that is no safetensors file is, and what to do; empty where nobody knows."""
+    """What a file is that is not a safetensors file, and what to do; empty if that is unknown."""
     with file.open("rb") as opened:
         start = opened.read(200)
     text = start.lstrip().lower()
@@ -78,3 +95,9 @@ def _instead(file: Path) -> str:
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return "is a pickle, which can run code when it is read, so it is not read. Download the safetensors files."
     return ""
+
+
+def some(names: list[str]) -> str:
+    """Names for a message; of many the first ones."""
+    shown = ", ".join(names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import comfy.ldm.flux.math as flux
 import comfy.ops
-import comfy.quant_ops
 import torch
 from comfy.cli_args import args
 from comfy.ldm.modules.attention import attention_pytorch, attention_sub_quad
@@ -18,12 +17,16 @@ from torch import Tensor, nn
 
 from ..networks.layers import Layers
 from ..networks.rotary import rotate_pairs
-from ..precision import LARGE, Precision
+from ..weights.lazy_tensors import LazyTensor
+from ..weights.precision import LARGE, Precision
+from ..weights.quantized import MARK, OLDER_SCALE, SCALE
+from .compat import resident_weight, rotates_in_one_kernel, scaled_fp8_operations
+from .dtypes import Dtypes
 
 
 def comfy_layers(operations: Any, dtype: torch.dtype | None, device: Any) -> Layers:
     """`Layers` of one of ComfyUI's `operations`."""
-    return Layers(operations, attention, borrowed, dtype, device)
+    return Layers(operations, attention, cast_weight, dtype, device)
 
 
 def attention(
@@ -50,16 +53,13 @@ def attention(
 
 
 def _rotates_in_one_kernel(q: Tensor, k: Tensor, pe: Tensor) -> bool:
-    # A compiler fuses ours with what is around it, which it cannot do with a kernel of ComfyUI's. Where ComfyUI has no
-    # kernel for the device, types or version of CUDA, it takes more steps than ours.
-    kitchen = getattr(comfy.quant_ops, "ck", None)
-    if kitchen is None or not q.is_cuda or torch.compiler.is_compiling():
-        return False
-    return kitchen.registry.get_capable_backend("apply_rope", {"xq": q, "xk": k, "freqs_cis": pe}) != "eager"
+    # A compiler fuses our rotation with the operations around it, but not a kernel of ComfyUI's. Without a kernel for
+    # the device, types or version of CUDA, ComfyUI's takes more steps than ours.
+    return q.is_cuda and not torch.compiler.is_compiling() and rotates_in_one_kernel(q, k, pe)
 
 
 @contextmanager
-def borrowed(layer: nn.Module, like: Tensor) -> Iterator[Tensor]:
+def cast_weight(layer: nn.Module, like: Tensor) -> Iterator[Tensor]:
     """A layer's weight on the device and in the dtype of `like`, with its patches.
 
     One at a time: ComfyUI may bring the next one to the same place.
@@ -72,25 +72,38 @@ def borrowed(layer: nn.Module, like: Tensor) -> Iterator[Tensor]:
 
 
 @contextmanager
-def holding(network: nn.Module, like: Tensor) -> Iterator[bool]:
+def pinned(network: nn.Module, like: Tensor) -> Iterator[bool]:
     """Whether all weights of `network` are where `like` is, and stay there until the context ends.
 
-    With dynamic VRAM a borrowed weight is pinned. False for weights that are offloaded, or patched at each use.
+    With dynamic VRAM a weight is pinned while it is cast. False for weights that are offloaded, or patched at each use.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, comfy.ops.CastWeightBiasOp)]
-    with ExitStack() as held:
-        whole = all(held.enter_context(_staying(layer, like)) for layer in layers)
+    with ExitStack() as stack:
+        whole = all(stack.enter_context(_pinned(layer, like)) for layer in layers)
         if not whole:
-            held.close()
+            stack.close()
         yield whole
 
 
 @contextmanager
-def _staying(layer: nn.Module, like: Tensor) -> Iterator[bool]:
-    # Dynamic VRAM keeps a resident weight beside the layer's own. Borrowed in its own type, it is not copied.
-    kept = getattr(layer, "_v_weight", layer.weight)
-    with borrowed(layer, like.new_empty(0, dtype=kept.dtype)) as weight:
-        yield weight is layer.weight or weight is getattr(layer, "_v_weight", None)
+def _pinned(layer: nn.Module, like: Tensor) -> Iterator[bool]:
+    # Cast to its own dtype the weight is not copied.
+    resident = resident_weight(layer)
+    dtype = (layer.weight if resident is None else resident).dtype
+    with cast_weight(layer, like.new_empty(0, dtype=dtype)) as weight:
+        yield weight is layer.weight or weight is resident_weight(layer)
+
+
+def quantized_operations(tensors: Mapping[str, LazyTensor], dtypes: Dtypes) -> tuple[Any, Mapping[str, LazyTensor]]:
+    """ComfyUI's layers for quantized weights, and the tensors by the names that these load; None if no layer is."""
+    if not any(name.endswith(MARK) for name in tensors):
+        return None, tensors
+    multiply = dtypes.precision.fast
+    older = scaled_fp8_operations()
+    if older is None:
+        return comfy.ops.mixed_precision_ops({}, dtypes.weights, full_precision_mm=not multiply), tensors
+    renamed = {n.replace(SCALE, OLDER_SCALE): tensor for n, tensor in tensors.items() if not n.endswith(MARK)}
+    return older(fp8_matrix_mult=multiply, scale_input=False), renamed
 
 
 def prepare(network: nn.Module, precision: Precision) -> None:

@@ -38,6 +38,18 @@ class Offline(OSError):
 
 
 @dataclass(frozen=True)
+class RepositoryFile:
+    """A file of a repository.
+
+    digest  its SHA-256 if the hub stores it apart (LFS), else its blob's SHA-1 as git computes it
+    """
+
+    name: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class XetFile:
     """Where Xet has a file: the name of its content, and the address of a token for reading it."""
 

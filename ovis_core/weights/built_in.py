@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from .weights_file import CheckpointError
+from .safetensors_file import CheckpointError
 
 NAME = "ovis-u1-shapes (built in)"
-FILE = Path(__file__).resolve().parent.parent / "small_model" / "ovis-u1-shapes.safetensors.xz"
+FILE = Path(__file__).resolve().parents[2] / "small_model" / "ovis-u1-shapes.safetensors.xz"
 SIDE = 128  # pixels of the pictures that it was trained on
 DRAWS = "one circle, square or triangle in one of eight colours on a plain background"
 STEPS = 20  # enough for it

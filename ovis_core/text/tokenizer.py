@@ -11,15 +11,16 @@ from types import MappingProxyType
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from .prompts import Control, Part, Picture
-from .release import TOKENIZER_FILES
+from ..special_tokens import Control, Placeholder
+from ..weights.release import TOKENIZER_FILES
+from .prompts import PromptPart
 
-# Qwen2's pieces of a text, within which tokens merge: words, single digits, signs, ends of lines, spaces.
+# Qwen2's pre-tokenization: merges stay within words, single digits, signs, line ends and spaces.
 PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-# What every such vocabulary makes of a text; the last of its merges is in it.
+# A text and its ids in every such vocabulary; the vocabulary's last merge is in it.
 PROBE = "Describe a caf\u00e9, \u6f22\u5b57 and \u043a\u043e\u0448\u043a\u0438 3\u2f57"
 PROBE_IDS = [74785, 264, 51950, 11, 6567, 120, 95, 18600, 323, 87415, 133041, 220, 18, 151642]
 EMPTY: Mapping[int, str] = MappingProxyType({})
@@ -30,14 +31,14 @@ class Tokenizer:
     """Byte-level BPE over a folder of Qwen2 or Qwen3 tokenizer files.
 
     The vocabularies of Qwen2.5 and Qwen3 differ in the names of four control ids only, and control ids come from
-    `prompts.Control` here, so either set of files serves. Text is encoded without any control tokens: characters
+    `special_tokens.Control` here, so either set of files serves. Text is encoded without any control tokens: characters
     stay characters.
     """
 
     def __init__(self, source: str | Path | Mapping[str, bytes]) -> None:
         """source: the folder, or the files by name.
 
-        Raises ValueError where they cannot be read, or have fewer words than Qwen3's.
+        Raises ValueError if they cannot be read or their vocabulary is not Qwen3's.
         """
         if isinstance(source, Mapping):
             with tempfile.TemporaryDirectory() as folder:
@@ -61,23 +62,23 @@ class Tokenizer:
             ids = self.encode([PROBE])
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # of many kinds, for files of many kinds; a panic of the library is no Exception
+        except BaseException as error:  # errors vary with the file; a panic in the library is not an Exception
             raise ValueError(f"{called}: its tokenizer files cannot be read ({error}). {MEND}") from error
         if ids != PROBE_IDS:
             raise ValueError(f"{called}: its tokenizer is not Qwen3's, or not whole. {MEND}")
 
-    def encode(self, parts: Sequence[Part]) -> list[int | Picture]:
-        """Token ids of a prompt's parts, with the pictures left in their places.
+    def encode(self, parts: Sequence[PromptPart]) -> list[int | Placeholder]:
+        """Token ids of a prompt's parts, with placeholders left in their positions.
 
-        Raises ValueError where a text holds half of a surrogate pair, which is no character.
+        Raises ValueError if a text contains half of a surrogate pair, which cannot be encoded.
         """
-        out: list[int | Picture] = []
-        # Neighbouring texts are one text to the BPE: a prompt's first letter may merge with the template's last.
+        out: list[int | Placeholder] = []
+        # Neighbouring texts are encoded as one: a prompt's first letter may merge with the template's last.
         for is_text, run in groupby(parts, lambda part: isinstance(part, str)):
             if is_text:
                 out.extend(self._bpe.encode(_valid("".join(run)), add_special_tokens=False).ids)
             else:
-                out.extend(part if isinstance(part, Picture) else int(part) for part in run)
+                out.extend(part if isinstance(part, Placeholder) else int(part) for part in run)
         return out
 
     def decode(self, ids: Sequence[int], names: Mapping[int, str] = EMPTY) -> str:

@@ -1,0 +1,150 @@
+"""What differs between versions of ComfyUI: the only file that asks which features this one has.
+
+Features are asked for, never the version. Each entry says which versions lack the feature or have it otherwise, so that
+raising the oldest supported ComfyUI shows what can be deleted here. "0.3.75" is that oldest version; the versions known
+to have a feature are 0.29 and later unless an entry says more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
+from typing import Any
+
+import comfy
+import comfy.model_patcher
+import comfy.ops
+import comfy.quant_ops
+import comfy.sample
+import comfy.sd
+import torch
+from comfy import model_management
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor, nn
+
+# ---- schemas of nodes
+
+# Puts an input behind "Show advanced". 0.3.75 has no such section: the input is shown with the others.
+ADVANCED: dict[str, Any] = {"advanced": True} if "advanced" in signature(io.Float.Input.__init__).parameters else {}
+
+# A seed that stays the same from run to run until the user changes it. 0.3.75 knows only True: a new seed each run.
+FIXED_SEED = io.ControlAfterGenerate.fixed if hasattr(io, "ControlAfterGenerate") else True
+
+
+def search_aliases(*words: str) -> dict[str, Any]:
+    """Words by which the page's search finds a node, for its schema. 0.3.75 searches names only."""
+    return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
+
+
+# ---- devices and types
+
+
+def supports_fp64(device: torch.device) -> bool:
+    """Whether the device has float64. 0.3.75 has no function for it: the devices without are listed here."""
+    if hasattr(model_management, "supports_fp64"):
+        return model_management.supports_fp64(device)
+    directml = model_management.directml_enabled
+    return not (model_management.is_device_mps(device) or model_management.is_intel_xpu() or directml)
+
+
+def device_context(device: torch.device) -> AbstractContextManager[None]:
+    """Makes `device` the current one, for several GPUs. 0.3.75 uses one GPU and has no such context."""
+    context = getattr(model_management, "cuda_device_context", None)
+    return context(device) if context else nullcontext()
+
+
+def rotates_in_one_kernel(q: Tensor, k: Tensor, pe: Tensor) -> bool:
+    """Whether ComfyUI has a kernel for rotary positions on this device and for these types.
+
+    0.3.75 does not use the package comfy_kitchen; later versions run without it if it cannot be imported.
+    """
+    kitchen = getattr(comfy.quant_ops, "ck", None)
+    if kitchen is None:
+        return False
+    return kitchen.registry.get_capable_backend("apply_rope", {"xq": q, "xk": k, "freqs_cis": pe}) != "eager"
+
+
+def scaled_fp8_operations() -> Callable[..., Any] | None:
+    """Layers for float8 weights with scales, as 0.3.75 has them; None: `comfy.ops.mixed_precision_ops` takes them."""
+    return getattr(comfy.ops, "scaled_fp8_ops", None)
+
+
+# ---- dynamic VRAM: weights stay in their files and are paged in when a layer needs them. 0.3.75 does not have it.
+
+
+def dynamic_vram() -> bool:
+    """Whether dynamic VRAM is on in this process."""
+    memory = getattr(comfy, "memory_management", None)
+    return memory is not None and memory.aimdo_enabled
+
+
+def is_dynamic(patcher: ModelPatcher) -> bool:
+    """Whether this patcher uses dynamic VRAM."""
+    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
+
+
+def takes_tensors(text_model: nn.Module) -> bool:
+    """Whether a CLIP's network takes the tensors themselves as weights; otherwise their values are copied.
+
+    The CLIP sets the attribute before it loads weights with dynamic VRAM.
+    """
+    return getattr(text_model, "can_assign_sd", False)
+
+
+def resident_weight(layer: nn.Module) -> Tensor | None:
+    """The weight that dynamic VRAM keeps on the device, beside the layer's own; None without one."""
+    return getattr(layer, "_v_weight", None)
+
+
+def new_patcher(
+    model: nn.Module,
+    weights: Mapping[str, Any],
+    load_device: torch.device,
+    offload_device: torch.device,
+    disable_dynamic: bool,
+) -> ModelPatcher:
+    """A patcher without weights, with dynamic VRAM where that is on, as ComfyUI's own loaders make theirs.
+
+    CoreModelPatcher is the class with or without dynamic VRAM; 0.3.75 has ModelPatcher only. Versions after 0.33 also
+    take how fast the disk with the weights is.
+    """
+    kind = ModelPatcher if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
+    options = {}
+    if "fast_disk" in signature(kind.__init__).parameters:
+        from comfy.storage import state_dict_fast_disk
+
+        options["fast_disk"] = state_dict_fast_disk(weights)
+    return kind(model, load_device=load_device, offload_device=offload_device, **options)
+
+
+def new_clip(target: Any, weights: Mapping[str, Any], disable_dynamic: bool, **arguments: Any) -> comfy.sd.CLIP:
+    """A CLIP with its weights.
+
+    0.3.75 loads them afterwards and has no dynamic VRAM to disable; later versions take them at once, so that they may
+    stay in the file until they are needed.
+    """
+    offered = signature(comfy.sd.CLIP.__init__).parameters
+    if "disable_dynamic" in offered:
+        arguments["disable_dynamic"] = disable_dynamic
+    if "state_dict" in offered:
+        return comfy.sd.CLIP(target, state_dict=[weights], **arguments)
+    clip = comfy.sd.CLIP(target, **arguments)
+    clip.load_sd(weights)
+    return clip
+
+
+# ---- latents
+
+RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # entries of an empty LATENT: its scale
+
+
+def fix_empty_latent(patcher: ModelPatcher, latent: dict[str, Any]) -> Tensor:
+    """The samples of a LATENT with this model's channels and scale if it is empty, otherwise as they are.
+
+    0.3.75 corrects the channels only; later versions take the scale of another model's empty latent as well.
+    """
+    offered = signature(comfy.sample.fix_empty_latent_channels).parameters
+    ratios = {name: latent[name] for name in RATIOS if name in latent and name in offered}
+    return comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], **ratios)

@@ -1,0 +1,69 @@
+"""The decoder as ComfyUI's diffusion model: its layers, its attention, its wrappers and its arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from torch import Tensor
+
+from ..networks.decoder import Decoder
+from ..weights.config import DecoderConfig
+from .comfy_layers import comfy_layers
+
+
+class DiffusionModel(Decoder):
+    """`Decoder` as a `BaseModel` creates and calls it."""
+
+    def __init__(
+        self,
+        image_model: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: Any = None,
+        **config: Any,
+    ) -> None:
+        super().__init__(DecoderConfig(**config), comfy_layers(operations, dtype, device))
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Tensor | None = None,
+        ref_latents: list[Tensor] | None = None,
+        control: dict[str, Any] | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """`Decoder.forward`, through the wrappers of core nodes (caches, compile).
+
+        Without `y`, `context` is a condition (B, L, context_in_dim) that is not refined yet.
+        """
+        options = {} if transformer_options is None else transformer_options
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        if wrappers:
+            # EasyCache returns x itself after changing it in place, and in float32 x0 is then computed from that x.
+            x = x.clone()
+        return WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(
+            x, timestep, context, y, ref_latents, control, options, **kwargs
+        )
+
+    def _forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Tensor | None,
+        ref_latents: list[Tensor] | None,
+        control: dict[str, Any] | None,
+        transformer_options: dict[str, Any],
+        text_lengths: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        if y is None:
+            context, y = self.refine(context)
+        if control is not None:
+            raise ValueError("conditioning: no ControlNet exists for Ovis-U1; disconnect it.")
+        return super().forward(x, timestep, context, y, ref_latents or (), transformer_options, text_lengths)

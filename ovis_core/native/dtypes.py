@@ -1,0 +1,152 @@
+"""In which types weights are kept and computed with on this machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import comfy.utils
+import torch
+from comfy import model_management
+from comfy.cli_args import args as cli_args
+
+from ..weights.components import DECODER, Kind
+from ..weights.lazy_tensors import LazyTensor
+from ..weights.precision import DEFAULT, LARGE, PRECISIONS, Precision
+from .compat import supports_fp64
+
+# The decoder computes in these. Not in float16: the condition contains the language model's unnormed states, which
+# overflow it.
+DECODER_DTYPES = (torch.bfloat16, torch.float32)
+TEXT_FLAGS = ("fp8_e4m3fn_text_enc", "fp8_e5m2_text_enc", "fp16_text_enc", "bf16_text_enc", "fp32_text_enc")
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """Types for the weights of a network on a device.
+
+    precision  how the weights are kept
+    weights    dtype of those that `precision` says nothing about
+    compute    dtype of the arithmetic; None: that of the weights
+    """
+
+    device: torch.device
+    precision: Precision
+    weights: torch.dtype
+    compute: torch.dtype | None
+
+
+def choose_dtypes(kind: Kind, tensors: Mapping[str, LazyTensor], precision: Precision = DEFAULT) -> Dtypes:
+    """Types for the decoder or the text encoder, from those of its tensors and what the user chose.
+
+    Raises ValueError if the user chose a type that the device does not have.
+    """
+    if kind == DECODER:
+        device = model_management.get_torch_device()
+        precision = for_device(precision, tensors, device)
+        precision = replace(precision, fast=precision.fast and model_management.supports_fp8_compute(device))
+        return Dtypes(device, precision, *_decoder_dtypes(tensors, device, precision))
+    device = model_management.text_encoder_device()
+    # The language model's activations have outliers that 8 bits cannot represent.
+    precision = replace(for_device(precision, tensors, device), fast=False)
+    stored = tensors["llm.model.embed_tokens.weight"].dtype
+    return Dtypes(device, precision, *text_dtypes(stored, device, precision))
+
+
+def for_device(precision: Precision, tensors: Mapping[str, LazyTensor], device: torch.device) -> Precision:
+    """The precision for these tensors, of types that ComfyUI can cast on `device`.
+
+    By default they stay as they are stored, or become bfloat16 or float32 if the device does not have their type.
+    Raises ValueError if the user chose a type that it does not have.
+    """
+    wanted = precision
+    if precision == DEFAULT and any(tensor.dtype == torch.float8_e4m3fn for tensor in tensors.values()):
+        wanted = PRECISIONS["fp8_e4m3fn"]  # large matrices that are stored in 8 bits stay so
+    if _castable(wanted, tensors, device):
+        return wanted
+    possible = [name for name, other in PRECISIONS.items() if other != DEFAULT and _castable(other, tensors, device)]
+    if precision != DEFAULT:
+        chosen = next(name for name, other in PRECISIONS.items() if other == precision)
+        raise ValueError(
+            f"weight_dtype: {chosen} does not work on this device ({device.type}); choose default or one of "
+            f"{', '.join(possible)}."
+        )
+    wide = wide_dtype(device)
+    lacking = sorted(str(dtype) for dtype in _dtypes_in(wanted, tensors) if not castable(dtype, device))
+    _warn_of_wide(" and ".join(lacking), device, wide)
+    return Precision(every=wide)
+
+
+def castable(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether ComfyUI can cast weights of this type on `device`."""
+    return supports_fp64(device) if dtype == torch.float64 else model_management.supports_cast(device, dtype)
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The type for weights if the device does not have the one that they are stored in."""
+    return torch.bfloat16 if castable(torch.bfloat16, device) else torch.float32
+
+
+def _castable(precision: Precision, tensors: Mapping[str, LazyTensor], device: torch.device) -> bool:
+    return all(castable(dtype, device) for dtype in _dtypes_in(precision, tensors))
+
+
+def _dtypes_in(precision: Precision, tensors: Mapping[str, LazyTensor]) -> set[torch.dtype]:
+    """The types that these tensors are kept in."""
+    if precision.every is not None:
+        return {precision.every}
+    kept = {tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point}
+    return kept if precision.large is None else kept | {precision.large}
+
+
+def _decoder_dtypes(
+    tensors: Mapping[str, LazyTensor], device: torch.device, precision: Precision
+) -> tuple[torch.dtype, torch.dtype | None]:
+    small = {name: tensor.meta for name, tensor in tensors.items() if not LARGE.search(name)}
+    dtype = precision.every or model_management.unet_dtype(
+        model_params=sum(tensor.meta.nelement() for tensor in tensors.values()),
+        supported_dtypes=list(DECODER_DTYPES),
+        weight_dtype=comfy.utils.weight_dtype(small),
+    )
+    if not castable(dtype, device):
+        _warn_of_wide(dtype, device, wide_dtype(device))
+        dtype = wide_dtype(device)
+    # On a GPU ComfyUI would compute in the type of float16 weights.
+    stand_in = dtype if dtype in DECODER_DTYPES else torch.bfloat16
+    compute = model_management.unet_manual_cast(stand_in, device, list(DECODER_DTYPES))
+    return dtype, compute if stand_in is dtype else compute or stand_in
+
+
+def text_dtypes(
+    stored: torch.dtype, device: torch.device, precision: Precision = DEFAULT
+) -> tuple[torch.dtype, torch.dtype]:
+    """(dtype of the weights, dtype of the arithmetic) for a text encoder on `device`.
+
+    Weights stay as they are stored unless the precision or a command line flag asks for another type, or float32
+    weights meet a device that computes bfloat16. Qwen3's activations overflow float16, so the arithmetic is never that.
+    """
+    compute = torch.bfloat16 if model_management.should_use_bf16(device) else torch.float32
+    if precision.every is not None:
+        return precision.every, torch.float32 if precision.every == torch.float32 else compute
+    if any(getattr(cli_args, flag) for flag in TEXT_FLAGS):
+        chosen = model_management.text_encoder_dtype(device)
+        if castable(chosen, device):
+            return chosen, compute
+        logging.warning(
+            "Ovis-U1: the text encoder type %s from the command line does not work on this device (%s) and is ignored.",
+            chosen,
+            device.type,
+        )
+    if stored == torch.float32:
+        return compute, compute
+    return stored, compute
+
+
+def _warn_of_wide(lacking: object, device: torch.device, wide: torch.dtype) -> None:
+    logging.warning(
+        "Ovis-U1: weights of type %s cannot be used on this device (%s); they are loaded as %s.",
+        lacking,
+        device.type,
+        wide,
+    )

@@ -1,0 +1,47 @@
+"""The decoder as a ComfyUI MODEL with its weights."""
+
+from __future__ import annotations
+
+from comfy import model_management
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP
+
+from ..weights.config import DecoderConfig
+from .comfy_layers import keep_patchable, prepare
+from .compat import is_dynamic, new_patcher
+from .filling import fill
+from .model_config import ModelConfig
+from .network_weights import NetworkWeights
+
+
+def build_model(
+    config: DecoderConfig, weights: NetworkWeights, side: int | None = None, disable_dynamic: bool = False
+) -> ModelPatcher:
+    """MODEL from the decoder's weights, made as ComfyUI makes its own.
+
+    side             as `Checkpoint.side`
+    disable_dynamic  no dynamic VRAM, if ComfyUI has it
+    """
+    dtypes = weights.dtypes
+    model_config = ModelConfig(config)
+    model_config.set_inference_dtype(dtypes.weights, dtypes.compute)
+    model_config.optimizations["fp8"] = dtypes.precision.fast
+    model_config.custom_operations = weights.operations
+    tensors = model_config.process_unet_state_dict(weights.tensors)
+    model = model_config.get_model({})
+    model.side = side
+    prepare(model.diffusion_model, dtypes.precision)
+
+    offload_device = model_management.unet_offload_device()
+    patcher = new_patcher(model, tensors, dtypes.device, offload_device, disable_dynamic)
+    patcher.add_callback(CallbacksMP.ON_CLEANUP, _after_sampling)
+    keep_patchable(patcher)
+    if not model_management.is_device_cpu(patcher.offload_device):
+        model.to(patcher.offload_device)
+    fill(model.diffusion_model, tensors, assign=is_dynamic(patcher))
+    return patcher
+
+
+def _after_sampling(patcher: ModelPatcher) -> None:
+    patcher.model.patch_checks.reset()
+    patcher.model.diffusion_model.rotary_tables.clear()

@@ -1,0 +1,1 @@
+"""The language model's text: prompt templates, token ids, decoding and conversations."""

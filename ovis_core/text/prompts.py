@@ -1,0 +1,67 @@
+"""The model's prompt templates, as sequences of literal text, control tokens and placeholders for images and videos.
+
+Only the templates contain control tokens and placeholders. A user's text is always literal, so `<image>` or
+`<|im_end|>` in it are just characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..special_tokens import Control, Placeholder
+
+PromptPart = str | Control | Placeholder
+
+DESCRIBE = (
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, and spatial relationships of "
+    "the objects:"
+)
+UNCONDITIONAL = "Generate an image."
+
+END_TOKENS = (Control.TURN_END, Control.END_OF_TEXT)  # either ends an answer
+EMPTY_THINKING: tuple[PromptPart, ...] = (Control.THINK, "\n\n", Control.END_THINK)
+AFTER_THINKING = "\n\n"
+
+
+def user_turn(parts: Sequence[PromptPart]) -> list[PromptPart]:
+    """One turn of the user: `<|im_start|>user\\n...<|im_end|>\\n`."""
+    return [Control.TURN_START, "user\n", *parts, Control.TURN_END, "\n"]
+
+
+def text_to_image(prompt: str) -> list[PromptPart]:
+    """The condition for text to image; the picture is a blank of the target size."""
+    return user_turn([Placeholder.IMAGE, f"\n{DESCRIBE}{prompt}"])
+
+
+def about_image(text: str) -> list[PromptPart]:
+    """A picture and a text about it: an edit's instruction, stripped."""
+    return user_turn([Placeholder.IMAGE, f"\n{text.strip()}"])
+
+
+def unconditional() -> list[PromptPart]:
+    """The condition without the text: the picture is a blank, or an edit's source for the image-only branch."""
+    return about_image(UNCONDITIONAL)
+
+
+def question(text: str, images: int = 0, video: bool = False) -> list[PromptPart]:
+    """The user's turn: a question without pictures, about this many images, or about one video."""
+    if video or images == 1:
+        return user_turn([Placeholder.VIDEO if video else Placeholder.IMAGE, f"\n{text}"])
+    pictures = [part for i in range(images) for part in (f"Image {i + 1}: ", Placeholder.IMAGE, "\n")]
+    return user_turn([*pictures, text])
+
+
+def system_turn(text: str) -> list[PromptPart]:
+    """The system prompt, before the user's turn; empty for an empty text. The model was trained without one."""
+    return [Control.TURN_START, f"system\n{text}", Control.TURN_END, "\n"] if text.strip() else []
+
+
+def answer_start(thinking: bool = False) -> list[PromptPart]:
+    """The start of the model's turn, with an empty think block; with `thinking` the model opens the block itself."""
+    start: list[PromptPart] = [Control.TURN_START, "assistant\n"]
+    return start if thinking else [*start, *EMPTY_THINKING, AFTER_THINKING]
+
+
+def answer_end() -> list[PromptPart]:
+    """The end of the model's turn in a conversation that continues."""
+    return [Control.TURN_END, "\n"]

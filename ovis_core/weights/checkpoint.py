@@ -1,0 +1,111 @@
+"""A model's files, checked before anything of it is loaded: path -> `Checkpoint`.
+
+Only JSON, safetensors headers and metadata are read here; weights stay in their files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import layout
+from .components import DECODER, KINDS, TEXT, VAE, Component, Kind, check, describe, find
+from .config import OvisConfig
+from .release_folder import CONFIG, ReleaseFolder, read_folder, why_no_release
+from .safetensors_file import CheckpointError, TensorEntry, header_bytes, header_mentions, read_entries
+
+# In the headers of our files alone: a release's, and one file's with all components.
+MARKS = tuple(f'"{start}'.encode() for start in (layout.DECODER, layout.VAE, DECODER.comfy_prefix + DECODER.probe))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked model: all of its components.
+
+    tokenizer  folder of the tokenizer's files, or those files by name; None if none came with the weights
+    side       pixels of the sides of the pictures that it was trained on; None for a model that makes any size
+    """
+
+    config: OvisConfig
+    components: Mapping[Kind, Component]
+    tokenizer: Path | Mapping[str, bytes] | None
+    side: int | None = None
+
+
+def open_model(path: Path) -> Checkpoint:
+    """Checks a release's folder, or one file with all components, as core's CheckpointSave writes it from ours.
+
+    Raises `CheckpointError` that names the first thing that is wrong.
+    """
+    try:
+        release = read_folder(path) if path.is_dir() else None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from error
+    files = release.weights if release else [path]
+    entries = {name: entry for file in files for name, entry in read_entries(file).items()}
+    return _check(dict.fromkeys(KINDS, entries), dict.fromkeys(KINDS, path), release)
+
+
+def open_parts(decoder: Path, text: Path, vae: Path) -> Checkpoint:
+    """Checks three files, each of which holds one component, alone or among others.
+
+    The numbers of a component are those of its metadata, of a VAE those of its shapes, otherwise the published model's.
+    Raises `CheckpointError` that names the first thing that is wrong.
+    """
+    files = {DECODER: decoder, TEXT: text, VAE: vae}
+    entries = {file: read_entries(file) for file in dict.fromkeys(files.values())}
+    return _check({kind: entries[file] for kind, file in files.items()}, files)
+
+
+def _check(
+    entries: Mapping[Kind, Mapping[str, TensorEntry]],
+    sources: Mapping[Kind, Path],
+    release: ReleaseFolder | None = None,
+) -> Checkpoint:
+    """The checkpoint of the tensors in which each component is to be found.
+
+    sources  where they come from, for messages
+    release  without it the config comes from metadata
+    """
+    found = {kind: find(kind, entries[kind], source) for kind, source in sources.items()}
+    if release:
+        config, tokenizer, config_name = release.config, release.tokenizer, f"its {CONFIG}"
+    else:
+        config, tokenizer, config_name = *describe(found, sources), "its config"
+    checked = {kind: check(component, config, sources[kind], config_name) for kind, component in found.items()}
+    return Checkpoint(config, checked, tokenizer)
+
+
+def is_single_file(file: Path) -> bool:
+    """Whether a file holds all of an Ovis-U1 under ComfyUI's names, as core's CheckpointSave writes it."""
+    probes = [f"{kind.comfy_prefix}{kind.probe}" for kind in KINDS]
+    try:
+        return header_mentions(file, probes) and set(probes) <= read_entries(file).keys()
+    except (OSError, CheckpointError):
+        return False
+
+
+def holds_ours(file: Path) -> bool:
+    """Whether the header of a file, or a release's index, names tensors that only Ovis-U1 has."""
+    try:
+        header = file.read_bytes() if file.suffix == ".json" else header_bytes(file)
+    except OSError:
+        return False
+    return any(mark in header for mark in MARKS)
+
+
+def why_not(path: Path) -> str:
+    """Why a folder, or a file with all components, is not a usable Ovis-U1.
+
+    Empty for one that is, and for a folder that holds no model's files.
+    """
+    try:
+        if path.is_dir() and not any(entry.name == CONFIG for entry in path.iterdir()):
+            return why_no_release(path)
+        open_model(path)
+    except CheckpointError as error:
+        return str(error)
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror or error}); check its permissions."
+    return ""

@@ -1,0 +1,155 @@
+"""The three components of a model, which ComfyUI handles one by one: which tensors are theirs, and of what shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import layout
+from .config import LATENT_CHANNELS, ConfigError, OvisConfig, VaeConfig, check_together
+from .metadata import read_metadata
+from .quantized import WEIGHT, scale_entries
+from .release import RELEASE
+from .safetensors_file import CheckpointError, TensorEntry, some
+
+MOST_LEVELS = 16  # of a VAE
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a component is.
+
+    title     in messages
+    prefixes  of its tensors: the release's, ComfyUI's, and if it differs that of a file with this component alone
+    probe     a tensor that tells it, without prefix
+    sections  of the config, that it needs
+    shapes    of its tensors by that config: name without prefix -> shape
+    """
+
+    title: str
+    prefixes: tuple[str, ...]
+    probe: str
+    sections: tuple[str, ...]
+    shapes: Callable[[OvisConfig], dict[str, tuple[int, ...]]]
+
+    @property
+    def comfy_prefix(self) -> str:
+        """ComfyUI's own."""
+        return self.prefixes[1]
+
+
+DECODER = Kind(
+    "diffusion model",
+    (layout.DECODER, "model.diffusion_model.", ""),
+    "txt_in.cls_token",
+    ("decoder",),
+    lambda config: layout.decoder_shapes(config.decoder),
+)
+TEXT = Kind(
+    "text encoder",
+    ("", "text_encoders."),
+    "llm.model.norm.weight",
+    ("language", "vision"),
+    lambda config: layout.text_shapes(config.language, config.vision),
+)
+VAE = Kind(
+    "VAE",
+    (layout.VAE, "first_stage_model.", ""),
+    "decoder.conv_in.weight",
+    ("vae",),
+    lambda config: layout.vae_shapes(config.vae),
+)
+KINDS = (DECODER, TEXT, VAE)
+
+
+@dataclass(frozen=True)
+class Component:
+    """The tensors of one component: name without prefix -> entry."""
+
+    kind: Kind
+    prefix: str
+    entries: Mapping[str, TensorEntry]
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Name without prefix -> file."""
+        return {name: entry.file for name, entry in self.entries.items()}
+
+
+def find(kind: Kind, entries: Mapping[str, TensorEntry], source: Path) -> Component:
+    """A component among these tensors, not checked yet. Raises `CheckpointError` if it is not there."""
+    for prefix in kind.prefixes:
+        if f"{prefix}{kind.probe}" in entries:
+            own = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
+            return Component(kind, prefix, own)
+    raise CheckpointError(
+        f"{source}: tensor {kind.prefixes[0]}{kind.probe} missing, so there is no {kind.title} of Ovis-U1 in it. "
+        "Choose another file, or download the model again."
+    )
+
+
+def describe(
+    components: Mapping[Kind, Component], sources: Mapping[Kind, Path]
+) -> tuple[OvisConfig, dict[str, bytes] | None]:
+    """The config of components without a config.json, and the tokenizer's files, which are the text encoder's.
+
+    Their numbers are those of their metadata, of a VAE those of its shapes, otherwise the published model's.
+    Raises `CheckpointError` if these cannot be used or do not belong together.
+    """
+    sections, tokenizer = {"vae": _vae_config(components[VAE], sources[VAE])}, None
+    for kind in (DECODER, TEXT):
+        try:
+            own, tokenizer = read_metadata(components[kind].entries)
+        except ConfigError as error:
+            raise CheckpointError(f"{sources[kind]}: {error} Save or download it again.") from error
+        sections |= {name: own[name] for name in kind.sections if name in own}
+    config = dataclasses.replace(RELEASE, **sections)
+    try:
+        check_together(config)
+    except ConfigError as error:
+        decoder, text, vae = sources.values()
+        raise CheckpointError(f"{decoder}, {text} and {vae} do not belong together: {error}") from error
+    return config, tokenizer
+
+
+def _vae_config(vae: Component, source: Path) -> VaeConfig:
+    """The numbers of a VAE, with diffusers' or ComfyUI's names, from its shapes. Raises `CheckpointError`."""
+    shapes = {name: entry.shape for name, entry in vae.entries.items()}
+    for level in ("encoder.down_blocks.{}.resnets.{}.conv1.weight", "encoder.down.{}.block.{}.conv1.weight"):
+        if level.format(0, 0) in shapes:
+            widths = [shapes[name][0] for i in range(MOST_LEVELS) if (name := level.format(i, 0)) in shapes]
+            layers = sum(level.format(0, j) in shapes for j in range(MOST_LEVELS))
+            latents = shapes[VAE.probe][1]
+            images = shapes["encoder.conv_in.weight"][1] if "encoder.conv_in.weight" in shapes else 0
+            if latents == LATENT_CHANNELS and images == 3:
+                return VaeConfig(images, images, latents, tuple(widths), layers)
+    raise CheckpointError(f"{source}: this VAE is not of SDXL's kind, which Ovis-U1 needs; choose another one.")
+
+
+def check(component: Component, config: OvisConfig, source: Path, config_name: str) -> Component:
+    """The component without tensors that do not belong to it, name and shape of every other one checked.
+
+    A VAE with ComfyUI's names is checked when it is built.
+
+    config_name  what the config is called in messages
+    """
+    if component.kind == VAE and "encoder.down_blocks.0.resnets.0.conv1.weight" not in component.entries:
+        return component
+    wanted = component.kind.shapes(config)
+    missing = []
+    for name, shape in wanted.items():
+        entry = component.entries.get(name)
+        if entry is None:
+            missing.append(component.prefix + name)
+        elif entry.shape != shape:
+            raise CheckpointError(
+                f"{source}: tensor {entry.name} has shape {list(entry.shape)}; {config_name} asks for {list(shape)}. "
+                "Weights and config do not belong together; download both again."
+            )
+    if missing:
+        raise CheckpointError(f"{source}: tensor {some(missing)} missing. Download the model again.")
+    layers = [name.removesuffix(WEIGHT) for name in wanted if name.endswith(WEIGHT)]
+    scales = scale_entries(component.entries, layers, source)
+    return dataclasses.replace(component, entries={name: component.entries[name] for name in wanted} | scales)

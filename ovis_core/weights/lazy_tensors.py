@@ -1,0 +1,150 @@
+"""Tensors that are still in their files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from .safetensors_file import CheckpointError, TensorEntry
+
+# Those of weights in files, by safetensors' name.
+DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "U8": torch.uint8,
+}
+REMAP_EVERY = 64 * 2**20  # bytes read of a file's map before it is made anew, which frees them
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor's shape and dtype, how to read it, and for messages where it is.
+
+    The tensor that is read stays valid. It must not be written to unless it is `persistent`: mapped for this process
+    alone, or in its memory, so that a layer may use it as its weight.
+
+    file  that it comes from; None if it was made in memory
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+    origin: str = ""
+    persistent: bool = False
+    file: Path | None = None
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> LazyTensor:
+        """One that is in memory."""
+        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+    def cast(self, dtype: torch.dtype) -> LazyTensor:
+        """The tensor in another dtype. Reading it raises `CheckpointError` for values that float16 cannot hold."""
+        if self.dtype == dtype:
+            return self
+        return replace(self, dtype=dtype, read=lambda: self._read_as(dtype))
+
+    def _read_as(self, dtype: torch.dtype) -> Tensor:
+        values = saturated(self.read(), dtype)
+        if dtype == torch.float16 and not is_finite(values):
+            raise CheckpointError(f"{self.origin} holds values that float16 cannot; choose bf16 or fp32.")
+        return values
+
+    @property
+    def meta(self) -> Tensor:
+        """The tensor without its data."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+    def untyped_storage(self) -> SimpleNamespace:
+        """ComfyUI reads the source file's path from this, to learn how fast its disk is."""
+        return SimpleNamespace(_comfy_source_path=self.file and os.path.realpath(self.file))
+
+
+class TensorReader:
+    """Reads tensors through memory maps of their files.
+
+    What was read of a map counts as the process's memory, so maps are made anew every `REMAP_EVERY` bytes.
+
+    persistent  the maps stay, and so do the tensors
+    copied      tensors are copied into memory, and no file stays mapped
+    """
+
+    def __init__(self, persistent: bool = False, copied: bool = False) -> None:
+        self.persistent = persistent
+        self._keep_maps = persistent and not copied
+        self._copied = copied
+        self._maps: dict[Path, Any] = {}
+        self._read = 0
+
+    def __call__(self, entry: TensorEntry) -> Tensor:
+        """The tensor."""
+        if self._read > REMAP_EVERY and not self._keep_maps:
+            self._maps.clear()
+            self._read = 0
+        if entry.file not in self._maps:
+            self._maps[entry.file] = safe_open(entry.file, framework="pt")
+        tensor = self._maps[entry.file].get_tensor(entry.name)
+        self._read += tensor.nbytes
+        return tensor.clone() if self._copied else tensor
+
+
+def lazy_tensors(
+    entries: Mapping[str, TensorEntry], read: Callable[[TensorEntry], Tensor], persistent: bool = False
+) -> dict[str, LazyTensor]:
+    """Tensors by their entries, to be read by `read`.
+
+    Raises `CheckpointError` for a dtype that no weight of Ovis-U1 has.
+    """
+    found = {}
+    for name, entry in entries.items():
+        dtype = DTYPES.get(entry.dtype)
+        origin = f"{entry.file}: tensor {entry.name}"
+        if dtype is None:
+            raise CheckpointError(f"{origin} is {entry.dtype}, which no part of Ovis-U1 is.")
+        found[name] = LazyTensor(entry.shape, dtype, partial(read, entry), origin, persistent, entry.file)
+    return found
+
+
+def check_values(entries: Iterable[TensorEntry]) -> None:
+    """Reads these tensors. Raises `CheckpointError` for NaN or infinity."""
+    read = TensorReader()
+    for entry in entries:
+        if not is_finite(read(entry)):
+            raise CheckpointError(
+                f"{entry.file}: tensor {entry.name} holds NaN or infinity, so the file is damaged; download it again."
+            )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor of weights contains neither NaN nor infinity."""
+    if tensor.dtype.itemsize == 1:
+        # float8_e4m3fn has no infinity, and NaN in two forms.
+        return tensor.dtype != torch.float8_e4m3fn or not bool(((tensor.view(torch.uint8) & 0x7F) == 0x7F).any())
+    if tensor.numel() == 0:
+        return True
+    # Both are NaN if any value is. A sum would need a copy in float32, for fear of float16.
+    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor))
+
+
+def saturated(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another dtype; what is beyond the range of an 8-bit type, which has no infinity, is its largest."""
+    if dtype.itemsize == 1:
+        largest = torch.finfo(dtype).max
+        tensor = tensor.clamp(-largest, largest)
+    return tensor.to(dtype)
