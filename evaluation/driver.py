@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,18 +42,18 @@ class Driver:
         raise UserError(f"--data: {changed}; restore it, or name another folder for --out")
 
     def make(self, pending: Sequence[Record], workers: InProcess | RayActors, title: str) -> dict[str, Any]:
-        """Makes what is pending; answers rates. scheduling_ms is the time of a record outside of ComfyUI."""
-        before, begun, inside = len(self.records) - len(pending), time.monotonic(), 0.0
+        """Makes what is pending; answers rates. scheduling_ms is the median of the time outside of ComfyUI."""
+        before, begun, outside = len(self.records) - len(pending), time.monotonic(), [0.0]
         with tqdm(total=len(self.records), initial=before, desc=title, unit="record", mininterval=1.0) as bar:
             for task, made in workers.run(self._loaded(pending, bar)):
                 self._keep(task.record, made, bar, task)
-                inside += made.seconds
+                outside.append(time.monotonic() - task.begun - made.seconds)
         seconds = time.monotonic() - begun
         return {
             "workers": workers.count,
             "made_now": len(pending),
             "records_a_second": round(len(pending) / seconds, 4),
-            "scheduling_ms": round(1e3 * (workers.count * seconds - inside) / len(pending), 1),
+            "scheduling_ms": round(1e3 * statistics.median(outside), 1),
         }
 
     def _loaded(self, pending: Sequence[Record], bar: tqdm) -> Iterator[LoadedRecord]:
@@ -69,7 +70,7 @@ class Driver:
         if made.error or task is None:
             result["error"] = made.error
         else:
-            result |= {"asked": task.asked, "seeds": task.seeds}
+            result |= {"asked": task.asked, **({"seeds": task.seeds} if made.images else {})}
             if made.text is not None:
                 result["answer"] = made.text
             if made.chances:

@@ -25,9 +25,8 @@ from driver import Driver
 from import_core import import_core
 from run_folder import identity, open_run
 from suites import SUITES, image_size
-from workers import start
+from workers import InProcess, RayActors
 
-FAILED = 3  # the exit code if some records failed
 OWN = ("steps", "txt_cfg", "img_cfg", "max_new_tokens")
 
 
@@ -61,7 +60,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Reads the data, makes what is missing, scores it and shows it; the exit code."""
+    """Reads the data, makes what is missing, scores it and shows it; the exit code, 3 if some records failed."""
     args = arguments()
     suite, own = SUITES[args.name], dict(args.size)
     own |= {name: value for name in OWN if (value := getattr(args, name)) is not None}
@@ -82,7 +81,7 @@ def main() -> int:
             cpu = args.cpu or find_device()[0] == "cpu"
             setup = Setup(args.comfyui, model, args.weight_dtype, cpu, here)
             with Ticker("starting ComfyUI"):
-                workers = start(setup, args.workers)
+                workers = RayActors(setup, args.workers) if args.workers > 1 else InProcess(setup)
             timing = driver.make(pending, workers, args.name)
         results = {record.id: folder.results[record.id] for record in driver.records if record.id in folder.results}
         failed = {name: result["error"] for name, result in results.items() if "error" in result}
@@ -100,7 +99,7 @@ def main() -> int:
         print(f"{name:<20}{share['right']:>7.1%} of {share['cases']}")
     for name, error in failed.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
-    return FAILED if failed else 0
+    return 3 if failed else 0
 
 
 def checked_model(model: Path | None, weight_dtype: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,22 +73,24 @@ class Record:
         """Reads the pictures. Raises OSError or ValueError if one cannot be read, or the record is wrong."""
         if self.wrong:
             raise ValueError(self.wrong)
+        begun = time.monotonic()
         images, beside = tuple(map(read, self.images)), {name: read(source) for name, source in self.beside.items()}
         merged, seeds = {**settings[self.task], **self.settings}, self.seeds(seed)
         words = json.dumps([self.task, self.prompt, merged, seeds, self.grid, self.choices, *beside], sort_keys=True)
         asked = sha256("".join(map(sha256, (words.encode(), *images, *beside.values()))).encode())
         work = replace(self, images=images, settings=merged, beside={}, row={})
-        return LoadedRecord(self, work, seeds, beside, asked)
+        return LoadedRecord(self, work, seeds, beside, asked, begun)
 
 
 class LoadedRecord(NamedTuple):
-    """A record with everything read: what a worker needs of it, and a hash of all that its results follow from."""
+    """A record with everything read: what a worker needs, a hash of all that results follow from, when it began."""
 
     record: Record
     work: Record
     seeds: list[int]
     beside: dict[str, bytes]
     asked: str
+    begun: float
 
 
 @dataclass(frozen=True)

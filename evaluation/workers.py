@@ -17,11 +17,6 @@ TRIES = 3  # workers that may be lost with a record before it has failed
 LOCAL_STORE = 1 << 29  # bytes of shared memory for Ray if it runs on this machine alone
 
 
-def start(setup: Setup, count: int) -> InProcess | RayActors:
-    """Workers that are ready. Raises UserError."""
-    return InProcess(setup) if count < 2 else RayActors(setup, count)
-
-
 class InProcess:
     """One worker, without Ray."""
 
