@@ -43,7 +43,7 @@ class Driver:
 
     def make(self, pending: Sequence[Record], workers: InProcess | RayActors, title: str) -> dict[str, Any]:
         """Makes what is pending; answers rates. scheduling_ms is the median of the time outside of ComfyUI."""
-        before, begun, outside = len(self.records) - len(pending), time.monotonic(), [0.0]
+        before, begun, outside = len(self.records) - len(pending), time.monotonic(), []
         with tqdm(total=len(self.records), initial=before, desc=title, unit="record", mininterval=1.0) as bar:
             for task, made in workers.run(self._loaded(pending, bar)):
                 self._keep(task.record, made, bar, task)
@@ -53,7 +53,7 @@ class Driver:
             "workers": workers.count,
             "made_now": len(pending),
             "records_a_second": round(len(pending) / seconds, 4),
-            "scheduling_ms": round(1e3 * statistics.median(outside), 1),
+            "scheduling_ms": round(1e3 * statistics.median(outside or [0.0]), 1),
         }
 
     def _loaded(self, pending: Sequence[Record], bar: tqdm) -> Iterator[LoadedRecord]:

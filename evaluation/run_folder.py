@@ -55,7 +55,9 @@ class RunFolder:
             raise UserError(f"--out: {path} has a run of other settings ({differs}); name another folder")
         if len(whole) < len(data):  # the last line was cut off
             os.truncate(log, len(whole))
-        self.write(RUN, json.dumps(made_of, indent=2).encode())
+        text = json.dumps(made_of, indent=2).encode()
+        if not run.is_file() or run.read_bytes() != text:
+            self.write(RUN, text)
 
     def is_whole(self, result: Result) -> bool:
         """Whether all files of a result are as they were written."""
