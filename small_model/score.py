@@ -143,7 +143,7 @@ class Scorer:
                 before = [*prompts.answer_start(), said, *prompts.answer_end()]
                 said = self.write(seen, [*prompts.question(first, 1), *before, *prompts.user_turn([again])])
             verdicts.append((case, answer_verdict(case, said)[0]))
-            shown.append((case.prompt, case.answer, said))
+            shown.append((case.prompt.replace("\n", " "), case.answer, said))
         return {name: share["right"] for name, share in shares(verdicts).items()}, shown
 
     def write(self, seen: Tensor, parts: list, most: int = 20) -> str:
