@@ -11,7 +11,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from torch._dynamo.utils import counters
 
 from full_size import NARROW, write_release
-from sides import Ours, Picture
+from native_pipeline import ImageSpec, NativePipeline
 
 
 def compiled_graphs(folder: Path, tokenizer: Path) -> Iterator[tuple[str, dict[str, int]]]:
@@ -22,17 +22,17 @@ def compiled_graphs(folder: Path, tokenizer: Path) -> Iterator[tuple[str, dict[s
     """
     small = replace(NARROW, decoder=replace(NARROW.decoder, depth=1, depth_single_blocks=1))
     write_release(small, folder, torch.float32, tokenizer)
-    ours = Ours(folder)
+    ours = NativePipeline(folder)
     runs = {
-        "first run": Picture(64, 64),
-        "again": Picture(64, 64),
-        "second size": Picture(96, 64),
-        "third size": Picture(128, 96),
-        "fourth size": Picture(160, 64),
-        "fifth size": Picture(96, 192),
-        "edit": Picture(64, 64, edit=True),
-        "batch of 2": Picture(128, 128, batch=2),
-        "batch of 3": Picture(64, 64, batch=3),
+        "first run": ImageSpec(64, 64),
+        "again": ImageSpec(64, 64),
+        "second size": ImageSpec(96, 64),
+        "third size": ImageSpec(128, 96),
+        "fourth size": ImageSpec(160, 64),
+        "fifth size": ImageSpec(96, 192),
+        "edit": ImageSpec(64, 64, edit=True),
+        "batch of 2": ImageSpec(128, 128, batch=2),
+        "batch of 3": ImageSpec(64, 64, batch=3),
     }
     blocks = ["diffusion_model.double_blocks.0", "diffusion_model.single_blocks.0"]
     for name, keys in (("whole decoder", ["diffusion_model"]), ("block by block", blocks)):

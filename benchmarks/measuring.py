@@ -1,4 +1,4 @@
-"""Time, peak memory and arithmetic of what several sides do, in turns."""
+"""Time, peak memory and arithmetic of what several variants do, in turns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy import model_management
@@ -14,22 +14,25 @@ from comfy import model_management
 from clock import now
 from counting import LiveBytes, counting
 
+if TYPE_CHECKING:
+    from variants import Variants
+
 COMPILED = "compiled"
 BORROWER = "generate"  # its pictures go through our model, so its own memory is not to be told apart
 
 
 @dataclass
-class Row:
-    """Work that several sides do.
+class Workload:
+    """Work that several variants do.
 
-    sides   what each one runs
-    growth  the series about growth that the row is a part of, and the amount there
-    parts   names of times that the runs measure themselves and answer, in seconds, in place of the whole
-    floors  the least seconds of each part that the device could take, where that is known
+    variants  what each one runs
+    growth    the series about growth that the row is a part of, and the amount there
+    parts     names of times that the runs measure themselves and answer, in seconds, in place of the whole
+    floors    the least seconds of each part that the device could take, where that is known
     """
 
     name: str
-    sides: dict[str, Callable[[], Any]]
+    variants: dict[str, Callable[[], Any]]
     growth: dict[str, float] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     floors: tuple[float | None, ...] = ()
@@ -37,7 +40,7 @@ class Row:
 
 @dataclass
 class Measured:
-    """One side of a row.
+    """One variant of a row.
 
     seconds  of each turn
     peak     bytes
@@ -46,7 +49,7 @@ class Measured:
     """
 
     name: str
-    side: str
+    variant: str
     seconds: list[float]
     peak: int | None = None
     floor: float | None = None
@@ -59,75 +62,65 @@ class Measured:
         return statistics.median(self.seconds)
 
 
-class Places(Protocol):
-    """What a `Meter` asks of the models."""
-
-    def only(self, side: str | None) -> None:
-        """Leaves the device to one side; None: back to all of them."""
-
-    def weights(self, side: str) -> list[torch.Tensor]:
-        """Of a side, wherever they are."""
-
-
 class Meter:
     """Runs rows. product: operations a second of the device's matrix products."""
 
-    def __init__(self, places: Places, device: torch.device, repeat: int, product: float) -> None:
-        self.places, self.device, self.repeat, self.product = places, device, repeat, product
+    def __init__(self, models: Variants, device: torch.device, repeat: int, product: float) -> None:
+        self.models, self.device, self.repeat, self.product = models, device, repeat, product
 
-    def measure(self, row: Row) -> list[Measured]:
-        """Every side's times, which take turns."""
+    def measure(self, row: Workload) -> list[Measured]:
+        """Every variant's times, which take turns."""
         peaks, flops, first = self._first_turns(row)
-        seconds: dict[str, list[tuple[float, ...]]] = {side: [] for side in row.sides}
+        seconds: dict[str, list[tuple[float, ...]]] = {variant: [] for variant in row.variants}
         for _ in range(self.repeat):
-            for side, run in row.sides.items():
+            for variant, run in row.variants.items():
                 gc.collect()
                 start = now()
                 answer = run()
-                seconds[side].append(answer if row.parts else (now() - start,))
+                seconds[variant].append(answer if row.parts else (now() - start,))
         if self.device.type == "cuda":
-            peaks = {side: self._peak(side, run) for side, run in row.sides.items() if side != BORROWER}
-            self.places.only(None)
+            peaks = {variant: self._peak(variant, run) for variant, run in row.variants.items() if variant != BORROWER}
+            self.models.only(None)
         floors = row.floors if row.parts else (flops / self.product if flops else None,)
         names = [f"{row.name}, {part}" for part in row.parts] or [row.name]
         return [
             Measured(
                 name,
-                side,
-                [times[i] for times in seconds[side]],
-                peaks.get(side),
+                variant,
+                [times[i] for times in seconds[variant]],
+                peaks.get(variant),
                 floors[i],
-                first if side == COMPILED else None,
+                first if variant == COMPILED else None,
                 row.growth,
             )
             for i, name in enumerate(names)
-            for side in row.sides
+            for variant in row.variants
         ]
 
-    def _first_turns(self, row: Row) -> tuple[dict[str, int], int, float | None]:
-        """Peak bytes of each side, the arithmetic of ours, and the seconds in which something was compiled.
+    def _first_turns(self, row: Workload) -> tuple[dict[str, int], int, float | None]:
+        """Peak bytes of each variant, the arithmetic of ours, and the seconds in which something was compiled.
 
-        On a GPU peaks are asked of torch, later and with the other sides out of the way.
+        On a GPU peaks are asked of torch, later and with the other variants out of the way.
         """
         peaks, flops, first = {}, 0, None
-        for side, run in row.sides.items():
-            if side == COMPILED or (row.parts and self.device.type == "cuda"):
+        for variant, run in row.variants.items():
+            if variant == COMPILED or (row.parts and self.device.type == "cuda"):
                 start = now()
                 run()
-                first = now() - start if side == COMPILED else first
+                first = now() - start if variant == COMPILED else first
                 continue
-            weights = self.places.weights(side)
+            weights = self.models.weights(variant)
             with LiveBytes(weights) as live, counting() as counts:
                 run()
-            if self.device.type != "cuda" and side != BORROWER:
-                peaks[side] = live.peak + sum(weight.nbytes for weight in weights)
-            if side == "ours":
+            if self.device.type != "cuda" and variant != BORROWER:
+                peaks[variant] = live.peak + sum(weight.nbytes for weight in weights)
+            if variant == "ours":
                 flops = counts.flops
         return peaks, flops, first
 
-    def _peak(self, side: str, run: Callable[[], Any]) -> int:
-        """Most bytes on the GPU while only this side is there, its weights included."""
-        self.places.only(side)
+    def _peak(self, variant: str, run: Callable[[], Any]) -> int:
+        """Most bytes on the GPU while only this variant is there, its weights included."""
+        self.models.only(variant)
         gc.collect()
         model_management.soft_empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)

@@ -19,7 +19,7 @@ PASSES = (("text to image, 1024x1024", 128, False), ("edit, 992x992", 124, True)
 
 
 def count_passes(code: Path | None) -> Iterator[tuple[str, str, Counts]]:
-    """(pass, side, counts) at full size in bfloat16; `code`: also of the authors' decoder in this release's folder."""
+    """(pass, variant, counts) at full size in bfloat16; `code`: a release's folder, for the authors' decoder too."""
     import comfy.ops
 
     from ovis_core.native.diffusion_model import DiffusionModel

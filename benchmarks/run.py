@@ -3,8 +3,8 @@
     python benchmarks/run.py --comfyui PATH [--reference FOLDER] [--small] [--json FILE]
     python benchmarks/run.py --comfyui PATH --count [--reference FOLDER]
 
-Run it with the Python of that ComfyUI. Weights are random and nothing is downloaded. Sides take turns within one run,
-so their ratios hold where other work disturbs the clock; seconds are printed for GPUs only. `--reference` names a
+Run it with the Python of that ComfyUI. Weights are random and nothing is downloaded. Variants take turns in one run,
+so their ratios hold if other work disturbs the clock; seconds are printed for GPUs only. `--reference` names a
 folder of the release: its own code runs too, on the same weights, and must give the same result first. `--count`
 measures nothing: it counts kernels and bytes of a pass at full size, and what torch.compile makes of the decoder.
 """
@@ -27,7 +27,7 @@ SIZES = {"gpu": ["512x512", "1024x1024", "1536x1024"], "cpu": ["128x128", "256x1
 EDIT_SIDE = {"gpu": 992, "cpu": 256}
 STEPS = {"gpu": 50, "cpu": 4}
 TOKENS = {"gpu": 128, "cpu": 32}
-SIDES = ("ours", "compiled", "EasyCache", "LazyCache", "interval", "fp8", "generate", "authors")
+VARIANTS = ("ours", "compiled", "EasyCache", "LazyCache", "interval", "fp8", "generate", "authors")
 BATCH = {"gpu": 4, "cpu": 2}
 LOAD = "load in a new process"
 
@@ -46,8 +46,10 @@ def arguments() -> argparse.Namespace:
     line.add_argument("--steps", type=int)
     line.add_argument("--tokens", type=int, help="tokens to write about images")
     line.add_argument("--batch", type=int, help="of the rows with several images at once")
-    line.add_argument("--repeat", type=int, default=3, help="turns of each side; their median counts")
-    line.add_argument("--sides", nargs="+", choices=SIDES, metavar="SIDE", help=f"only these of: {' '.join(SIDES)}")
+    line.add_argument("--repeat", type=int, default=3, help="turns of each variant; their median counts")
+    line.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, metavar="VARIANT", help=f"only these of: {' '.join(VARIANTS)}"
+    )
     line.add_argument("--rows", nargs="+", metavar="WORD", help="only rows with one of these words in their names")
     line.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the weights")
     line.add_argument("--count", action="store_true", help="count kernels, bytes and graphs, and measure nothing")
@@ -67,13 +69,13 @@ def arguments() -> argparse.Namespace:
         line.error(f"--json: there is no folder {args.json.absolute().parent}")
     if args.reference and not (args.reference / "modeling_ovis_u1.py").is_file():
         line.error(f"--reference: {args.reference} holds no modeling_ovis_u1.py; name a folder of the release")
-    if args.sides and args.sides == ["authors"] and not args.reference:
-        line.error("--sides: for the authors' side name a folder of the release with --reference")
+    if args.variants and args.variants == ["authors"] and not args.reference:
+        line.error("--variants: for the authors' code name a folder of the release with --reference")
     args.edit_side = args.edit_side or EDIT_SIDE[args.device]
     args.steps = args.steps or STEPS[args.device]
     args.tokens = args.tokens or TOKENS[args.device]
     # Compiling takes a CPU longer than all the rest.
-    args.sides = args.sides or [side for side in SIDES if args.device == "gpu" or side != "compiled"]
+    args.variants = args.variants or [name for name in VARIANTS if args.device == "gpu" or name != "compiled"]
     args.batch = args.batch or BATCH[args.device]
     args.small = args.small or (args.device == "cpu" and not args.full)
     args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
@@ -103,14 +105,14 @@ def count(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from passes import count_passes
     from tables import markdown
 
-    passes = [(name, side, *dataclasses.astuple(counts)) for name, side, counts in count_passes(args.reference)]
+    passes = [(name, variant, *dataclasses.astuple(counts)) for name, variant, counts in count_passes(args.reference)]
     shown = [(*row[:3], f"{row[3] / 1e9:.1f}", f"{row[4] / 1e12:.2f}") for row in passes]
-    print(markdown(shown, "full size, bfloat16", "side", "kernels", "GB read and written", "TFLOP"), flush=True)
+    print(markdown(shown, "full size, bfloat16", "variant", "kernels", "GB read and written", "TFLOP"), flush=True)
     graphs = list(compiled_graphs(folder, qwen25(args.comfyui)))
     print()
     print(markdown([(name, *found.values()) for name, found in graphs], "torch.compile of", "graphs", "graph breaks"))
     return {
-        "passes": [dict(zip(("pass", "side", "kernels", "bytes", "flops"), row, strict=True)) for row in passes],
+        "passes": [dict(zip(("pass", "variant", "kernels", "bytes", "flops"), row, strict=True)) for row in passes],
         "graphs": dict(graphs),
     }
 
@@ -122,18 +124,18 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torch
     from comfy import model_management
 
-    from bench import Bench
     from full_size import FULL, NARROW, write_release
-    from loading import alone, load_side
+    from load_memory import alone, load_variant
     from measuring import Measured, Meter, device_rates
-    from rows import rows
     from tables import first_table, growth_table, memory_table, time_table
+    from variants import Variants
+    from workloads import workloads
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
     device, dtype = model_management.get_torch_device(), getattr(torch, args.dtype)
     config = NARROW if args.small else FULL
     write_release(config, folder, dtype, qwen25(args.comfyui), args.reference)
-    bench = Bench(config, folder, dtype, device, args.reference, args.sides)
+    models = Variants(config, folder, dtype, device, args.reference, args.variants)
     on_gpu = device.type == "cuda"
     product, copy = device_rates(device, dtype)
     name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
@@ -144,26 +146,26 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     print(head)
     if on_gpu:
         print(f"matrix product {product / 1e12:.0f} TFLOP/s, copy {copy / 1e9:.0f} GB/s")
-    errors = bench.errors(args.tokens)
+    errors = models.errors(args.tokens)
     for what, error in errors.items():
         print(f"checked first: {what}: ours is off by {error:.1e}")
-    if not bench.authors:
+    if not models.authors:
         print("beside the authors' code: not asked for; --reference brings it")
     print(flush=True)
 
-    meter = Meter(bench, device, args.repeat, product)
+    meter = Meter(models, device, args.repeat, product)
     measured = []
     if asked(LOAD, args):
         turns = [
             {
-                side: alone(load_side, args.comfyui, not on_gpu, side, folder, args.reference, args.dtype)
-                for side in bench.sides
+                name: alone(load_variant, args.comfyui, not on_gpu, name, folder, args.reference, args.dtype)
+                for name in models.with_weights
             }
             for _ in range(args.repeat)
         ]
-        measured = [Measured(LOAD, side, [turn[side] for turn in turns]) for side in bench.sides]
-    for row in rows(bench, args, copy):
-        if row.sides and asked(row.name, args):
+        measured = [Measured(LOAD, name, [turn[name] for turn in turns]) for name in models.with_weights]
+    for row in workloads(models, args, copy):
+        if row.variants and asked(row.name, args):
             found = meter.measure(row)
             measured += found
             print(time_table(found, seconds=on_gpu).splitlines()[-1], file=sys.stderr, flush=True)
@@ -181,7 +183,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "product": product,
         "copy": copy,
         "errors": errors,
-        "weights": {side: sum(weight.nbytes for weight in bench.weights(side)) for side in bench.sides},
+        "weights": {name: sum(weight.nbytes for weight in models.weights(name)) for name in models.with_weights},
         "rows": [dataclasses.asdict(row) for row in measured],
     }
 

@@ -17,34 +17,34 @@ def markdown(rows: Sequence[Sequence[Any]], *head: str) -> str:
 
 
 def time_table(measured: list[Measured], seconds: bool) -> str:
-    """Medians by row and side, each with its ratio to the row's base; `seconds`: with the times themselves."""
+    """Medians by row and variant, each with its ratio to the row's base; `seconds`: with the times themselves."""
 
     def cell(value: float, base: float) -> str:
         ratio = f"{value / base:.2f}"
         return f"{_short(value)} ({ratio})" if seconds else ratio
 
-    def line(row: dict[str, Measured], sides: list[str]) -> list[str]:
+    def line(row: dict[str, Measured], variants: list[str]) -> list[str]:
         base = _base(row).median
         floors = [one.floor for one in row.values() if one.floor]
-        cells = [cell(row[side].median, base) if side in row else "" for side in sides]
+        cells = [cell(row[variant].median, base) if variant in row else "" for variant in variants]
         return [*cells, cell(floors[0], base) if floors else ""]
 
-    # Each row's ratios are to the first of these sides that it has.
-    bases = ", else ".join(side for side in BASES if any(one.side == side for one in measured))
+    # Each row's ratios are to the first of these variants that it has.
+    bases = ", else ".join(variant for variant in BASES if any(one.variant == variant for one in measured))
     title = f"seconds (over those of {bases})" if seconds else f"time over that of {bases}"
     return _table(measured, title, line, "floor of ours, by its arithmetic")
 
 
 def memory_table(measured: list[Measured]) -> str:
-    """Peak memory by row and side, weights included."""
+    """Peak memory by row and variant, weights included."""
 
-    def line(row: dict[str, Measured], sides: list[str]) -> list[str]:
+    def line(row: dict[str, Measured], variants: list[str]) -> list[str]:
         base = _base(row).peak
         return [
-            f"{row[side].peak / 1e9:.2f} ({row[side].peak / base:.2f})"
-            if side in row and row[side].peak and base
+            f"{row[variant].peak / 1e9:.2f} ({row[variant].peak / base:.2f})"
+            if variant in row and row[variant].peak and base
             else ""
-            for side in sides
+            for variant in variants
         ]
 
     return _table([one for one in measured if one.peak], "peak memory, GB", line)
@@ -53,7 +53,7 @@ def memory_table(measured: list[Measured]) -> str:
 def first_table(measured: list[Measured], seconds: bool) -> str:
     """What compiling costs, in runs of ours that are not compiled; `seconds`: with the time itself."""
     rows = []
-    plains = {one.name: one.median for one in measured if one.side == "ours"}
+    plains = {one.name: one.median for one in measured if one.variant == "ours"}
     for one in measured:
         if one.first and one.name in plains:
             plain = plains[one.name]
@@ -67,13 +67,13 @@ def growth_table(measured: list[Measured]) -> str:
     series = {name for one in measured for name in one.growth}
     rows = []
     for name in sorted(series):
-        sides = list(dict.fromkeys(one.side for one in measured if name in one.growth))
-        for side in sides:
-            part = sorted((one for one in measured if one.side == side and name in one.growth), key=_amount(name))
+        variants = list(dict.fromkeys(one.variant for one in measured if name in one.growth))
+        for variant in variants:
+            part = sorted((one for one in measured if one.variant == variant and name in one.growth), key=_amount(name))
             grown = [f"{one.growth[name]:g}: {one.median / part[0].median:.2f}" for one in part]
             if len(part) > 1:
-                rows.append((name, side, ", ".join(grown)))
-    return markdown(rows, "growth with", "side", "amount: time of the first amount's")
+                rows.append((name, variant, ", ".join(grown)))
+    return markdown(rows, "growth with", "variant", "amount: time of the first amount's")
 
 
 def _amount(series: str) -> Callable[[Measured], float]:
@@ -83,15 +83,15 @@ def _amount(series: str) -> Callable[[Measured], float]:
 def _table(
     measured: list[Measured], title: str, line: Callable[[dict[str, Measured], list[str]], list[str]], *more: str
 ) -> str:
-    sides = list(dict.fromkeys(one.side for one in measured))
+    variants = list(dict.fromkeys(one.variant for one in measured))
     rows: dict[str, dict[str, Measured]] = {}
     for one in measured:
-        rows.setdefault(one.name, {})[one.side] = one
-    return markdown([(name, *line(row, sides)) for name, row in rows.items()], title, *sides, *more)
+        rows.setdefault(one.name, {})[one.variant] = one
+    return markdown([(name, *line(row, variants)) for name, row in rows.items()], title, *variants, *more)
 
 
 def _base(row: dict[str, Measured]) -> Measured:
-    return next((row[side] for side in BASES if side in row), next(iter(row.values())))
+    return next((row[variant] for variant in BASES if variant in row), next(iter(row.values())))
 
 
 def _short(seconds: float) -> str:

@@ -3,7 +3,7 @@
     COMFYUI_PATH=... python small_model/compare.py [--only caches] [--count 40] [--model FILE]
 
 It runs the pack in a real ComfyUI inside this process, on the CPU, with the Python of an environment that ComfyUI runs
-in. The cases are those of `score.py`: combinations and phrasings that training never met.
+in. The cases are those of `cases.py`: combinations and phrasings that training never met.
 """
 
 from __future__ import annotations

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import comfy.samplers
 import torch
-import words
 import world
+from cases import make_case
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from torch import Tensor
 
@@ -103,7 +102,6 @@ class Painter:
 
 def cases(count: int) -> Iterator[tuple[str, world.Scene]]:
     """Prompts for text to image with what they ask for; combinations and phrasings that training never met."""
-    rng = Random(101)
-    scenes = [world.make_scene(rng, True) for _ in range(count)]
-    for scene in scenes:
-        yield words.caption(scene, rng, True), scene
+    for case in (make_case("paint", number) for number in range(count)):
+        assert case.scene is not None
+        yield case.prompt, case.scene

@@ -1,13 +1,13 @@
 """How good the trained stages are, on combinations and phrasings that training never met: `score.py --folder FOLDER`.
 
-It runs the pack's networks in plain torch. `benchmarks/evaluate.py shapes` scores the exported checkpoint in ComfyUI.
+It runs the cases of `cases.py` through the networks in plain torch, but for edits inside a mask.
+`evaluation/evaluate.py shapes` scores the exported checkpoint in ComfyUI.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +21,7 @@ import stage_vae
 import torch
 import words
 import world
+from cases import Case, answer_verdict, make_case, shares
 from networks import (
     TOKENS,
     Conditioner,
@@ -43,8 +44,8 @@ Scores = dict[str, float]
 class Scorer:
     """The trained stages of one folder."""
 
-    def __init__(self, folder: Path, test: bool = True) -> None:
-        self.test = test
+    def __init__(self, folder: Path, held_out: bool = True) -> None:
+        self.held_out = held_out
         self.model = stage_language.load(folder)
         self.conditioner = Conditioner(self.model)
         if (folder / "vae.safetensors").is_file():
@@ -57,13 +58,14 @@ class Scorer:
     def _texts(self, asked: list, kept: list, owner: list[int]) -> list[Tensor]:
         return self.conditioner.text([after_picture(parts) for parts in asked], kept, owner)
 
+    def _cases(self, task: str, count: int) -> list[Case]:
+        return [make_case(task, i, self.held_out) for i in range(count)]
+
     # ---- pictures
 
     def painted(self, count: int, guidance: float = 5.0, steps: int = 20) -> tuple[Scores, list[tuple[str, Tensor]]]:
         """Text to image."""
-        rng = random.Random(101)
-        scenes = [world.make_scene(rng, self.test) for _ in range(count)]
-        texts = [words.caption(scene, rng, self.test) for scene in scenes]
+        scenes, texts = zip(*((case.scene, case.prompt) for case in self._cases("paint", count)), strict=True)
         own = self._texts([prompts.text_to_image(text) for text in texts], self.blank_kept, [0] * count)
         conditions = [torch.cat((self.blank, text)) for text in own]
         pictures = self._sample(
@@ -75,22 +77,16 @@ class Scorer:
         self, count: int, text_guidance: float = 6.0, image_guidance: float = 1.5, steps: int = 20
     ) -> tuple[Scores, list]:
         """Edits, a third of each kind."""
-        rng = random.Random(102)
-        conditions, plain, sources, scenes, texts, befores, kinds = [], [], [], [], [], [], []
-        for i in range(count):
-            kind = stage_decoder.KINDS_OF_EDITS[i % 3]
-            before = world.make_scene(rng, False)
-            text, after = words.edit(before, kind, rng, self.test)
-            picture = world.draw([before])
+        conditions, plain, sources, befores = [], [], [], []
+        cases = self._cases("edit", count)
+        for case in cases:
+            picture = world.draw(case.sources)
             prefix, kept = self.conditioner.picture(picture)
-            asked, without = self._texts([prompts.about_image(text), prompts.unconditional()], kept, [0, 0])
+            asked, without = self._texts([prompts.about_image(case.prompt), prompts.unconditional()], kept, [0, 0])
             conditions.append(torch.cat((prefix[0], asked)))
             plain.append(torch.cat((prefix[0], without)))
             sources.append(stage_vae.to_latents(self.vae, picture)[0])
-            scenes.append(after)
-            texts.append(text)
             befores.append(picture[0])
-            kinds.append(kind)
 
         def branches(c: Tensor, part: list[int]) -> list[stage_decoder.Branch]:
             reference = (torch.stack([sources[i] for i in part]),)
@@ -98,15 +94,12 @@ class Scorer:
             return [(self.without_text.expand(len(c), -1, -1), ()), (image_only, reference), (c, reference)]
 
         pictures = self._sample(conditions, branches, [image_guidance, text_guidance], steps)
-        scores = self._judged("edit", pictures, scenes)
-        for kind in dict.fromkeys(kinds):
-            mine = [i for i, k in enumerate(kinds) if k == kind]
-            scores |= {
-                f"edit {kind}": self._judged("edit", [pictures[i] for i in mine], [scenes[i] for i in mine])[
-                    "edit right and kept"
-                ]
-            }
-        return scores, list(zip(texts, befores, pictures, strict=True))
+        scores = self._judged("edit", pictures, [case.scene for case in cases])
+        for kind in dict.fromkeys(case.kind for case in cases):
+            mine = [i for i, case in enumerate(cases) if case.kind == kind]
+            judged = self._judged("edit", [pictures[i] for i in mine], [cases[i].scene for i in mine])
+            scores |= {f"edit {kind}": judged["edit right and kept"]}
+        return scores, [(case.prompt, *pair) for case, *pair in zip(cases, befores, pictures, strict=True)]
 
     def _sample(self, conditions: list[Tensor], branches: Callable, scales: list[float], steps: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(7)
@@ -140,32 +133,18 @@ class Scorer:
     # ---- words
 
     def answered(self, count: int) -> tuple[Scores, list[tuple[str, str, str]]]:
-        """Questions of every kind, the description, and the second question of a chat, word for word."""
-        rng, right, shown = random.Random(103), {}, []
-        for i in range(count):
-            scene = world.make_scene(rng, self.test, 1 + i % 2)
-            seen, *_ = see(self.model, patches(world.draw([scene]), False), torch.arange(TOKENS)[None])
-            for kind in words.kinds_of_questions(scene):
-                question, answer = words.ask(scene, kind, rng, self.test)
-                said = self.write(seen, prompts.question(question, 1))
-                right.setdefault(kind, []).append(said == answer)
-                shown.append((question, answer, said))
-            if len(scene.shapes) == 2:
-                question, first = words.ask(scene, "side", rng, self.test)
-                said = self.write(seen, prompts.question(question, 1))
-                again = rng.choice(words.NEW_FOLLOW_UPS if self.test else words.FOLLOW_UPS)
-                turns = [
-                    *prompts.question(question, 1),
-                    *prompts.answer_start(),
-                    said,
-                    *prompts.answer_end(),
-                    *prompts.user_turn([again]),
-                ]
-                second = self.write(seen, turns)
-                answer = next(shape.colour for shape in scene.shapes if shape.kind == first)
-                right.setdefault("chat", []).append(second == answer)
-                shown.append((f"{question} {said} {again}", answer, second))
-        return {f"ask {kind}": _share(values) for kind, values in right.items()}, shown
+        """Questions of every kind, descriptions, and the second question of a chat."""
+        verdicts, shown = [], []
+        for case in (case for task in ("ask", "describe", "chat") for case in self._cases(task, count)):
+            seen, *_ = see(self.model, patches(world.draw(case.sources), False), torch.arange(TOKENS)[None])
+            first, *more = case.prompt.splitlines()
+            said = self.write(seen, prompts.question(first, 1))
+            for again in more:
+                before = [*prompts.answer_start(), said, *prompts.answer_end()]
+                said = self.write(seen, [*prompts.question(first, 1), *before, *prompts.user_turn([again])])
+            verdicts.append((case, answer_verdict(case, said)[0]))
+            shown.append((case.prompt.replace("\n", " "), case.answer, said))
+        return {name: share["right"] for name, share in shares(verdicts).items()}, shown
 
     def write(self, seen: Tensor, parts: list, most: int = 20) -> str:
         """The likeliest words after a prompt about one picture."""
@@ -185,21 +164,16 @@ class Scorer:
 
     def chosen(self, count: int) -> Scores:
         """Of four pictures the one that fits a caption, by the probability of yes."""
-        rng, hits = random.Random(104), []
+        hits = []
         yes, no = (encode([word])[0] for word in ("yes", "no"))
-        for _ in range(count):
-            scene = world.make_scene(rng, self.test)
-            others = [words.edit(scene, kind, rng, self.test)[1] for kind in words.EDITS]
-            order = [scene, *others]
-            rng.shuffle(order)
-            question = words.QUESTIONS["judge"][0].format(d=words.caption(scene, rng, self.test))
-            seen, *_ = see(self.model, patches(world.draw(order), False), torch.arange(TOKENS).expand(4, -1))
+        at = torch.arange(TOKENS).expand(4, -1)
+        for case in self._cases("judge", count):
+            question = words.QUESTIONS["judge"][0].format(d=case.prompt)
+            seen, *_ = see(self.model, patches(world.draw(case.sources), False), at)
             ids = torch.tensor([encode([*prompts.question(question, 1), *prompts.answer_start()])]).expand(4, -1)
-            final, _ = states(
-                self.model, join(self.model, ids, seen), positions(torch.arange(TOKENS).expand(4, -1), ids.shape[1])
-            )
+            final, _ = states(self.model, join(self.model, ids, seen), positions(at, ids.shape[1]))
             answer = logits(self.model, final[:, -1])
-            hits.append(order[int((answer[:, yes] - answer[:, no]).argmax())] == scene)
+            hits.append(answer_verdict(case, str(int((answer[:, yes] - answer[:, no]).argmax()) + 1))[0])
         return {"judge": _share(hits)}
 
 

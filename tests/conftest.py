@@ -30,7 +30,9 @@ for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "evaluation"))
 sys.path.insert(0, str(ROOT / "tests"))
+sys.path.append(str(ROOT / "small_model"))
 
 from import_core import import_core  # noqa: E402
 

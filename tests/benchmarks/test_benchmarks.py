@@ -1,4 +1,4 @@
-"""The benchmarks run, all sides do the same, and the decoder stays as lean as it was counted."""
+"""The benchmarks run, all variants do the same, and the decoder stays as lean as it was counted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(script: str, out: Path, *options: str) -> Any:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's memory this way")
 def test_loading_takes_little_more_than_the_weights(tmp_path: Path) -> None:
     """The VAE is kept in float32, and it is a larger part of this model than of the full one."""
-    found, _ = run("loading.py", tmp_path / "memory.json", "--small", "--weight-dtype", "bf16")
+    found, _ = run("load_memory.py", tmp_path / "memory.json", "--small", "--weight-dtype", "bf16")
     vae = 2 * sum(torch.Size(shape).numel() for shape in layout.vae_shapes(SHALLOW.vae).values())
     assert found["kept"] == pytest.approx(found["file"] + vae, rel=0.1)
     assert found["peak"] < 1.1 * found["file"] + 2 * vae
@@ -35,12 +35,12 @@ def test_loading_takes_little_more_than_the_weights(tmp_path: Path) -> None:
 
 def test_run(tmp_path: Path) -> None:
     options = ["--device", "cpu", "--sizes", "64x64", "--edit-side", "64", "--steps", "2", "--tokens", "2"]
-    options += ["--repeat", "1", "--sides", "ours", "EasyCache", "LazyCache", "interval", "generate"]
+    options += ["--repeat", "1", "--variants", "ours", "EasyCache", "LazyCache", "interval", "generate"]
     options += ["--rows", "image,", "1 image", "edit", "pass", "conditions", "VAE", "load"]
     found, printed = run("run.py", tmp_path / "rows.json", *options)
     rows: dict[str, dict[str, Any]] = {}
     for row in found["rows"]:
-        rows.setdefault(row["name"], {})[row["side"]] = row
+        rows.setdefault(row["name"], {})[row["variant"]] = row
     assert list(rows) == [
         "load in a new process",
         "text to image, 64x64",
@@ -57,12 +57,12 @@ def test_run(tmp_path: Path) -> None:
     assert {"ours", "EasyCache", "LazyCache"} <= set(rows["text to image, 64x64"])
     assert {"ours", "EasyCache", "LazyCache"} <= set(rows["edit, 64x64"])
     assert set(rows["about 1 image, a token"]) == {"ours", "generate"}
-    for name, sides in rows.items():
+    for name, variants in rows.items():
         assert f"| {name} |" in printed
-        for row in sides.values():
+        for row in variants.values():
             assert min(row["seconds"]) > 0
     # Two steps are four passes: the arithmetic that was counted adds up.
-    floors = {name: sides["ours"]["floor"] for name, sides in rows.items()}
+    floors = {name: variants["ours"]["floor"] for name, variants in rows.items()}
     made = floors["both conditions of a text to image, 64x64"] + floors["VAE decode, 64x64"]
     assert floors["text to image, 64x64"] == pytest.approx(made + 4 * floors["one pass, 64x64"], rel=0.1)
     assert found["errors"] == {"answer about an image, beside generate": 0.0}

@@ -52,8 +52,9 @@ def imgedit(folder: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(picture(color))
         rows[key] = {"id": f"style/{color}.png", "prompt": f"Not {color}.", "edit_type": "style"}
-    (folder / "basic_edit.json").write_text(json.dumps(rows), encoding="utf-8")
-    return folder
+    file = folder / "basic_edit.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    return file
 
 
 def gedit(folder: Path) -> Path:
@@ -105,7 +106,7 @@ def vqa(folder: Path) -> Path:
 
 
 def jobs(folder: Path) -> Path:
-    """Every task, and three records that cannot work: an image that is none, one that is missing, half a character."""
+    """Every task, and three records that cannot work: a damaged image, a missing one, an unknown task."""
     folder.mkdir(parents=True)
     (folder / "good.png").write_bytes(picture("teal"))
     (folder / "wide.png").write_bytes(picture("black", (320, 100)))
@@ -124,6 +125,6 @@ def jobs(folder: Path) -> Path:
         {"id": "and again", "task": "question", "image": "good.png", "prompt": "What is it?", "seed": 3},
         {"id": "broken", "task": "edit", "image": "broken.png", "prompt": "Make it red."},
         {"id": "missing", "task": "edit", "image": "nowhere.png", "prompt": "Make it red."},
-        {"id": "half", "prompt": "\ud83d"},
+        {"id": "sing", "task": "sing", "prompt": "x"},
     ]
     return write_lines(folder / "jobs.jsonl", rows)

@@ -275,7 +275,7 @@ def test_what_is_delivered_starts_nothing() -> None:
 
 def test_sources_can_be_read_on_windows() -> None:
     """Tools there open them as cp1252."""
-    folders = ("nodes", "ovis_core", "scripts", "benchmarks", "tests")
+    folders = ("nodes", "ovis_core", "scripts", "benchmarks", "evaluation", "small_model", "tests")
     for file in [ROOT / "__init__.py", *(file for folder in folders for file in (ROOT / folder).rglob("*.py"))]:
         file.read_text(encoding="utf-8").encode("cp1252")
 

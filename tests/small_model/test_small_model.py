@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import words
+import world
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +21,6 @@ import demo_run
 import workspace
 from comfy_prompt import PromptRejected
 from comfy_server import ComfyServer
-from evaluation.shapes import words, world
 from helpers.graphs import load
 from helpers.paths import ROOT, comfyui_path
 from ovis_core.weights import built_in

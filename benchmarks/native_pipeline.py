@@ -1,4 +1,4 @@
-"""Our side of the benchmarks: what a workflow does, through the same functions as the nodes."""
+"""The pack's own pipeline: what a workflow does, through the same functions as the nodes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CFG, EDIT_CFG, IMAGE_CFG = 5.0, 6.0, 1.5
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageSpec:
     """One picture to be made.
 
     edit  from an image of this size and not from text alone
@@ -41,7 +41,7 @@ class Picture:
     edit: bool = False
 
 
-class Ours:
+class NativePipeline:
     """MODEL, CLIP and VAE of a release's folder, loaded onto the device."""
 
     def __init__(self, release: Path, weight_dtype: str = "default") -> None:
@@ -56,11 +56,11 @@ class Ours:
         """Wherever they are."""
         return [p for patcher in (self.model, self.clip.patcher, self.vae.patcher) for p in patcher.model.parameters()]
 
-    def image(self, picture: Picture, model: ModelPatcher | None = None, **guidance: float) -> Tensor:
+    def image(self, picture: ImageSpec, model: ModelPatcher | None = None, **guidance: float) -> Tensor:
         """From prompt to pixels (batch, height, width, 3)."""
         return self.vae.decode(self.latent(picture, model, **guidance)["samples"])
 
-    def latent(self, picture: Picture, model: ModelPatcher | None = None, **guidance: float) -> dict[str, Any]:
+    def latent(self, picture: ImageSpec, model: ModelPatcher | None = None, **guidance: float) -> dict[str, Any]:
         """LATENT of a sampling run, conditions included; `guidance` is for `OvisGuider`."""
         model = model or self.model
         if picture.edit:
@@ -72,7 +72,7 @@ class Ours:
             latent = {"samples": torch.zeros(picture.batch, 4, picture.height // 8, picture.width // 8)}
         return sample(guider, latent, 0, "euler", SCHEDULER, picture.steps, 1.0)
 
-    def conditions(self, picture: Picture) -> tuple[Any, Any]:
+    def conditions(self, picture: ImageSpec) -> tuple[Any, Any]:
         """With the prompt and without, for an image from text."""
         return conditions.text_to_image(self.clip, PROMPT, "", picture.width, picture.height)
 
@@ -97,7 +97,7 @@ class Ours:
         return run
 
 
-def noise_image(picture: Picture) -> Image.Image:
+def noise_image(picture: ImageSpec) -> Image.Image:
     """An image of noise."""
     pixels = torch.randint(0, 256, (picture.height, picture.width, 3), generator=torch.Generator().manual_seed(0))
     return Image.fromarray(pixels.to(torch.uint8).numpy())

@@ -1,4 +1,4 @@
-"""The models that take part in a run, all on one device."""
+"""The variants that are compared, all on one device: ours, ours with each speed feature, and other code."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from answering import Answer, Transformers, answer
+from native_pipeline import CFG, EDIT_CFG, IMAGE_CFG, PROMPT, ImageSpec, NativePipeline, noise_image
 from ovis_core.weights.config import OvisConfig
 from ovis_core.weights.layout import LANGUAGE
-from sides import CFG, EDIT_CFG, IMAGE_CFG, PROMPT, Ours, Picture, noise_image
 
 CACHE = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}  # the nodes' defaults
 INTERVAL = {"cfg_start": 0.1, "cfg_end": 0.7}
@@ -25,12 +25,12 @@ T = 0.7  # of a single pass
 MOST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
-class Bench:
-    """All sides.
+class Variants:
+    """The variants of a run.
 
     release    folder that `full_size.write_release` made
     reference  None, or a release's folder with the authors' code
-    wanted     names of sides
+    wanted     names of variants
     """
 
     def __init__(
@@ -43,32 +43,32 @@ class Bench:
         wanted: list[str],
     ) -> None:
         self.dtype, self.device, self.wanted = dtype, device, wanted
-        self.ours = Ours(release)
+        self.ours = NativePipeline(release)
         self.authors: Any = None
         if reference and self.wants("authors"):
             from reference import Reference
 
             self.authors = Reference(reference, release, dtype, device)
-        self.fp8: Ours | None = None
+        self.fp8: NativePipeline | None = None
         if model_management.supports_fp8_compute(device) and self.wants("fp8"):
-            self.fp8 = Ours(release, "fp8_e4m3fn_fast")
+            self.fp8 = NativePipeline(release, "fp8_e4m3fn_fast")
         weights = {key: value for key, value in load_file(release / "model.safetensors").items() if LANGUAGE in key}
         self.language_bytes = sum(value.nbytes for value in weights.values())
         self.generate = Transformers(config.language, weights, device) if self.wants("generate") else None
 
     @property
-    def sides(self) -> list[str]:
-        """Those with weights of their own."""
+    def with_weights(self) -> list[str]:
+        """The variants that have their own copy of the weights."""
         return ["ours", *(["fp8"] if self.fp8 else []), *(["authors"] if self.authors else [])]
 
-    def wants(self, side: str) -> bool:
-        """Whether a side was asked for."""
-        return side in self.wanted
+    def wants(self, variant: str) -> bool:
+        """Whether a variant was asked for."""
+        return variant in self.wanted
 
-    def makers(self) -> dict[str, Callable[[Picture], Any]]:
-        """Each side's way from prompt to pixels, the authors' aside."""
+    def makers(self) -> dict[str, Callable[[ImageSpec], Any]]:
+        """For each variant but the authors': a function from an image's spec to its pixels."""
         ours, model = self.ours, self.ours.model
-        makers: dict[str, Callable[[Picture], Any]] = {
+        makers: dict[str, Callable[[ImageSpec], Any]] = {
             "ours": ours.image,
             "compiled": partial(ours.image, model=self.compiled()),
             "EasyCache": partial(ours.image, model=EasyCacheNode.execute(model, **CACHE)[0]),
@@ -77,64 +77,64 @@ class Bench:
         }
         if self.fp8:
             makers["fp8"] = self.fp8.image
-        return {side: maker for side, maker in makers.items() if self.wants(side)}
+        return {variant: maker for variant, maker in makers.items() if self.wants(variant)}
 
     def compiled(self) -> Any:
         """MODEL through ComfyUI's TorchCompileModel."""
         return TorchCompileModel.execute(self.ours.model, "inductor")[0]
 
-    def picture(self, picture: Picture) -> Any:
-        """The authors' way from prompt to pixels."""
+    def picture(self, picture: ImageSpec) -> Any:
+        """The pixels of an image by the authors' code."""
         if picture.edit:
             return self.authors.edit(PROMPT, noise_image(picture), picture.steps, EDIT_CFG, IMAGE_CFG)
         sizes = (picture.width, picture.height, picture.batch, picture.steps)
         return self.authors.text_to_image(PROMPT, *sizes, CFG)
 
     def answers(self, images: int, tokens: int) -> dict[str, Callable[[], Answer]]:
-        """Each side's answer about so many images, of so many tokens."""
-        sides: dict[str, Callable[[], Answer]] = {"ours": partial(answer, self.ours.clip, images, tokens)}
+        """Each variant's answer about so many images, of so many tokens."""
+        variants: dict[str, Callable[[], Answer]] = {"ours": partial(answer, self.ours.clip, images, tokens)}
         if self.generate:
-            sides["generate"] = partial(self.generate.answer, self.ours.clip, images, tokens)
+            variants["generate"] = partial(self.generate.answer, self.ours.clip, images, tokens)
         if self.authors:
-            sides["authors"] = partial(self.authors.answer, images, tokens)
-        return sides
+            variants["authors"] = partial(self.authors.answer, images, tokens)
+        return variants
 
-    def only(self, side: str | None) -> None:
-        """Leaves the device to one side; None: back to all of them."""
+    def only(self, variant: str | None) -> None:
+        """Leaves the device to one variant; None: back to all of them."""
         model_management.unload_all_models()
         for name, model in (("authors", self.authors), ("generate", self.generate)):
             if model is not None:
-                model.model.to(self.device if side in (None, name) else "cpu")
-        if side != "authors":
-            (self.fp8 if side == "fp8" and self.fp8 else self.ours).load()
+                model.model.to(self.device if variant in (None, name) else "cpu")
+        if variant != "authors":
+            (self.fp8 if variant == "fp8" and self.fp8 else self.ours).load()
 
-    def weights(self, side: str) -> list[Tensor]:
-        """Of a side, wherever they are."""
-        if side == "authors":
+    def weights(self, variant: str) -> list[Tensor]:
+        """Of a variant, wherever they are."""
+        if variant == "authors":
             return self.authors.weights()
-        own = (self.fp8 if side == "fp8" and self.fp8 else self.ours).weights()
-        return own + list(self.generate.model.parameters()) if side == "generate" and self.generate else own
+        own = (self.fp8 if variant == "fp8" and self.fp8 else self.ours).weights()
+        return own + list(self.generate.model.parameters()) if variant == "generate" and self.generate else own
 
     def errors(self, tokens: int) -> dict[str, float]:
         """How far our results are from the others' on the same inputs.
 
         Of tensors the difference in parts of their size, of answers of `tokens` tokens the part of them that differs.
-        Exits where it is more than rounding does: the sides would not do the same work.
+        Exits where it is more than rounding does: the variants would not do the same work.
         """
         errors = self._tensor_errors() if self.authors else {}
         (_, ours), *others = self.answers(1, tokens).items()
         ours = ours().tokens
-        for side, other in others:
+        for variant, other in others:
             differing = sum(a != b for a, b in zip(ours, other().tokens, strict=True))
-            errors[f"answer about an image, beside {side}"] = differing / len(ours)
+            errors[f"answer about an image, beside {variant}"] = differing / len(ours)
         for what, error in errors.items():
             # Rounding may turn one token into another, and then all that follow.
             if not error <= MOST_ERROR[self.dtype] and not (what.startswith("answer") and self.dtype != torch.float32):
-                raise SystemExit(f"--reference: {what} is off by {error:.1e}; the sides do other work.")
+                raise SystemExit(f"--reference: {what} is off by {error:.1e}; they do not compute the same.")
         return errors
 
     def _tensor_errors(self) -> dict[str, float]:
-        picture = Picture(256, 192)
+        picture = ImageSpec(256, 192)
         condition = self.ours.conditions(picture)[0][0][0].to(self.device)
         x, reference = self.noise(picture), self.noise(picture)
         self.ours.load()
@@ -153,7 +153,7 @@ class Bench:
         }
         return {what: _error(*pair) for what, pair in pairs.items()}
 
-    def noise(self, picture: Picture) -> Tensor:
+    def noise(self, picture: ImageSpec) -> Tensor:
         """Latents in model space."""
         return torch.randn(picture.batch, 4, picture.height // 8, picture.width // 8).to(self.device)
 

@@ -1,6 +1,6 @@
 """How much memory it takes to load a model, beside the size of its file.
 
-    python benchmarks/loading.py --comfyui PATH
+    python benchmarks/load_memory.py --comfyui PATH
 
 Run it with the Python of that ComfyUI, on Linux. The file is a random one of full size, written for this.
 """
@@ -68,8 +68,8 @@ def load_file(comfyui: Path, file: Path, weight_dtype: str) -> tuple[int, int, f
     return measured(partial(load, open_model(file), PRECISIONS[weight_dtype]))
 
 
-def load_side(comfyui: Path, on_cpu: bool, side: str, release: Path, code: Path | None, dtype: str) -> float:
-    """Seconds to load a side of `bench.Bench` onto the device, until all of its weights are in memory there.
+def load_variant(comfyui: Path, on_cpu: bool, variant: str, release: Path, code: Path | None, dtype: str) -> float:
+    """Seconds to load a variant of `variants.Variants` onto the device, until all of its weights are in memory there.
 
     code  a release's folder with the authors' code, for theirs
     """
@@ -79,15 +79,15 @@ def load_side(comfyui: Path, on_cpu: bool, side: str, release: Path, code: Path 
 
     device = model_management.get_torch_device()
     torch.zeros(1, device=device)
-    if side == "authors":
+    if variant == "authors":
         from reference import Reference, authors
 
         authors(code, "modeling_ovis_u1")
         load: Callable[[], Any] = partial(Reference, code, release, getattr(torch, dtype), device)
     else:
-        from sides import Ours
+        from native_pipeline import NativePipeline
 
-        load = partial(Ours, release, *(["fp8_e4m3fn_fast"] if side == "fp8" else []))
+        load = partial(NativePipeline, release, *(["fp8_e4m3fn_fast"] if variant == "fp8" else []))
     from clock import now
 
     with torch.inference_mode():

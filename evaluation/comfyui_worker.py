@@ -1,0 +1,140 @@
+"""A worker: a whole ComfyUI in this process that makes what records ask."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import tempfile
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+import workspace
+from comfy_in_process import ComfyInProcess
+from console import UserError
+from record import Output, Record
+from task_graphs import ANSWER, CHOOSE, SAVE, graph
+
+# A graph in each PNG would have a folder's name in it, and equal images would not be equal files.
+OPTIONS = ("--disable-metadata", "--disable-api-nodes", "--verbose", "ERROR")
+
+
+class Setup(NamedTuple):
+    """What a worker starts with; identity: the `run_folder.identity` that it must have."""
+
+    comfyui: Path
+    model: Path
+    weight_dtype: str
+    cpu: bool
+    identity: dict[str, str]
+
+
+class ComfyUIWorker:
+    """One ComfyUI with one model; a process can have one. Raises UserError if it does not start."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="ovis-u1-evaluate-", ignore_cleanup_errors=True)
+        self._base = workspace.make_base(Path(self._folder.name), workspace.ROOT, setup.comfyui)
+        models, model = self._base / "models" / "ovis_u1", setup.model
+        workspace.link_folder(*((model, models / model.name) if model.is_dir() else (model.parent, models)))
+        self._model = {"model_name": model.name, "weight_dtype": setup.weight_dtype}
+        self._comfyui = ComfyInProcess(setup.comfyui, self._base, *OPTIONS, *(["--cpu"] if setup.cpu else []))
+        import comfy.utils
+
+        import nodes
+
+        comfy.utils.PROGRESS_BAR_ENABLED = False  # the driver shows one for all records
+        if "OvisU1Loader" not in nodes.NODE_CLASS_MAPPINGS:
+            raise UserError("ComfyUI did not load the pack; start ComfyUI itself to see why")
+        nodes.NODE_CLASS_MAPPINGS[CHOOSE] = _choose_node(nodes.NODE_CLASS_MAPPINGS["OvisU1Loader"])
+
+    def ready(self) -> None:
+        """Returns once the worker has started."""
+
+    def run(self, work: Record, seeds: Sequence[int]) -> Output:
+        """Makes what is asked, with an image for each seed; if anything goes wrong, the answer is an `error`."""
+        try:
+            return self._run(work, seeds)
+        except Exception as error:
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            return Output(error=kind + " ".join(str(error).split()))
+
+    def _run(self, work: Record, seeds: Sequence[int]) -> Output:
+        names = [f"source_{i}" for i in range(len(work.images))]
+        for name, data in zip(names, _checked(work.images), strict=True):
+            (self._base / "input" / name).write_bytes(data)
+        images: list[bytes] = []
+        text, chances, seconds = None, (), 0.0
+        for seed in seeds:
+            outputs, taken = self._comfyui.run(graph(work, self._model, names, seed, uuid.uuid4().hex))
+            seconds += taken
+            for saved in outputs.get(SAVE, {}).get("images", ()):
+                file = self._base / "output" / saved["subfolder"] / saved["filename"]
+                images.append(file.read_bytes())
+                file.unlink()
+            text = next(iter(outputs.get(ANSWER, {}).get("text", ())), None)
+        if work.task == "choice":
+            chances = tuple(json.loads(text))
+            text = work.choices[max(range(len(chances)), key=chances.__getitem__)]
+        return Output((_grid(images),) if work.grid else tuple(images), text, chances, seconds)
+
+
+def _choose_node(loader: type) -> type:
+    """A node class: the probability of each choice, by the pack that ComfyUI loaded."""
+    pack = loader.__module__.removesuffix(".nodes.load")
+    choose = importlib.import_module(f"{pack}.ovis_core.native.understanding").choose
+
+    class Choose:
+        RETURN_TYPES, OUTPUT_NODE, FUNCTION, CATEGORY = (), True, "answer", "Ovis-U1"
+
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:
+            words = {name: ("STRING", {}) for name in ("prompt", "choices", "name")}
+            return {"required": {"clip": ("CLIP",), "image": ("IMAGE",), **words}}
+
+        def answer(self, clip: Any, image: Any, prompt: str, choices: str, name: str) -> dict[str, Any]:
+            return {"ui": {"text": [json.dumps(choose(clip, image, prompt, json.loads(choices)))]}}
+
+    return Choose
+
+
+def _checked(files: Sequence[bytes]) -> list[bytes]:
+    """Pictures that ComfyUI can take: several are put on white of one size, as a batch must have it.
+
+    Raises UserError if one is damaged: ComfyUI would paint the rest of it grey.
+    """
+    try:
+        pictures = [Image.open(io.BytesIO(file)) for file in files]
+        for picture in pictures:
+            picture.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"its image is damaged: {error}") from error
+    if len(pictures) < 2:
+        return list(files)
+    size = tuple(map(max, zip(*(picture.size for picture in pictures), strict=True)))
+    made = []
+    for picture in pictures:
+        canvas = Image.new("RGB", size, "white")
+        canvas.paste(picture.convert("RGB"), tuple((a - b) // 2 for a, b in zip(size, picture.size, strict=True)))
+        made.append(_png(canvas))
+    return made
+
+
+def _grid(files: Sequence[bytes]) -> bytes:
+    """Images of one size, two by two."""
+    pictures = [Image.open(io.BytesIO(file)) for file in files]
+    width, height = pictures[0].size
+    grid = Image.new("RGB", (2 * width, (len(pictures) + 1) // 2 * height))
+    for i, picture in enumerate(pictures):
+        grid.paste(picture, (i % 2 * width, i // 2 * height))
+    return _png(grid)
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=4)
+    return file.getvalue()

@@ -1,0 +1,80 @@
+"""A run: which records are still to be made, and the making."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from console import UserError
+from record import LoadedRecord, Output, Record, Settings
+from run_folder import RunFolder
+from workers import InProcess, RayActors
+
+
+@dataclass
+class Driver:
+    """Records in order, the settings of each task, and the seed that the seeds of all records follow from."""
+
+    folder: RunFolder
+    records: Sequence[Record]
+    settings: Settings
+    seed: int
+
+    def pending(self, retry_failed: bool) -> list[Record]:
+        """The records that are to be made. Raises UserError if one is not what it was when it was made."""
+        return [record for record in self.records if not self._is_done(record, retry_failed)]
+
+    def _is_done(self, record: Record, retry_failed: bool) -> bool:
+        result = self.folder.results.get(record.id)
+        if result is None or "error" in result:
+            return result is not None and not retry_failed
+        try:
+            if record.load(self.settings, self.seed).asked == result["asked"]:
+                return self.folder.is_whole(result)
+        except (OSError, ValueError):
+            pass  # a picture that is gone has changed, too
+        changed = f"record {record.id!r} is not what it was when it was made (prompt, settings or pictures)"
+        raise UserError(f"--data: {changed}; restore it, or name another folder for --out")
+
+    def make(self, pending: Sequence[Record], workers: InProcess | RayActors, title: str) -> dict[str, Any]:
+        """Makes what is pending; answers rates. scheduling_ms is the median of the time outside of ComfyUI."""
+        before, begun, outside = len(self.records) - len(pending), time.monotonic(), []
+        with tqdm(total=len(self.records), initial=before, desc=title, unit="record", mininterval=1.0) as bar:
+            for task, made in workers.run(self._loaded(pending, bar)):
+                self._keep(task.record, made, bar, task)
+                outside.append(time.monotonic() - task.begun - made.seconds)
+        seconds = time.monotonic() - begun
+        return {
+            "workers": workers.count,
+            "made_now": len(pending),
+            "records_a_second": round(len(pending) / seconds, 4),
+            "scheduling_ms": round(1e3 * statistics.median(outside or [0.0]), 1),
+        }
+
+    def _loaded(self, pending: Sequence[Record], bar: tqdm) -> Iterator[LoadedRecord]:
+        """Each record with its pictures, which are read when a worker takes it."""
+        for record in pending:
+            try:
+                yield record.load(self.settings, self.seed)
+            except (OSError, ValueError) as error:
+                self._keep(record, Output(error=record.wrong or f"its image cannot be read: {error}"), bar)
+
+    def _keep(self, record: Record, made: Output, bar: tqdm, task: LoadedRecord | None = None) -> None:
+        result: dict[str, Any] = {"id": record.id, "seconds": round(made.seconds, 3)}
+        files: dict[str, bytes] = {}
+        if made.error or task is None:
+            result["error"] = made.error
+        else:
+            result |= {"asked": task.asked, **({"seeds": task.seeds} if made.images else {})}
+            if made.text is not None:
+                result["answer"] = made.text
+            if made.chances:
+                result["chances"] = dict(zip(record.choices, (round(c, 6) for c in made.chances), strict=True))
+            files = {**task.beside, **dict(zip(record.files, made.images, strict=True))}
+        self.folder.keep(result, files)
+        bar.update()

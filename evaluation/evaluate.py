@@ -1,0 +1,127 @@
+"""Runs a benchmark of the report, or any batch of jobs: makes what the official scorers read.
+
+    python evaluation/evaluate.py NAME --comfyui PATH --model PATH --data PATH --out DIR [--workers N]
+    python evaluation/evaluate.py shapes --comfyui PATH --out DIR      the small model's cases, scored here
+
+Run it with the Python of that ComfyUI. Started again it resumes; docs/evaluation.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+import report
+import workspace
+from comfyui_worker import Setup
+from console import Ticker, UserError, guarded
+from demo_run import find_device
+from driver import Driver
+from import_core import import_core
+from run_folder import identity, open_run
+from suites import SUITES, image_size
+from workers import InProcess, RayActors
+
+OWN = ("steps", "txt_cfg", "img_cfg", "max_new_tokens")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    line = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    line.add_argument("name", choices=list(SUITES))
+    comfyui = os.environ.get("COMFYUI_PATH")
+    line.add_argument("--comfyui", type=Path, default=comfyui, required=not comfyui, help="folder of a ComfyUI")
+    line.add_argument("--data", type=Path, help="the benchmark's records; docs/evaluation.md names them")
+    line.add_argument("--out", type=Path, required=True, help="folder for the run")
+    line.add_argument("--model", type=Path, help="folder of a release, or a file (default: the built-in model)")
+    line.add_argument("--weight-dtype", default="default", help="as in Ovis-U1 Load Model")
+    line.add_argument("--limit", type=int, help="only the first records; of shapes, cases of each task")
+    line.add_argument("--seed", type=int, default=0, help="the seeds of all records follow from it")
+    line.add_argument("--workers", type=int, default=1, help="more than one run on Ray")
+    line.add_argument("--retry-failed", action="store_true", help="try failed records again")
+    line.add_argument("--cpu", action="store_true", help="run on the CPU even if there is a GPU")
+    own = line.add_argument_group("settings that replace the report's")
+    own.add_argument("--size", type=image_size, default={}, help="of images, such as 1024x768; multiples of 16")
+    own.add_argument("--steps", type=int, help="instead of 50")
+    own.add_argument("--txt-cfg", type=float, help="instead of 5, and of 6 for edits")
+    own.add_argument("--img-cfg", type=float, help="of edits, instead of 1.5")
+    own.add_argument("--max-new-tokens", type=int, help="of answers in words, instead of 512")
+    args = line.parse_args()
+    if (args.data is None) != (args.name == "shapes"):
+        line.error(f"--data: {args.name} {'needs it' if args.data is None else 'makes its own cases; leave it out'}")
+    for name in ("comfyui", "model", "data", "out"):
+        setattr(args, name, getattr(args, name) and getattr(args, name).expanduser().resolve())
+    return args
+
+
+def main() -> int:
+    """Reads the data, makes what is missing, scores it and shows it; the exit code, 3 if some records failed."""
+    args = arguments()
+    suite, own = SUITES[args.name], dict(args.size)
+    own |= {name: value for name in OWN if (value := getattr(args, name)) is not None}
+    if unknown := own.keys() - {name for settings in suite.settings.values() for name in settings}:
+        raise UserError(f"--{min(unknown).replace('_', '-')}: {args.name} has no such setting; leave it out")
+    settings = {task: {name: own.get(name, usual[name]) for name in usual} for task, usual in suite.settings.items()}
+    model = checked_model(args.model, args.weight_dtype)
+    records = suite.records(args.data)
+    with Ticker("reading the weights for their hash"):
+        here = identity(args.comfyui, model)
+    made_of = {"benchmark": args.name, "seed": args.seed, "settings": settings, "weight_dtype": args.weight_dtype}
+    with open_run(args.out, {**made_of, "identity": here}) as folder:
+        each = len(suite.settings) if args.name == "shapes" else 1  # --limit counts cases of each task
+        driver = Driver(folder, records[: args.limit and args.limit * each], settings, args.seed)
+        folder.need_only({record.id for record in records})
+        pending, timing = driver.pending(args.retry_failed), {}
+        if pending:
+            cpu = args.cpu or find_device()[0] == "cpu"
+            setup = Setup(args.comfyui, model, args.weight_dtype, cpu, here)
+            with Ticker("starting ComfyUI"):
+                workers = RayActors(setup, args.workers) if args.workers > 1 else InProcess(setup)
+            timing = driver.make(pending, workers, args.name)
+        results = {record.id: folder.results[record.id] for record in driver.records if record.id in folder.results}
+        failed = {name: result["error"] for name, result in results.items() if "error" in result}
+        summary, verdicts = {"records": len(results), "failed": len(failed), **timing, "scores": {}}, {}
+        if args.name == "vqa":
+            folder.write("predictions.tsv", report.predictions(driver.records, results).encode())
+            summary["scores"] = report.answer_scores(driver.records, results)
+        if args.name == "shapes":
+            verdicts, summary["scores"] = report.shapes_scores(folder.path, driver.records, results)
+        folder.write("summary.json", json.dumps(summary, indent=2).encode())
+        page = report.contact_sheet(json.dumps(folder.made_of), driver.records, results, verdicts)
+        folder.write("index.html", page.encode())
+    print(f"{len(results) - len(failed)} of {len(results)} records are in {args.out}, to look through: index.html")
+    for name, share in summary["scores"].items():
+        print(f"{name:<20}{share['right']:>7.1%} of {share['cases']}")
+    for name, error in failed.items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    return 3 if failed else 0
+
+
+def checked_model(model: Path | None, weight_dtype: str) -> Path:
+    """The model, of which headers are read; by default the built-in one. Raises UserError if it cannot be loaded."""
+    import_core()
+    from ovis_core.weights import built_in
+    from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.precision import PRECISIONS
+    from ovis_core.weights.safetensors_file import CheckpointError
+
+    if weight_dtype not in PRECISIONS:
+        raise UserError(f"--weight-dtype: expected one of {', '.join(PRECISIONS)}, got {weight_dtype!r}")
+    try:
+        if model in (None, built_in.FILE) and built_in.is_there():
+            model = built_in.unpack(workspace.home() / "built_in")
+        if not model or not model.exists():
+            raise UserError(f"--model: {model or built_in.FILE.name} does not exist; name a release's folder or a file")
+        open_model(model)
+    except CheckpointError as error:
+        raise UserError(f"--model: {error}") from error
+    return model
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

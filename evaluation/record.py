@@ -1,0 +1,116 @@
+"""A record of a benchmark, with the settings of the report, and what a worker made of it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SEED_BYTES = 6  # a page's JavaScript holds no larger number exactly
+_SAMPLING = {"steps": 50, "negative_prompt": "", "sampler_name": "euler", "scheduler": "ovis_u1"}
+
+Settings = Mapping[str, Mapping[str, Any]]
+"""For each task the inputs of its nodes."""
+
+REPORT: Settings = {
+    "image": {"width": 1024, "height": 1024, "txt_cfg": 5.0, **_SAMPLING},
+    "edit": {"megapixels": 0.0, "txt_cfg": 6.0, "img_cfg": 1.5, **_SAMPLING},
+    "question": {"max_new_tokens": 512, "thinking": False},
+    "choice": {},
+}
+"""The settings of the report."""
+
+Source = Path | bytes | str
+"""A picture: the path of its file, the file's bytes, or these in base64."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one record asks, and where its results go.
+
+    id        unique in its benchmark
+    task      one of `task_graphs.TASKS`
+    prompt    prompt, instruction or question
+    images    the pictures that go in
+    files     names in the run's folder for what is made, one for each image
+    beside    name -> a file that is written beside them unchanged
+    settings  those that differ from the run's
+    seed      of the first image; None derives one from the run's seed and the id
+    samples   how many images are made
+    grid      all images go into one file, two by two
+    choices   the answers to choose from
+    row       what the benchmark says of it, for scorers
+    wrong     why the record cannot be run; it counts as failed
+    """
+
+    id: str
+    task: str
+    prompt: str
+    images: tuple[Source, ...] = ()
+    files: tuple[str, ...] = ()
+    beside: Mapping[str, Source] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    samples: int = 1
+    grid: bool = False
+    choices: tuple[str, ...] = ()
+    row: Mapping[str, Any] = field(default_factory=dict)
+    wrong: str = ""
+
+    def seeds(self, seed: int) -> list[int]:
+        """A seed for each image, from the run's seed and the record alone."""
+        if self.seed is not None:
+            return [self.seed + i for i in range(self.samples)]
+        drawn = (hashlib.sha256(f"{seed}/{self.id}/{i}".encode()).digest() for i in range(self.samples))
+        return [int.from_bytes(digest[:SEED_BYTES], "big") for digest in drawn]
+
+    def load(self, settings: Settings, seed: int) -> LoadedRecord:
+        """Reads the pictures. Raises OSError or ValueError if one cannot be read, or the record is wrong."""
+        if self.wrong:
+            raise ValueError(self.wrong)
+        begun = time.monotonic()
+        images, beside = tuple(map(read, self.images)), {name: read(source) for name, source in self.beside.items()}
+        merged, seeds = {**settings[self.task], **self.settings}, self.seeds(seed)
+        words = json.dumps([self.task, self.prompt, merged, seeds, self.grid, self.choices, *beside], sort_keys=True)
+        asked = sha256("".join(map(sha256, (words.encode(), *images, *beside.values()))).encode())
+        work = replace(self, images=images, settings=merged, beside={}, row={})
+        return LoadedRecord(self, work, seeds, beside, asked, begun)
+
+
+class LoadedRecord(NamedTuple):
+    """A record with everything read: what a worker needs, a hash of all that results follow from, when it began."""
+
+    record: Record
+    work: Record
+    seeds: list[int]
+    beside: dict[str, bytes]
+    asked: str
+    begun: float
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a worker made: PNG files' bytes, an answer, the probability of each choice, or why there is nothing."""
+
+    images: tuple[bytes, ...] = ()
+    text: str | None = None
+    chances: tuple[float, ...] = ()
+    seconds: float = 0.0
+    error: str = ""
+
+
+def read(source: Source) -> bytes:
+    """A picture's file. Raises OSError, or ValueError for invalid base64."""
+    if isinstance(source, str):
+        return base64.b64decode(source)
+    return source if isinstance(source, bytes) else source.read_bytes()
+
+
+def sha256(data: bytes) -> str:
+    """As hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,204 @@
+"""The benchmarks by name: how each one's data becomes records. A wrong row raises ValueError and fails alone."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import string
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import workspace
+from console import UserError
+from data_files import DataRow, Rows, json_lines, json_records, parquet, tab_separated, text_files
+from record import REPORT, Record, Settings, Source
+
+sys.path.append(str(workspace.ROOT / "small_model"))  # for its module `cases`
+
+SAMPLES = 4  # images a prompt, of GenEval and DPG-Bench
+REFERENCE = 64  # characters: an image column this short names another row's image
+DIRECT = "Answer with the option's letter from the given choices directly."
+JOB_KEYS = {"id", "task", "prompt", "seed", "samples"}
+KEYS_OF_TASKS = {"image": {"size"}, "edit": {"image"}, "question": {"image"}, "choice": {"image", "choices"}}
+
+
+class Suite(NamedTuple):
+    """A benchmark: what reads the rows of its data, what makes a record of a row, and its usual settings by task."""
+
+    rows: Callable[[Path], Rows]
+    record: Callable[[DataRow], Record]
+    settings: Settings
+
+    def records(self, data: Path | None) -> list[Record]:
+        """All records, wrong ones too. Raises UserError if the data as a whole cannot be used."""
+        folder = data.parent if data and data.is_file() else data
+        try:
+            records = [self._record(i, folder, *row) for i, row in enumerate(self.rows(data))]
+        except (AttributeError, LookupError, OSError, ValueError) as error:
+            raise UserError(f"--data: {data} cannot be read ({' '.join(str(error).split())})") from error
+        if all(record.wrong for record in records):
+            first = next((f"{record.id}: {record.wrong}" for record in records), f"{data} has no records")
+            raise UserError(f"--data: {first}")
+        names: dict[str, str] = {}  # ids and files, as systems that ignore case know them -> the record
+        for record in records:
+            for name in (f"id {record.id}", *record.files, *record.beside):
+                if other := names.get(name.casefold()):
+                    raise UserError(f"--data: records {other!r} and {record.id!r} have the same name; rename one")
+                names[name.casefold()] = record.id
+        return records
+
+    def _record(self, number: int, folder: Path, where: str, read: Callable[[], Any]) -> Record:
+        try:
+            values = read()
+            if not isinstance(values, dict):
+                raise ValueError("expected an object, {...}")
+            return self.record(DataRow(number, folder, values))
+        except (AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError) as error:
+            # Named by its place, because its id may be what is wrong.
+            return Record(where, next(iter(self.settings)), "", wrong=" ".join(str(error).split()))
+
+
+def geneval(row: DataRow) -> Record:
+    """{prompt, tag, ...} -> 00000/metadata.jsonl and 00000/samples/00000.png to 00003.png."""
+    number, metadata = f"{row.number:05d}", json.dumps(row.values).encode()
+    files = tuple(f"images/{number}/samples/{sample:05d}.png" for sample in range(SAMPLES))
+    beside = {f"images/{number}/metadata.jsonl": metadata}
+    return Record(number, "image", row.text("prompt"), files=files, beside=beside, samples=SAMPLES)
+
+
+def dpg(row: DataRow) -> Record:
+    """A prompt -> a grid of 2 x 2 images, named as the prompt's file."""
+    name = row.name(row.values["name"])
+    return Record(name, "image", row.text("prompt"), files=(f"images/{name}.png",), grid=True, samples=SAMPLES)
+
+
+def imgedit(row: DataRow) -> Record:
+    """{key, id, prompt} -> an image named by the key; `id` is a path in the JSON's folder or in a folder in it."""
+    name, image = row.name(row.values["key"]), row.text("id")
+    places = [folder / image for folder in (row.folder, *sorted(row.folder.iterdir()))]
+    found = next((place for place in places if place.is_file()), places[0])
+    return Record(name, "edit", row.text("prompt"), (found,), (f"images/{name}.png",))
+
+
+def gedit_rows(data: Path) -> Rows:
+    """The English records of the data set's parquet files."""
+    rows = ((where, values) for where, values in parquet(data) if values["instruction_language"] == "en")
+    return ((where, partial(dict, values)) for where, values in rows)
+
+
+def gedit(row: DataRow) -> Record:
+    """{task_type, key, instruction, ...} -> KEY.png, and its source beside it as KEY_SRCIMG.png."""
+    kind, key = row.name(row.text("task_type")), row.name(row.text("key"))
+    source = row.values["input_image_raw"]["bytes"]
+    shown = (row.values.get("input_image") or {}).get("bytes") or source
+    name = f"ovis-u1/fullset/{kind}/en/{key}"
+    beside = {f"{name}_SRCIMG.png": shown}
+    return Record(f"{kind}/{key}", "edit", row.text("instruction"), (source,), (f"{name}.png",), beside)
+
+
+def vqa_rows(data: Path) -> Rows:
+    """The rows of a TSV of VLMEvalKit; image is base64, a list of that, or the index of the row whose image it is."""
+    rows = list(tab_separated(data))
+    images = {values.get("index"): values.get("image") for _, values in rows}
+    for where, values in rows:
+        image = values.get("image") or ""
+        values["image"] = images.get(image) if len(image) <= REFERENCE else image
+        yield where, partial(dict, values)
+
+
+def vqa(row: DataRow) -> Record:
+    """A question; without options the answer is free text."""
+    values = {key: value for key, value in row.values.items() if key != "image"}
+    if None in values:
+        raise ValueError("it has more columns than the heading; put quotes around a text with tabs")
+    letters = tuple(letter for letter in string.ascii_uppercase if _filled(values.get(letter)))
+    lines = [values["hint"]] if _filled(values.get("hint")) else []
+    lines.append(row.text("question"))
+    if letters:
+        lines += [*(f"{letter}. {values[letter]}" for letter in letters), DIRECT]
+    image, path = row.values["image"], values.get("image_path")
+    if not image and not _filled(path):
+        raise ValueError("image: it is empty, or the index of a row that has no image")
+    images: tuple[Source, ...] = _listed(image) if image else row.paths([*_listed(path)])
+    task = "choice" if letters else "question"
+    return Record(row.text("index"), task, "\n".join(lines), images, choices=letters, row=values)
+
+
+def _filled(value: str | None) -> bool:
+    return value is not None and value.strip() not in ("", "nan")
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """One text, or those of a list in Python's notation."""
+    return tuple(ast.literal_eval(text)) if text.startswith("[") else (text,)
+
+
+def job(row: DataRow) -> Record:
+    """A job as docs/evaluation.md has it -> images/ID.png, or an answer among the results."""
+    values, task = row.values, row.values.get("task", "image")
+    if task not in list(REPORT):
+        raise ValueError(f"task: expected one of {', '.join(REPORT)}, got {task!r}")
+    known = REPORT[task].keys() | JOB_KEYS | KEYS_OF_TASKS[task]
+    if unknown := sorted(values.keys() - known):
+        raise ValueError(f"{task} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    name, images = row.name(values.get("id", f"{row.number:05d}")), row.paths(values.get("image", []))
+    if (task == "edit" and len(images) != 1) or (task != "image" and not images):
+        raise ValueError(f"image: {task} needs {'one' if task == 'edit' else 'at least one'}, got {len(images)}")
+    choices = tuple(map(str, values.get("choices", ())))
+    if task == "choice" and not choices:
+        raise ValueError("choices: expected a list of words")
+    settings = {key: values[key] for key in REPORT[task] if key in values}
+    settings |= image_size(str(values["size"])) if "size" in values else {}
+    samples, seed = int(values.get("samples", 1)), int(values["seed"]) if "seed" in values else None
+    names = [name] if samples == 1 else [f"{name}_{i:02d}" for i in range(samples)]
+    files = tuple(f"images/{file}.png" for file in names) if task in ("image", "edit") else ()
+    return Record(name, task, row.text("prompt"), images, files, {}, settings, seed, samples, choices=choices)
+
+
+def image_size(text: str) -> dict[str, int]:
+    """ "1024x768" -> width and height. Raises ValueError."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not found or any(int(side) % 16 for side in found.groups()):
+        raise ValueError(f"size: expected WIDTHxHEIGHT in multiples of 16 pixels, such as 1024x768, got {text!r}")
+    return {"width": int(found[1]), "height": int(found[2])}
+
+
+def shapes_rows(_: None) -> Rows:
+    """The small model's cases, round by round one of each task."""
+    from cases import COUNT, TASKS, make_case
+
+    for number in range(COUNT):
+        for task in TASKS:
+            name = f"{task}/{number:03d}"
+            yield name, partial(dict, name=name, case=make_case(task, number))
+
+
+def shapes(row: DataRow) -> Record:
+    """A case of `small_model/cases.py`."""
+    from cases import source_files
+
+    name, case = row.values["name"], row.values["case"]
+    files = (f"images/{name}.png",) if case.scene else ()
+    return Record(name, case.task, case.prompt, tuple(source_files(case)), files, row=row.values)
+
+
+SHAPES: Settings = {
+    "paint": {**REPORT["image"], "width": 128, "height": 128, "steps": 20},
+    **{task: {**REPORT["edit"], "steps": 20} for task in ("edit", "masked")},
+    **{task: {**REPORT["question"], "max_new_tokens": 24} for task in ("ask", "describe", "chat")},
+    "judge": {},
+}
+IMAGE, EDIT, CHOICE, QUESTION = ({task: REPORT[task]} for task in ("image", "edit", "choice", "question"))
+SUITES = {
+    "geneval": Suite(json_lines, geneval, IMAGE),
+    "dpg": Suite(text_files, dpg, IMAGE),
+    "imgedit": Suite(json_records, imgedit, EDIT),
+    "gedit": Suite(gedit_rows, gedit, EDIT),
+    "vqa": Suite(vqa_rows, vqa, CHOICE | QUESTION),
+    "jobs": Suite(json_lines, job, REPORT),
+    "shapes": Suite(shapes_rows, shapes, SHAPES),
+}
