@@ -31,22 +31,23 @@ def strip(painted: Path, edited: Path, prompt: str, instruction: str, question: 
     x = GAP + 2 * (TILE + GAP)
     pen.rectangle((x, GAP, x + TILE - 1, GAP + TILE - 1), fill=(255, 255, 255))
     short = len(answer) <= 12
-    font = _font(LARGE if short else SIZE)
+    letters = font(LARGE if short else SIZE)
     text = "\n".join(textwrap.wrap(answer, COLUMNS)[:15])
-    left, top, right, bottom = pen.multiline_textbbox((0, 0), text, font=font)
+    left, top, right, bottom = pen.multiline_textbbox((0, 0), text, font=letters)
     at = (x + (TILE - right - left) / 2, GAP + (TILE - bottom - top) / 2)
-    pen.multiline_text(at, text, fill=INK, font=font)
+    pen.multiline_text(at, text, fill=INK, font=letters)
     _write(pen, x, "Ask", question)
     return page
 
 
 def _write(pen: ImageDraw.ImageDraw, x: int, label: str, words: str) -> None:
     y = GAP + TILE + 8
-    pen.text((x, y), label, fill=SOFT, font=_font(SIZE))
-    pen.multiline_text((x, y + 22), "\n".join(textwrap.wrap(words, COLUMNS)[:3]), fill=INK, font=_font(SIZE))
+    pen.text((x, y), label, fill=SOFT, font=font(SIZE))
+    pen.multiline_text((x, y + 22), "\n".join(textwrap.wrap(words, COLUMNS)[:3]), fill=INK, font=font(SIZE))
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own font, of about so many pixels."""
     try:
         return ImageFont.load_default(size)
     except (TypeError, OSError):  # an older Pillow, or one without FreeType, has one size

@@ -189,7 +189,7 @@ def conversation(scene: Scene, turns: int, rng: Random) -> list[tuple[str, str]]
     """Questions with their answers; some look back at the answer before."""
     made: list[tuple[str, str]] = []
     # Of two shapes the one that is named must be found, which is learned last.
-    kinds = kinds_of_questions(scene) + ["colour"] * 4 * (len(scene.shapes) - 1)
+    kinds = kinds_of_questions(scene) + ["colour", "colour", "describe", "describe"] * (len(scene.shapes) - 1)
     while len(made) < turns:
         kind = rng.choice(kinds)
         made.append(ask(scene, kind, rng))

@@ -1,0 +1,236 @@
+"""Makes the pictures of the template browser, `workflows/*.jpg`, by running each workflow on the small model.
+
+    python small_model/cards.py --comfyui PATH
+
+with the Python of that ComfyUI. Workflows for which the small model knows too little keep the pictures that they have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "scripts")]
+sys.path.append(str(HERE))
+
+import torch
+import world
+from PIL import Image, ImageDraw
+from world import Scene, Shape
+
+import workspace
+from comfy_server import ComfyServer
+from demo_run import Demo, image_of, put, text_of, workflow_of
+from demo_strip import INK, PAGE, SOFT, font
+from import_core import import_core
+from workflow_api import TITLES, WORKFLOWS, to_api
+
+SIDE, GAP = 640, 24
+SOURCE = Scene("white", (Shape("square", "blue", "", "", 64, 64, 30),))
+Tile = tuple[Image.Image, str]
+
+
+class Runner:
+    """A running ComfyUI with the pack and the small model."""
+
+    def __init__(self, server: ComfyServer, folder: Path, model: str) -> None:
+        self.server, self.folder, self.info = server, folder, server.object_info()
+        self.demo = Demo(model, side=world.SIDE, steps=20, seed=1)
+
+    def load(self, name: str) -> dict[str, Any]:
+        """One of the workflows, set to the small model."""
+        workflow = workflow_of(name, self.demo)
+        put(workflow, "PrimitiveInt", 0, world.SIDE)
+        put(workflow, "OvisU1Understand", 2, 24)
+        return workflow
+
+    def upload(self, workflow: dict[str, Any], image: Image.Image) -> None:
+        """Takes an image as the source."""
+        file = self.folder / "source.png"
+        image.save(file)
+        put(workflow, "LoadImage", 0, self.server.upload(file))
+
+    def run(self, workflow: dict[str, Any]) -> Any:
+        """The result of a workflow."""
+        return self.server.run(to_api(workflow, self.info), timeout=None)
+
+    def image(self, result: Any) -> Image.Image:
+        """What it saved."""
+        return Image.open(io.BytesIO(image_of(self.server, result))).convert("RGB")
+
+    def shown(self, result: Any) -> list[Image.Image]:
+        """What it previewed."""
+        entries = [entry for output in result.outputs.values() for entry in output.get("images", [])]
+        return [
+            Image.open(io.BytesIO(self.server.image(entry))).convert("RGB")
+            for entry in entries
+            if entry.get("type") == "temp"
+        ]
+
+
+def drawn(scene: Scene, mask: torch.Tensor | None = None) -> Image.Image:
+    """A scene's picture; a mask (128, 128) becomes transparent."""
+    pixels = (world.draw([scene])[0].permute(1, 2, 0) * 255).round().byte()
+    if mask is not None:
+        pixels = torch.cat((pixels, torch.where(mask, 0, 255).byte()[..., None]), 2)
+    return Image.fromarray(pixels.numpy())
+
+
+def text_to_image(run: Runner) -> list[Tile]:
+    """A prompt and its picture."""
+    prompt = "a red circle on a yellow background"
+    workflow = run.load("text_to_image")
+    put(workflow, "OvisU1TextEncode", 0, prompt)
+    return [(run.image(run.run(workflow)), prompt)]
+
+
+def edit(run: Runner) -> list[Tile]:
+    """A source and its edit."""
+    workflow = run.load("edit")
+    run.upload(workflow, drawn(SOURCE))
+    put(workflow, "OvisU1EditEncode", 0, "make the square red")
+    return [(drawn(SOURCE), ""), (run.image(run.run(workflow)), "make the square red")]
+
+
+def edit_masked(run: Runner) -> list[Tile]:
+    """A source with a mask, and its edit."""
+    mask = torch.zeros(world.SIDE, world.SIDE, dtype=torch.bool)
+    mask[26:102, 26:102] = True
+    workflow = run.load("edit_masked")
+    run.upload(workflow, drawn(SOURCE, mask))
+    put(workflow, "OvisU1EditEncode", 0, "make it purple")
+    source = drawn(SOURCE)
+    ImageDraw.Draw(source).rectangle((26, 26, 102, 102), outline=(120, 120, 114))
+    return [(source, "the mask"), (run.image(run.run(workflow)), "make it purple")]
+
+
+def edit_chain(run: Runner) -> list[Tile]:
+    """A source and two edits, one after the other."""
+    words = ["make the square green", "change the background to black"]
+    workflow = run.load("edit_chain")
+    run.upload(workflow, drawn(SOURCE))
+    for node, text in zip((n for n in workflow["nodes"] if n["type"] == "OvisU1EditEncode"), words, strict=True):
+        node["widgets_values"][0] = text
+    result = run.run(workflow)
+    return [(drawn(SOURCE), ""), (run.shown(result)[-1], words[0]), (run.image(result), words[1])]
+
+
+def understand(run: Runner) -> list[Tile]:
+    """A picture with a question and its answer."""
+    workflow = run.load("understand")
+    run.upload(workflow, drawn(SOURCE))
+    put(workflow, "OvisU1Understand", 0, "Describe this image.")
+    return [(drawn(SOURCE), f"Describe this image. - {text_of(run.run(workflow))}")]
+
+
+def chat(run: Runner) -> list[Tile]:
+    """Two questions about a picture."""
+    pair = Scene(
+        "black",
+        (
+            Shape("circle", "yellow", "small", "on the left", 33, 60, 22),
+            Shape("square", "red", "small", "", 95, 70, 22),
+        ),
+    )
+    questions = ["Which shape is on the left?", "What color is it?"]
+    workflow = run.load("chat")
+    run.upload(workflow, drawn(pair))
+    for node, text in zip((n for n in workflow["nodes"] if n["type"] == "OvisU1Understand"), questions, strict=True):
+        node["widgets_values"][0] = text
+    outputs = run.run(workflow).outputs
+    answers = [str(text).strip() for _, output in sorted(outputs.items()) for text in output.get("text", [])]
+    said = "  ".join(f"{question} - {answer}" for question, answer in zip(questions, answers, strict=False))
+    return [(drawn(pair), said)]
+
+
+def describe_and_redraw(run: Runner) -> list[Tile]:
+    """A picture, and what is painted by its description."""
+    workflow = run.load("describe_and_redraw")
+    run.upload(workflow, drawn(SOURCE))
+    put(workflow, "OvisU1Understand", 0, "Describe this image.")
+    result = run.run(workflow)
+    return [(drawn(SOURCE), "described:"), (run.image(result), text_of(result))]
+
+
+def pick_the_best(run: Runner) -> list[Tile]:
+    """Four pictures and the one that was chosen."""
+    prompt = "a small orange triangle on a blue background"
+    workflow = run.load("pick_the_best")
+    put(workflow, "PrimitiveStringMultiline", 0, prompt)
+    result = run.run(workflow)
+    return [*((image, "") for image in run.shown(result)[:4]), (run.image(result), f"the best: {prompt}")]
+
+
+CARDS: dict[str, Callable[[Runner], list[Tile]]] = {
+    function.__name__: function
+    for function in (
+        text_to_image,
+        edit,
+        edit_masked,
+        edit_chain,
+        understand,
+        chat,
+        describe_and_redraw,
+        pick_the_best,
+    )
+}
+
+
+def card(tiles: list[Tile]) -> Image.Image:
+    """One or two rows of pictures with words under them."""
+    page = Image.new("RGB", (SIDE, SIDE), PAGE)
+    pen = ImageDraw.Draw(page)
+    if len(tiles) == 5:  # four small ones and the one that was chosen
+        small = (SIDE - 5 * GAP) // 4
+        for i, (image, _) in enumerate(tiles[:4]):
+            page.paste(image.resize((small, small), Image.Resampling.LANCZOS), (GAP + i * (small + GAP), GAP))
+        _tile(page, pen, tiles[4], (SIDE - 330) // 2, small + 2 * GAP, 330)
+        return page
+    columns = min(len(tiles), 3)
+    side = min(440, (SIDE - (columns + 1) * GAP) // columns)
+    x = (SIDE - columns * side - (columns - 1) * GAP) // 2
+    y = GAP * 2 if columns == 1 else (SIDE - side - 90) // 2
+    for i, tile in enumerate(tiles):
+        _tile(page, pen, tile, x + i * (side + GAP), y, side)
+    return page
+
+
+def _tile(page: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, x: int, y: int, side: int) -> None:
+    image, words = tile
+    page.paste(image.resize((side, side), Image.Resampling.LANCZOS), (x, y))
+    pen.rectangle((x, y, x + side - 1, y + side - 1), outline=SOFT)
+    size = 24 if side > 250 else 20
+    lines = textwrap.wrap(words, max(10, int(side / size * 1.9)))
+    pen.multiline_text((x, y + side + 10), "\n".join(lines), fill=INK, font=font(size), spacing=6)
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--comfyui", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=WORKFLOWS, help="folder for the pictures")
+    args = parser.parse_args()
+    import_core()
+    from ovis_core.weights import built_in
+
+    with tempfile.TemporaryDirectory() as folder:
+        base = workspace.make_base(Path(folder) / "base", workspace.ROOT, args.comfyui)
+        with ComfyServer(args.comfyui, base, ["--cpu"]) as server:
+            run = Runner(server, Path(folder), built_in.NAME)
+            for name, make in CARDS.items():
+                file = args.out / f"{TITLES[name]}.jpg"
+                tiles = make(run)
+                card(tiles).save(file, quality=88)
+                print(file.name, [words for _, words in tiles])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
