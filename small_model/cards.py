@@ -145,8 +145,9 @@ def chat(run: Runner) -> list[Tile]:
     for node, text in zip((n for n in workflow["nodes"] if n["type"] == "OvisU1Understand"), questions, strict=True):
         node["widgets_values"][0] = text
     outputs = run.run(workflow).outputs
-    answers = [str(text).strip() for _, output in sorted(outputs.items()) for text in output.get("text", [])]
-    said = "  ".join(f"{question} - {answer}" for question, answer in zip(questions, answers, strict=False))
+    nodes = [str(node["id"]) for node in workflow["nodes"] if node["type"] == "PreviewAny"]
+    answers = [str(outputs[node]["text"][0]).strip() for node in nodes]
+    said = "  ".join(f"{question} - {answer}" for question, answer in zip(questions, answers, strict=True))
     return [(drawn(pair), said)]
 
 
