@@ -24,15 +24,17 @@ PAGE = 4096  # bytes that come to memory together
 def main() -> None:
     """Writes a file and loads it, each in a process of its own."""
     line = parser(__doc__.split("\n")[0])
-    line.add_argument("--small", action="store_true", help="a model of few layers")
-    line.add_argument("--weight-dtype", default="default", help="as of the loader node")
+    line.add_argument("--small", action="store_true", help="a small model: fewer layers")
+    line.add_argument("--weight-dtype", default="default", help="as in Ovis-U1 Load Model")
     args = parse(line)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "random.safetensors"
         alone(write, args.comfyui, args.small, file)
         peak, kept, seconds = alone(load_file, args.comfyui, file, args.weight_dtype)
         size = file.stat().st_size
-    print("| weight_dtype | file, GB | most memory while loading, GB | of the file | afterwards, GB | seconds |")
+    print(
+        "| weight_dtype | file, GB | most memory while loading, GB | relative to the file | afterwards, GB | seconds |"
+    )
     print("|---|---|---|---|---|---|")
     numbers = f"{size / 1e9:.2f} | {peak / 1e9:.2f} | {peak / size:.0%} | {kept / 1e9:.2f} | {seconds:.1f}"
     print(f"| {args.weight_dtype} | {numbers} |")

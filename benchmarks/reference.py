@@ -32,7 +32,7 @@ PACKAGE = "ovis_u1_reference"
 def authors(code: Path, name: str) -> Any:
     """A module of the authors' code by its name; runs it, and what it imports of the folder `code`."""
     if not transformers.__version__.startswith("4.51."):
-        raise SystemExit(f"--reference: the authors' code wants transformers 4.51, not {transformers.__version__}.")
+        raise SystemExit(f"--reference: the authors' code needs transformers 4.51, found {transformers.__version__}.")
     package = sys.modules.setdefault(PACKAGE, types.ModuleType(PACKAGE))
     package.__path__ = [str(code)]
     with _flash_attn():

@@ -37,38 +37,44 @@ def arguments() -> argparse.Namespace:
     import torch
 
     line = parser(__doc__.split("\n")[0])
-    line.add_argument("--small", action="store_true", help="a model of few and narrow layers")
+    line.add_argument("--small", action="store_true", help="a small model: fewer, narrower layers")
     line.add_argument("--device", choices=("gpu", "cpu"), default="gpu" if torch.cuda.is_available() else "cpu")
-    line.add_argument("--full", action="store_true", help="the full size on a CPU too")
-    line.add_argument("--reference", type=Path, help="a release's folder: its own code is run too, on these weights")
-    line.add_argument("--sizes", nargs="+", metavar="WIDTHxHEIGHT", help="of images from text")
-    line.add_argument("--edit-side", type=int, help="of the square image that is edited, in pixels")
+    line.add_argument("--full", action="store_true", help="use the full size on a CPU too")
+    line.add_argument("--reference", type=Path, help="folder of a release: its own code runs too, on the same weights")
+    line.add_argument("--sizes", nargs="+", metavar="WIDTHxHEIGHT", help="image sizes of text to image")
+    line.add_argument("--edit-side", type=int, help="side of the square image of an edit, in pixels")
     line.add_argument("--steps", type=int)
-    line.add_argument("--tokens", type=int, help="tokens to write about images")
-    line.add_argument("--batch", type=int, help="of the rows with several images at once")
-    line.add_argument("--repeat", type=int, default=3, help="turns of each variant; their median counts")
+    line.add_argument("--tokens", type=int, help="tokens of each answer about images")
+    line.add_argument("--batch", type=int, help="images per batch, in the rows with batches")
+    line.add_argument("--repeat", type=int, default=3, help="runs of each variant, of which the median is reported")
     line.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, metavar="VARIANT", help=f"only these of: {' '.join(VARIANTS)}"
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        metavar="VARIANT",
+        help=f"measure only these variants, out of {' '.join(VARIANTS)}",
     )
-    line.add_argument("--rows", nargs="+", metavar="WORD", help="only rows with one of these words in their names")
-    line.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the weights")
-    line.add_argument("--count", action="store_true", help="count kernels, bytes and graphs, and measure nothing")
+    line.add_argument(
+        "--rows", nargs="+", metavar="WORD", help="measure only rows with one of these words in their names"
+    )
+    line.add_argument("--dtype", choices=("bfloat16", "float32"), help="type of the weights")
+    line.add_argument("--count", action="store_true", help="count kernels, bytes and graphs instead of measuring time")
     args = parse(line)
     args.sizes = args.sizes or SIZES[args.device]
     if not all(re.fullmatch(r"[1-9]\d*x[1-9]\d*", size) for size in args.sizes):
-        line.error("--sizes: write each as WIDTHxHEIGHT, 1024x768 for example")
+        line.error("--sizes: write each as WIDTHxHEIGHT, such as 1024x768")
     args.sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
     if any(side % 16 for side in (*sum(args.sizes, ()), args.edit_side or 0)):
-        line.error("--sizes, --edit-side: sides are multiples of 16 pixels")
+        line.error("--sizes, --edit-side: sides must be multiples of 16 pixels")
     # Of an answer's tokens the first is timed apart.
     for name, least in {"edit_side": 16, "steps": 1, "tokens": 2, "batch": 1, "repeat": 1}.items():
         value = getattr(args, name)
         if value is not None and value < least:
-            line.error(f"--{name.replace('_', '-')}: {least} is the least")
+            line.error(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
     if args.json and not args.json.absolute().parent.is_dir():
         line.error(f"--json: there is no folder {args.json.absolute().parent}")
     if args.reference and not (args.reference / "modeling_ovis_u1.py").is_file():
-        line.error(f"--reference: {args.reference} holds no modeling_ovis_u1.py; name a folder of the release")
+        line.error(f"--reference: {args.reference} has no modeling_ovis_u1.py; name a folder of the release")
     if args.variants and args.variants == ["authors"] and not args.reference:
         line.error("--variants: for the authors' code name a folder of the release with --reference")
     args.edit_side = args.edit_side or EDIT_SIDE[args.device]
@@ -141,16 +147,16 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
     head = (
         f"{name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}, {args.dtype}, "
-        f"{'shrunken' if args.small else 'full size'}, {args.steps} steps"
+        f"{'small model' if args.small else 'full size'}, {args.steps} steps"
     )
     print(head)
     if on_gpu:
         print(f"matrix product {product / 1e12:.0f} TFLOP/s, copy {copy / 1e9:.0f} GB/s")
     errors = models.errors(args.tokens)
     for what, error in errors.items():
-        print(f"checked first: {what}: ours is off by {error:.1e}")
+        print(f"checked first: {what}: ours differs by {error:.1e}")
     if not models.authors:
-        print("beside the authors' code: not asked for; --reference brings it")
+        print("not compared with the authors' code, which needs --reference")
     print(flush=True)
 
     meter = Meter(models, device, args.repeat, product)
@@ -170,7 +176,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             measured += found
             print(time_table(found, seconds=on_gpu).splitlines()[-1], file=sys.stderr, flush=True)
     if not measured:
-        raise SystemExit(f"--rows: none has {' or '.join(args.rows)} in its name.")
+        raise SystemExit(f"--rows: no row has {' or '.join(args.rows)} in its name.")
     print(time_table(measured, seconds=on_gpu), "\n")
     print(memory_table(measured), "\n")
     if any(row.first for row in measured):

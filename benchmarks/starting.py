@@ -24,9 +24,9 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--comfyui",
         type=Path,
         default=os.environ.get("COMFYUI_PATH"),
-        help="its folder, or COMFYUI_PATH names it",
+        help="folder of a ComfyUI (default: COMFYUI_PATH)",
     )
-    found.add_argument("--json", type=Path, help="also write what was measured to this file")
+    found.add_argument("--json", type=Path, help="also write the results to this file")
     return found
 
 
@@ -34,7 +34,7 @@ def parse(line: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments, with a ComfyUI that is one."""
     args = line.parse_args()
     if not args.comfyui or not (args.comfyui / "main.py").is_file():
-        line.error("--comfyui: name the folder of a ComfyUI, the one that holds main.py")
+        line.error("--comfyui: name the folder of a ComfyUI, which has main.py in it")
     return args
 
 

@@ -31,8 +31,8 @@ def time_table(measured: list[Measured], seconds: bool) -> str:
 
     # Each row's ratios are to the first of these variants that it has.
     bases = ", else ".join(variant for variant in BASES if any(one.variant == variant for one in measured))
-    title = f"seconds (over those of {bases})" if seconds else f"time over that of {bases}"
-    return _table(measured, title, line, "floor of ours, by its arithmetic")
+    title = f"seconds (relative to {bases})" if seconds else f"time relative to {bases}"
+    return _table(measured, title, line, "floor of ours, from its arithmetic")
 
 
 def memory_table(measured: list[Measured]) -> str:
@@ -73,7 +73,7 @@ def growth_table(measured: list[Measured]) -> str:
             grown = [f"{one.growth[name]:g}: {one.median / part[0].median:.2f}" for one in part]
             if len(part) > 1:
                 rows.append((name, variant, ", ".join(grown)))
-    return markdown(rows, "growth with", "variant", "amount: time of the first amount's")
+    return markdown(rows, "growth with", "variant", "amount: time relative to the first")
 
 
 def _amount(series: str) -> Callable[[Measured], float]:

@@ -130,7 +130,7 @@ class Variants:
         for what, error in errors.items():
             # Rounding may turn one token into another, and then all that follow.
             if not error <= MOST_ERROR[self.dtype] and not (what.startswith("answer") and self.dtype != torch.float32):
-                raise SystemExit(f"--reference: {what} is off by {error:.1e}; they do not compute the same.")
+                raise SystemExit(f"--reference: {what} differs by {error:.1e}; they do not compute the same.")
         return errors
 
     def _tensor_errors(self) -> dict[str, float]:

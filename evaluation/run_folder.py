@@ -52,7 +52,7 @@ class RunFolder:
         for result in map(json.loads, whole.splitlines()):
             self.results[result["id"]] = result
         if differs := self.results and difference(json.loads(run.read_bytes()), made_of):
-            raise UserError(f"--out: {path} has a run of other settings ({differs}); name another folder")
+            raise UserError(f"--out: {path} has a run with other settings ({differs}); name another folder")
         if len(whole) < len(data):  # the last line was cut off
             os.truncate(log, len(whole))
         text = json.dumps(made_of, indent=2).encode()
@@ -94,7 +94,7 @@ class RunFolder:
     def need_only(self, ids: Collection[str]) -> None:
         """Raises UserError if a record was made that is not one of these: scorers would read its files."""
         if others := sorted(name for name, result in self.results.items() if name not in ids and "error" not in result):
-            raise UserError(f"--out: {self.path} has record {others[0]!r}, which --data has not; name another folder")
+            raise UserError(f"--out: {self.path} has record {others[0]!r}, which is not in --data; name another folder")
 
 
 @contextmanager

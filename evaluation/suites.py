@@ -144,7 +144,7 @@ def job(row: DataRow) -> Record:
         raise ValueError(f"task: expected one of {', '.join(REPORT)}, got {task!r}")
     known = REPORT[task].keys() | JOB_KEYS | KEYS_OF_TASKS[task]
     if unknown := sorted(values.keys() - known):
-        raise ValueError(f"{task} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        raise ValueError(f"{task} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     name, images = row.name(values.get("id", f"{row.number:05d}")), row.paths(values.get("image", []))
     if (task == "edit" and len(images) != 1) or (task != "image" and not images):
         raise ValueError(f"image: {task} needs {'one' if task == 'edit' else 'at least one'}, got {len(images)}")

@@ -75,7 +75,7 @@ class RayActors:
             return self._ray.get(reference)
         except self._ray.exceptions.ActorDiedError as error:
             cause = getattr(error, "cause", None) or error
-            raise UserError(f"a worker does not start: {str(cause).strip().splitlines()[-1]}") from error
+            raise UserError(f"a worker did not start: {str(cause).strip().splitlines()[-1]}") from error
 
 
 class RemoteWorker(ComfyUIWorker):

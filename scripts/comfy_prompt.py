@@ -130,7 +130,7 @@ def _readable(error: Any, node_errors: dict[str, Any]) -> str:
             lines.append(": ".join([f"node {node} ({said.get('class_type')})", *_words(item)]))
     if not lines and isinstance(error, dict):
         lines = [": ".join(_words(error))]
-    return "ComfyUI did not take the prompt: " + ("; ".join(lines) or str(error))
+    return "ComfyUI rejected the prompt: " + ("; ".join(lines) or str(error))
 
 
 def _words(error: Mapping[str, Any]) -> list[str]:

@@ -98,7 +98,7 @@ class ComfyServer:
             return self
         chosen = self.port
         if chosen is not None and not _is_free(chosen):
-            raise ServerError(f"port {chosen} is taken by another program")
+            raise ServerError(f"port {chosen} is used by another program")
         for attempt in range(3):
             self.port = chosen or _free_port()
             try:

@@ -35,7 +35,7 @@ def main() -> int:
 
     choices = {name: choice for name, choice in PRECISIONS.items() if not choice.fast} | SCALED
     names = {f"{name}.safetensors": PLACES[name] for name in NAMES.values()}
-    parser = argparse.ArgumentParser(description="Convert an Ovis-U1 to one file, or to one for each part.")
+    parser = argparse.ArgumentParser(description="Convert an Ovis-U1 model to one file, or to one file for each part.")
     parser.add_argument("source", help="a release folder, or a file that holds all parts")
     parser.add_argument("out", help="the file to write, or with --parts the folder")
     parser.add_argument("--parts", action="store_true", help=f"write {listed(names)} into the folder; takes no names")
@@ -43,7 +43,7 @@ def main() -> int:
         "--dtype",
         choices=list(choices),
         default="default",
-        help="of the decoder's and the text encoder's weights (default: as they are)",
+        help="type of the weights of the decoder and the text encoder (default: unchanged)",
     )
     parser.add_argument(
         "--check-values", action="store_true", help="first read every weight, and stop if one is NaN or infinite"
@@ -73,7 +73,7 @@ def main() -> int:
         return 1
     show("", last=True)
     if choices[args.dtype].large is not None and is_eight_bit(opened):
-        print("The source is in 8 bits already; those matrices were kept as they are.")
+        print("The source is already in 8 bits; those matrices were not changed.")
     for file in files:
         print(f"{file}  {file.stat().st_size / 1e9:.2f} GB")
     if args.parts:

@@ -61,7 +61,7 @@ def check_release(folder: Path) -> None:
         raise UserError(f"there is no folder {folder}")
     for pattern in ("config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
-            raise UserError(f"{folder} is no release of Ovis-U1: it has no {pattern}")
+            raise UserError(f"{folder} is not a release of Ovis-U1: it has no {pattern}")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def main() -> int:
     port = args.port or (usual_port() if args.serve else None)
     device, device_args = find_device()
     if demo.real and device == "cpu":
-        print("No GPU is seen, so this runs on the CPU: right, but very slow.", _windows_hint(), sep="")
+        print("No GPU was found, so this runs on the CPU: correct, but very slow.", _windows_hint(), sep="")
 
     server = ComfyServer(comfyui.path, base, args=device_args, port=port)
     try:
@@ -327,7 +327,7 @@ def next_steps(demo: Demo) -> None:
 def serve(server: ComfyServer, image: Path, demo: Demo) -> None:
     """Waits while the user works with ComfyUI's page."""
     print()
-    print(f"ComfyUI is at {server.url}. Drop {image.name} onto its page: the image brings this graph along.")
+    print(f"ComfyUI is at {server.url}. Drop {image.name} onto its page: the image contains this graph.")
     size = f", and {demo.side} for width and height" if demo.side else ""
     print(f"For others open the page's template browser under {PACK}, and choose")
     print(f"{demo.name} in Ovis-U1 Load Model{size}.")
@@ -339,7 +339,7 @@ def serve(server: ComfyServer, image: Path, demo: Demo) -> None:
         print("\nStopping ComfyUI.")
         return
     told = workspace.tail(server.log)
-    raise UserError(f"ComfyUI has stopped by itself. Its log {server.log} ends with:\n{told}")
+    raise UserError(f"ComfyUI stopped unexpectedly. Its log {server.log} ends with:\n{told}")
 
 
 if __name__ == "__main__":

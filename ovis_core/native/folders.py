@@ -106,7 +106,7 @@ def missing(name: str) -> str:
     if refused:
         return f"model_name: no Ovis-U1 model was found: {refused[0][1]}"
     return (
-        f"model_name: no Ovis-U1 model was found; run Ovis-U1 Download, or put the folder of AIDC-AI/Ovis-U1-3B into "
+        "model_name: no Ovis-U1 model was found; run Ovis-U1 Download, or put the folder of AIDC-AI/Ovis-U1-3B into "
         f"{roots()[0]}, and press R to refresh."
     )
 
@@ -328,7 +328,7 @@ def _why_not(path: Path) -> str:
     """Why a folder or file cannot be listed, and what to do; empty for a model and for a folder without one."""
     reason = why_not(path)
     if not reason and path.is_file() and not _is_ours(path):
-        return f"{path} names its tensors as a release does; rename it to {SINGLE}, beside the release's {CONFIG}."
+        return f"{path} has the tensor names of a release; rename it to {SINGLE} and put {CONFIG} beside it."
     return reason
 
 
@@ -345,7 +345,7 @@ def _why_not_this(place: Path, listing: _Listing, refused: list[tuple[Path, str]
         return reason
     if is_complete(place) or _is_ours(place):
         return f"{place} is a complete model, but models are not listed from there; move it into {roots()[0]}."
-    return f"{place} holds no model; put the files of AIDC-AI/Ovis-U1-3B there."
+    return f"{place} contains no model; put the files of AIDC-AI/Ovis-U1-3B there."
 
 
 def _places(name: str) -> Iterator[Path]:

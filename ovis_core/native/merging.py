@@ -35,7 +35,7 @@ def merge(first: ModelPatcher, second: ModelPatcher, ratios: Mapping[str, float]
         for patcher in (first, second)
     ]
     if shapes[0] != shapes[1]:
-        raise ValueError("model2: its layers are not those of model1; only Ovis-U1 of one size can be merged.")
+        raise ValueError("model2: its layers differ from those of model1; merge Ovis-U1 models of the same size.")
     mixed = first.clone()
     for name, patches in second.get_key_patches(PREFIX).items():
         block = next((block for block in ratios if name.startswith(f"{PREFIX}{block}")), None)

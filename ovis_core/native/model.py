@@ -69,8 +69,8 @@ class OvisU1(comfy.model_base.BaseModel):
         width = self.diffusion_model.config.context_in_dim
         if condition.ndim != 3 or condition.shape[-1] != width:
             raise ValueError(
-                f"conditioning: its tensor is {condition.shape[-1]} wide and this Ovis-U1 takes {width}; "
-                "encode the prompt with the CLIP of Ovis-U1 Load Model."
+                f"conditioning: expected tensors of width {width}, got {condition.shape[-1]}; encode the prompt with "
+                "the CLIP of Ovis-U1 Load Model."
             )
         return condition.to(device, self.manual_cast_dtype or self.get_dtype())
 
@@ -97,8 +97,8 @@ class OvisU1(comfy.model_base.BaseModel):
         hooks = kwargs.get("hooks")
         if hooks is not None and scales_are_fixed(self.diffusion_model) and hooks.get_type(EnumHookType.Weight):
             raise ValueError(
-                "conditioning: ComfyUI cannot change weights that have scales by hooks; load the model with "
-                "weight_dtype bf16, or take Load LoRA instead of the hook."
+                "conditioning: ComfyUI cannot apply hooks to weights that have scales; load the model with "
+                "weight_dtype bf16, or use Load LoRA instead of the hook."
             )
         tokens, vector = self._text(**kwargs)
         # CONDRegular keeps conditions of different length apart; CONDCrossAttn would repeat the shorter one.
@@ -125,13 +125,13 @@ class OvisU1(comfy.model_base.BaseModel):
         """The decoder's `context` and `y`; no `y` if the refiner must run in each pass."""
         condition = kwargs.get("cross_attn")
         if condition is None:
-            raise ValueError("conditioning: it holds no text; encode a prompt with Ovis-U1 Text Encode.")
+            raise ValueError("conditioning: it has no text; encode a prompt with Ovis-U1 Text Encode.")
         if kwargs.get(REFINED):
             width = self.diffusion_model.config.hidden_size
             if condition.shape[-1] != width:
                 raise ValueError(
-                    f"conditioning: it was refined by another model, which is {condition.shape[-1]} wide and not "
-                    f"{width}; refine it with this MODEL."
+                    f"conditioning: it was refined by a model of width {condition.shape[-1]}, and this model has "
+                    f"width {width}; refine it with this MODEL."
                 )
             return condition.to(device), kwargs["pooled_output"].to(device)
         if torch.is_grad_enabled() or kwargs.get("hooks") is not None:
@@ -144,8 +144,8 @@ class OvisU1(comfy.model_base.BaseModel):
         channels = self.latent_format.latent_channels
         if latent.shape[1] != channels:
             raise ValueError(
-                f"conditioning: a reference latent has {latent.shape[1]} channels and Ovis-U1's has {channels}; "
-                "encode it with the VAE of Ovis-U1 Load Model."
+                f"conditioning: expected reference latents with {channels} channels, got {latent.shape[1]}; encode "
+                "them with the VAE of Ovis-U1 Load Model."
             )
         return self.process_latent_in(latent)
 

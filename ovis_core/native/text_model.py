@@ -92,7 +92,7 @@ class OvisTextModel(Multimodal):
         """
         sections = own_section(tokens)
         if len({len(section) for section in sections}) > 1:
-            raise ValueError("tokens: prompts of different length cannot be one batch; encode each by itself.")
+            raise ValueError("tokens: prompts of different length cannot share a batch; encode each of them alone.")
         conditions = [
             self.condition([token[0] for token in section], self.run_device, self.compute_dtype) for section in sections
         ]

@@ -117,9 +117,7 @@ def choose(clip: comfy.sd.CLIP, images: Sequence[Tensor], question: str, choices
     for choice in choices:
         other = first.setdefault(clip.tokenizer.tokenizer.encode([choice])[0], choice)
         if other != choice:
-            raise ValueError(
-                f"choices: {other!r} and {choice!r} begin alike; give words that differ from the first on."
-            )
+            raise ValueError(f"choices: {other!r} and {choice!r} begin with the same token; change one of them.")
     tokens = clip.tokenizer.question(question, images)
     return _first_words(clip, [tokens], [(choice,) for choice in choices])[0]
 

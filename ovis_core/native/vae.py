@@ -47,12 +47,10 @@ def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor]) -> comfy.sd.
             raise
         file = next(iter(tensors.values())).file
         wrong = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
-        raise CheckpointError(
-            f"{file}: this VAE is not of SDXL's kind ({wrong.rstrip('.')}); choose another."
-        ) from error
+        raise CheckpointError(f"{file}: expected an SDXL VAE ({wrong.rstrip('.')}); choose another file.") from error
     missing = sorted(set(vae.get_sd()) - set(tensors))
     if missing and "encoder.down.0.block.0.conv1.weight" in tensors:
-        raise CheckpointError(f"VAE: tensor {some(missing)} missing; choose another file.")
+        raise CheckpointError(f"VAE: missing tensor {some(missing)}; choose another file.")
     if vae.device.type == "cpu" and not args.use_split_cross_attention:
         _attend_by_torch(vae)
     keep_patchable(vae.patcher)
@@ -77,7 +75,7 @@ def decode(vae: comfy.sd.VAE, latent: dict[str, Any], restore_size: bool = False
     source: EditSource | None = latent.get(SOURCE)
     if restore_size and not (source and _same_aspect(samples, source.samples)):
         raise ValueError(
-            "samples: they do not say the size of a source image, or are of another shape; sample the latent of "
+            "samples: they have no source image size, or another aspect ratio than the source; sample the latent of "
             "Ovis-U1 Edit Encode, or turn restore_size off."
         )
 

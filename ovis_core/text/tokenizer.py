@@ -65,7 +65,7 @@ class Tokenizer:
         except BaseException as error:  # errors vary with the file; a panic in the library is not an Exception
             raise ValueError(f"{called}: its tokenizer files cannot be read ({error}). {MEND}") from error
         if ids != PROBE_IDS:
-            raise ValueError(f"{called}: its tokenizer is not Qwen3's, or not whole. {MEND}")
+            raise ValueError(f"{called}: its tokenizer is not Qwen3's, or is incomplete. {MEND}")
 
     def encode(self, parts: Sequence[PromptPart]) -> list[int | Placeholder]:
         """Token ids of a prompt's parts, with placeholders left in their positions.
@@ -99,5 +99,7 @@ def _valid(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"prompt: {text[error.start : error.end]!r} is no character; remove it.") from error
+        raise ValueError(
+            f"prompt: {text[error.start : error.end]!r} is half of a surrogate pair, not a character; remove it."
+        ) from error
     return text

@@ -85,8 +85,8 @@ def find(kind: Kind, entries: Mapping[str, TensorEntry], source: Path) -> Compon
             own = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
             return Component(kind, prefix, own)
     raise CheckpointError(
-        f"{source}: tensor {kind.prefixes[0]}{kind.probe} missing, so there is no {kind.title} of Ovis-U1 in it. "
-        "Choose another file, or download the model again."
+        f"{source}: it has no Ovis-U1 {kind.title}, because tensor {kind.prefixes[0]}{kind.probe} is missing. Choose "
+        "another file, or download the model again."
     )
 
 
@@ -110,7 +110,7 @@ def describe(
         check_together(config)
     except ConfigError as error:
         decoder, text, vae = sources.values()
-        raise CheckpointError(f"{decoder}, {text} and {vae} do not belong together: {error}") from error
+        raise CheckpointError(f"{decoder}, {text} and {vae} do not match: {error}") from error
     return config, tokenizer
 
 
@@ -125,7 +125,7 @@ def _vae_config(vae: Component, source: Path) -> VaeConfig:
             images = shapes["encoder.conv_in.weight"][1] if "encoder.conv_in.weight" in shapes else 0
             if latents == LATENT_CHANNELS and images == 3:
                 return VaeConfig(images, images, latents, tuple(widths), layers)
-    raise CheckpointError(f"{source}: this VAE is not of SDXL's kind, which Ovis-U1 needs; choose another one.")
+    raise CheckpointError(f"{source}: expected an SDXL VAE, found another kind; choose another file.")
 
 
 def check(component: Component, config: OvisConfig, source: Path, config_name: str) -> Component:
@@ -145,11 +145,11 @@ def check(component: Component, config: OvisConfig, source: Path, config_name: s
             missing.append(component.prefix + name)
         elif entry.shape != shape:
             raise CheckpointError(
-                f"{source}: tensor {entry.name} has shape {list(entry.shape)}; {config_name} asks for {list(shape)}. "
-                "Weights and config do not belong together; download both again."
+                f"{source}: tensor {entry.name} has shape {list(entry.shape)}, but {config_name} requires "
+                f"{list(shape)}. The weights do not match the config; download both again."
             )
     if missing:
-        raise CheckpointError(f"{source}: tensor {some(missing)} missing. Download the model again.")
+        raise CheckpointError(f"{source}: missing tensor {some(missing)}. Download the model again.")
     layers = [name.removesuffix(WEIGHT) for name in wanted if name.endswith(WEIGHT)]
     scales = scale_entries(component.entries, layers, source)
     return dataclasses.replace(component, entries={name: component.entries[name] for name in wanted} | scales)

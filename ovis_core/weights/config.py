@@ -191,7 +191,9 @@ def check_together(config: OvisConfig) -> None:
             f"num_key_value_heads ({language.num_key_value_heads})."
         )
     if language.vocab_size <= max(Control):
-        raise ConfigError(f"llm_config.vocab_size is {language.vocab_size}; it must be over {int(max(Control))}.")
+        raise ConfigError(
+            f"llm_config.vocab_size is {language.vocab_size}; it must be greater than {int(max(Control))}."
+        )
     if config.vision.hidden_size % config.vision.num_attention_heads:
         raise ConfigError(
             f"visual_tokenizer_config.backbone_config.hidden_size ({config.vision.hidden_size}) must be a multiple of "
@@ -205,7 +207,7 @@ def check_together(config: OvisConfig) -> None:
     if len(config.vae.block_out_channels) != VAE_LEVELS:
         raise ConfigError(
             f"visual_generator_config.vae_config.block_out_channels has {len(config.vae.block_out_channels)} "
-            f"entries; the latents here are {LATENT_SCALE} times smaller than the image, which takes {VAE_LEVELS}."
+            f"entries; it must have {VAE_LEVELS}, because latents are {LATENT_SCALE} times smaller than the image."
         )
 
 
@@ -263,7 +265,7 @@ class _Section:
                 raise ConfigError(f"{self.name}.{name} is {_shown(value)}; it must be a {KINDS[field.type]}.")
             most = MOST_LAYERS if name in LAYERS else LARGEST
             if any(number > most for number in (value if isinstance(value, list) else [value])):
-                raise ConfigError(f"{self.name}.{name} is {_shown(value)}; it must not be over {most}.")
+                raise ConfigError(f"{self.name}.{name} is {_shown(value)}; it must be at most {most}.")
             values[name] = tuple(value) if isinstance(value, list) else value
         return values
 

@@ -79,7 +79,7 @@ def _tensors(checkpoint: Checkpoint, component: Component, prefix: str, precisio
 def _write(files: Mapping[Path, dict[str, LazyTensor]], report: Report) -> None:
     for file in files:
         if file.exists():
-            raise CheckpointError(f"{file} is there already; delete it, or choose another name.")
+            raise CheckpointError(f"{file} already exists; delete it, or choose another name.")
     needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
     folder = next(iter(files)).parent
     total, done = (2 if CAN_READ_BACK else 1) * needed, 0
@@ -95,17 +95,20 @@ def _write(files: Mapping[Path, dict[str, LazyTensor]], report: Report) -> None:
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise CheckpointError(
-                f"{folder}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free; make room."
+                f"the disk of {folder} has {free / 1e9:.1f} GB free and the files need {needed / 1e9:.1f} GB; free "
+                "some space."
             )
         for file, tensors in files.items():
             checksum = _write_file(parts[file], tensors, count)
             if CAN_READ_BACK and _read_back(parts[file], count) != checksum:
-                raise CheckpointError(f"{parts[file]} came back changed; the disk is failing. It was deleted.")
+                raise CheckpointError(
+                    f"{parts[file]} read back differently, so it was deleted; the disk may be failing."
+                )
         for file, part in parts.items():
             part.replace(file)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise CheckpointError(f"the disk of {folder} is full; make room and run it again.") from error
+            raise CheckpointError(f"the disk of {folder} is full; free some space and run it again.") from error
         raise CheckpointError(f"{error.filename or folder} cannot be written ({error.strerror or error}).") from error
     finally:
         for part in parts.values():

@@ -124,7 +124,7 @@ def download(
             return folder
         files = list(_wanted(info.get("siblings") or []))
         if not any(file.name.endswith(".safetensors") for file in files):
-            raise DownloadError(f"repository: {repository} holds no safetensors files; choose another one.")
+            raise DownloadError(f"repository: {repository} has no safetensors files; choose another one.")
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=0), _reporting(folder, files, report) as say:
             commit = str(info.get("sha") or revision)
@@ -164,12 +164,12 @@ def _disk_error(error: OSError, folder: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {path} is full ({why}); free some space and run it again; it resumes."
     if error.errno == errno.EFBIG:
-        return f"the file system of {path} does not take a file of that size ({why}); choose a folder on another disk."
+        return f"the file system of {path} cannot hold a file of that size ({why}); choose a folder on another disk."
     if isinstance(error, IsADirectoryError):
-        return f"{path} is a folder where a file belongs; move it away and run it again."
+        return f"{path} must be a file, but is a folder; move it away and run it again."
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         file = next((place for place in (path, *path.parents) if place.is_file()), path)
-        return f"{file} is a file where a folder belongs; move it away and run it again."
+        return f"{file} must be a folder, but is a file; move it away and run it again."
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"{path} cannot be read or written ({why}); check its permissions, or choose another folder."
     return f"{path} cannot be read or written ({why}); check its disk, or choose another folder."

@@ -58,7 +58,7 @@ class LazyTensor:
     def _read_as(self, dtype: torch.dtype) -> Tensor:
         values = saturated(self.read(), dtype)
         if dtype == torch.float16 and not is_finite(values):
-            raise CheckpointError(f"{self.origin} holds values that float16 cannot; choose bf16 or fp32.")
+            raise CheckpointError(f"{self.origin} has values that are too large for float16; choose bf16 or fp32.")
         return values
 
     @property
@@ -116,7 +116,7 @@ def lazy_tensors(
         dtype = DTYPES.get(entry.dtype)
         origin = f"{entry.file}: tensor {entry.name}"
         if dtype is None:
-            raise CheckpointError(f"{origin} is {entry.dtype}, which no part of Ovis-U1 is.")
+            raise CheckpointError(f"{origin} has dtype {entry.dtype}, which Ovis-U1 does not use.")
         found[name] = LazyTensor(entry.shape, dtype, partial(read, entry), origin, persistent, entry.file)
     return found
 
@@ -127,7 +127,8 @@ def check_values(entries: Iterable[TensorEntry]) -> None:
     for entry in entries:
         if not is_finite(read(entry)):
             raise CheckpointError(
-                f"{entry.file}: tensor {entry.name} holds NaN or infinity, so the file is damaged; download it again."
+                f"{entry.file}: tensor {entry.name} contains NaN or infinity, so the file is damaged; download it "
+                "again."
             )
 
 

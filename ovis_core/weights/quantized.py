@@ -42,7 +42,7 @@ def scale_entries(
             if entry.shape not in ((), (1,)):
                 raise CheckpointError(
                     f"{source}: tensor {entry.name} has shape {list(entry.shape)}; only one scale for a whole matrix "
-                    "is known. Make the file with scripts/convert.py."
+                    "is supported. Convert the model with scripts/convert.py."
                 )
             # Older ComfyUIs also write a scale of 1 for layers that are not quantized.
             if entries[layer + WEIGHT].dtype == FP8_IN_FILES:

@@ -52,7 +52,7 @@ def read_entries(file: Path) -> dict[str, TensorEntry]:
                 found[name] = TensorEntry(name, shape, dtype, file, data)
             return found
     except SafetensorError as error:
-        raise CheckpointError(f"{file} {_instead(file) or f'is damaged or not complete ({error}). {AGAIN}'}") from error
+        raise CheckpointError(f"{file} {_instead(file) or f'is damaged or incomplete ({error}). {AGAIN}'}") from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist.") from error
     except OSError as error:
@@ -85,15 +85,15 @@ def _instead(file: Path) -> str:
     if not start:
         return f"is empty. {AGAIN}"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return f"is a web page, not a weights file: the site answered with it instead of the file. {AGAIN}"
+        return f"is a web page, not a weights file: the site sent it instead of the file. {AGAIN}"
     if text.startswith(b"version https://git-lfs"):
         return (
             "is a Git LFS pointer, not a weights file. Run `git lfs pull` in its folder, or download the file itself."
         )
     if text.startswith(b"gguf"):
-        return "is a GGUF file. Ovis-U1 is read from the release's own safetensors files."
+        return "is a GGUF file. Download the release's safetensors files."
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return "is a pickle, which can run code when it is read, so it is not read. Download the safetensors files."
+        return "is a pickle, which can run code when it is loaded, so it is not read. Download the safetensors files."
     return ""
 
 

@@ -34,7 +34,7 @@ def _make_home() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"the cache folder {folder} cannot be made ({error.strerror})"
+        reason = f"the cache folder {folder} cannot be created ({error.strerror})"
         raise UserError(f"{reason}; set OVIS_U1_HOME to another place") from error
     return folder
 

@@ -60,7 +60,7 @@ def check_python() -> None:
     for module in ("venv", "ensurepip"):
         if importlib.util.find_spec(module) is None:
             hint = "on Debian and Ubuntu: apt install python3-venv"
-            raise UserError(f"this Python has no {module} module, which makes the environment ({hint})")
+            raise UserError(f"this Python has no {module} module, which creates the environment ({hint})")
 
 
 def env_python(env: Path) -> Path:
@@ -113,7 +113,7 @@ def _build(env: Path, requirements: Path, wanted: Sequence[str], lock: int) -> N
     free = shutil.disk_usage(home()).free
     if free < ENV_BYTES:
         need = f"{ENV_BYTES / 1e9:.0f} GB free in {home()} and there are {free / 1e9:.1f}"
-        raise UserError(f"the environment needs {need}; make room or set OVIS_U1_HOME to another disk")
+        raise UserError(f"the environment needs {need}; free some space or set OVIS_U1_HOME to another disk")
     log = env.with_suffix(".log")
     with Ticker(f"installing PyTorch and ComfyUI's requirements ({ENV_SIZE}, a few minutes)"):
         remove(env)

@@ -75,9 +75,9 @@ def test_run(tmp_path: Path) -> None:
     ("options", "told"),
     [
         (["--sizes", "0x16"], "--sizes: write each as WIDTHxHEIGHT"),
-        (["--sizes", "40x64"], "--sizes, --edit-side: sides are multiples of 16 pixels"),
-        (["--repeat", "0"], "--repeat: 1 is the least"),
-        (["--tokens", "1"], "--tokens: 2 is the least"),
+        (["--sizes", "40x64"], "--sizes, --edit-side: sides must be multiples of 16 pixels"),
+        (["--repeat", "0"], "--repeat: expected at least 1, got 0"),
+        (["--tokens", "1"], "--tokens: expected at least 2, got 1"),
         (["--reference", "nowhere"], "--reference: nowhere holds no modeling_ovis_u1.py"),
         (["--json", "/nowhere/x.json"], "--json: there is no folder /nowhere"),
     ],

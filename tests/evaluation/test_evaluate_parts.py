@@ -75,11 +75,15 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "no parquet": ("gedit", "x", "has no records"),
     "no questions": ("vqa", "index\ttext\n1\tx\n", "question is missing"),
     "an unknown task": ("jobs", '{"task": "sing", "prompt": "x"}', "expected one of image.*, got 'sing'"),
-    "an unknown key": ("jobs", '{"prompt": "x", "stepz": 1}', "image has no stepz"),
+    "an unknown key": ("jobs", '{"prompt": "x", "stepz": 1}', "image has no setting stepz"),
     "an id that is a path": ("jobs", '{"prompt": "x", "id": "a/b"}', "cannot be the name"),
     "an edit of nothing": ("jobs", '{"task": "edit", "prompt": "x"}', "edit needs one, got 0"),
     "a size": ("jobs", '{"prompt": "x", "size": "100x64"}', "multiples of 16"),
-    "a size of an edit": ("jobs", '{"task": "edit", "prompt": "x", "image": "a", "size": "64x64"}', "edit has no size"),
+    "a size of an edit": (
+        "jobs",
+        '{"task": "edit", "prompt": "x", "image": "a", "size": "64x64"}',
+        "edit has no setting size",
+    ),
     "choices that are none": ("jobs", '{"task": "choice", "image": "a", "prompt": "x", "choices": 5}', "not iterable"),
     "no choices": ("jobs", '{"task": "choice", "image": "a", "prompt": "x"}', "choices: expected a list of words"),
 }

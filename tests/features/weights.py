@@ -171,7 +171,7 @@ def scaled(lab: Lab) -> None:
     if hasattr(comfy.ops, "scaled_fp8_ops"):
         assert hooked.sampled(sampled).isfinite().all()
     else:
-        with pytest.raises(PromptFailed, match=r"cannot change weights that have scales by hooks; load the model with"):
+        with pytest.raises(PromptFailed, match=r"cannot apply hooks to weights that have scales; load the model with"):
             hooked.sampled(sampled)
 
 

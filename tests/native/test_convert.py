@@ -275,7 +275,7 @@ def test_damaged_values_are_found_if_asked(release: Path, tmp_path: Path, value:
         save_file(tensors, file, metadata={"format": "pt"})
     ran = convert(damaged, one, "--check-values")
     assert ran.returncode == 1
-    words = r"img_attn\.qkv\.weight holds NaN or infinity, so the file is damaged; download it again\."
+    words = r"img_attn\.qkv\.weight contains NaN or infinity, so the file is damaged; download it again\."
     assert re.search(words, ran.stderr)
     assert len(ran.stderr.strip().splitlines()) == 1
     assert not one.exists()

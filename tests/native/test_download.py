@@ -599,13 +599,13 @@ def test_what_is_in_the_way(mirror: Mirror, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     (folder / WEIGHTS).mkdir(parents=True)
     said = refused(mirror, folder)
-    assert said == f"{folder / WEIGHTS} is a folder where a file belongs; move it away and run it again."
+    assert said == f"{folder / WEIGHTS} must be a file, but is a folder; move it away and run it again."
     assert not [path for _, path, _ in mirror.asked if "safetensors" in path]
     file = tmp_path / "file"
     file.write_text("mine")
     for place in (file, file / "below" / "it"):
         said = refused(mirror, place)
-        assert said == f"{file} is a file where a folder belongs; move it away and run it again."
+        assert said == f"{file} must be a folder, but is a file; move it away and run it again."
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="this user may write anywhere")
@@ -645,7 +645,7 @@ def test_the_script_checks_values_if_asked(mirror: Mirror, tmp_path: Path) -> No
     save_file(tensors, mirror.folder / WEIGHTS, metadata={"format": "pt"})
     ran = checked()
     assert ran.returncode == 1
-    assert "holds NaN or infinity, so the file is damaged" in ran.stderr
+    assert "contains NaN or infinity, so the file is damaged" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 

@@ -256,7 +256,7 @@ def test_a_file_that_changes_in_place_is_seen(release: Path, models: Path) -> No
     with folder_paths.cache_helper:
         assert list(find()) == ["checkpoints/ours.safetensors"]
     file.write_bytes(b"\0" * 64)
-    assert "ours.safetensors is damaged or not complete" in missing("checkpoints/ours.safetensors")
+    assert "ours.safetensors is damaged or incomplete" in missing("checkpoints/ours.safetensors")
 
 
 PLACES = {
@@ -433,8 +433,8 @@ FAULTS = {
     "another model's config": (another_model, "config.json: model_type is 'qwen3', not \"ovis_u1\""),
     "an older model's config": (wider, "config.json: model_type is 'ovis', not \"ovis_u1\""),
     "a link to nothing": (dangling, "config.json is a link to a missing file; replace it with the file"),
-    "half a download": (unfinished, "half holds an unfinished download; run Ovis-U1 Download again"),
-    "nothing": (empty, "half holds no model; put the files of AIDC-AI/Ovis-U1-3B there"),
+    "half a download": (unfinished, "half contains an unfinished download; run Ovis-U1 Download again"),
+    "nothing": (empty, "half contains no model; put the files of AIDC-AI/Ovis-U1-3B there"),
 }
 
 
@@ -560,7 +560,7 @@ def half_a_file(root: Path, release: Path) -> None:
     [
         (without_config, "{root} has no config.json; copy the release's config.json into it"),
         (only_config, "{root}/config.json is not JSON"),
-        (half_a_file, "{root}/all.safetensors is damaged or not complete"),
+        (half_a_file, "{root}/all.safetensors is damaged or incomplete"),
     ],
 )
 @pytest.mark.parametrize("place", ["ovis_u1", "ovis_u1/AIDC-AI", "ovis"])
@@ -612,7 +612,7 @@ def test_one_file_of_a_release_without_its_config(release: Path, models: Path, p
     file = models / place / "all.safetensors"
     save_file(tensors, file)
     assert find() == {}
-    words = "names its tensors as a release does; rename it to model.safetensors, beside the release's config.json."
+    words = "has the tensor names of a release; rename it to model.safetensors and put config.json beside it."
     assert f"no Ovis-U1 model was found: {file} {words}" in missing("x")
     name = f"{place}/all.safetensors".removeprefix("ovis_u1/")
     assert missing(name) == f"model_name: {name!r} cannot be used: {file} {words}"
@@ -639,7 +639,7 @@ def test_a_file_in_the_checkpoints_with_the_name_of_ours(release: Path, models: 
     file = models / "checkpoints" / "sub" / "all.safetensors"
     assert "no Ovis-U1 model was found; run" in missing("x")
     file = file.rename(file.with_name("Ovis-U1-3B.safetensors"))
-    assert f"{file} is damaged or not complete" in missing("x")
+    assert f"{file} is damaged or incomplete" in missing("x")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is permitted to root")
@@ -685,11 +685,11 @@ def test_a_file_that_cannot_be_used_is_named(release: Path, models: Path, place:
     assert missing(name) == ""
     whole = file.read_bytes()
     for content, words in (
-        (whole[: len(whole) // 2], "one.safetensors is damaged or not complete"),
-        (whole[:100], "one.safetensors is damaged or not complete"),
+        (whole[: len(whole) // 2], "one.safetensors is damaged or incomplete"),
+        (whole[:100], "one.safetensors is damaged or incomplete"),
         (b"", "one.safetensors is empty"),
         (b"<!doctype html>", "one.safetensors is a web page"),
-        (b"\xff" * 300, "one.safetensors is damaged or not complete"),
+        (b"\xff" * 300, "one.safetensors is damaged or incomplete"),
     ):
         file.write_bytes(content)
         said = missing(name)
@@ -698,7 +698,7 @@ def test_a_file_that_cannot_be_used_is_named(release: Path, models: Path, place:
     foreign(models / place, 1)
     said = missing(name.replace("one", "0000"))
     assert "0000.safetensors: tensor " in said
-    assert "there is no diffusion model of Ovis-U1 in it" in said
+    assert "it has no Ovis-U1 diffusion model" in said
 
 
 @pytest.mark.parametrize("name", ["", "../ovis_u1/hidden", "/etc", "ovis/../ovis_u1/half", None, ["half"], 3])

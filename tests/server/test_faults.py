@@ -53,9 +53,9 @@ def pickles(folder: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a missing shard": (lambda f: (f / SECOND).unlink(), rf"lacks {SECOND}: the download is not complete"),
-    "half a shard": (lambda f: cut(f / SECOND), rf"{SECOND} is damaged or not complete .*download it again"),
-    "no index": (lambda f: (f / INDEX).unlink(), rf"in pieces and no {INDEX}; copy the release's {INDEX}"),
+    "a missing shard": (lambda f: (f / SECOND).unlink(), rf"lacks {SECOND}: the download is incomplete"),
+    "half a shard": (lambda f: cut(f / SECOND), rf"{SECOND} is damaged or incomplete .*download it again"),
+    "no index": (lambda f: (f / INDEX).unlink(), rf"the shards of a model and no {INDEX}; copy the release's {INDEX}"),
     "an index of a missing file": (
         lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].update(more="model-00003-of-00003.safetensors")),
         r"lacks model-00003-of-00003\.safetensors",
@@ -64,7 +64,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].update(more="../tiny/model.safetensors")),
         r"index\.json names files outside its folder",
     ),
-    "another release's shard": (another_release, r"has shape .*do not belong together; download both again"),
+    "another release's shard": (another_release, r"has shape .*do not match the config; download both again"),
     "a web page": (lambda f: (f / FIRST).write_bytes(b"<!doctype html><p>404"), rf"{FIRST} is a web page, not a weigh"),
     "an LFS pointer": (
         lambda f: (f / FIRST).write_bytes(b"version https://git-lfs.github.com/spec/v1"),
@@ -79,7 +79,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "absurd sizes": (
         lambda f: edit_json(f / CONFIG, lambda v: v["llm_config"].update(hidden_size=10**12)),
-        r"llm_config\.hidden_size is 1000000000000; it must not be over",
+        r"llm_config\.hidden_size is 1000000000000; it must be at most",
     ),
     "large sizes": (
         lambda f: edit_json(f / CONFIG, lambda v: v["llm_config"].update(intermediate_size=10**7)),

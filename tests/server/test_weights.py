@@ -188,9 +188,9 @@ def test_wrong_files_are_named(server: ComfyServer, info: dict[str, Any], saved:
             {"diffusion_model_name": "cut.safetensors"},
             r"cut\.safetensors: tensor .*single_blocks\.0\.linear2\.weight missing",
         ),
-        ({"text_encoder_name": "other.safetensors"}, r"other\.safetensors: .*no text encoder of Ovis-U1 in it"),
-        ({"diffusion_model_name": "bare.safetensors"}, r"bare\.safetensors.*do not belong together|has shape"),
-        ({"vae_name": "short.safetensors"}, r"VAE: tensor decoder\.mid\.block_1\.conv1\.weight"),
+        ({"text_encoder_name": "other.safetensors"}, r"other\.safetensors: .*it has no Ovis-U1 text encoder"),
+        ({"diffusion_model_name": "bare.safetensors"}, r"bare\.safetensors.*do not match|has shape"),
+        ({"vae_name": "short.safetensors"}, r"VAE: missing tensor decoder\.mid\.block_1\.conv1\.weight"),
         ({"vae_name": "page.safetensors"}, r"page\.safetensors is a web page"),
     ):
         with pytest.raises((PromptFailed, PromptRejected), match=words):
@@ -207,7 +207,7 @@ def test_a_vae_that_cannot_be_used(saved: dict[str, Path], comfyui: Path, tmp_pa
     tensors = load_file(saved["vae"])
     tensors[name] = tensors[name][:2].contiguous()
     save_file(tensors, file)
-    words = r"vae\.safetensors: this VAE is not of SDXL's kind \(size mismatch"
+    words = r"vae\.safetensors: expected an SDXL VAE \(size mismatch"
     with pytest.raises(CheckpointError, match=words) as caught:
         load(open_parts(saved["decoder"], saved["text"], file))
     assert len(str(caught.value).splitlines()) == 1

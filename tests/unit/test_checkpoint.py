@@ -75,8 +75,8 @@ def test_missing_shard(folder: Path) -> None:
         (b"\x80\x02}q\x00." + bytes(300), "is a pickle, which can run code"),
         (b"GGUF" + bytes(300), "is a GGUF file"),
         (b"", "is empty. Delete it and download it again"),
-        (b"\xff" * 300, "is damaged or not complete"),
-        (bytes(8), "is damaged or not complete"),
+        (b"\xff" * 300, "is damaged or incomplete"),
+        (bytes(8), "is damaged or incomplete"),
     ],
     ids=["web page", "LFS pointer", "zip pickle", "pickle", "GGUF", "empty", "huge header", "zeros"],
 )
@@ -141,7 +141,7 @@ def test_mutated_files(folder: Path, tmp_path: Path) -> None:
 def test_half_a_shard(folder: Path) -> None:
     file = folder / "model-00002-of-00002.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors is damaged or not complete"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors is damaged or incomplete"):
         open_model(folder)
 
 
@@ -202,15 +202,15 @@ def test_config_that_is_not_ours(folder: Path, text: str) -> None:
         (("visual_tokenizer_config", "backbone_config", "patch_size"), 16, "patch_size is 16; only 14 is supported"),
         (("visual_generator_config", "vae_config", "latent_channels"), 16, "latent_channels is 16; only 4 is"),
         (("llm_config", "num_key_value_heads"), 3, "must be a multiple of num_key_value_heads (3)"),
-        (("llm_config", "vocab_size"), 1000, "vocab_size is 1000; it must be over 151668"),
+        (("llm_config", "vocab_size"), 1000, "vocab_size is 1000; it must be greater than 151668"),
         (("visual_generator_config", "vae_config"), None, "visual_generator_config.vae_config is missing"),
         (("llm_config", "num_hidden_layers"), -1, "num_hidden_layers is -1; it must be a positive whole number"),
         (("visual_generator_config", "axes_dim"), 64, "axes_dim is 64; it must be a list of positive whole numbers"),
-        (("llm_config", "num_hidden_layers"), 10**9, "num_hidden_layers is 1000000000; it must not be over 1024"),
+        (("llm_config", "num_hidden_layers"), 10**9, "num_hidden_layers is 1000000000; it must be at most 1024"),
         (
             ("llm_config", "hidden_size"),
             10**30,
-            "hidden_size is 1000000000000000000000000000000; it must not",
+            "hidden_size is 1000000000000000000000000000000; it must be at most",
         ),
         (("visual_generator_config", "axes_dim"), [1] * 10**6, "...; it must be a list of positive whole numbers"),
         (("llm_config", "hidden_act"), "gelu", "hidden_act is 'gelu'; only 'silu'"),

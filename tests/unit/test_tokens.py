@@ -90,7 +90,7 @@ def test_half_a_tokenizer_is_told(qwen25_tokenizer: Path, tmp_path: Path) -> Non
     (tmp_path / "vocab.json").write_bytes((qwen25_tokenizer / "vocab.json").read_bytes())
     merges = (qwen25_tokenizer / "merges.txt").read_bytes().splitlines(keepends=True)
     (tmp_path / "merges.txt").write_bytes(b"".join(merges[:150000]))
-    with pytest.raises(ValueError, match=r"tokenizer is not Qwen3's, or not whole\. Download"):
+    with pytest.raises(ValueError, match=r"tokenizer is not Qwen3's, or is incomplete\. Download"):
         Tokenizer(tmp_path)
 
 
