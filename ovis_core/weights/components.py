@@ -85,8 +85,8 @@ def find(kind: Kind, entries: Mapping[str, TensorEntry], source: Path) -> Compon
             own = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
             return Component(kind, prefix, own)
     raise CheckpointError(
-        f"{source}: it has no Ovis-U1 {kind.title}, because tensor {kind.prefixes[0]}{kind.probe} is missing. Choose "
-        "another file, or download the model again."
+        f"{source}: missing tensor {kind.prefixes[0]}{kind.probe}, so it has no Ovis-U1 {kind.title}. Choose another "
+        "file, or download the model again."
     )
 
 

@@ -697,7 +697,7 @@ def test_a_file_that_cannot_be_used_is_named(release: Path, models: Path, place:
         assert words in said
     foreign(models / place, 1)
     said = missing(name.replace("one", "0000"))
-    assert "0000.safetensors: tensor " in said
+    assert "0000.safetensors: missing tensor " in said
     assert "it has no Ovis-U1 diffusion model" in said
 
 

@@ -101,7 +101,7 @@ def test_a_scheduler_and_a_guider_check_too(server: ComfyServer, info: dict[str,
     assert server.run(graph.prompt).outputs
     for node, name, value, words in (
         (sigmas, "steps", number, r"steps: expected a whole number .*, got -1"),
-        (sigmas, "model", other, r"model: this is Identity"),
+        (sigmas, "model", other, r"model: expected an Ovis-U1 MODEL, got Identity"),
         (guider, "txt_cfg", number, r"txt_cfg: expected a number from 0\.0 .*, got -1"),
         (guider, "negative", number, r"negative: expected CONDITIONING, got int"),
         (guider, "cfg_end", number, r"cfg_end: expected a number from 0\.0 to 1\.0, got -1"),

@@ -70,7 +70,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / FIRST).write_bytes(b"version https://git-lfs.github.com/spec/v1"),
         "git lfs pull",
     ),
-    "pickles": (pickles, r"holds pytorch_model\.bin and no safetensors files.*download the release's safetensors"),
+    "pickles": (pickles, r"contains pytorch_model\.bin and no safetensors files.*download the release's safetensors"),
     "no config": (lambda f: (f / CONFIG).unlink(), r"cannot be used: .* has no config\.json; copy the release's"),
     "a config that is no JSON": (lambda f: (f / CONFIG).write_text("{"), r"cannot be used: .*config\.json is not JSON"),
     "another model's config": (
@@ -83,14 +83,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "large sizes": (
         lambda f: edit_json(f / CONFIG, lambda v: v["llm_config"].update(intermediate_size=10**7)),
-        r"has shape \[\d+, \d+\]; its config\.json asks for \[10000000, \d+\]",
+        r"has shape \[\d+, \d+\], but its config\.json requires \[10000000, \d+\]",
     ),
     "a missing tensor": (
         lambda f: (
             edit_tensors(f / FIRST, lambda v: v.pop("llm.model.norm.weight")),
             edit_json(f / INDEX, lambda v: v["weight_map"].pop("llm.model.norm.weight")),
         ),
-        r"llm\.model\.norm\.weight missing",
+        r"missing tensor llm\.model\.norm\.weight",
     ),
     "it is gone": (shutil.rmtree, r"was not found; choose"),
 }

@@ -186,7 +186,7 @@ def test_wrong_files_are_named(server: ComfyServer, info: dict[str, Any], saved:
     for inputs, words in (
         (
             {"diffusion_model_name": "cut.safetensors"},
-            r"cut\.safetensors: tensor .*single_blocks\.0\.linear2\.weight missing",
+            r"cut\.safetensors: missing tensor .*single_blocks\.0\.linear2\.weight",
         ),
         ({"text_encoder_name": "other.safetensors"}, r"other\.safetensors: .*it has no Ovis-U1 text encoder"),
         ({"diffusion_model_name": "bare.safetensors"}, r"bare\.safetensors.*do not match|has shape"),

@@ -75,7 +75,7 @@ def test_what_a_user_types_is_literal(tokenizer: Tokenizer, typed: str) -> None:
 
 
 def test_what_is_no_character_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match=r"prompt: '\\ud800' is no character"):
+    with pytest.raises(ValueError, match=r"prompt: '\\ud800' is half of a surrogate pair"):
         tokenizer.encode(prompts.text_to_image("a \ud800 cat"))
 
 
