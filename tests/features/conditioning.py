@@ -138,7 +138,7 @@ def encoder(node: str, prompts: tuple[str, ...]) -> None:
     @row(
         AREA,
         node,
-        "with one prompt in every input the same as CLIPTextEncode; with two a sentence names the node to take",
+        "with one prompt in every input the same as CLIPTextEncode; with two prompts an error names the node to use",
     )
     def check(lab: Lab) -> None:
         bench = lab.bench()

@@ -32,7 +32,7 @@ def every_sampler(lab: Lab, scheduler: str) -> None:
 
 
 for _scheduler in ("ovis_u1", "simple", "beta"):
-    row(AREA, f"every sampler_name, {_scheduler}", "finite, of the right shape, and not the noise it began with")(
+    row(AREA, f"every sampler_name, {_scheduler}", "finite, of the right shape, and different from the initial noise")(
         lambda lab, scheduler=_scheduler: every_sampler(lab, scheduler)
     )
 

@@ -210,7 +210,7 @@ def other(a: Tensor, b: Tensor, least: float = 1e-3) -> None:
 
 def markdown(done: dict[str, str]) -> Iterator[str]:
     """The table, with the outcome of each row by its name."""
-    yield "| area | feature | what is seen | outcome |"
+    yield "| area | feature | result | outcome |"
     yield "|---|---|---|---|"
     for entry in ROWS:
         if entry.name in done:

@@ -247,7 +247,7 @@ def test_what_is_refused_leaves_nothing(release: Path, tmp_path: Path) -> None:
     cut = Path(shutil.copytree(release, tmp_path / "cut"))
     (cut / "model-00002-of-00002.safetensors").unlink()
     for arguments, words in (
-        ((release, taken), "is there already"),
+        ((release, taken), "already exists"),
         ((cut, tmp_path / "a.safetensors"), "lacks model-00002"),
         ((tmp_path / "none", tmp_path / "a.safetensors"), "none does not exist"),
         ((release, tmp_path / "a.bin"), "must end in .safetensors"),
@@ -339,6 +339,6 @@ def test_a_disk_that_changes_bytes_is_seen(release: Path, tmp_path: Path, monkey
         return sums
 
     monkeypatch.setattr(conversion, "_write_file", damage)
-    with pytest.raises(CheckpointError, match="came back changed"):
+    with pytest.raises(CheckpointError, match="read back differently"):
         conversion.write_one(open_model(release), tmp_path / "one.safetensors", DEFAULT)
     assert not list(tmp_path.glob("one*"))
