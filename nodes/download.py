@@ -1,4 +1,4 @@
-"""The release, fetched from within ComfyUI."""
+"""Downloading the release in ComfyUI."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class OvisU1Download(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, repository: str, revision: str = "main") -> float:
-        """Looks anew each time: files may have been deleted."""
+        """Always runs again, because files may have been deleted."""
         return float("nan")
 
     @classmethod

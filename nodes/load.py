@@ -28,7 +28,7 @@ OUTPUTS = [
     io.Clip.Output("clip", display_name="clip", tooltip="The language model and the visual tokenizer."),
     io.Vae.Output("vae", display_name="vae", tooltip="Encodes images to latents and decodes latents to images."),
 ]
-# Input, ComfyUI's folder, what the file holds.
+# Input, ComfyUI's folder, contents of the file.
 PARTS = (
     ("diffusion_model_name", "diffusion_models", "the decoder, as ModelSave writes it"),
     ("text_encoder_name", "text_encoders", "language model and visual tokenizer, as CLIPSave writes them"),
@@ -67,8 +67,8 @@ class OvisU1Loader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
-        """Says where models go, instead of the page's bare 'value not in list'."""
-        # A name that comes over a link is not known yet.
+        """Replaces the page's 'value not in list' with an error that says where models belong."""
+        # The value of a link is not known yet.
         return model_name is None or catalogue.missing(model_name) or True
 
     @classmethod
@@ -113,7 +113,7 @@ class OvisU1LoadParts(io.ComfyNode):
         """Changes when a file does."""
         names = (diffusion_model_name, text_encoder_name, vae_name)
         if None in names:
-            return ""  # a name over a link is not known yet
+            return ""  # the value of a link is not known yet
         return folders.fingerprint(*cls._paths(*names))
 
     @classmethod

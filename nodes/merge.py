@@ -1,4 +1,4 @@
-"""Two models to one."""
+"""Merging two models."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ IMAGE_ONLY_TIP = (
 
 
 class OvisU1Scheduler(io.ComfyNode):
-    """Latent -> the model's own sigmas for its size."""
+    """Latent -> sigmas of the model's own schedule for its size."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

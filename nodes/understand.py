@@ -1,4 +1,4 @@
-"""Pictures and questions to words and scores."""
+"""Images and questions -> text and scores."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ class OvisU1Understand(io.ComfyNode):
 
 
 class OvisU1Judge(io.ComfyNode):
-    """Images and a question -> how much each is a yes."""
+    """Images and a yes-or-no question -> a score for each image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -58,7 +58,7 @@ def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor]) -> comfy.sd.
 
 
 def _attend_by_torch(vae: comfy.sd.VAE) -> None:
-    """In place of ComfyUI's own attention on a CPU, which is slower."""
+    """Uses torch's attention, because ComfyUI's own is slower on a CPU."""
     for block in vae.first_stage_model.modules():
         if isinstance(block, AttnBlock) and block.optimized_attention is normal_attention:
             block.optimized_attention = pytorch_attention
@@ -68,8 +68,9 @@ def decode(vae: comfy.sd.VAE, latent: dict[str, Any], restore_size: bool = False
     """IMAGE (B, H, W, 3) of a LATENT; with `restore_size` at the size of the edit's source.
 
     If an edit's latent has a noise mask and still equals the source's outside of it, every pixel there comes from the
-    source's own round trip: a VAE's norms and attention would spread a change inside the mask over the whole image.
-    Raises ValueError with `restore_size` if the LATENT has no source size, or another aspect ratio than the source.
+    source, encoded and decoded by itself: the VAE's norms and attention would spread a change inside the mask over the
+    whole image. Raises ValueError with `restore_size` if the LATENT has no source size, or another aspect ratio than
+    the source.
     """
     samples: Tensor = latent["samples"]
     source: EditSource | None = latent.get(SOURCE)
@@ -101,7 +102,7 @@ def decode(vae: comfy.sd.VAE, latent: dict[str, Any], restore_size: bool = False
 
 
 def _same_aspect(samples: Tensor, source: Tensor) -> bool:
-    """Whether latents may be the source's, at its size or scaled."""
+    """Whether latents have the source's aspect ratio, at its size or scaled."""
     (height, width), (own_height, own_width) = samples.shape[-2:], source.shape[-2:]
     return abs(height * own_width - width * own_height) <= max(own_height, own_width)
 
@@ -109,7 +110,7 @@ def _same_aspect(samples: Tensor, source: Tensor) -> bool:
 def _kept_sources(samples: Tensor, sources: Tensor, mask: Tensor) -> list[int | None]:
     """For each image of a batch the index of the source that it still equals outside the mask, or None.
 
-    Latents may have been repeated, picked, flipped or sampled again under another mask since the edit began.
+    Latents may have been repeated, selected, flipped, or sampled again with another mask since the edit began.
     """
     if samples.shape[1:] != sources.shape[1:]:
         return [None] * len(samples)
