@@ -119,8 +119,10 @@ class OvisGuider(comfy.samplers.CFGGuider):
     def _as_one_pair(self, x: Tensor, timestep: Tensor) -> tuple[Conds, Conds, float]:
         """(uncond, cond, scale) equivalent to the three branches, for patches, which take one pair.
 
-        Two scales can be written as one: v = u + txt_cfg (cond - u) with u = r uncond + (1 - r) image_only and r =
-        (img_cfg - 1) / (txt_cfg - 1).
+        Two scales can be written as one, with r = (img_cfg - 1) / (txt_cfg - 1):
+
+            u = r uncond + (1 - r) image_only
+            v = u + txt_cfg (cond - u)
 
         Core weights the entries of a condition by their masks, so u can be written as a condition. If txt_cfg is 1 or
         0, the image's scale is used instead, and the mixture is on the other side.

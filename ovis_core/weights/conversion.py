@@ -1,7 +1,7 @@
-"""A model's files -> other files: one for all components or one for each, in another precision.
+"""Converts a model's files to one file, or to one for each component, in another precision.
 
-Tensor by tensor, so that memory does not grow with the model. A file gets its name when it is complete and, on Linux,
-has been read back from the disk.
+It works tensor by tensor, so that memory does not grow with the model. A file gets its final name when it is complete
+and, on Linux, has been read back from the disk.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .metadata import metadata
 from .precision import Precision, in_precision
 from .safetensors_file import CheckpointError
 
-NAMES_OF = {dtype: name for name, dtype in DTYPES.items()}  # of the types, in a file
+NAMES_OF = {dtype: name for name, dtype in DTYPES.items()}  # dtype -> its name in safetensors
 BLOCK = 1 << 24  # bytes read back at once
-CAN_READ_BACK = hasattr(os, "posix_fadvise")  # elsewhere reading would only show what the system has cached
+CAN_READ_BACK = hasattr(os, "posix_fadvise")  # on other systems the read would only reach the cache
 
 Report = Callable[[int, int, str], object]
 
@@ -41,7 +41,7 @@ def write_one(checkpoint: Checkpoint, file: Path, precision: Precision, report: 
 
     report  called with bytes done, bytes in all, and "writing" or "checking"
 
-    Raises `CheckpointError` if the file is there already, or reading, writing or reading back fails.
+    Raises `CheckpointError` if the file already exists, or reading, writing or reading back fails.
     """
     tensors: dict[str, LazyTensor] = {}
     for component in checkpoint.components.values():

@@ -1,4 +1,4 @@
-"""The folder of a release: whether it is one, and which of its files are the config, the weights and the tokenizer."""
+"""A release's folder: how it is recognised, and its config, weight files and tokenizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARDS = "model-*-of-*.safetensors"
-UNFINISHED = (".part", ".incomplete", ".download", ".crdownload", ".aria2")  # endings of files that are being fetched
+UNFINISHED = (".part", ".incomplete", ".download", ".crdownload", ".aria2")  # suffixes of unfinished downloads
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -55,7 +55,7 @@ def read_folder(folder: Path) -> ReleaseFolder:
 
 
 def is_release(folder: Path) -> bool:
-    """Whether a folder's config.json says that it is an Ovis-U1."""
+    """Whether a folder has a config.json of Ovis-U1."""
     try:
         return _read_json(folder / CONFIG).get("model_type") == "ovis_u1"
     except CheckpointError:
@@ -63,7 +63,7 @@ def is_release(folder: Path) -> bool:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder is an Ovis-U1 with all of its weight files."""
+    """Whether a folder is a release of Ovis-U1 with all of its weight files."""
     try:
         return is_release(folder) and all(file.is_file() for file in _weight_files(folder))
     except CheckpointError:
@@ -71,7 +71,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def why_no_release(folder: Path) -> str:
-    """Why a folder without a config.json is not a release; empty for one that holds no model's files."""
+    """An error message for a folder without a config.json; empty if it has no model files."""
     names = _names(folder)
     if any(name.endswith(UNFINISHED) for name in names):
         return f"{folder} contains an unfinished download; run Ovis-U1 Download again, or fetch the missing files."
@@ -81,15 +81,15 @@ def why_no_release(folder: Path) -> str:
 
 
 def has_pieces(folder: Path) -> bool:
-    """Whether a folder holds files that a release has, beside files of any other name."""
+    """Whether a folder has any of a release's files."""
     return any(name in (CONFIG, INDEX, SINGLE) or fnmatch(name, SHARDS) for name in _names(folder))
 
 
 def looks_like_release(folder: Path, named: bool, holds: Callable[[Path], bool]) -> bool:
     """Whether a folder was meant to be a release of Ovis-U1, not another model.
 
-    named  its name is one of Ovis-U1
-    holds  `holds_ours`, or a function that remembers its answers
+    named  whether its name is one of Ovis-U1
+    holds  `holds_ours`, or a function that caches its answers
     """
     names = _names(folder)
     pieces = [name for name in names if name == INDEX or fnmatch(name, SHARDS)]

@@ -1,4 +1,4 @@
-"""One safetensors file: its header and its metadata, or why it cannot be read."""
+"""Reads the header and the metadata of a safetensors file; errors say why a file cannot be read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 AGAIN = "Delete it and download it again."
-LONGEST_HEADER = 100_000_000  # bytes; safetensors reads none that is longer
+LONGEST_HEADER = 100_000_000  # bytes; safetensors does not read longer ones
 METADATA = "ovis_u1."  # in the names of tensors that store metadata of the model, as bytes
-SHOWN = 3  # names in a message about many tensors
+SHOWN = 3  # most names in a message
 
 
 class CheckpointError(ValueError):
-    """A model that cannot be used, with what to do about it."""
+    """A model cannot be used; the message says what to do."""
 
     __module__ = "builtins"  # ComfyUI shows the module before the name, and the pack's is a long path
 
@@ -40,7 +40,7 @@ class TensorEntry:
 def read_entries(file: Path) -> dict[str, TensorEntry]:
     """Name -> entry of every tensor. Only the bytes of metadata are read, otherwise the header alone.
 
-    Raises `CheckpointError` that says what the file is instead.
+    Raises `CheckpointError`, which says what the file is if it is something else.
     """
     try:
         with safe_open(file, framework="np") as tensors:
@@ -60,16 +60,16 @@ def read_entries(file: Path) -> dict[str, TensorEntry]:
 
 
 def header_mentions(file: Path, names: Iterable[str]) -> bool:
-    """Whether the bytes of a header hold all of these names. Nothing is parsed, so it is fast for other models' files.
+    """Whether the bytes of a header contain all of these names. They are not parsed, so this is fast for other models.
 
-    Raises OSError where the file cannot be read.
+    Raises OSError if the file cannot be read.
     """
     header = header_bytes(file)
     return all(json.dumps(name).encode() in header for name in names)
 
 
 def header_bytes(file: Path) -> bytes:
-    """The bytes of a header; empty for a file that cannot have one. Raises OSError."""
+    """The bytes of a header; empty if the file has no valid header. Raises OSError."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= min(LONGEST_HEADER, os.fstat(opened.fileno()).st_size - 8):
@@ -78,7 +78,7 @@ def header_bytes(file: Path) -> bytes:
 
 
 def _instead(file: Path) -> str:
-    """What a file is that is not a safetensors file, and what to do; empty if that is unknown."""
+    """An error message for a known kind of file that is not safetensors; empty for an unknown kind."""
     with file.open("rb") as opened:
         start = opened.read(200)
     text = start.lstrip().lower()
@@ -98,6 +98,6 @@ def _instead(file: Path) -> str:
 
 
 def some(names: list[str]) -> str:
-    """Names for a message; of many the first ones."""
+    """Names for a message; if there are many, the first ones."""
     shown = ", ".join(names[:SHOWN])
     return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
