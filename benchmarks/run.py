@@ -1,12 +1,13 @@
-"""How fast everything is: beside the authors' code, beside what the device could do, and with each speed feature on.
+"""Measures the speed of everything, compared with the authors' code, with the device's limits, and with each speed
+feature.
 
     python benchmarks/run.py --comfyui PATH [--reference FOLDER] [--small] [--json FILE]
     python benchmarks/run.py --comfyui PATH --count [--reference FOLDER]
 
-Run it with the Python of that ComfyUI. Weights are random and nothing is downloaded. Variants take turns in one run,
-so their ratios hold if other work disturbs the clock; seconds are printed for GPUs only. `--reference` names a
-folder of the release: its own code runs too, on the same weights, and must give the same result first. `--count`
-measures nothing: it counts kernels and bytes of a pass at full size, and what torch.compile makes of the decoder.
+Run it with the Python of that ComfyUI. Weights are random and nothing is downloaded. Variants take turns in one run, so
+their ratios are right even if other work slows the machine; seconds are printed for GPUs only. `--reference` names a
+folder of the release: its own code runs too, on the same weights, and must give the same results first. `--count`
+measures no time: it counts kernels and bytes of a pass at full size, and the graphs of torch.compile.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LOAD = "load in a new process"
 
 
 def arguments() -> argparse.Namespace:
-    """The command line, with what depends on the device filled in."""
+    """The command line, with defaults that depend on the device."""
     import torch
 
     line = parser(__doc__.split("\n")[0])
@@ -66,7 +67,7 @@ def arguments() -> argparse.Namespace:
     args.sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
     if any(side % 16 for side in (*sum(args.sizes, ()), args.edit_side or 0)):
         line.error("--sizes, --edit-side: sides must be multiples of 16 pixels")
-    # Of an answer's tokens the first is timed apart.
+    # The first token of an answer is timed separately.
     for name, least in {"edit_side": 16, "steps": 1, "tokens": 2, "batch": 1, "repeat": 1}.items():
         value = getattr(args, name)
         if value is not None and value < least:
@@ -80,7 +81,7 @@ def arguments() -> argparse.Namespace:
     args.edit_side = args.edit_side or EDIT_SIDE[args.device]
     args.steps = args.steps or STEPS[args.device]
     args.tokens = args.tokens or TOKENS[args.device]
-    # Compiling takes a CPU longer than all the rest.
+    # On a CPU compiling takes longer than everything else.
     args.variants = args.variants or [name for name in VARIANTS if args.device == "gpu" or name != "compiled"]
     args.batch = args.batch or BATCH[args.device]
     args.small = args.small or (args.device == "cpu" and not args.full)
@@ -89,13 +90,13 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures or counts, and prints."""
+    """Measures or counts, and prints the results."""
     args = arguments()
-    os.environ.setdefault("TQDM_DISABLE", "1")  # ComfyUI's bars would run through the tables
+    os.environ.setdefault("TQDM_DISABLE", "1")  # ComfyUI's progress bars would be printed into the tables
     import torch
 
     if args.count:
-        # As on a GPU, where ComfyUI takes this attention by itself.
+        # The attention that ComfyUI uses by default on a GPU.
         start_comfyui(args.comfyui, cpu=True, use_pytorch_cross_attention=True)
     else:
         start_comfyui(args.comfyui, cpu=args.device == "cpu")
@@ -124,7 +125,7 @@ def count(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Every row, one after the other."""
+    """Measures every row."""
     import comfy.utils
     import comfyui_version
     import torch
@@ -195,7 +196,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def asked(row: str, args: argparse.Namespace) -> bool:
-    """Whether a row is to be measured."""
+    """Whether a row was asked for."""
     return not args.rows or any(word in row for word in args.rows)
 
 

@@ -1,4 +1,4 @@
-"""What was measured, as tables in Markdown."""
+"""Results as Markdown tables."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from measuring import Measured
 
-BASES = ("authors", "generate", "ours")  # a row's ratios are to the first of these that it has
+BASES = ("authors", "generate", "ours")  # a row's ratios are relative to the first of these that it has
 
 
 def markdown(rows: Sequence[Sequence[Any]], *head: str) -> str:
-    """Rows under a head."""
+    """A Markdown table of these rows."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
@@ -29,7 +29,7 @@ def time_table(measured: list[Measured], seconds: bool) -> str:
         cells = [cell(row[variant].median, base) if variant in row else "" for variant in variants]
         return [*cells, cell(floors[0], base) if floors else ""]
 
-    # Each row's ratios are to the first of these variants that it has.
+    # Each row's ratios are relative to the first of these variants that it has.
     bases = ", else ".join(variant for variant in BASES if any(one.variant == variant for one in measured))
     title = f"seconds (relative to {bases})" if seconds else f"time relative to {bases}"
     return _table(measured, title, line, "floor of ours, from its arithmetic")
@@ -51,7 +51,7 @@ def memory_table(measured: list[Measured]) -> str:
 
 
 def first_table(measured: list[Measured], seconds: bool) -> str:
-    """What compiling costs, in runs of ours that are not compiled; `seconds`: with the time itself."""
+    """The time of compiling, in multiples of our run without it; `seconds`: with the time itself."""
     rows = []
     plains = {one.name: one.median for one in measured if one.variant == "ours"}
     for one in measured:
@@ -63,7 +63,7 @@ def first_table(measured: list[Measured], seconds: bool) -> str:
 
 
 def growth_table(measured: list[Measured]) -> str:
-    """How time grows along each series, against its first row."""
+    """Growth of the time along each series, relative to its first row."""
     series = {name for one in measured for name in one.growth}
     rows = []
     for name in sorted(series):

@@ -1,9 +1,9 @@
-"""Runs a benchmark of the report, or any batch of jobs: makes what the official scorers read.
+"""Runs a benchmark of the report, or any batch of jobs, and makes the files that the official scorers read.
 
     python evaluation/evaluate.py NAME --comfyui PATH --model PATH --data PATH --out DIR [--workers N]
     python evaluation/evaluate.py shapes --comfyui PATH --out DIR      the small model's cases, scored here
 
-Run it with the Python of that ComfyUI. Started again it resumes; docs/evaluation.md says more.
+Run it with the Python of that ComfyUI. The same command resumes a run. See docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Reads the data, makes what is missing, scores it and shows it; the exit code, 3 if some records failed."""
+    """Reads the data, makes the missing records, scores and shows them; returns the exit code, 3 if some failed."""
     args = arguments()
     suite, own = SUITES[args.name], dict(args.size)
     own |= {name: value for name in OWN if (value := getattr(args, name)) is not None}
@@ -109,7 +109,7 @@ def main() -> int:
 
 
 def checked_model(model: Path | None, weight_dtype: str) -> Path:
-    """The model, of which headers are read; by default the built-in one. Raises UserError if it cannot be loaded."""
+    """The model's path, by default the built-in model's; reads headers only. Raises UserError if it is not usable."""
     import_core()
     from ovis_core.weights import built_in
     from ovis_core.weights.checkpoint import open_model

@@ -55,7 +55,7 @@ def main() -> int:
     if not args.source or not args.out:
         parser.error("source and out must not be empty")
     args.source, args.out = Path(args.source), Path(args.out)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written goes then too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that partial files are removed then too
     write = write_parts if args.parts else write_one
     try:
         if not args.parts and args.out.suffix != ".safetensors":
@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in a sentence."""
+    """Joins names with commas and "and"."""
     *first, last = names
     return f"{', '.join(first)} and {last}"
 
@@ -97,7 +97,7 @@ def is_eight_bit(opened: Checkpoint) -> bool:
 
 
 def report(done: int, total: int, doing: str) -> None:
-    """Shows how far it is."""
+    """Shows the progress."""
     show(f"{bar(done, total)}  {doing}")
 
 
