@@ -57,7 +57,8 @@ class OvisU1Loader(io.ComfyNode):
                     tooltip=(
                         "Folder of the release (config.json, safetensors files) in models/ovis_u1, for example "
                         "models/ovis_u1/Ovis-U1-3B, or one file written by Save Checkpoint, in models/checkpoints. "
-                        "Press R after adding one."
+                        "Press R after adding one. ovis-u1-shapes (built in) needs no download: it draws one circle, "
+                        "square or triangle in one of eight colours on a plain background, at 128 x 128 pixels."
                     ),
                 ),
                 WEIGHT_DTYPE,

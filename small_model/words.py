@@ -75,10 +75,10 @@ QUESTIONS = {
     "background": ("What color is the background?", "What colour is the background?", "Which color is the background?"),
     "shape": ("What shape is it?", "Which shape is it?", "What shape is in the image?", "Tell me the shape."),
     "there": ("Is there a {s}?", "Is there a {s} in the image?"),
-    "is": ("Is the {s} {c}?", "Is it true that the {s} is {c}?", "Is the color of the {s} {c}?"),
+    "is": ("Is the {s} {c}?", "Is it true that the color of the {s} is {c}?", "Is the color of the {s} {c}?"),
     "ground": (
         "Is the background {c}?",
-        "Is it true that the background is {c}?",
+        "Is it true that the color of the background is {c}?",
         "Is the color of the background {c}?",
     ),
     "count": ("How many shapes are there?", "How many shapes are in the image?", "Count the shapes."),
@@ -91,8 +91,8 @@ NEW_QUESTIONS = {
     "background": ("Which colour is the background?", "Tell me the color of the background."),
     "shape": ("Which shape is in the image?",),
     "there": ("Is it true that there is a {s}?",),
-    "is": ("Is it true that the color of the {s} is {c}?",),
-    "ground": ("Is it true that the color of the background is {c}?",),
+    "is": ("Is it true that the {s} is {c}?",),
+    "ground": ("Is it true that the background is {c}?",),
     "count": ("Tell me how many shapes there are.",),
     "describe": ("What is in this image?",),
     "side": ("Tell me which shape is on the {side}.",),
@@ -188,8 +188,10 @@ def kinds_of_questions(scene: Scene) -> list[str]:
 def conversation(scene: Scene, turns: int, rng: Random) -> list[tuple[str, str]]:
     """Questions with their answers; some look back at the answer before."""
     made: list[tuple[str, str]] = []
+    # Of two shapes the one that is named must be found, which is learned last.
+    kinds = kinds_of_questions(scene) + ["colour"] * 4 * (len(scene.shapes) - 1)
     while len(made) < turns:
-        kind = rng.choice(kinds_of_questions(scene))
+        kind = rng.choice(kinds)
         made.append(ask(scene, kind, rng))
         if kind in ("side", "shape") and rng.random() < 0.6:
             made.append((rng.choice(FOLLOW_UPS), next(s.colour for s in scene.shapes if s.kind == made[-1][1])))
