@@ -60,7 +60,7 @@ def test_vqa_reads_paths(tmp_path: Path) -> None:
     assert (choice.id, choice.choices, len(choice.images)) == ("2", ("A",), 2)
 
 
-# Of the data as a whole, or of its only record: no run begins.
+# Faults of the data as a whole, or of its only record: no run begins.
 WRONG: dict[str, tuple[str, str, str]] = {
     "not there": ("geneval", "", "cannot be read .*No such file"),
     "no JSON": ("geneval", "{", "line 1: Expecting property name"),
@@ -198,7 +198,7 @@ def test_a_damaged_file_is_not_whole(tmp_path: Path, damage: bytes | None) -> No
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     other = {"benchmark": "jobs", "settings": {"image": {"steps": 20}}}
-    # One that has come to nothing yet may begin anew.
+    # A run without results may start again with other settings.
     with open_run(tmp_path / "out", other):
         pass
     with open_run(tmp_path / "out", RUN) as folder:
@@ -247,7 +247,7 @@ def drawn(scene: world.Scene) -> bytes:
 
 
 def shapes_answers(records: list[Record], folder: Path) -> dict[str, dict[str, Any]]:
-    """What a model without fault would give."""
+    """The results of a perfect model."""
     results = {}
     for record in records:
         case = record.row["case"]

@@ -16,7 +16,7 @@ Link = list[Any]
 
 
 def both(feature: str, what: str) -> Callable[[Callable[[Lab, Bench, Link, Link], object]], object]:
-    """A row that runs with two conditionings as they are, and with both refined."""
+    """A row that runs with two unrefined conditionings, and with both refined."""
 
     def register(check: Callable[[Lab, Bench, Link, Link], object]) -> object:
         def run(lab: Lab) -> None:
@@ -68,7 +68,7 @@ def area(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     right = bench.node("ConditioningSetArea", conditioning=two, width=64, height=HEIGHT, x=32, y=0, strength=1.0)
     whole = bench.node("ConditioningSetArea", conditioning=one, width=WIDTH, height=HEIGHT, x=0, y=0, strength=1.0)
     pair = bench.node("ConditioningCombine", conditioning_1=one, conditioning_2=right)
-    # One step: what happens on the right has not reached the left yet.
+    # One step: the right has not influenced the left yet.
     plain, mixed, alike = bench.run(*(bench.ksampler(positive=p, steps=1, cfg=1.0) for p in (one, pair, whole)))
     same(alike, plain)
     same(mixed[..., :4], plain[..., :4])

@@ -20,7 +20,7 @@ TXT, IMG = 12.0, 1.5
 
 
 class Task:
-    """Text to image or an edit on a bench, by the scales of guidance."""
+    """Text to image or an edit on a bench, with given guidance scales."""
 
     def __init__(self, bench: Bench, kind: str) -> None:
         self.bench, self.kind = bench, kind
@@ -34,7 +34,7 @@ class Task:
 
 
 def rows(feature: str, what: str) -> Callable[[Callable[[Task], str | None]], None]:
-    """Registers a check twice."""
+    """Registers a check for text to image and for an edit."""
 
     def register(check: Callable[[Task], str | None]) -> None:
         for kind in (TEXT, EDIT):
@@ -150,7 +150,7 @@ def perp_neg_guider(lab: Lab) -> None:
 
 
 def refused(node: str, slot: str, models: str = "U-Nets", **inputs: Any) -> None:
-    """Rows for a node whose patch takes hold of layers that Ovis-U1 does not have."""
+    """Rows for a node that patches layers which Ovis-U1 does not have."""
 
     @rows(node, f"is made for {models}; an error says so")
     def check(task: Task) -> str:

@@ -1,4 +1,4 @@
-"""The queue, the cache, and what becomes of results."""
+"""The queue, the cache, and the saved results."""
 
 from __future__ import annotations
 

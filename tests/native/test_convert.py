@@ -171,12 +171,12 @@ def test_small_weights_gain_by_scales() -> None:
 def test_scaled_files_load_as_they_are(
     scaled: Path, comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The results are those of the weights multiplied out; and again after core has saved what was loaded."""
+    """The results equal those of dequantized weights, also after core has saved and loaded the model."""
     import comfy.sd
     import comfy.utils
 
-    # As --disable-mmap: weights that stay mapped begin where their file has them, and some CPUs sum products in
-    # another order there.
+    # Like --disable-mmap: mapped weights have the alignment of their file, and on some CPUs that changes the order of
+    # sums.
     monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", True)
 
     from ovis_core.native.conditions import text_to_image
@@ -223,7 +223,7 @@ def with_scales_by_row(file: Path, out: Path) -> Path:
 
 @torch.no_grad()
 def test_a_patch_on_scaled_weights(scaled: Path, comfyui: Path) -> None:
-    """A LoRA's change arrives, whether the weight is patched where it lies or at each use."""
+    """A LoRA takes effect, whether the weight is patched in place or at each use."""
     from ovis_core.native.loading import load
 
     model, _, _ = load(open_model(scaled))

@@ -1,4 +1,4 @@
-"""Where models are found, what looking for them costs, and what is said of a folder that cannot be used."""
+"""Finding models, the cost of searching, and the errors for folders that cannot be used."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _listen(event: str, arguments: tuple[Any, ...]) -> None:
 
 @pytest.fixture(scope="session")
 def hook() -> None:
-    sys.addaudithook(_listen)  # Python has no way to take it off again
+    sys.addaudithook(_listen)  # Python cannot remove an audit hook
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def place(source: Path | str, target: Path | str) -> None:
 
 
 def cache(release: Path, hub: Path, repository: str = "AIDC-AI/Ovis-U1-3B", commit: str = COMMIT) -> Path:
-    """The release in the hub's cache, as its client puts it there; answers the snapshot."""
+    """Puts the release into the hub's cache in its client's layout; returns the snapshot."""
     folder = hub / f"models--{repository.replace('/', '--')}"
     snapshot = folder / "snapshots" / commit
     for made in (folder / "blobs", folder / "refs", snapshot):
@@ -148,11 +148,11 @@ def foreign(folder: Path, count: int) -> None:
                 sink.truncate(8 + len(header) + 8192 * 2500)
             source = file
         else:
-            os.link(source, file)  # one file's bytes, and a file for all that is counted
+            os.link(source, file)  # shares the bytes, but counts as a file
 
 
 class Work:
-    """What is asked of the files in a folder while it is in use."""
+    """Counts the accesses to a folder's files while it is active."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -190,7 +190,7 @@ class Work:
 def test_a_thousand_foreign_files(
     release: Path, pack: Any, models: Path, hook: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is looked at once, by its header's bytes; what a prompt asks next is known."""
+    """Each file is opened once, for its header; the next prompt uses the cached answers."""
     import folder_paths
 
     copy(release, models / "ovis_u1" / "tiny")
@@ -205,7 +205,7 @@ def test_a_thousand_foreign_files(
     assert work.asked["open"] == work.asked["stat"] == FOREIGN
     assert work.seconds < 10  # parsing took more than that on a fast machine; this takes about 0.2
 
-    with work:  # what ComfyUI asks for a prompt
+    with work:  # the calls that ComfyUI makes for a prompt
         for _ in range(3):
             loader.INPUT_TYPES()
         assert loader.validate_inputs(model_name="tiny") is True
@@ -217,7 +217,7 @@ def test_a_thousand_foreign_files(
         loader.GET_SCHEMA()
     assert work.asked == Counter(stat=FOREIGN)
 
-    with work:  # a name that nobody has
+    with work:  # a name without a model
         assert "'none' was not found; choose tiny" in loader.validate_inputs(model_name="none")
     assert work.asked["open"] == work.asked["parse"] == 0
     assert work.asked["stat"] <= 2 * FOREIGN
@@ -229,7 +229,7 @@ def test_a_thousand_foreign_files(
 
 
 def test_checks_do_not_define_the_schema(pack: Any, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lists files."""
+    """Defining it would list files."""
     for node in pack.values():
         node.GET_SCHEMA()  # as ComfyUI does when it loads a pack
     folders = sys.modules[f"{PACK}.ovis_core.native.folders"]
@@ -518,7 +518,7 @@ def model_of_another(folder: Path, kind: str) -> None:
 
 
 def test_no_other_model_is_reported(release: Path, models: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """In folders that are not ours: whole or in pieces, also of the same authors."""
+    """In folders that are not ours: complete or sharded, also by the same authors."""
     for place in ("diffusers/Wan", "LLM/Qwen3", "LLM/AIDC-AI/Ovis2-8B", "AIDC-AI/Ovis2.5-2B", "ovis/Ovis1.6-Gemma2-9B"):
         model_of_another(models / place, "another")
         model_of_another(models / f"{place}-half", "")
@@ -623,7 +623,7 @@ def test_one_file_of_a_release_without_its_config(release: Path, models: Path, p
 
 
 def test_a_folder_with_a_model_inside(release: Path, models: Path) -> None:
-    """What is inside it decides what is said."""
+    """The message depends on the folder inside."""
     inner = copy(release, models / "ovis_u1" / "half" / "Ovis-U1-3B")
     assert "the model in" in missing("half")
     assert "is listed as 'half/Ovis-U1-3B'; choose that name" in missing("half")
@@ -660,7 +660,7 @@ def test_permissions(release: Path, models: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is permitted to root")
 @pytest.mark.parametrize("mode", [0, 0o444, 0o111])
 def test_folders_that_may_not_be_read(release: Path, models: Path, mode: int) -> None:
-    """They do not keep a good one from being listed, nor a message from being made."""
+    """They prevent neither the listing of a good folder nor a message."""
     copy(release, models / "ovis_u1" / "hidden")
     closed = [models / place for place in ("ovis_u1/half", "ovis_u1/deep", "diffusers/half", "LLM/Ovis-U1", "ovis")]
     for folder in closed:

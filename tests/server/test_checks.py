@@ -1,4 +1,4 @@
-"""Every check of every node, with what a node of another pack may give it."""
+"""Every check of every node, with values that a node of another pack can return."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_scheduler_and_a_guider_check_too(server: ComfyServer, info: dict[str,
 
 
 def test_names_of_parts_over_links(server: ComfyServer, info: dict[str, Any]) -> None:
-    """Files that are not there, named over links, as no list can check them."""
+    """Missing files, named over links, which no list can check."""
     graph = text_to_image(info, 64, 64, steps=1)
     word = [graph.add("OtherValue", name="a word"), 0]
     names = ("diffusion_model_name", "text_encoder_name", "vae_name")

@@ -1,4 +1,6 @@
-"""Models that cannot be used, through a running ComfyUI: one sentence that names file and remedy, and life goes on."""
+"""Models that cannot be used, in a running ComfyUI: one sentence names the file and the remedy, and the server keeps
+running.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.fixture
 def broken(server: ComfyServer, release: Path) -> Iterator[Path]:
-    """A model of one's own in the server's folder."""
+    """A separate model in the server's folder."""
     folder = Path(shutil.copytree(release, server.base / "models" / "ovis_u1" / "broken é \u96ea"))
     server.object_info()
     yield folder

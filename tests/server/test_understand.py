@@ -78,14 +78,14 @@ def test_text_shows_while_it_is_written(server: ComfyServer, info: dict[str, Any
 
 
 def texts_of_a_bystander(server: ComfyServer, work: Callable[[], Any]) -> tuple[Any, list[str]]:
-    """What `work` answers, and the texts that meanwhile came to another page, which asked for nothing."""
+    """The result of `work`, and the texts that another page received meanwhile, which queued nothing."""
 
     async def listen() -> tuple[Any, list[str]]:
         url = f"{server.url}/ws?clientId=bystander"
         async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as messages:
             await messages.receive()  # it is connected
             answer = await asyncio.to_thread(work)
-            # Messages to one page keep their order, so after this one nothing of the prompt can come.
+            # Messages to a page keep their order, so no message of the prompt can come after this one.
             await asyncio.to_thread(
                 server.queue, {"1": {"class_type": "PreviewAny", "inputs": {"source": "end"}}}, "bystander"
             )
@@ -130,7 +130,7 @@ def test_the_repetition_penalty_acts_without_sampling(server: ComfyServer, info:
     plain, penalized = answer(), answer(repetition_penalty=1.8)
     assert plain != penalized
     assert answer(repetition_penalty=1.8, sampling=True, temperature=0.0) == penalized
-    # What is about drawing has no effect where nothing is drawn.
+    # Settings of sampling have no effect without sampling.
     assert answer(temperature=1.5, top_p=0.1, top_k=3, min_p=0.5, seed=9) == plain
 
 
@@ -215,7 +215,7 @@ def test_video(server: ComfyServer, info: dict[str, Any], count: int, most: int,
 
 
 def positions_read(server: ComfyServer) -> int:
-    """By the last answer, as the log tells."""
+    """The positions of the last prefill, from the log."""
     return int(server.log_text().rsplit("Ovis-U1: prefilled ", 1)[1].split()[0])
 
 
@@ -261,7 +261,7 @@ def test_a_chat_is_a_chain_that_the_cache_holds(server: ComfyServer, info: dict[
     result = server.run(graph.prompt)
     assert second in result.executed_nodes
     assert first not in result.executed_nodes
-    # What the first turn computed is not computed again: the second reads its own words alone.
+    # The first turn is not computed again: the second prefills only its own tokens.
     read = int(server.log_text()[before:].rsplit("Ovis-U1: prefilled ", 1)[1].split()[0])
     assert read < 40
 

@@ -1,4 +1,4 @@
-"""Weights in every form that people keep them, through a running ComfyUI."""
+"""Weights in every supported form, in a running ComfyUI."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from helpers.graphs import Graph, saved_latent, text_to_image
 from helpers.headers import misplaced
 
 MAPS = Path("/proc/self/maps")
-MARK = "ovis_u1.config.json"  # what our parts carry their numbers in
+MARK = "ovis_u1.config.json"  # the tensor with the config in files of parts
 
 
 @pytest.fixture(scope="module")
 def saved(server: ComfyServer, info: dict[str, Any]) -> dict[str, Path]:
-    """What core's nodes write, where ComfyUI looks for each kind: name of the kind -> file."""
+    """Files that core's nodes wrote into ComfyUI's folders: kind -> file."""
     graph = text_to_image(info)
     model, clip, vae = (graph.out("OvisU1Loader", slot) for slot in range(3))
     graph.remove("OvisU1Sampler", "OvisU1TextEncode", "OvisU1Decode", "SaveImage", "EmptyLatentImage")
@@ -72,9 +72,9 @@ def expected_there(copying: ComfyServer, info: dict[str, Any]) -> Any:
 
 @pytest.fixture
 def comes_back(server: ComfyServer, copying: ComfyServer, expected: Any, expected_there: Any) -> Callable[..., None]:
-    """Whether a graph gives what the release gives: where weights are copied, to the last bit.
+    """Checks that a graph gives the release's results, to the last bit if weights are copied.
 
-    Weights that stay mapped begin where their file has them, and some CPUs sum products in another order there.
+    Mapped weights have the alignment of their file, and on some CPUs that changes the order of sums.
     """
 
     def check(graph: Graph) -> None:
@@ -135,7 +135,7 @@ def test_parts_of_other_files(
     weights: dict[str, Any],
     comes_back: Callable[..., None],
 ) -> None:
-    """The text encoder out of a whole checkpoint, and a VAE with diffusers' names."""
+    """The text encoder of a complete checkpoint, and a VAE with diffusers' names."""
     models = server.base / "models"
     (models / "text_encoders" / "whole.safetensors").symlink_to(saved["whole"])
     prefix = "visual_generator.vae."
@@ -224,7 +224,7 @@ def mapped(server: ComfyServer) -> set[str]:
 def test_disable_mmap(
     server: ComfyServer, copying: ComfyServer, info: dict[str, Any], saved: dict[str, Path], scaled: Path, form: str
 ) -> None:
-    """Nothing of the model's files stays mapped."""
+    """No file of the model stays mapped."""
     graph = text_to_image(info)
     if form == "parts":
         graph = parts(graph)

@@ -1,4 +1,4 @@
-"""What a release folder may look like, and what is said when it is broken."""
+"""Valid forms of a release folder, and the errors for broken ones."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_spaces_and_letters_of_all_kinds(folder: Path) -> None:
 
 
 def test_mutated_files(folder: Path, tmp_path: Path) -> None:
-    """No header, however broken, does more than raise `CheckpointError`."""
+    """Every broken header raises only `CheckpointError`."""
     whole = tmp_path / "whole.safetensors"
     save_file({f"layer.{i}.weight": torch.zeros(i + 1, 2) for i in range(8)}, whole)
     data, random = whole.read_bytes(), np.random.default_rng(0)
@@ -242,7 +242,7 @@ def test_config_travels(config: Any) -> None:
 
 
 def test_parts_of_other_sizes_are_refused(config: Any) -> None:
-    """Whose config came with their weights, and never was the config.json that is read."""
+    """Parts whose config is in their metadata, which did not go through `read_config`."""
     vision = dataclasses.replace(config.vision, patch_size=16)
     with pytest.raises(ConfigError, match=r"backbone_config\.patch_size is 16; only 14"):
         check_together(dataclasses.replace(config, **load_sections(dump_sections(vision=vision))))

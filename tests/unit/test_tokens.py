@@ -95,7 +95,7 @@ def test_half_a_tokenizer_is_told(qwen25_tokenizer: Path, tmp_path: Path) -> Non
 
 
 def test_a_file_at_which_the_library_panics_is_named(tmp_path: Path) -> None:
-    """What it raises then is no `Exception`, and would end ComfyUI's worker."""
+    """It then raises an error that is not an `Exception`, which would end ComfyUI's worker."""
     model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"], "continuing_subword_prefix": "##"}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     with pytest.raises(ValueError, match=r"tokenizer files cannot be read"):
