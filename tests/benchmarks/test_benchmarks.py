@@ -78,7 +78,7 @@ def test_run(tmp_path: Path) -> None:
         (["--sizes", "40x64"], "--sizes, --edit-side: sides must be multiples of 16 pixels"),
         (["--repeat", "0"], "--repeat: expected at least 1, got 0"),
         (["--tokens", "1"], "--tokens: expected at least 2, got 1"),
-        (["--reference", "nowhere"], "--reference: nowhere holds no modeling_ovis_u1.py"),
+        (["--reference", "nowhere"], "--reference: nowhere has no modeling_ovis_u1.py"),
         (["--json", "/nowhere/x.json"], "--json: there is no folder /nowhere"),
     ],
 )

@@ -205,10 +205,10 @@ def test_what_was_corrected_or_damaged_is_made(command: Any, tmp_path: Path) -> 
     run([*asked, "--limit", "1"])
     assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["records"] == 1
     benchmark_data.write_lines(tmp_path / "jobs.jsonl", [{**rows[0], "prompt": "another"}, *rows[1:]])
-    assert "record '00000' is not what it was" in run(asked, 1).stderr
+    assert "record '00000' has changed since it was made" in run(asked, 1).stderr
     assert images[0].read_bytes() == first
     benchmark_data.write_lines(tmp_path / "jobs.jsonl", rows[:1])
-    assert "has record '00001', which --data has not" in run(asked, 1).stderr
+    assert "has record '00001', which is not in --data" in run(asked, 1).stderr
 
 
 def test_a_picture_that_changed_is_noticed(
@@ -221,7 +221,7 @@ def test_a_picture_that_changed_is_noticed(
     run(asked)
     assert len(lines(out)) == 2, "nothing was to be made"
     (moved / "images" / "style" / "blue.png").write_bytes(benchmark_data.picture("green"))
-    assert "record '673' is not what it was" in run(asked, 1).stderr
+    assert "record '673' has changed since it was made" in run(asked, 1).stderr
     same(out, alone("imgedit"))
 
 

@@ -174,7 +174,7 @@ def test_a_folder_goes_on(tmp_path: Path) -> None:
         assert list(folder.results) == ["a", "b"]
         folder.keep({"id": "c", "seconds": 0, "answer": "yes"}, {})
         folder.need_only({"a", "c"})
-        with pytest.raises(UserError, match="has record 'c', which --data has not"):
+        with pytest.raises(UserError, match="has record 'c', which is not in --data"):
             folder.need_only({"a"})
     assert [json.loads(line)["id"] for line in (out / "results.jsonl").read_text("utf-8").splitlines()] == [
         "a",

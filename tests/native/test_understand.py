@@ -379,7 +379,7 @@ def test_what_is_too_long_is_refused_before_it_is_cut_into_patches(clip: Any, mo
     from ovis_core.native import tokens
 
     monkeypatch.setattr(tokens, "understanding_input", None)
-    with pytest.raises(ValueError, match=r"of them pictures.*use fewer or smaller pictures or frames"):
+    with pytest.raises(ValueError, match=r"for pictures\).*use fewer or smaller pictures or frames"):
         ask(clip, "?", frames=[torch.zeros(1500, 1500, 3)] * 16)
 
 
@@ -444,7 +444,7 @@ def test_too_long_is_refused_with_the_count(clip: Any) -> None:
     with pytest.raises(ValueError, match=rf"prompt: .*\d+ positions.*{limit}; shorten the text"):
         ask(clip, "word " * limit)
     huge = torch.zeros(1500, 1500, 3)
-    with pytest.raises(ValueError, match=rf"\d+ of them pictures.*{limit}; use fewer or smaller pictures or frames"):
+    with pytest.raises(ValueError, match=rf"\(\d+ for pictures\).*{limit}; use fewer or smaller pictures or frames"):
         ask(clip, "?", frames=[huge] * 16)
 
 
