@@ -73,7 +73,7 @@ def load_file(comfyui: Path, file: Path, weight_dtype: str) -> tuple[int, int, f
 def load_variant(comfyui: Path, on_cpu: bool, variant: str, release: Path, code: Path | None, dtype: str) -> float:
     """Seconds to load a variant of `variants.Variants` onto the device, until all of its weights are in its memory.
 
-    code  a release's folder with the authors' code, for theirs
+    code  a release's folder with the authors' code, for their variant
     """
     start_comfyui(comfyui, cpu=on_cpu)
     import torch

@@ -32,7 +32,7 @@ def time_table(measured: list[Measured], seconds: bool) -> str:
     # Each row's ratios are relative to the first of these variants that it has.
     bases = ", else ".join(variant for variant in BASES if any(one.variant == variant for one in measured))
     title = f"seconds (relative to {bases})" if seconds else f"time relative to {bases}"
-    return _table(measured, title, line, "floor of ours, from its arithmetic")
+    return _table(measured, title, line, "our floor, from the arithmetic")
 
 
 def memory_table(measured: list[Measured]) -> str:
@@ -59,7 +59,7 @@ def first_table(measured: list[Measured], seconds: bool) -> str:
             plain = plains[one.name]
             cost = f"{one.first / plain:.0f}"
             rows.append((one.name, f"{_short(one.first)} ({cost})" if seconds else cost))
-    return markdown(rows, "first run, compiled", "runs of ours")
+    return markdown(rows, "first run, compiled", "in our runs")
 
 
 def growth_table(measured: list[Measured]) -> str:

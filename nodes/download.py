@@ -33,7 +33,7 @@ class OvisU1Download(io.ComfyNode):
                 ),
                 io.String.Input("revision", default="main", tooltip="Branch, tag or commit.", optional=True),
             ],
-            outputs=[io.String.Output("folder", display_name="folder", tooltip="The folder that holds the model.")],
+            outputs=[io.String.Output("folder", display_name="folder", tooltip="The folder with the model.")],
         )
 
     @classmethod

@@ -105,17 +105,17 @@ def steps(event: Event, prompt_id: str, seen: dict[str, tuple[int, int]]) -> lis
     """The steps (value, maximum) that are new in an event; ComfyUI reports each step in two ways."""
     data = event.get("data") or {}
     if event.get("type") == "progress":
-        told = {str(data.get("node")): data}
+        states = {str(data.get("node")): data}
     elif event.get("type") == "progress_state":
         # Each running node is listed with 0 of 1 before it reports its own steps.
         running = [item for item in data["nodes"].items() if item[1]["state"] == "running"]
-        told = {node: state for node, state in running if state["max"] > 1}
+        states = {node: state for node, state in running if state["max"] > 1}
     else:
         return []
     if data.get("prompt_id") not in (None, prompt_id):
         return []
     found = []
-    for node, state in told.items():
+    for node, state in states.items():
         step = (int(state["value"]), int(state["max"]))
         if seen.get(node) != step:
             seen[node] = step

@@ -36,9 +36,9 @@ def main() -> int:
     choices = {name: choice for name, choice in PRECISIONS.items() if not choice.fast} | SCALED
     names = {f"{name}.safetensors": PLACES[name] for name in NAMES.values()}
     parser = argparse.ArgumentParser(description="Convert an Ovis-U1 model to one file, or to one file for each part.")
-    parser.add_argument("source", help="a release folder, or a file that holds all parts")
+    parser.add_argument("source", help="a release folder, or a file with all parts")
     parser.add_argument("out", help="the file to write, or with --parts the folder")
-    parser.add_argument("--parts", action="store_true", help=f"write {listed(names)} into the folder; takes no names")
+    parser.add_argument("--parts", action="store_true", help=f"write {listed(names)} into the folder `out`")
     parser.add_argument(
         "--dtype",
         choices=list(choices),
@@ -50,7 +50,7 @@ def main() -> int:
     )
     args, unknown = parser.parse_known_args()
     if unknown:
-        always = f"; --parts takes no names, it writes {listed(names)}" if args.parts else ""
+        always = f"; --parts takes no file names, it writes {listed(names)}" if args.parts else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{always}")
     if not args.source or not args.out:
         parser.error("source and out must not be empty")

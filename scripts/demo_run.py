@@ -338,8 +338,8 @@ def serve(server: ComfyServer, image: Path, demo: Demo) -> None:
     except KeyboardInterrupt:
         print("\nStopping ComfyUI.")
         return
-    told = workspace.tail(server.log)
-    raise UserError(f"ComfyUI stopped unexpectedly. Its log {server.log} ends with:\n{told}")
+    end = workspace.tail(server.log)
+    raise UserError(f"ComfyUI stopped unexpectedly. Its log {server.log} ends with:\n{end}")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Tokenizer:
             with tempfile.TemporaryDirectory() as folder:
                 for name, data in source.items():
                     (Path(folder) / name).write_bytes(data)
-                self._read(Path(folder), "the weights' own tokenizer")
+                self._read(Path(folder), "the tokenizer stored with the weights")
         else:
             self._read(Path(source), source)
 

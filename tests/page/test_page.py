@@ -31,7 +31,8 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 
 FOUND = ".p-autocomplete-option, [data-testid=result-item]"
 STEP = 250  # ms from one step of scrolling to the next, in which the page draws what has come
-# A step down the templates, of which the page keeps those in sight and brings more at the end; then from the top again.
+# Scrolls down the templates by a step, or back to the top at the end. The page loads more of them at the end and keeps
+# only those in view.
 SCROLL = """const scroll = () => {
     let box = document.querySelector("[role=dialog] img");
     while (box && !(/auto|scroll/.test(getComputedStyle(box).overflowY) && box.scrollHeight > box.clientHeight + 1))
