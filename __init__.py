@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .nodes import OvisU1Extension
 
-WEB_DIRECTORY = "web"  # help pages of the nodes, and the script that keeps their text on the page
+WEB_DIRECTORY = "web"  # help pages of the nodes, and the script that shows their text
 COMFYUI = "0.3.75"  # the oldest ComfyUI that the pack is tested on
 
 
@@ -37,7 +37,7 @@ def _too_old() -> str:
 
 
 def _calls_entrypoint() -> bool:
-    """Whether this ComfyUI calls `comfy_entrypoint`. One that does not skips the pack and gives no reason."""
+    """Whether this ComfyUI calls `comfy_entrypoint`. Older versions skip the pack without an error message."""
     try:
         return find_spec("comfy_api.latest") is not None
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""How answers about images are written: by us, and by transformers' `generate` on the same weights."""
+"""Answers about images: by our model, and by transformers' `generate` on the same weights."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ovis_core.text.decoding import GREEDY, decode
 from ovis_core.weights.config import LanguageConfig
 from ovis_core.weights.layout import LANGUAGE
 
-SIZE = 768  # pixels a side of each image; 784 after the model's own resize
+SIZE = 768  # pixels per side of each image; 784 after the model's own resize
 QUESTION = "Describe each image."
 
 
 class Answer(NamedTuple):
-    """What was written and how fast.
+    """The generated ids and the time.
 
-    first  seconds to the first token, the images' way through the visual tokenizer included
-    each   seconds a token after it
+    first  seconds to the first token, including the visual tokenizer
+    each   seconds per token after it
     """
 
     first: float
@@ -41,12 +41,12 @@ def photos(count: int) -> list[Image.Image]:
 
 
 def question(clip: Any, images: int) -> list[Any]:
-    """Tokens of a prompt about so many images."""
+    """Tokens of a prompt about `images` images."""
     return clip.tokenizer.question(QUESTION, [to_tensor(photo) for photo in photos(images)])
 
 
 def answer(clip: Any, images: int, room: int) -> Answer:
-    """Ours, of exactly `room` tokens."""
+    """Our answer of exactly `room` tokens."""
     model, tokens = clip.cond_stage_model, question(clip, images)
     start = now()
     cache, logits = model.prefill(tokens, room)
@@ -83,12 +83,12 @@ class Transformers:
 
 
 def greedy(new: int) -> dict[str, Any]:
-    """What makes `generate` write exactly `new` tokens."""
+    """Arguments with which `generate` makes exactly `new` tokens."""
     return {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
 
 def time_generate(generate: Callable[[int, Clock], Tensor], seen: float, room: int) -> Answer:
-    """As `answer`; `generate` takes how many tokens to write and a streamer, `seen` are the seconds before it."""
+    """As `answer`; `generate` takes the number of new tokens and a streamer; `seen`: seconds before it."""
     clock, start = Clock(), now()
     ids = generate(room, clock)[0].tolist()
     _, first, *_, last = clock.times

@@ -1,4 +1,4 @@
-"""Time, when the device has done all that was asked of it."""
+"""The time, read after the device has finished its work."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def now() -> float:
 
 
 class Clock:
-    """A streamer for transformers' `generate`, which it tells of the prompt and then of each token."""
+    """A streamer for transformers' `generate`, called for the prompt and then for each token."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def put(self, value: Any) -> None:
-        """Notes the time."""
+        """Records the time."""
         self.times.append(now())
 
     def end(self) -> None:
-        """Nothing more is to come."""
+        """The end of the stream."""

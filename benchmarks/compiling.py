@@ -15,10 +15,10 @@ from native_pipeline import ImageSpec, NativePipeline
 
 
 def compiled_graphs(folder: Path, tokenizer: Path) -> Iterator[tuple[str, dict[str, int]]]:
-    """What it makes of sampling runs, through the wrapper of ComfyUI's TorchCompileModel.
+    """Graphs and graph breaks of sampling runs, with the wrapper of ComfyUI's TorchCompileModel.
 
-    The whole decoder, then block by block, as packs compile it: after each run (its name, graphs and graph breaks so
-    far). On a small model, and with the part of torch.compile that traces alone.
+    First the whole decoder is compiled, then block by block, as packs do it. Yields (name, counts so far) after each
+    run, on a small model, with the tracing part of torch.compile only.
     """
     small = replace(NARROW, decoder=replace(NARROW.decoder, depth=1, depth_single_blocks=1))
     write_release(small, folder, torch.float32, tokenizer)

@@ -1,6 +1,6 @@
-"""What a pass does, operation by operation: kernels, bytes, arithmetic, and the tensors alive at once.
+"""Counts a pass's kernels, bytes, arithmetic and live tensors.
 
-None of it needs a GPU. On fake tensors it needs no weights either, so it holds for the full size.
+This needs no GPU. With fake tensors it needs no weights either, so it can count the full size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-# A CPU runs these in pieces and a GPU as one kernel each, which is how they are counted.
+# A GPU runs each of these as one kernel, a CPU as several. They are counted as one.
 FUSED = (F.rms_norm, torch.rms_norm)
 ATTENTION = (F.scaled_dot_product_attention,)
 ALLOCATIONS = ("aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty_strided")
@@ -27,10 +27,10 @@ ALLOCATIONS = ("aten::empty", "aten::new_empty", "aten::empty_like", "aten::empt
 
 @dataclass
 class Counts:
-    """Of a run.
+    """Counts of a run.
 
-    kernels  operations that compute or copy; views and allocations are none
-    bytes    read and written by them, each as if no cache helped
+    kernels  operations that compute or copy, without views and allocations
+    bytes    read and written by them, without the effect of caches
     flops    of matrix products, convolutions and attention
     """
 
@@ -41,7 +41,7 @@ class Counts:
 
 @contextmanager
 def counting() -> Iterator[Counts]:
-    """Counts what torch runs within it, on real tensors or fake ones."""
+    """A context that counts torch's operations, on real or fake tensors."""
     counts = Counts()
     operations = _Operations(counts)
     with operations, _Fused(operations):
@@ -57,7 +57,7 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "prim":
             return func(*args, **(kwargs or {}))
-        with self:  # in inference mode some operations come here whole
+        with self:  # in inference mode some operations arrive here undivided
             out = func.decompose(*args, **(kwargs or {}))
         if out is not NotImplemented:
             return out
@@ -69,7 +69,7 @@ class _Operations(TorchDispatchMode):
         return out
 
     def add(self, inputs: Any, out: Any, flops: int, in_place: bool = False) -> None:
-        """One operation; none where its outputs are views of its inputs."""
+        """Adds one operation, unless its outputs are views of its inputs."""
         read = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
         known = {x.untyped_storage()._cdata for x in read}
         written = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
@@ -103,7 +103,7 @@ class _Fused(TorchFunctionMode):
 
 
 def _size(x: Tensor) -> int:
-    """Bytes of a tensor; what an expanded one repeats is read once."""
+    """Bytes of a tensor; repeated elements of an expanded tensor count once."""
     return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())
 
 

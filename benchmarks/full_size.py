@@ -1,4 +1,4 @@
-"""The full size and two smaller ones, and random weights of each: nothing needs to be downloaded."""
+"""Configs of the full size and of two smaller models, with random weights, so that no download is needed."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ TOKENIZER = (
     "preprocessor_config.json",
 )
 
-# Few layers, those of decoder and VAE as wide as ever, so that what a process needs besides weights is little: where
-# memory is measured. The vocabulary stays, because the tokenizer's does.
+# For memory: fewer layers, with decoder and VAE at full width, so that weights take most of the memory. The vocabulary
+# keeps its size, because the tokenizer does.
 SHALLOW = dataclasses.replace(
     FULL,
     language=dataclasses.replace(
@@ -46,7 +46,7 @@ SHALLOW = dataclasses.replace(
     decoder=dataclasses.replace(FULL.decoder, context_in_dim=1024, depth=2, depth_single_blocks=4),
 )
 
-# Few and narrow layers throughout: where whole pictures are made on a CPU.
+# For complete images on a CPU: fewer and narrower layers.
 NARROW = dataclasses.replace(
     SHALLOW,
     decoder=dataclasses.replace(SHALLOW.decoder, vec_in_dim=512, hidden_size=512, num_heads=4),
@@ -89,10 +89,10 @@ def write_file(config: OvisConfig, file: Path, dtype: torch.dtype = torch.bfloat
 def write_release(
     config: OvisConfig, folder: Path, dtype: torch.dtype, tokenizer: Path, reference: Path | None = None
 ) -> Path:
-    """A random model as a release's folder, for us and for the authors' code alike; answers its file of weights.
+    """A random model as a release's folder, for our code and the authors'; returns its weights file.
 
     tokenizer  folder with Qwen2.5's files
-    reference  a release's folder: its config stays, but for the numbers of ours, and so does its tokenizer
+    reference  a release's folder whose tokenizer and config are used; our values replace those in the config
     """
     for source, names in ((tokenizer, ("vocab.json", "merges.txt")), (reference, TOKENIZER)):
         for name in names:
@@ -107,14 +107,14 @@ def write_release(
 
 
 def _sections(config: OvisConfig, dtype: str) -> dict[str, Any]:
-    """The numbers as a release's `config.json` nests them; the authors' code reads a dtype in each section."""
+    """The config in the sections of a release's `config.json`; the authors' code reads a dtype in each section."""
     parts = {name: {"torch_dtype": dtype, **values} for name, values in dataclasses.asdict(config).items()}
     backbone = parts["vision"]
     return {
         "model_type": "ovis_u1",
         "torch_dtype": dtype,
         "hidden_size": config.language.hidden_size,
-        "llm_attn_implementation": "sdpa",  # their default would be the slow one, or flash-attn
+        "llm_attn_implementation": "sdpa",  # the default would be the slow attention, or flash-attn
         "llm_config": parts["language"],
         "visual_tokenizer_config": {"vocab_size": backbone.pop("vocab_size"), "backbone_config": backbone},
         "visual_generator_config": {**parts["decoder"], "vae_config": parts["vae"]},

@@ -1,8 +1,8 @@
-"""How much memory it takes to load a model, beside the size of its file.
+"""Measures the memory that loading a model takes, relative to the size of its file.
 
     python benchmarks/load_memory.py --comfyui PATH
 
-Run it with the Python of that ComfyUI, on Linux. The file is a random one of full size, written for this.
+Run it with the Python of that ComfyUI, on Linux. It writes a random model of full size for this.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from typing import Any
 from starting import parse, parser, start_comfyui
 
 STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-PAGE = 4096  # bytes that come to memory together
+PAGE = 4096  # bytes per page of memory
 
 
 def main() -> None:
-    """Writes a file and loads it, each in a process of its own."""
+    """Writes a file and loads it, each in its own process."""
     line = parser(__doc__.split("\n")[0])
-    line.add_argument("--small", action="store_true", help="a model of few layers")
-    line.add_argument("--weight-dtype", default="default", help="as of the loader node")
+    line.add_argument("--small", action="store_true", help="a small model: fewer layers")
+    line.add_argument("--weight-dtype", default="default", help="as in Ovis-U1 Load Model")
     args = parse(line)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "random.safetensors"
         alone(write, args.comfyui, args.small, file)
         peak, kept, seconds = alone(load_file, args.comfyui, file, args.weight_dtype)
         size = file.stat().st_size
-    print("| weight_dtype | file, GB | most memory while loading, GB | of the file | afterwards, GB | seconds |")
+    print(
+        "| weight_dtype | file, GB | most memory while loading, GB | relative to the file | afterwards, GB | seconds |"
+    )
     print("|---|---|---|---|---|---|")
     numbers = f"{size / 1e9:.2f} | {peak / 1e9:.2f} | {peak / size:.0%} | {kept / 1e9:.2f} | {seconds:.1f}"
     print(f"| {args.weight_dtype} | {numbers} |")
@@ -41,13 +43,13 @@ def main() -> None:
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's answer, from a process that gives its memory back."""
+    """Runs the function in a process that then ends and frees its memory; returns the result."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 def write(comfyui: Path, small: bool, file: Path) -> None:
-    """A random model."""
+    """Writes a random model."""
     start_comfyui(comfyui, cpu=True)
     from full_size import FULL, SHALLOW, write_file
 
@@ -55,7 +57,7 @@ def write(comfyui: Path, small: bool, file: Path) -> None:
 
 
 def load_file(comfyui: Path, file: Path, weight_dtype: str) -> tuple[int, int, float]:
-    """As `measured`, of one file."""
+    """Loads one file; returns the results of `measured`."""
     start_comfyui(comfyui, cpu=True)
     import comfy.model_management  # noqa: F401
     import torch
@@ -69,9 +71,9 @@ def load_file(comfyui: Path, file: Path, weight_dtype: str) -> tuple[int, int, f
 
 
 def load_variant(comfyui: Path, on_cpu: bool, variant: str, release: Path, code: Path | None, dtype: str) -> float:
-    """Seconds to load a variant of `variants.Variants` onto the device, until all of its weights are in memory there.
+    """Seconds to load a variant of `variants.Variants` onto the device, until all of its weights are in its memory.
 
-    code  a release's folder with the authors' code, for theirs
+    code  a release's folder with the authors' code, for their variant
     """
     start_comfyui(comfyui, cpu=on_cpu)
     import torch
@@ -98,11 +100,11 @@ def load_variant(comfyui: Path, on_cpu: bool, variant: str, release: Path, code:
 
 
 def measured(load: Callable[[], Any]) -> tuple[int, int, float]:
-    """(the most memory while loading, the memory afterwards, seconds), in bytes above what the process had before."""
+    """(peak memory while loading, memory afterwards, seconds); bytes above the process's memory before."""
     from clock import now
 
     before = memory("VmRSS")
-    REFERENCES.write_text("5", encoding="ascii")  # forgets the peak so far
+    REFERENCES.write_text("5", encoding="ascii")  # resets the peak
     start = now()
     loaded = load()
     seconds = now() - start

@@ -1,4 +1,4 @@
-"""Time, peak memory and arithmetic of what several variants do, in turns."""
+"""Time, peak memory and arithmetic of several variants, run in turns."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from variants import Variants
 
 COMPILED = "compiled"
-BORROWER = "generate"  # its pictures go through our model, so its own memory is not to be told apart
+BORROWER = "generate"  # it uses our visual tokenizer, so its memory cannot be measured separately
 
 
 @dataclass
 class Workload:
-    """Work that several variants do.
+    """A row of the benchmark: work that several variants do.
 
-    variants  what each one runs
-    growth    the series about growth that the row is a part of, and the amount there
-    parts     names of times that the runs measure themselves and answer, in seconds, in place of the whole
-    floors    the least seconds of each part that the device could take, where that is known
+    variants  name -> function that it runs
+    growth    the growth series that the row belongs to -> the row's amount in it
+    parts     names of the times, in seconds, that the runs measure and return themselves, in place of the total
+    floors    for each part, the least seconds that the device could take, if known
     """
 
     name: str
@@ -42,10 +42,10 @@ class Workload:
 class Measured:
     """One variant of a row.
 
-    seconds  of each turn
+    seconds  of each run
     peak     bytes
-    floor    seconds that the arithmetic of ours would take
-    first    seconds of the turn before these, where something was compiled in it
+    floor    seconds that our arithmetic takes at the device's peak rate
+    first    seconds of the run before these, if something was compiled in it
     """
 
     name: str
@@ -58,18 +58,18 @@ class Measured:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """The median time in seconds."""
         return statistics.median(self.seconds)
 
 
 class Meter:
-    """Runs rows. product: operations a second of the device's matrix products."""
+    """Runs rows. product: operations per second of the device's matrix products."""
 
     def __init__(self, models: Variants, device: torch.device, repeat: int, product: float) -> None:
         self.models, self.device, self.repeat, self.product = models, device, repeat, product
 
     def measure(self, row: Workload) -> list[Measured]:
-        """Every variant's times, which take turns."""
+        """Measures every variant, in turns."""
         peaks, flops, first = self._first_turns(row)
         seconds: dict[str, list[tuple[float, ...]]] = {variant: [] for variant in row.variants}
         for _ in range(self.repeat):
@@ -98,9 +98,9 @@ class Meter:
         ]
 
     def _first_turns(self, row: Workload) -> tuple[dict[str, int], int, float | None]:
-        """Peak bytes of each variant, the arithmetic of ours, and the seconds in which something was compiled.
+        """Peak bytes of each variant, our arithmetic, and the seconds of a run in which something was compiled.
 
-        On a GPU peaks are asked of torch, later and with the other variants out of the way.
+        On a GPU peaks are read from torch, later, without the other variants on it.
         """
         peaks, flops, first = {}, 0, None
         for variant, run in row.variants.items():
@@ -119,7 +119,7 @@ class Meter:
         return peaks, flops, first
 
     def _peak(self, variant: str, run: Callable[[], Any]) -> int:
-        """Most bytes on the GPU while only this variant is there, its weights included."""
+        """Peak bytes on the GPU with only this variant on it, including its weights."""
         self.models.only(variant)
         gc.collect()
         model_management.soft_empty_cache()
@@ -129,7 +129,7 @@ class Meter:
 
 
 def device_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Operations a second of a large matrix product, bytes a second that a copy reads and writes."""
+    """Operations per second of a large matrix product, and bytes per second that a copy reads and writes."""
     side = 8192 if device.type == "cuda" else 1024
     a = torch.randn(side, side, device=device).to(dtype)
     data = torch.zeros((1 << 30) if device.type == "cuda" else (1 << 27), dtype=torch.uint8, device=device)

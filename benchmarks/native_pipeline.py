@@ -1,4 +1,4 @@
-"""The pack's own pipeline: what a workflow does, through the same functions as the nodes."""
+"""The pack's pipeline, as a workflow runs it, with the functions that the nodes call."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ CFG, EDIT_CFG, IMAGE_CFG = 5.0, 6.0, 1.5
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """One picture to be made.
+    """The settings of an image.
 
-    edit  from an image of this size and not from text alone
+    edit  whether it is an edit of an image of this size, not text to image
     """
 
     width: int
@@ -49,15 +49,15 @@ class NativePipeline:
         self.load()
 
     def load(self) -> None:
-        """Brings all three to the device."""
+        """Loads all three onto the device."""
         comfy.model_management.load_models_gpu([self.model, self.clip.patcher, self.vae.patcher])
 
     def weights(self) -> list[Tensor]:
-        """Wherever they are."""
+        """All weights, on any device."""
         return [p for patcher in (self.model, self.clip.patcher, self.vae.patcher) for p in patcher.model.parameters()]
 
     def image(self, picture: ImageSpec, model: ModelPatcher | None = None, **guidance: float) -> Tensor:
-        """From prompt to pixels (batch, height, width, 3)."""
+        """Makes an image from a prompt: pixels (batch, height, width, 3)."""
         return self.vae.decode(self.latent(picture, model, **guidance)["samples"])
 
     def latent(self, picture: ImageSpec, model: ModelPatcher | None = None, **guidance: float) -> dict[str, Any]:
@@ -73,19 +73,19 @@ class NativePipeline:
         return sample(guider, latent, 0, "euler", SCHEDULER, picture.steps, 1.0)
 
     def conditions(self, picture: ImageSpec) -> tuple[Any, Any]:
-        """With the prompt and without, for an image from text."""
+        """The conditions of text to image, with the prompt and without."""
         return conditions.text_to_image(self.clip, PROMPT, "", picture.width, picture.height)
 
     def decoder_pass(self, x: Tensor, t: float, condition: Tensor) -> Callable[..., Tensor]:
         """One pass for latents (B, 4, H, W) in model space: a function of a MODEL and a reference's latents.
 
-        The condition is refined beforehand, as it is once in a sampling run. It answers the velocity.
+        The condition is refined beforehand, like once per sampling run. The function returns the velocity.
         """
         context, y = self.model.model.refine(condition, x.device)
 
         def run(model: ModelPatcher | None = None, reference: Tensor | None = None) -> Tensor:
             model = model or self.model
-            # Sampling hands a MODEL's wrappers, torch.compile's among them, to each pass.
+            # Sampling passes a MODEL's wrappers, such as torch.compile's, to each pass.
             options = {**model.model_options["transformer_options"], "wrappers": model.wrappers}
             named = {} if reference is None else {"ref_latents": [reference]}
             time = torch.full((len(x),), t, device=x.device)

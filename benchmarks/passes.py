@@ -1,4 +1,4 @@
-"""What a pass of the decoder does at full size, without running it."""
+"""Counts a decoder pass at full size without running it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def count_passes(code: Path | None) -> Iterator[tuple[str, str, Counts]]:
     from ovis_core.native.diffusion_model import DiffusionModel
 
     half = torch.bfloat16
-    # Fake tensors and not meta ones, on which attention would be taken apart.
+    # Fake tensors, because attention on meta tensors would be split into its operations.
     with FakeTensorMode(), torch.no_grad():
         ours = DiffusionModel(dtype=half, operations=comfy.ops.disable_weight_init, **asdict(FULL.decoder))
         authors = _authors_decoder(code, half) if code else None

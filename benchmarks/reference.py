@@ -1,7 +1,7 @@
-"""The authors' own code, from a release's folder that the user names, on weights of ours.
+"""The authors' own code, from a release's folder that the user names, on our weights.
 
-It wants transformers 4.51 and flash-attn; where flash-attn is missing, torch's attention stands in for it. `authors`
-runs the Python of that folder, which nothing else in this project does; importing this file runs none of it.
+It needs transformers 4.51 and flash-attn; if flash-attn is missing, torch's attention replaces it. `authors` runs the
+Python files of that folder, which nothing else in this project does. Importing this file runs none of them.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ PACKAGE = "ovis_u1_reference"
 
 
 def authors(code: Path, name: str) -> Any:
-    """A module of the authors' code by its name; runs it, and what it imports of the folder `code`."""
+    """Imports a module of the authors' code, with the modules that it imports from the folder `code`."""
     if not transformers.__version__.startswith("4.51."):
-        raise SystemExit(f"--reference: the authors' code wants transformers 4.51, not {transformers.__version__}.")
+        raise SystemExit(f"--reference: the authors' code needs transformers 4.51, found {transformers.__version__}.")
     package = sys.modules.setdefault(PACKAGE, types.ModuleType(PACKAGE))
     package.__path__ = [str(code)]
     with _flash_attn():
@@ -51,17 +51,17 @@ class Reference:
         self.model = module.OvisU1.from_pretrained(release, torch_dtype=dtype).to(device)
         self.model.eval().requires_grad_(False)
         self.device, self.dtype = device, dtype
-        # Their noise is always bfloat16, which weights of another dtype do not take.
+        # Their noise is always bfloat16, which fails with weights of another dtype.
         yak = authors(code, "modeling_yak")
         noise = yak.get_noise
         yak.get_noise = lambda *sizes, **named: noise(*sizes, **{**named, "dtype": dtype})
 
     def weights(self) -> list[Tensor]:
-        """Wherever they are."""
+        """All weights, on any device."""
         return [*self.model.parameters(), *self.model.buffers()]
 
     def condition(self, text: str, image: Image.Image) -> Tensor:
-        """(1, L, context_in_dim) for a prompt about an image, which is given at the target's size."""
+        """(1, L, context_in_dim) for a prompt about an image, which has the target's size."""
         tokenizer = self.model.visual_tokenizer
         least = tokenizer.image_processor.min_pixels
         height, width = tokenizer.smart_resize(image.height, image.width, max_pixels=least)
@@ -69,7 +69,7 @@ class Reference:
         return self.model.generate_condition(ids, **inputs)["txt"]
 
     def conditions(self, prompt: str, width: int, height: int) -> tuple[Tensor, Tensor]:
-        """With the prompt and without, for an image from text."""
+        """The conditions of text to image, with the prompt and without."""
         blank = Image.new("RGB", (width, height), (255, 255, 255))
         return self.condition(prompts.DESCRIBE + prompt, blank), self.condition(prompts.UNCONDITIONAL, blank)
 
@@ -159,11 +159,13 @@ def _ids(x: Tensor, index: float) -> Tensor:
 
 @contextmanager
 def _flash_attn() -> Iterator[None]:
-    """Within it flash-attn can be imported; the stand-ins go again, because other libraries would take them for it."""
+    """A context in which flash-attn can be imported; its replacements are removed afterwards, because other libraries
+    would use them.
+    """
     if importlib.util.find_spec("flash_attn") is not None:
         yield
         return
-    _ = diffusers.AutoencoderKL, transformers.CLIPImageProcessor  # they look for flash-attn when they are loaded
+    _ = diffusers.AutoencoderKL, transformers.CLIPImageProcessor  # they look for flash-attn when they are imported
     flash, layers, rotary = (types.ModuleType(f"flash_attn{name}") for name in ("", ".layers", ".layers.rotary"))
     flash.flash_attn_varlen_func = _attention
     rotary.apply_rotary_emb = _rotate
@@ -177,7 +179,7 @@ def _flash_attn() -> Iterator[None]:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *lengths: Any) -> Tensor:
-    """q, k, v (positions, heads, head) of sequences one after the other, which begin at `starts`."""
+    """q, k, v (positions, heads, head) of concatenated sequences, which begin at `starts`."""
     sizes = starts.diff().tolist()
     parts = zip(*(x.transpose(0, 1).split(sizes, dim=1) for x in (q, k, v)), strict=True)
     return torch.cat([F.scaled_dot_product_attention(*part) for part in parts], dim=1).transpose(0, 1)

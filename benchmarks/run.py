@@ -1,12 +1,13 @@
-"""How fast everything is: beside the authors' code, beside what the device could do, and with each speed feature on.
+"""Measures the speed of everything, compared with the authors' code, with the device's limits, and with each speed
+feature.
 
     python benchmarks/run.py --comfyui PATH [--reference FOLDER] [--small] [--json FILE]
     python benchmarks/run.py --comfyui PATH --count [--reference FOLDER]
 
-Run it with the Python of that ComfyUI. Weights are random and nothing is downloaded. Variants take turns in one run,
-so their ratios hold if other work disturbs the clock; seconds are printed for GPUs only. `--reference` names a
-folder of the release: its own code runs too, on the same weights, and must give the same result first. `--count`
-measures nothing: it counts kernels and bytes of a pass at full size, and what torch.compile makes of the decoder.
+Run it with the Python of that ComfyUI. Weights are random and nothing is downloaded. Variants take turns in one run, so
+their ratios are right even if other work slows the machine; seconds are printed for GPUs only. `--reference` names a
+folder of the release: its own code runs too, on the same weights, and must give the same results first. `--count`
+measures no time: it counts kernels and bytes of a pass at full size, and the graphs of torch.compile.
 """
 
 from __future__ import annotations
@@ -33,48 +34,54 @@ LOAD = "load in a new process"
 
 
 def arguments() -> argparse.Namespace:
-    """The command line, with what depends on the device filled in."""
+    """The command line, with defaults that depend on the device."""
     import torch
 
     line = parser(__doc__.split("\n")[0])
-    line.add_argument("--small", action="store_true", help="a model of few and narrow layers")
+    line.add_argument("--small", action="store_true", help="a small model: fewer, narrower layers")
     line.add_argument("--device", choices=("gpu", "cpu"), default="gpu" if torch.cuda.is_available() else "cpu")
-    line.add_argument("--full", action="store_true", help="the full size on a CPU too")
-    line.add_argument("--reference", type=Path, help="a release's folder: its own code is run too, on these weights")
-    line.add_argument("--sizes", nargs="+", metavar="WIDTHxHEIGHT", help="of images from text")
-    line.add_argument("--edit-side", type=int, help="of the square image that is edited, in pixels")
+    line.add_argument("--full", action="store_true", help="use the full size on a CPU too")
+    line.add_argument("--reference", type=Path, help="folder of a release: its own code runs too, on the same weights")
+    line.add_argument("--sizes", nargs="+", metavar="WIDTHxHEIGHT", help="image sizes of text to image")
+    line.add_argument("--edit-side", type=int, help="side of the square image of an edit, in pixels")
     line.add_argument("--steps", type=int)
-    line.add_argument("--tokens", type=int, help="tokens to write about images")
-    line.add_argument("--batch", type=int, help="of the rows with several images at once")
-    line.add_argument("--repeat", type=int, default=3, help="turns of each variant; their median counts")
+    line.add_argument("--tokens", type=int, help="tokens of each answer about images")
+    line.add_argument("--batch", type=int, help="images per batch, in the rows with batches")
+    line.add_argument("--repeat", type=int, default=3, help="runs of each variant, of which the median is reported")
     line.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, metavar="VARIANT", help=f"only these of: {' '.join(VARIANTS)}"
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        metavar="VARIANT",
+        help=f"measure only these variants, out of {' '.join(VARIANTS)}",
     )
-    line.add_argument("--rows", nargs="+", metavar="WORD", help="only rows with one of these words in their names")
-    line.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the weights")
-    line.add_argument("--count", action="store_true", help="count kernels, bytes and graphs, and measure nothing")
+    line.add_argument(
+        "--rows", nargs="+", metavar="WORD", help="measure only rows with one of these words in their names"
+    )
+    line.add_argument("--dtype", choices=("bfloat16", "float32"), help="type of the weights")
+    line.add_argument("--count", action="store_true", help="count kernels, bytes and graphs instead of measuring time")
     args = parse(line)
     args.sizes = args.sizes or SIZES[args.device]
     if not all(re.fullmatch(r"[1-9]\d*x[1-9]\d*", size) for size in args.sizes):
-        line.error("--sizes: write each as WIDTHxHEIGHT, 1024x768 for example")
+        line.error("--sizes: write each as WIDTHxHEIGHT, such as 1024x768")
     args.sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
     if any(side % 16 for side in (*sum(args.sizes, ()), args.edit_side or 0)):
-        line.error("--sizes, --edit-side: sides are multiples of 16 pixels")
-    # Of an answer's tokens the first is timed apart.
+        line.error("--sizes, --edit-side: sides must be multiples of 16 pixels")
+    # The first token of an answer is timed separately.
     for name, least in {"edit_side": 16, "steps": 1, "tokens": 2, "batch": 1, "repeat": 1}.items():
         value = getattr(args, name)
         if value is not None and value < least:
-            line.error(f"--{name.replace('_', '-')}: {least} is the least")
+            line.error(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
     if args.json and not args.json.absolute().parent.is_dir():
         line.error(f"--json: there is no folder {args.json.absolute().parent}")
     if args.reference and not (args.reference / "modeling_ovis_u1.py").is_file():
-        line.error(f"--reference: {args.reference} holds no modeling_ovis_u1.py; name a folder of the release")
+        line.error(f"--reference: {args.reference} has no modeling_ovis_u1.py; name a folder of the release")
     if args.variants and args.variants == ["authors"] and not args.reference:
         line.error("--variants: for the authors' code name a folder of the release with --reference")
     args.edit_side = args.edit_side or EDIT_SIDE[args.device]
     args.steps = args.steps or STEPS[args.device]
     args.tokens = args.tokens or TOKENS[args.device]
-    # Compiling takes a CPU longer than all the rest.
+    # On a CPU compiling takes longer than everything else.
     args.variants = args.variants or [name for name in VARIANTS if args.device == "gpu" or name != "compiled"]
     args.batch = args.batch or BATCH[args.device]
     args.small = args.small or (args.device == "cpu" and not args.full)
@@ -83,13 +90,13 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures or counts, and prints."""
+    """Measures or counts, and prints the results."""
     args = arguments()
-    os.environ.setdefault("TQDM_DISABLE", "1")  # ComfyUI's bars would run through the tables
+    os.environ.setdefault("TQDM_DISABLE", "1")  # ComfyUI's progress bars would be printed into the tables
     import torch
 
     if args.count:
-        # As on a GPU, where ComfyUI takes this attention by itself.
+        # The attention that ComfyUI uses by default on a GPU.
         start_comfyui(args.comfyui, cpu=True, use_pytorch_cross_attention=True)
     else:
         start_comfyui(args.comfyui, cpu=args.device == "cpu")
@@ -118,7 +125,7 @@ def count(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Every row, one after the other."""
+    """Measures every row."""
     import comfy.utils
     import comfyui_version
     import torch
@@ -141,16 +148,16 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
     head = (
         f"{name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}, {args.dtype}, "
-        f"{'shrunken' if args.small else 'full size'}, {args.steps} steps"
+        f"{'small model' if args.small else 'full size'}, {args.steps} steps"
     )
     print(head)
     if on_gpu:
         print(f"matrix product {product / 1e12:.0f} TFLOP/s, copy {copy / 1e9:.0f} GB/s")
     errors = models.errors(args.tokens)
     for what, error in errors.items():
-        print(f"checked first: {what}: ours is off by {error:.1e}")
+        print(f"checked first: {what}: ours differs by {error:.1e}")
     if not models.authors:
-        print("beside the authors' code: not asked for; --reference brings it")
+        print("not compared with the authors' code, which needs --reference")
     print(flush=True)
 
     meter = Meter(models, device, args.repeat, product)
@@ -170,7 +177,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             measured += found
             print(time_table(found, seconds=on_gpu).splitlines()[-1], file=sys.stderr, flush=True)
     if not measured:
-        raise SystemExit(f"--rows: none has {' or '.join(args.rows)} in its name.")
+        raise SystemExit(f"--rows: no row has {' or '.join(args.rows)} in its name.")
     print(time_table(measured, seconds=on_gpu), "\n")
     print(memory_table(measured), "\n")
     if any(row.first for row in measured):
@@ -189,7 +196,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def asked(row: str, args: argparse.Namespace) -> bool:
-    """Whether a row is to be measured."""
+    """Whether a row was asked for."""
     return not args.rows or any(word in row for word in args.rows)
 
 

@@ -1,4 +1,4 @@
-"""What every benchmark begins with: the folder of a ComfyUI, and its core in this process."""
+"""The start of every benchmark: the folder of a ComfyUI, and its core in this process."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ if importlib.util.find_spec("torch") is None:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Threads that spin while they wait slow down many times over where other work shares the cores. Torch reads it once.
+# Threads that spin while they wait become many times slower if other work shares the cores. Torch reads this once.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A command line with what all benchmarks take; to be read with `parse`."""
+    """A command line with the arguments of all benchmarks; read it with `parse`."""
     found = argparse.ArgumentParser(description=description)
     found.add_argument(
         "--comfyui",
         type=Path,
         default=os.environ.get("COMFYUI_PATH"),
-        help="its folder, or COMFYUI_PATH names it",
+        help="folder of a ComfyUI (default: COMFYUI_PATH)",
     )
-    found.add_argument("--json", type=Path, help="also write what was measured to this file")
+    found.add_argument("--json", type=Path, help="also write the results to this file")
     return found
 
 
 def parse(line: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments, with a ComfyUI that is one."""
+    """The arguments, after checking the folder of ComfyUI."""
     args = line.parse_args()
     if not args.comfyui or not (args.comfyui / "main.py").is_file():
-        line.error("--comfyui: name the folder of a ComfyUI, the one that holds main.py")
+        line.error("--comfyui: name the folder of a ComfyUI, which has main.py in it")
     return args
 
 
 def start_comfyui(comfyui: Path, **flags: bool) -> None:
-    """Makes ComfyUI's core and `ovis_core` importable; ComfyUI reads no arguments of ours but `flags`, of its own."""
+    """Makes ComfyUI's core and `ovis_core` importable; ComfyUI reads only `flags`, not our arguments."""
     sys.path[:0] = [str(comfyui), str(ROOT / "scripts"), str(ROOT / "benchmarks")]
     from import_core import import_core
 

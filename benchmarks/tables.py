@@ -1,4 +1,4 @@
-"""What was measured, as tables in Markdown."""
+"""Results as Markdown tables."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from measuring import Measured
 
-BASES = ("authors", "generate", "ours")  # a row's ratios are to the first of these that it has
+BASES = ("authors", "generate", "ours")  # a row's ratios are relative to the first of these that it has
 
 
 def markdown(rows: Sequence[Sequence[Any]], *head: str) -> str:
-    """Rows under a head."""
+    """A Markdown table of these rows."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
@@ -29,10 +29,10 @@ def time_table(measured: list[Measured], seconds: bool) -> str:
         cells = [cell(row[variant].median, base) if variant in row else "" for variant in variants]
         return [*cells, cell(floors[0], base) if floors else ""]
 
-    # Each row's ratios are to the first of these variants that it has.
+    # Each row's ratios are relative to the first of these variants that it has.
     bases = ", else ".join(variant for variant in BASES if any(one.variant == variant for one in measured))
-    title = f"seconds (over those of {bases})" if seconds else f"time over that of {bases}"
-    return _table(measured, title, line, "floor of ours, by its arithmetic")
+    title = f"seconds (relative to {bases})" if seconds else f"time relative to {bases}"
+    return _table(measured, title, line, "our floor, from the arithmetic")
 
 
 def memory_table(measured: list[Measured]) -> str:
@@ -51,7 +51,7 @@ def memory_table(measured: list[Measured]) -> str:
 
 
 def first_table(measured: list[Measured], seconds: bool) -> str:
-    """What compiling costs, in runs of ours that are not compiled; `seconds`: with the time itself."""
+    """The time of compiling, in multiples of our run without it; `seconds`: with the time itself."""
     rows = []
     plains = {one.name: one.median for one in measured if one.variant == "ours"}
     for one in measured:
@@ -59,11 +59,11 @@ def first_table(measured: list[Measured], seconds: bool) -> str:
             plain = plains[one.name]
             cost = f"{one.first / plain:.0f}"
             rows.append((one.name, f"{_short(one.first)} ({cost})" if seconds else cost))
-    return markdown(rows, "first run, compiled", "runs of ours")
+    return markdown(rows, "first run, compiled", "in our runs")
 
 
 def growth_table(measured: list[Measured]) -> str:
-    """How time grows along each series, against its first row."""
+    """Growth of the time along each series, relative to its first row."""
     series = {name for one in measured for name in one.growth}
     rows = []
     for name in sorted(series):
@@ -73,7 +73,7 @@ def growth_table(measured: list[Measured]) -> str:
             grown = [f"{one.growth[name]:g}: {one.median / part[0].median:.2f}" for one in part]
             if len(part) > 1:
                 rows.append((name, variant, ", ".join(grown)))
-    return markdown(rows, "growth with", "variant", "amount: time of the first amount's")
+    return markdown(rows, "growth with", "variant", "amount: time relative to the first")
 
 
 def _amount(series: str) -> Callable[[Measured], float]:

@@ -1,4 +1,4 @@
-"""The variants that are compared, all on one device: ours, ours with each speed feature, and other code."""
+"""The variants that are compared on one device: ours, ours with each speed feature, and other code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ovis_core.weights.layout import LANGUAGE
 
 CACHE = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}  # the nodes' defaults
 INTERVAL = {"cfg_start": 0.1, "cfg_end": 0.7}
-T = 0.7  # of a single pass
+T = 0.7  # time (sigma) of a single pass
 MOST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
@@ -66,7 +66,7 @@ class Variants:
         return variant in self.wanted
 
     def makers(self) -> dict[str, Callable[[ImageSpec], Any]]:
-        """For each variant but the authors': a function from an image's spec to its pixels."""
+        """For each variant except the authors': a function from an image's spec to its pixels."""
         ours, model = self.ours, self.ours.model
         makers: dict[str, Callable[[ImageSpec], Any]] = {
             "ours": ours.image,
@@ -80,7 +80,7 @@ class Variants:
         return {variant: maker for variant, maker in makers.items() if self.wants(variant)}
 
     def compiled(self) -> Any:
-        """MODEL through ComfyUI's TorchCompileModel."""
+        """The MODEL after ComfyUI's TorchCompileModel."""
         return TorchCompileModel.execute(self.ours.model, "inductor")[0]
 
     def picture(self, picture: ImageSpec) -> Any:
@@ -91,7 +91,7 @@ class Variants:
         return self.authors.text_to_image(PROMPT, *sizes, CFG)
 
     def answers(self, images: int, tokens: int) -> dict[str, Callable[[], Answer]]:
-        """Each variant's answer about so many images, of so many tokens."""
+        """For each variant a function that answers about `images` images with `tokens` tokens."""
         variants: dict[str, Callable[[], Answer]] = {"ours": partial(answer, self.ours.clip, images, tokens)}
         if self.generate:
             variants["generate"] = partial(self.generate.answer, self.ours.clip, images, tokens)
@@ -100,7 +100,7 @@ class Variants:
         return variants
 
     def only(self, variant: str | None) -> None:
-        """Leaves the device to one variant; None: back to all of them."""
+        """Leaves only one variant on the device; None: loads all of them again."""
         model_management.unload_all_models()
         for name, model in (("authors", self.authors), ("generate", self.generate)):
             if model is not None:
@@ -109,17 +109,17 @@ class Variants:
             (self.fp8 if variant == "fp8" and self.fp8 else self.ours).load()
 
     def weights(self, variant: str) -> list[Tensor]:
-        """Of a variant, wherever they are."""
+        """The weights of a variant, on any device."""
         if variant == "authors":
             return self.authors.weights()
         own = (self.fp8 if variant == "fp8" and self.fp8 else self.ours).weights()
         return own + list(self.generate.model.parameters()) if variant == "generate" and self.generate else own
 
     def errors(self, tokens: int) -> dict[str, float]:
-        """How far our results are from the others' on the same inputs.
+        """Differences between our results and the others' on the same inputs.
 
-        Of tensors the difference in parts of their size, of answers of `tokens` tokens the part of them that differs.
-        Exits where it is more than rounding does: the variants would not do the same work.
+        For tensors the difference relative to their size, for answers of `tokens` tokens the fraction of tokens that
+        differ. Exits if a difference is more than rounding, because the variants would not do the same work.
         """
         errors = self._tensor_errors() if self.authors else {}
         (_, ours), *others = self.answers(1, tokens).items()
@@ -128,9 +128,9 @@ class Variants:
             differing = sum(a != b for a, b in zip(ours, other().tokens, strict=True))
             errors[f"answer about an image, beside {variant}"] = differing / len(ours)
         for what, error in errors.items():
-            # Rounding may turn one token into another, and then all that follow.
+            # Rounding can change a token, and then all that follow.
             if not error <= MOST_ERROR[self.dtype] and not (what.startswith("answer") and self.dtype != torch.float32):
-                raise SystemExit(f"--reference: {what} is off by {error:.1e}; they do not compute the same.")
+                raise SystemExit(f"--reference: {what} differs by {error:.1e}; they do not compute the same.")
         return errors
 
     def _tensor_errors(self) -> dict[str, float]:

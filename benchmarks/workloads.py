@@ -1,4 +1,4 @@
-"""The work that is measured, from the whole to its parts."""
+"""The rows of the benchmark, from complete images to their parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from variants import PROMPT, ImageSpec, T, Variants
 
 
 def workloads(models: Variants, args: argparse.Namespace, copy: float) -> Iterator[Workload]:
-    """All of it. copy: bytes a second."""
+    """All rows. copy: bytes per second of a copy."""
     ours, authors = models.ours, models.authors
     makers = models.makers()
     plain = {variant: makers[variant] for variant in ("ours", "compiled") if variant in makers}
@@ -60,14 +60,14 @@ def workloads(models: Variants, args: argparse.Namespace, copy: float) -> Iterat
 
     for images in (1, 4):
         answers = {variant: partial(_times, run) for variant, run in models.answers(images, args.tokens).items()}
-        # Reading is half of a copy's traffic, at the same rate.
+        # A copy reads and writes, so reading alone takes half of its time.
         floors = (None, models.language_bytes / copy)
         name = f"about {images} image{'s' * (images > 1)}"
         yield Workload(name, answers, parts=("first token", "a token"), floors=floors)
 
 
 def _pass(models: Variants, picture: ImageSpec) -> Workload:
-    """One pass of the decoder, refined conditions given; the authors' refines in each pass."""
+    """One pass of the decoder with refined conditions; the authors' code refines in each pass."""
     condition = models.ours.conditions(picture)[0][0][0].to(models.device)
     x = models.noise(picture)
     models.ours.load()
@@ -85,6 +85,6 @@ def _pass(models: Variants, picture: ImageSpec) -> Workload:
 
 
 def _times(run: Callable[[], Answer]) -> tuple[float, float]:
-    """(seconds to the first token, seconds a token after it)."""
+    """(seconds to the first token, seconds per token after it)."""
     found = run()
     return found.first, found.each

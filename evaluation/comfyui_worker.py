@@ -1,4 +1,4 @@
-"""A worker: a whole ComfyUI in this process that makes what records ask."""
+"""A worker: a ComfyUI in this process that makes records."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from console import UserError
 from record import Output, Record
 from task_graphs import ANSWER, CHOOSE, SAVE, graph
 
-# A graph in each PNG would have a folder's name in it, and equal images would not be equal files.
+# The graph in a PNG contains a folder's name, so that equal images would not be equal files.
 OPTIONS = ("--disable-metadata", "--disable-api-nodes", "--verbose", "ERROR")
 
 
 class Setup(NamedTuple):
-    """What a worker starts with; identity: the `run_folder.identity` that it must have."""
+    """A worker's settings; identity: the `run_folder.identity` that it must have."""
 
     comfyui: Path
     model: Path
@@ -56,7 +56,7 @@ class ComfyUIWorker:
         """Returns once the worker has started."""
 
     def run(self, work: Record, seeds: Sequence[int]) -> Output:
-        """Makes what is asked, with an image for each seed; if anything goes wrong, the answer is an `error`."""
+        """Makes a record, with an image for each seed. If anything fails, the output has an `error`."""
         try:
             return self._run(work, seeds)
         except Exception as error:
@@ -84,7 +84,7 @@ class ComfyUIWorker:
 
 
 def _choose_node(loader: type) -> type:
-    """A node class: the probability of each choice, by the pack that ComfyUI loaded."""
+    """A node class that computes the probability of each choice, with the pack that ComfyUI loaded."""
     pack = loader.__module__.removesuffix(".nodes.load")
     choose = importlib.import_module(f"{pack}.ovis_core.native.understanding").choose
 
@@ -103,9 +103,9 @@ def _choose_node(loader: type) -> type:
 
 
 def _checked(files: Sequence[bytes]) -> list[bytes]:
-    """Pictures that ComfyUI can take: several are put on white of one size, as a batch must have it.
+    """Pictures for ComfyUI. Several are padded with white to one size, because a batch needs it.
 
-    Raises UserError if one is damaged: ComfyUI would paint the rest of it grey.
+    Raises UserError if one is damaged; ComfyUI would fill the missing part with grey.
     """
     try:
         pictures = [Image.open(io.BytesIO(file)) for file in files]
@@ -125,7 +125,7 @@ def _checked(files: Sequence[bytes]) -> list[bytes]:
 
 
 def _grid(files: Sequence[bytes]) -> bytes:
-    """Images of one size, two by two."""
+    """A grid of images of one size, two per row."""
     pictures = [Image.open(io.BytesIO(file)) for file in files]
     width, height = pictures[0].size
     grid = Image.new("RGB", (2 * width, (len(pictures) + 1) // 2 * height))

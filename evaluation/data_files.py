@@ -15,11 +15,13 @@ from console import UserError
 FILE_NAME = re.compile(r'[^/\\:*?"<>|\x00-\x1f]{1,120}')
 
 Rows = Iterator[tuple[str, Callable[[], Any]]]
-"""The place of each row, for messages, and what reads its values; that raises OSError or ValueError if it is wrong."""
+"""The place of each row, for messages, and a function that reads its values; it raises OSError or ValueError."""
 
 
 class DataRow(NamedTuple):
-    """A row's number, from 0, the folder where its paths begin, and its values; its methods raise ValueError."""
+    """A row: its number, from 0, the folder that its paths are relative to, and its values. Its methods raise
+    ValueError.
+    """
 
     number: int
     folder: Path

@@ -1,4 +1,4 @@
-"""A run: which records are still to be made, and the making."""
+"""A run: finds the records that are not done, and makes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers import InProcess, RayActors
 
 @dataclass
 class Driver:
-    """Records in order, the settings of each task, and the seed that the seeds of all records follow from."""
+    """The records in order, the settings of each task, and the run's seed, from which each record's seed is derived."""
 
     folder: RunFolder
     records: Sequence[Record]
@@ -26,7 +26,7 @@ class Driver:
     seed: int
 
     def pending(self, retry_failed: bool) -> list[Record]:
-        """The records that are to be made. Raises UserError if one is not what it was when it was made."""
+        """The records that are not done. Raises UserError if one has changed since it was made."""
         return [record for record in self.records if not self._is_done(record, retry_failed)]
 
     def _is_done(self, record: Record, retry_failed: bool) -> bool:
@@ -37,12 +37,12 @@ class Driver:
             if record.load(self.settings, self.seed).asked == result["asked"]:
                 return self.folder.is_whole(result)
         except (OSError, ValueError):
-            pass  # a picture that is gone has changed, too
-        changed = f"record {record.id!r} is not what it was when it was made (prompt, settings or pictures)"
+            pass  # a missing picture counts as changed
+        changed = f"record {record.id!r} has changed since it was made (prompt, settings or pictures)"
         raise UserError(f"--data: {changed}; restore it, or name another folder for --out")
 
     def make(self, pending: Sequence[Record], workers: InProcess | RayActors, title: str) -> dict[str, Any]:
-        """Makes what is pending; answers rates. scheduling_ms is the median of the time outside of ComfyUI."""
+        """Makes the pending records; returns rates. scheduling_ms is the median time outside ComfyUI."""
         before, begun, outside = len(self.records) - len(pending), time.monotonic(), []
         with tqdm(total=len(self.records), initial=before, desc=title, unit="record", mininterval=1.0) as bar:
             for task, made in workers.run(self._loaded(pending, bar)):

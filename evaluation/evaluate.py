@@ -1,9 +1,9 @@
-"""Runs a benchmark of the report, or any batch of jobs: makes what the official scorers read.
+"""Runs a benchmark of the report, or any batch of jobs, and makes the files that the official scorers read.
 
     python evaluation/evaluate.py NAME --comfyui PATH --model PATH --data PATH --out DIR [--workers N]
     python evaluation/evaluate.py shapes --comfyui PATH --out DIR      the small model's cases, scored here
 
-Run it with the Python of that ComfyUI. Started again it resumes; docs/evaluation.md says more.
+Run it with the Python of that ComfyUI. The same command resumes a run. See docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -36,21 +36,25 @@ def arguments() -> argparse.Namespace:
     line.add_argument("name", choices=list(SUITES))
     comfyui = os.environ.get("COMFYUI_PATH")
     line.add_argument("--comfyui", type=Path, default=comfyui, required=not comfyui, help="folder of a ComfyUI")
-    line.add_argument("--data", type=Path, help="the benchmark's records; docs/evaluation.md names them")
+    line.add_argument("--data", type=Path, help="the benchmark's records, see docs/evaluation.md")
     line.add_argument("--out", type=Path, required=True, help="folder for the run")
     line.add_argument("--model", type=Path, help="folder of a release, or a file (default: the built-in model)")
     line.add_argument("--weight-dtype", default="default", help="as in Ovis-U1 Load Model")
-    line.add_argument("--limit", type=int, help="only the first records; of shapes, cases of each task")
-    line.add_argument("--seed", type=int, default=0, help="the seeds of all records follow from it")
-    line.add_argument("--workers", type=int, default=1, help="more than one run on Ray")
+    line.add_argument(
+        "--limit", type=int, help="only this many records, the first ones; for shapes, cases of each task"
+    )
+    line.add_argument("--seed", type=int, default=0, help="the seed of each record is derived from this one and its id")
+    line.add_argument("--workers", type=int, default=1, help="number of workers; more than one need Ray")
     line.add_argument("--retry-failed", action="store_true", help="try failed records again")
     line.add_argument("--cpu", action="store_true", help="run on the CPU even if there is a GPU")
     own = line.add_argument_group("settings that replace the report's")
-    own.add_argument("--size", type=image_size, default={}, help="of images, such as 1024x768; multiples of 16")
-    own.add_argument("--steps", type=int, help="instead of 50")
-    own.add_argument("--txt-cfg", type=float, help="instead of 5, and of 6 for edits")
-    own.add_argument("--img-cfg", type=float, help="of edits, instead of 1.5")
-    own.add_argument("--max-new-tokens", type=int, help="of answers in words, instead of 512")
+    own.add_argument(
+        "--size", type=image_size, default={}, help="image size, such as 1024x768; sides are multiples of 16"
+    )
+    own.add_argument("--steps", type=int, help="denoising steps, instead of 50")
+    own.add_argument("--txt-cfg", type=float, help="instead of 5, or of 6 for edits")
+    own.add_argument("--img-cfg", type=float, help="for edits, instead of 1.5")
+    own.add_argument("--max-new-tokens", type=int, help="for answers in words, instead of 512")
     args = line.parse_args()
     if (args.data is None) != (args.name == "shapes"):
         line.error(f"--data: {args.name} {'needs it' if args.data is None else 'makes its own cases; leave it out'}")
@@ -60,7 +64,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Reads the data, makes what is missing, scores it and shows it; the exit code, 3 if some records failed."""
+    """Reads the data, makes the missing records, scores and shows them; returns the exit code, 3 if some failed."""
     args = arguments()
     suite, own = SUITES[args.name], dict(args.size)
     own |= {name: value for name in OWN if (value := getattr(args, name)) is not None}
@@ -94,7 +98,9 @@ def main() -> int:
         folder.write("summary.json", json.dumps(summary, indent=2).encode())
         page = report.contact_sheet(json.dumps(folder.made_of), driver.records, results, verdicts)
         folder.write("index.html", page.encode())
-    print(f"{len(results) - len(failed)} of {len(results)} records are in {args.out}, to look through: index.html")
+    print(
+        f"{len(results) - len(failed)} of {len(results)} records are in {args.out}; to view them, open its index.html"
+    )
     for name, share in summary["scores"].items():
         print(f"{name:<20}{share['right']:>7.1%} of {share['cases']}")
     for name, error in failed.items():
@@ -103,7 +109,7 @@ def main() -> int:
 
 
 def checked_model(model: Path | None, weight_dtype: str) -> Path:
-    """The model, of which headers are read; by default the built-in one. Raises UserError if it cannot be loaded."""
+    """The model's path, by default the built-in model's; reads headers only. Raises UserError if it is not usable."""
     import_core()
     from ovis_core.weights import built_in
     from ovis_core.weights.checkpoint import open_model

@@ -1,4 +1,4 @@
-"""A record of a benchmark, with the settings of the report, and what a worker made of it."""
+"""A record of a benchmark, the settings of the report, and a worker's output."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SEED_BYTES = 6  # a page's JavaScript holds no larger number exactly
+SEED_BYTES = 6  # JavaScript has larger numbers only approximately
 _SAMPLING = {"steps": 50, "negative_prompt": "", "sampler_name": "euler", "scheduler": "ovis_u1"}
 
 Settings = Mapping[str, Mapping[str, Any]]
-"""For each task the inputs of its nodes."""
+"""The inputs of the nodes, for each task."""
 
 REPORT: Settings = {
     "image": {"width": 1024, "height": 1024, "txt_cfg": 5.0, **_SAMPLING},
@@ -26,25 +26,25 @@ REPORT: Settings = {
 """The settings of the report."""
 
 Source = Path | bytes | str
-"""A picture: the path of its file, the file's bytes, or these in base64."""
+"""A picture: its path, its file's bytes, or these in base64."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one record asks, and where its results go.
+    """The inputs of one record, and the names of its results.
 
     id        unique in its benchmark
     task      one of `task_graphs.TASKS`
     prompt    prompt, instruction or question
-    images    the pictures that go in
-    files     names in the run's folder for what is made, one for each image
+    images    the input pictures
+    files     names of the results in the run's folder, one for each image
     beside    name -> a file that is written beside them unchanged
-    settings  those that differ from the run's
+    settings  settings that differ from the run's
     seed      of the first image; None derives one from the run's seed and the id
     samples   how many images are made
     grid      all images go into one file, two by two
     choices   the answers to choose from
-    row       what the benchmark says of it, for scorers
+    row       the benchmark's data, for scorers
     wrong     why the record cannot be run; it counts as failed
     """
 
@@ -83,7 +83,7 @@ class Record:
 
 
 class LoadedRecord(NamedTuple):
-    """A record with everything read: what a worker needs, a hash of all that results follow from, when it began."""
+    """A record with its pictures, as a worker needs it; a hash of all inputs; the time when it began."""
 
     record: Record
     work: Record
@@ -95,7 +95,7 @@ class LoadedRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class Output:
-    """What a worker made: PNG files' bytes, an answer, the probability of each choice, or why there is nothing."""
+    """A worker's output: bytes of PNG files, an answer, the probability of each choice, or an error."""
 
     images: tuple[bytes, ...] = ()
     text: str | None = None
@@ -105,12 +105,12 @@ class Output:
 
 
 def read(source: Source) -> bytes:
-    """A picture's file. Raises OSError, or ValueError for invalid base64."""
+    """The bytes of a picture's file. Raises OSError, or ValueError for invalid base64."""
     if isinstance(source, str):
         return base64.b64decode(source)
     return source if isinstance(source, bytes) else source.read_bytes()
 
 
 def sha256(data: bytes) -> str:
-    """As hexadecimal digits."""
+    """The SHA-256 as hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()

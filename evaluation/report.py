@@ -1,4 +1,4 @@
-"""What comes after a run: what can be scored without another model, and a page to look through."""
+"""The report of a run: the scores that need no other model, and a page that shows the records."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Scores = dict[str, dict[str, float]]
 
 
 def answer_scores(records: Iterable[Record], results: Results) -> Scores:
-    """The share of questions with a key that is right, apart from case, blanks and a full stop; {} without keys.
+    """The share of right answers, ignoring case, spaces and a full stop; {} if no question has a key.
 
-    A question that is asked again with its options rotated counts once, and only if every rotation is right.
+    A question that is repeated with its options rotated counts once, and only if every rotation is right.
     """
     right: dict[str, bool] = {}
     for record in records:
@@ -46,7 +46,7 @@ def _plain(text: str) -> str:
 
 
 def predictions(records: Iterable[Record], results: Results) -> str:
-    """The data's rows without images, and the answers, as VLMEvalKit keeps predictions (TSV)."""
+    """The data's rows without images, and the answers, in VLMEvalKit's format of predictions (TSV)."""
     rows = [{**r.row, "prediction": results[r.id].get("answer", "")} for r in records if r.row and r.id in results]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     sink = io.StringIO(newline="")
@@ -57,7 +57,7 @@ def predictions(records: Iterable[Record], results: Results) -> str:
 
 
 def shapes_scores(folder: Path, records: Iterable[Record], results: Results) -> tuple[Verdicts, Scores]:
-    """Of the small model's cases: whether each is right, with a sentence about it, and shares by task and kind."""
+    """For the small model's cases: whether each is right, with a sentence, and shares by task and kind."""
     import cases
 
     verdicts = {}
@@ -75,7 +75,7 @@ def shapes_scores(folder: Path, records: Iterable[Record], results: Results) -> 
 
 
 def contact_sheet(made_of: str, records: Iterable[Record], results: Results, verdicts: Verdicts) -> str:
-    """A page that shows what went in and what came out; it shows images that were made from the run's folder."""
+    """A page that shows inputs and results; the results are loaded from the run's folder."""
     cards = "".join(_card(r, results[r.id], verdicts.get(r.id)) for r in records if r.id in results)
     head = f'<meta charset="utf-8"><title>Ovis-U1, an evaluation</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en">{head}<p>{escape(made_of)}</p><main>{cards}</main></html>'
@@ -92,7 +92,7 @@ def _card(record: Record, result: Mapping[str, Any], verdict: tuple[bool, str] |
 
 
 def _thumbnail(source: Source) -> str:
-    """A picture that went in, as the address of a small JPEG; empty if it is damaged."""
+    """An input picture as a data URL of a small JPEG; empty if it is damaged."""
     try:
         image = Image.open(io.BytesIO(read(source))).convert("RGB")
     except (OSError, SyntaxError, ValueError):

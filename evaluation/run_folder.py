@@ -1,4 +1,4 @@
-"""A run's folder, which one run at a time writes to and a later run resumes; and what tells two runs apart."""
+"""A run's folder, which one run at a time writes to and a later run resumes; and the identity of a run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RUN, RESULTS, LOCK, PARTIAL = "run.json", "results.jsonl", ".lock", ".partial"
 WEIGHTS = (".safetensors", ".json", ".txt")  # the files of a release that are read
 
 Result = Mapping[str, Any]
-"""What came of a record: id, seconds, and error, or asked, files (name -> SHA-256), seeds, answer, chances."""
+"""A record's result: id, seconds, and either error or asked, files (name -> SHA-256), seeds, answer, chances."""
 
 
 @contextmanager
 def open_run(path: Path, made_of: Mapping[str, Any]) -> Iterator[RunFolder]:
-    """Begins a run in a folder, or resumes the one that is there. Raises UserError if it cannot."""
+    """Begins a run in a folder, or resumes the run in it. Raises UserError if it cannot."""
     with _writing(path, "name another folder for --out"):
         path.mkdir(parents=True, exist_ok=True)
         (path / LOCK).touch()
@@ -38,13 +38,13 @@ def open_run(path: Path, made_of: Mapping[str, Any]) -> Iterator[RunFolder]:
 
 
 class RunFolder:
-    """A folder whose lock is held: run.json has what the run is made of, results.jsonl a line for each result."""
+    """A locked folder: run.json has the run's settings and identity, results.jsonl a line for each result."""
 
     def __init__(self, path: Path, made_of: Mapping[str, Any]) -> None:
         self.path, self.made_of = path, made_of
         self.results: dict[str, Result] = {}
         run, log = path / RUN, path / RESULTS
-        # A run that was killed as it began leaves the lock and the partial file.
+        # A run that was killed at its start leaves the lock and the partial file.
         if not run.is_file() and any(file.name not in (LOCK, PARTIAL) for file in path.iterdir()):
             raise UserError(f"--out: {path} is not empty and has no {RUN}; name another folder")
         data = log.read_bytes() if log.is_file() else b""
@@ -52,7 +52,7 @@ class RunFolder:
         for result in map(json.loads, whole.splitlines()):
             self.results[result["id"]] = result
         if differs := self.results and difference(json.loads(run.read_bytes()), made_of):
-            raise UserError(f"--out: {path} has a run of other settings ({differs}); name another folder")
+            raise UserError(f"--out: {path} has a run with other settings ({differs}); name another folder")
         if len(whole) < len(data):  # the last line was cut off
             os.truncate(log, len(whole))
         text = json.dumps(made_of, indent=2).encode()
@@ -60,14 +60,14 @@ class RunFolder:
             self.write(RUN, text)
 
     def is_whole(self, result: Result) -> bool:
-        """Whether all files of a result are as they were written."""
+        """Whether all files of a result are unchanged."""
         try:
             return all(sha256((self.path / name).read_bytes()) == own for name, own in result["files"].items())
         except OSError:
             return False
 
     def keep(self, result: Result, files: Mapping[str, bytes]) -> None:
-        """Writes a result: its files, and last its line. Raises UserError if the disk does not take it."""
+        """Writes a result: its files, then its line. Raises UserError if writing fails."""
         for name, data in files.items():
             self.write(name, data)
         result = {**result, "files": {name: sha256(data) for name, data in files.items()}}
@@ -78,7 +78,7 @@ class RunFolder:
         self.results[result["id"]] = result
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a file of this folder in one step. Raises UserError if the disk does not take it."""
+        """Writes a file of this folder in one step. Raises UserError if writing fails."""
         file, partial = self.path / name, self.path / PARTIAL
         with _writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -92,9 +92,9 @@ class RunFolder:
                 partial.unlink(missing_ok=True)
 
     def need_only(self, ids: Collection[str]) -> None:
-        """Raises UserError if a record was made that is not one of these: scorers would read its files."""
+        """Raises UserError if the folder has a record with another id, because scorers would read its files."""
         if others := sorted(name for name, result in self.results.items() if name not in ids and "error" not in result):
-            raise UserError(f"--out: {self.path} has record {others[0]!r}, which --data has not; name another folder")
+            raise UserError(f"--out: {self.path} has record {others[0]!r}, which is not in --data; name another folder")
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def _writing(file: Path, remedy: str = "start again when it can, the run resumes
 
 
 def identity(comfyui: Path, model: Path) -> dict[str, str]:
-    """Versions and hashes of everything that images depend on; of the pack also its code, which changes in between."""
+    """Versions and hashes of everything that images depend on, including the pack's code."""
     project = (workspace.ROOT / "pyproject.toml").read_text(encoding="utf-8")
     code = sorted(file for folder in ("nodes", "ovis_core") for file in (workspace.ROOT / folder).rglob("*.py"))
     weights = [model] if model.is_file() else sorted(file for file in model.glob("*") if file.suffix in WEIGHTS)
@@ -130,7 +130,7 @@ def _hash(files: Iterable[Path]) -> str:
 
 
 def difference(before: Any, now: Any, name: str = "") -> str:
-    """The first thing in which two runs differ; empty if they are the same."""
+    """The first difference between two runs, as text; empty if they are the same."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
         inner = (difference(before.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in keys)

@@ -1,4 +1,4 @@
-"""The benchmarks by name: how each one's data becomes records. A wrong row raises ValueError and fails alone."""
+"""The benchmarks by name: how their data becomes records. A wrong row raises ValueError, and only that record fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from record import REPORT, Record, Settings, Source
 
 sys.path.append(str(workspace.ROOT / "small_model"))  # for its module `cases`
 
-SAMPLES = 4  # images a prompt, of GenEval and DPG-Bench
+SAMPLES = 4  # images per prompt in GenEval and DPG-Bench
 REFERENCE = 64  # characters: an image column this short names another row's image
 DIRECT = "Answer with the option's letter from the given choices directly."
 JOB_KEYS = {"id", "task", "prompt", "seed", "samples"}
@@ -27,7 +27,7 @@ KEYS_OF_TASKS = {"image": {"size"}, "edit": {"image"}, "question": {"image"}, "c
 
 
 class Suite(NamedTuple):
-    """A benchmark: what reads the rows of its data, what makes a record of a row, and its usual settings by task."""
+    """A benchmark: functions that read its data's rows and make a record of a row, and its settings for each task."""
 
     rows: Callable[[Path], Rows]
     record: Callable[[DataRow], Record]
@@ -43,7 +43,7 @@ class Suite(NamedTuple):
         if all(record.wrong for record in records):
             first = next((f"{record.id}: {record.wrong}" for record in records), f"{data} has no records")
             raise UserError(f"--data: {first}")
-        names: dict[str, str] = {}  # ids and files, as systems that ignore case know them -> the record
+        names: dict[str, str] = {}  # ids and files, in lower case for systems that ignore case -> the record
         for record in records:
             for name in (f"id {record.id}", *record.files, *record.beside):
                 if other := names.get(name.casefold()):
@@ -58,7 +58,7 @@ class Suite(NamedTuple):
                 raise ValueError("expected an object, {...}")
             return self.record(DataRow(number, folder, values))
         except (AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError) as error:
-            # Named by its place, because its id may be what is wrong.
+            # Named by its place, because its id may be wrong.
             return Record(where, next(iter(self.settings)), "", wrong=" ".join(str(error).split()))
 
 
@@ -133,18 +133,18 @@ def _filled(value: str | None) -> bool:
 
 
 def _listed(text: str) -> tuple[str, ...]:
-    """One text, or those of a list in Python's notation."""
+    """One text, or the texts of a list in Python's notation."""
     return tuple(ast.literal_eval(text)) if text.startswith("[") else (text,)
 
 
 def job(row: DataRow) -> Record:
-    """A job as docs/evaluation.md has it -> images/ID.png, or an answer among the results."""
+    """A job, as in docs/evaluation.md -> images/ID.png, or an answer in the results."""
     values, task = row.values, row.values.get("task", "image")
     if task not in list(REPORT):
         raise ValueError(f"task: expected one of {', '.join(REPORT)}, got {task!r}")
     known = REPORT[task].keys() | JOB_KEYS | KEYS_OF_TASKS[task]
     if unknown := sorted(values.keys() - known):
-        raise ValueError(f"{task} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        raise ValueError(f"{task} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     name, images = row.name(values.get("id", f"{row.number:05d}")), row.paths(values.get("image", []))
     if (task == "edit" and len(images) != 1) or (task != "image" and not images):
         raise ValueError(f"image: {task} needs {'one' if task == 'edit' else 'at least one'}, got {len(images)}")

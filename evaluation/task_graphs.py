@@ -15,9 +15,9 @@ FITS = 'Does this image fit the description "{prompt}"? Answer yes or no.'
 
 
 def graph(work: Record, model: dict[str, str], images: Sequence[str], seed: int, name: str) -> Graph:
-    """The graph for one seed, about pictures among ComfyUI's inputs; model has the inputs of Ovis-U1 Load Model.
+    """The graph for one seed, with pictures in ComfyUI's input folder; model has the inputs of Ovis-U1 Load Model.
 
-    name is unique to each run, because ComfyUI gives out nothing that it has in its cache.
+    name is different in each run, because ComfyUI returns no outputs for cached nodes.
     """
     made = {"model": _node("OvisU1Loader", **model)}
     batch: list[Any] = ["source 0", 0]
@@ -68,14 +68,14 @@ def _question(work: Record, images: list[Any], _: int, name: str) -> Graph:
 
 
 def _chat(work: Record, images: list[Any], _: int, name: str) -> Graph:
-    """Two questions, one a line; the second answer counts."""
+    """Two questions, one per line; the second answer is the result."""
     first, second = work.prompt.splitlines()
     turn = _understand(work, name, prompt=first, image=images)
     return {"first turn": turn, ANSWER: _understand(work, name, prompt=second, history=["first turn", 1])}
 
 
 def _understand(work: Record, name: str, **inputs: Any) -> dict[str, Any]:
-    # Without sampling no seed changes the answer.
+    # Without sampling the seed has no effect.
     return _node("OvisU1Understand", clip=CLIP, sampling=False, seed=int(name[:8], 16), **inputs, **work.settings)
 
 

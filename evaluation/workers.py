@@ -1,4 +1,4 @@
-"""Who runs which work: one worker in this process, or Ray's actors."""
+"""Distributes records to one worker in this process, or to Ray's actors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from console import UserError
 from record import LoadedRecord, Output
 from run_folder import difference, identity
 
-TRIES = 3  # workers that may be lost with a record before it has failed
+TRIES = 3  # a record fails after it has lost this many workers
 LOCAL_STORE = 1 << 29  # bytes of shared memory for Ray if it runs on this machine alone
 
 
@@ -24,12 +24,14 @@ class InProcess:
         self.count, self._worker = 1, ComfyUIWorker(setup)
 
     def run(self, tasks: Iterable[LoadedRecord]) -> Iterator[tuple[LoadedRecord, Output]]:
-        """Takes a task whenever a worker is free; yields results in the order in which they arrive."""
+        """Takes a record whenever a worker is free; yields results in the order in which they finish."""
         return ((task, self._worker.run(task.work, task.seeds)) for task in tasks)
 
 
 class RayActors:
-    """Workers as Ray's actors, with a GPU each if there are any. Ray starts a lost one again on a node with room."""
+    """Workers as Ray actors, each with a GPU if there are any. Ray restarts a lost worker on a node with free
+    resources.
+    """
 
     def __init__(self, setup: Setup, count: int) -> None:
         self._ray, self.count = _connected_ray(count, setup.cpu), count
@@ -46,12 +48,12 @@ class RayActors:
         """As `InProcess.run`."""
         idle, waiting, again = list(self._actors), iter(tasks), []
         losses: Counter[str] = Counter()  # by record
-        busy: dict[Any, tuple[Any, LoadedRecord | None]] = {}  # no task: the worker is being started again
+        busy: dict[Any, tuple[Any, LoadedRecord | None]] = {}  # None: the worker is being restarted
         while True:
-            # Taken only now, so that no more than what is worked on is in memory.
+            # Read only now, so that memory contains only the records that are being made.
             while idle and (task := again.pop() if again else next(waiting, None)):
                 actor = idle.pop()
-                # Ray would use up its own retries before it notices that a node is lost.
+                # Ray's own retries would be used up before it notices that a node is lost.
                 busy[actor.run.options(max_task_retries=0).remote(task.work, task.seeds)] = actor, task
             if idle and not any(task for _, task in busy.values()):
                 return
@@ -75,7 +77,7 @@ class RayActors:
             return self._ray.get(reference)
         except self._ray.exceptions.ActorDiedError as error:
             cause = getattr(error, "cause", None) or error
-            raise UserError(f"a worker does not start: {str(cause).strip().splitlines()[-1]}") from error
+            raise UserError(f"a worker did not start: {str(cause).strip().splitlines()[-1]}") from error
 
 
 class RemoteWorker(ComfyUIWorker):
@@ -88,7 +90,7 @@ class RemoteWorker(ComfyUIWorker):
 
 
 def _connected_ray(count: int, cpu: bool) -> Any:
-    """Ray, in the cluster that this machine is part of, or else on this machine alone."""
+    """Ray, connected to the cluster that this machine belongs to, or started on this machine alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its usage to its makers by default
     try:
         import ray
@@ -99,7 +101,7 @@ def _connected_ray(count: int, cpu: bool) -> Any:
     if cpu:
         import torch
 
-        # Ray would set one thread, and the number of threads changes how a CPU rounds sums.
+        # Ray would set one thread. The number of threads changes the rounding of sums on a CPU.
         environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     options = {"logging_level": "ERROR", "log_to_driver": False, "runtime_env": {"env_vars": environment}}
     try:

@@ -1,4 +1,4 @@
-"""The pack's nodes, one file a verb."""
+"""The pack's nodes, one file for each verb."""
 
 from comfy_api.latest import ComfyExtension, io
 
@@ -13,7 +13,7 @@ from .understand import OvisU1Judge, OvisU1Understand
 
 
 class OvisU1Extension(ComfyExtension):
-    """What ComfyUI loads."""
+    """The extension that ComfyUI loads."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""

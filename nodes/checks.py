@@ -1,7 +1,7 @@
-"""What the nodes ask of their inputs; each refusal is one sentence that names the input and what to do.
+"""Checks of the nodes' inputs. Each error is one sentence that names the input and says what to do.
 
-A widget holds its own input to its range and a link is held to its type, but a link can bring any number, and nodes of
-other packs anything at all.
+ComfyUI checks the range of a widget and the type of a link. A link can still bring a number outside the range, and a
+node of another pack can return any value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..ovis_core.text.conversation import Conversation
 from ..ovis_core.weights.config import LATENT_CHANNELS, LATENT_SCALE
 from .schema import History
 
-FILES = ("model_name", "diffusion_model_name", "text_encoder_name", "vae_name")  # what is missing here says more
+FILES = ("model_name", "diffusion_model_name", "text_encoder_name", "vae_name")  # the node reports a missing file
 
 
 def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
@@ -49,7 +49,8 @@ def _need_model(spec: Any, model: Any) -> None:
     inner = getattr(model, "model", model)
     if not isinstance(inner, OvisU1):
         raise ValueError(
-            f"{spec.id}: this is {type(inner).__name__}, not Ovis-U1; connect the MODEL of Ovis-U1 Load Model."
+            f"{spec.id}: expected an Ovis-U1 MODEL, got {type(inner).__name__}; connect the MODEL of Ovis-U1 Load "
+            "Model."
         )
 
 
@@ -57,7 +58,7 @@ def _need_clip(spec: Any, clip: Any) -> None:
     inner = getattr(clip, "cond_stage_model", clip)
     if not isinstance(inner, OvisTextModel):
         raise ValueError(
-            f"{spec.id}: this is {type(inner).__name__}, not Ovis-U1's; connect the CLIP of Ovis-U1 Load Model."
+            f"{spec.id}: expected an Ovis-U1 CLIP, got {type(inner).__name__}; connect the CLIP of Ovis-U1 Load Model."
         )
 
 
@@ -67,14 +68,14 @@ def _need_vae(spec: Any, vae: Any) -> None:
     channels = vae.latent_channels
     if channels != LATENT_CHANNELS:
         raise ValueError(
-            f"{spec.id}: its latents have {channels} channels and Ovis-U1's have {LATENT_CHANNELS}; connect the VAE of "
-            "Ovis-U1 Load Model, or one of SDXL's kind."
+            f"{spec.id}: expected a VAE with {LATENT_CHANNELS} latent channels, got {channels}; connect the VAE of "
+            "Ovis-U1 Load Model, or an SDXL VAE."
         )
 
 
 def _need_text(spec: Any, text: Any) -> None:
     if not isinstance(text, str):
-        raise ValueError(f"{spec.id}: this is a {type(text).__name__}, not one text; connect one STRING.")
+        raise ValueError(f"{spec.id}: expected one text, got {type(text).__name__}; connect one STRING.")
 
 
 def _need_number(spec: Any, value: Any) -> None:
@@ -82,7 +83,7 @@ def _need_number(spec: Any, value: Any) -> None:
     right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not right or not spec.min <= value <= spec.max:
         kind = "whole number" if whole else "number"
-        raise ValueError(f"{spec.id}: {value!r} is not a {kind} from {spec.min} to {spec.max}; change it.")
+        raise ValueError(f"{spec.id}: expected a {kind} from {spec.min} to {spec.max}, got {value!r}; change it.")
 
 
 def _need_choice(spec: Any, value: Any) -> None:
@@ -96,7 +97,7 @@ def _need_pictures(spec: Any, batch: Any) -> None:
         found = f"{batch.ndim} dimensions" if isinstance(batch, Tensor) else type(batch).__name__
         raise ValueError(f"{spec.id}: expected an IMAGE of 4 dimensions, got {found}; connect an IMAGE.")
     if 0 in batch.shape:
-        raise ValueError(f"{spec.id}: it is empty; connect at least one image.")
+        raise ValueError(f"{spec.id}: the batch is empty; connect at least one image.")
 
 
 def _need_conditioning(spec: Any, conditioning: Any) -> None:
@@ -130,7 +131,7 @@ def _need_history(spec: Any, history: Any) -> None:
 
 
 def _need_nothing(spec: Any, value: Any) -> None:
-    """Every value is true or false."""
+    """No check: any value counts as true or false."""
 
 
 NEEDS = {
@@ -150,7 +151,7 @@ NEEDS = {
 
 
 def need_size(**sides: int) -> None:
-    """Refuses sides in pixels that the decoder cannot make."""
+    """Raises ValueError for a side, in pixels, that the decoder cannot make."""
     for name, side in sides.items():
         lower = _allowed(side)
         if side != lower:
@@ -160,12 +161,12 @@ def need_size(**sides: int) -> None:
 
 
 def need_image_latent(latent: dict[str, Any]) -> None:
-    """Refuses latents that are not this model's, or whose size the decoder cannot make."""
+    """Raises ValueError for latents of another model, and for sizes that the decoder cannot make."""
     samples = latent["samples"]
     if samples.shape[1] != LATENT_CHANNELS and samples.count_nonzero() > 0:
         raise ValueError(
-            f"latent: it has {samples.shape[1]} channels and Ovis-U1's has {LATENT_CHANNELS}; encode the image with "
-            "the VAE of Ovis-U1 Load Model."
+            f"latent: expected {LATENT_CHANNELS} channels, got {samples.shape[1]}; encode the image with the VAE of "
+            "Ovis-U1 Load Model."
         )
     height, width = (side * LATENT_SCALE for side in samples.shape[-2:])
     if (height, width) != (_allowed(height), _allowed(width)):
@@ -176,5 +177,5 @@ def need_image_latent(latent: dict[str, Any]) -> None:
 
 
 def _allowed(side: int) -> int:
-    """The next side below that the decoder can make, or its smallest."""
+    """The largest side up to `side` that the decoder can make, or its smallest side."""
     return max(side // LATENT_FACTOR * LATENT_FACTOR, LATENT_FACTOR)

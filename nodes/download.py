@@ -1,4 +1,4 @@
-"""The release, fetched from within ComfyUI."""
+"""Downloading the release in ComfyUI."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class OvisU1Download(io.ComfyNode):
                 ),
                 io.String.Input("revision", default="main", tooltip="Branch, tag or commit.", optional=True),
             ],
-            outputs=[io.String.Output("folder", display_name="folder", tooltip="The folder that holds the model.")],
+            outputs=[io.String.Output("folder", display_name="folder", tooltip="The folder with the model.")],
         )
 
     @classmethod
     def fingerprint_inputs(cls, repository: str, revision: str = "main") -> float:
-        """Looks anew each time: files may have been deleted."""
+        """Always runs again, because files may have been deleted."""
         return float("nan")
 
     @classmethod

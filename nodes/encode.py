@@ -26,8 +26,8 @@ class OvisU1TextEncode(io.ComfyNode):
             display_name="Ovis-U1 Text Encode",
             category=CATEGORY,
             description=(
-                "Encodes a prompt for text to image, as the model was trained: inside its own description prompt, "
-                "together with a blank picture of the size to be made."
+                "Encodes a prompt for text to image. As in training, the prompt goes into the model's own template, "
+                "with a blank image of the target size."
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
@@ -40,8 +40,8 @@ class OvisU1TextEncode(io.ComfyNode):
                         "<tags> have no special meaning."
                     ),
                 ),
-                io.Int.Input("width", **side, tooltip="Width in pixels of the image to be made, a multiple of 16."),
-                io.Int.Input("height", **side, tooltip="Height in pixels of the image to be made, a multiple of 16."),
+                io.Int.Input("width", **side, tooltip="Width of the image in pixels, a multiple of 16."),
+                io.Int.Input("height", **side, tooltip="Height of the image in pixels, a multiple of 16."),
                 io.String.Input(
                     "negative_prompt",
                     multiline=True,
@@ -78,12 +78,12 @@ class OvisU1EditEncode(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Encodes an image and an instruction for editing. Connect positive, image_only, negative and latent to "
-                "Ovis-U1 Sampler. A batch of images is edited one by one by the same instruction."
+                "Ovis-U1 Sampler. A batch of images is edited one by one with the same instruction."
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
                 io.Vae.Input("vae", tooltip="The VAE of Ovis-U1 Load Model."),
-                io.Image.Input("image", tooltip="The image to edit, of any size, or a batch. Alpha is left out."),
+                io.Image.Input("image", tooltip="The image to edit, of any size, or a batch. Alpha is ignored."),
                 io.String.Input(
                     "prompt", multiline=True, dynamic_prompts=True, tooltip="The change to make, as an instruction."
                 ),
@@ -118,7 +118,9 @@ class OvisU1EditEncode(io.ComfyNode):
                     "image_only", display_name="image_only", tooltip="The image as reference, without the instruction."
                 ),
                 io.Conditioning.Output(
-                    "negative", display_name="negative", tooltip="Negative conditioning, without image and instruction."
+                    "negative",
+                    display_name="negative",
+                    tooltip="Negative conditioning, without the image and the instruction.",
                 ),
                 io.Latent.Output(
                     "latent",

@@ -18,21 +18,21 @@ WEIGHT_DTYPE = io.Combo.Input(
     options=list(PRECISIONS),
     default="default",
     tooltip=(
-        "Type of the decoder's and the language model's weights. default: as they are stored, or as this device "
-        "computes best. fp8: the large matrices in 8 bits, for half the memory and a little less precision; fast: the "
-        "decoder multiplies in 8 bits too, on GPUs that can."
+        "Type of the weights of the decoder and the language model. default: as stored, or the best type for this "
+        "device. fp8: the large matrices in 8 bits, for half the memory and slightly less precision; fast: the "
+        "decoder also multiplies in 8 bits, on GPUs that support it."
     ),
 )
 OUTPUTS = [
     io.Model.Output("model", display_name="model", tooltip="The diffusion decoder and its token refiner."),
     io.Clip.Output("clip", display_name="clip", tooltip="The language model and the visual tokenizer."),
-    io.Vae.Output("vae", display_name="vae", tooltip="Latents to pixels and back."),
+    io.Vae.Output("vae", display_name="vae", tooltip="Encodes images to latents and decodes latents to images."),
 ]
-# Input, ComfyUI's folder, what the file holds.
+# Input, ComfyUI's folder, contents of the file.
 PARTS = (
     ("diffusion_model_name", "diffusion_models", "the decoder, as ModelSave writes it"),
     ("text_encoder_name", "text_encoders", "language model and visual tokenizer, as CLIPSave writes them"),
-    ("vae_name", "vae", "Ovis-U1's VAE or any other of SDXL's kind"),
+    ("vae_name", "vae", "Ovis-U1's VAE or any SDXL VAE"),
 )
 
 
@@ -68,8 +68,8 @@ class OvisU1Loader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
-        """Says where models go, instead of the page's bare 'value not in list'."""
-        # A name that comes over a link is not known yet.
+        """Replaces the page's 'value not in list' with an error that says where models belong."""
+        # The value of a link is not known yet.
         return model_name is None or catalogue.missing(model_name) or True
 
     @classmethod
@@ -94,8 +94,8 @@ class OvisU1LoadParts(io.ComfyNode):
             display_name="Ovis-U1 Load Parts",
             category=CATEGORY,
             description=(
-                "Loads Ovis-U1 from separate files, so that a finetuned part or another VAE of SDXL's kind can be "
-                "used. Takes files written by ModelSave, CLIPSave and VAESave, and files that hold other parts too."
+                "Loads Ovis-U1 from separate files, for example a finetuned part or an SDXL VAE. Takes files written "
+                "by ModelSave, CLIPSave and VAESave, and files that contain other parts as well."
             ),
             inputs=[
                 *(
@@ -114,7 +114,7 @@ class OvisU1LoadParts(io.ComfyNode):
         """Changes when a file does."""
         names = (diffusion_model_name, text_encoder_name, vae_name)
         if None in names:
-            return ""  # a name over a link is not known yet
+            return ""  # the value of a link is not known yet
         return folders.fingerprint(*cls._paths(*names))
 
     @classmethod

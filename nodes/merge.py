@@ -1,4 +1,4 @@
-"""Two models to one."""
+"""Merging two models."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class OvisU1ModelMerge(io.ComfyNode):
             display_name="Ovis-U1 Model Merge",
             category=CATEGORY,
             description=(
-                "Mixes two Ovis-U1 decoders, with a ratio for each block. For one ratio for all, use core's "
-                "ModelMergeSimple. Save the result with ModelSave."
+                "Mixes two Ovis-U1 decoders, with a ratio for each block. To use one ratio for all blocks, take "
+                "core's ModelMergeSimple. Save the result with ModelSave."
             ),
             inputs=[
                 io.Model.Input("model1", tooltip="Used alone at a ratio of 1."),

@@ -1,4 +1,4 @@
-"""The token refiner as a node of its own."""
+"""The token refiner as a separate node."""
 
 from __future__ import annotations
 

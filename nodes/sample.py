@@ -19,7 +19,7 @@ DENOISE = {
     "min": 0.0,
     "max": 1.0,
     "step": 0.01,
-    "tooltip": "1 starts from pure noise; the lower, the more of the latent's own image stays.",
+    "tooltip": "1: start from pure noise. Lower values keep more of the latent's image.",
 }
 TXT_CFG = {
     "default": 5.0,
@@ -37,7 +37,7 @@ IMG_CFG = {
     "max": 100.0,
     "step": 0.1,
     "round": 0.01,
-    "tooltip": "How strongly to keep to the source image. Used only with image_only connected; the authors use 1.5.",
+    "tooltip": "How strongly to keep to the source image. Used only if image_only is connected; the authors use 1.5.",
 }
 SHARE = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
 POSITIVE_TIP = "Positive conditioning, from Ovis-U1 Text Encode or Ovis-U1 Edit Encode."
@@ -48,7 +48,7 @@ IMAGE_ONLY_TIP = (
 
 
 class OvisU1Scheduler(io.ComfyNode):
-    """Latent -> the model's own sigmas for its size."""
+    """Latent -> sigmas of the model's own schedule for its size."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -57,7 +57,8 @@ class OvisU1Scheduler(io.ComfyNode):
             **found_by("sigmas", "schedule"),
             display_name="Ovis-U1 Scheduler",
             category=CATEGORY,
-            description="The model's own schedule: even times, shifted further toward noise for larger images.",
+            description="The model's own schedule: evenly spaced times, shifted further toward noise for larger "
+            "images.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
                 io.Latent.Input("latent", tooltip="The latent that will be sampled; only its size is used."),
@@ -156,7 +157,7 @@ class OvisU1Sampler(io.ComfyNode):
             display_name="Ovis-U1 Sampler",
             category=CATEGORY,
             description=(
-                "Samples with the model's schedule and guidance. Sets the shift for the latent's size by itself. "
+                "Samples with the model's schedule and guidance. Sets the shift for the latent's size automatically. "
                 "Ovis-U1 Scheduler, Ovis-U1 Guider and SamplerCustomAdvanced do the same in three nodes."
             ),
             inputs=[
@@ -185,8 +186,8 @@ class OvisU1Sampler(io.ComfyNode):
                     options=[SCHEDULER, *comfy.samplers.SCHEDULER_NAMES],
                     default=SCHEDULER,
                     tooltip=(
-                        "ovis_u1 is the model's own. ComfyUI's schedulers get the shift for the latent's size, or that "
-                        "of a ModelSamplingFlux on the model."
+                        "ovis_u1: the model's own schedule. ComfyUI's schedulers use the shift for the latent's "
+                        "size, or that of a ModelSamplingFlux on the model."
                     ),
                 ),
                 io.Float.Input("denoise", **DENOISE),

@@ -1,4 +1,4 @@
-"""What schemas share."""
+"""Definitions that several schemas use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures and questions to words and scores."""
+"""Images and questions -> text and scores."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class OvisU1Understand(io.ComfyNode):
                     max=32768,
                     optional=True,
                     tooltip=(
-                        "Longest answer, in tokens. A token is about three quarters of a word. Memory is reserved for "
+                        "Maximum length of the answer, in tokens. A token is about three quarters of a word. Memory "
+                        "is reserved for "
                         "all of them, 0.11 MB each, so set it near what you need."
                     ),
                 ),
@@ -132,7 +133,7 @@ class OvisU1Understand(io.ComfyNode):
                     max=5.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Above 1: tokens that the answer already has become less likely. 1: no effect.",
+                    tooltip="Above 1: tokens already in the answer become less likely. 1: no effect.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -203,7 +204,7 @@ class OvisU1Understand(io.ComfyNode):
 
 
 class OvisU1Judge(io.ComfyNode):
-    """Images and a question -> how much each is a yes."""
+    """Images and a yes-or-no question -> a score for each image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -224,7 +225,7 @@ class OvisU1Judge(io.ComfyNode):
                     "question",
                     multiline=True,
                     default='Does this image fit the description "{prompt}"? Answer yes or no.',
-                    tooltip="A question to be answered with yes or no. {prompt} stands for the prompt.",
+                    tooltip="A question that can be answered with yes or no. {prompt} stands for the prompt.",
                 ),
                 io.String.Input(
                     "prompt",
@@ -251,10 +252,12 @@ class OvisU1Judge(io.ComfyNode):
     def execute(cls, clip: Any, images: Any, question: str, prompt: str) -> io.NodeOutput:
         if not prompt.strip() and PROMPT_SLOT in question:
             raise ValueError(
-                f"prompt: it is empty and the question has {PROMPT_SLOT}; write it, or change the question."
+                f"prompt: it is empty, but question contains {PROMPT_SLOT}; write a prompt, or change question."
             )
         if prompt.strip() and PROMPT_SLOT not in question:
-            raise ValueError(f"question: it has no {PROMPT_SLOT}, so the prompt is not used; add it, or empty prompt.")
+            raise ValueError(
+                f"question: without {PROMPT_SLOT} in it the prompt is not used; add {PROMPT_SLOT}, or clear prompt."
+            )
         verdict = judge(clip, images, question.replace(PROMPT_SLOT, prompt))
         best = images[verdict.order[0], None]
         return io.NodeOutput(verdict.scores, best, verdict.ranking, ui=ui.PreviewText(verdict.ranking))

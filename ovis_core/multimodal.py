@@ -113,7 +113,7 @@ def check_positions(words: int, pictures: int, limit: int) -> None:
     if words + pictures > limit:
         mend = "use fewer or smaller pictures or frames" if pictures > words else "shorten the text"
         raise ValueError(
-            f"prompt: text and pictures take {words + pictures} positions, {pictures} of them pictures, and the "
+            f"prompt: text and pictures take {words + pictures} positions ({pictures} for pictures), and the "
             f"language model has {limit}; {mend}."
         )
 

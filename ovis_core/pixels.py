@@ -49,14 +49,14 @@ def understanding_input(frames: list[Image.Image], kind: Placeholder = Placehold
 
 
 def sample_frames(frames: Sequence[Tensor], most: int) -> Sequence[Tensor]:
-    """At most `most` of the frames, the first and the last among them, evenly spaced."""
+    """At most `most` frames, evenly spaced, including the first and the last."""
     if len(frames) <= most:
         return frames
     return [frames[round(i * (len(frames) - 1) / max(most - 1, 1))] for i in range(most)]
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """One image (height, width, channels), 0 to 1, as 8-bit RGB; grey is spread, alpha is left out."""
+    """One image (height, width, channels), 0 to 1, as 8-bit RGB; grey is expanded to RGB, alpha is dropped."""
     if image.shape[-1] < 3:
         image = image[..., :1].expand(-1, -1, 3)
     pixels = image[..., :3].float().clamp(0.0, 1.0).mul(255.0).round()
@@ -85,7 +85,7 @@ def restore(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def condition_input(image: Image.Image) -> VisualInput:
-    """Patches of an edit's source, given at the edit's target size: two resizes, as in the release."""
+    """Patches of an edit's source, which has the edit's target size: resized twice, as in the release."""
     first = resize(image, *condition_size(image.height, image.width))
     return understanding_input([first])
 

@@ -27,8 +27,8 @@ def shift_time(shift: float, t: float) -> float:
 def shifted_times(steps: int, shift: float, denoise: float = 1.0) -> list[float]:
     """`steps` + 1 times from 1 to 0; with `denoise` below 1 the last `steps` + 1 of a longer schedule.
 
-    `denoise` counts as in ComfyUI's schedulers: the whole schedule has int(steps / denoise) steps.
-    `denoise` 0 answers an empty schedule.
+    `denoise` counts as in ComfyUI's schedulers: the whole schedule has int(steps / denoise) steps. `denoise` 0 returns
+    an empty schedule.
     """
     if denoise <= 0.0:
         return []

@@ -9,9 +9,9 @@ import math
 
 from .weights.config import HIDDEN_STRIDE, LATENT_PATCH, LATENT_SCALE, PATCH_SIZE
 
-FACTOR = PATCH_SIZE * HIDDEN_STRIDE  # one visual token
+FACTOR = PATCH_SIZE * HIDDEN_STRIDE  # pixels per side of one visual token
 EDIT_FACTOR = 32
-LATENT_FACTOR = LATENT_SCALE * LATENT_PATCH  # one of the decoder's tokens
+LATENT_FACTOR = LATENT_SCALE * LATENT_PATCH  # pixels per side of one decoder token
 MAX_ASPECT = 200
 
 DEFAULT_BOUNDS = (56 * 56, 14 * 14 * 4 * 1280)
@@ -27,9 +27,9 @@ def smart_resize(
 ) -> tuple[int, int]:
     """Nearest size whose sides are multiples of `factor` and whose area lies within `bounds` (in pixels).
 
-    Qwen2-VL's rule with the release's corner cases: a side under `factor` scales the image up first, and
-    otherwise an aspect ratio over 200 is cut. The rule can answer a side of zero for a very thin image; here no
-    side goes under `factor`.
+    Qwen2-VL's rule with the release's corner cases: a side under `factor` scales the image up first, and otherwise an
+    aspect ratio over 200 is reduced. The rule can return a side of zero for a very thin image; here every side is at
+    least `factor`.
     """
     low, high = bounds
     if min(height, width) < factor:

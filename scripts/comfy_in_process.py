@@ -1,4 +1,4 @@
-"""A ComfyUI in this process, without an open port: prompts go straight into its queue. For evaluation/."""
+"""A ComfyUI in this process, without an open port: prompts go directly into its queue. For evaluation/."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 
 from comfy_prompt import PromptFailed, PromptRejected
 
-POLL = 0.002  # seconds between looks at ComfyUI's history
+POLL = 0.002  # seconds between checks of ComfyUI's history
 
 
 class ComfyInProcess:
-    """ComfyUI as its own main.py starts it, with all nodes loaded; a process can have one.
+    """ComfyUI, started by its own main.py with all nodes; only one per process.
 
     comfyui  folder of ComfyUI; nothing is written to it
     base     ComfyUI's base directory, see `workspace.make_base`
@@ -31,7 +31,7 @@ class ComfyInProcess:
         line = ["main.py", "--base-directory", str(base), "--temp-directory", str(base), *options]
         if "--database-url" in (comfyui / "comfy" / "cli_args.py").read_text(encoding="utf-8"):
             line += ["--database-url", f"sqlite:///{(base / 'comfyui.db').as_posix()}"]
-        # ComfyUI writes to the buffers of these, which are closed with the last reference to them.
+        # ComfyUI writes to the buffers of these streams, which are closed with the last reference to them.
         self._streams = sys.stdout, sys.stderr
         # ComfyUI's folder comes first: it has modules named nodes, server and utils.
         sys.path.insert(0, str(comfyui))

@@ -1,4 +1,4 @@
-"""What becomes of a prompt, as ComfyUI's messages tell it; for the demo and the tests."""
+"""The progress and the result of a prompt, from ComfyUI's messages; for the demo and the tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Event = dict[str, Any]
 
 
 class PromptRejected(UserError):
-    """ComfyUI did not take a prompt; `error` and `node_errors` are its own words."""
+    """ComfyUI rejected a prompt; `error` and `node_errors` are from its answer."""
 
     def __init__(self, error: Any, node_errors: dict[str, Any]) -> None:
         self.error = error
@@ -23,7 +23,7 @@ class PromptRejected(UserError):
 
 
 class PromptFailed(UserError):
-    """A prompt did not run to its end."""
+    """A prompt failed while it ran."""
 
     def __init__(self, node_id: str, node_type: str, message: str, kind: str = "") -> None:
         self.node_id = node_id
@@ -40,7 +40,7 @@ class PromptInterrupted(PromptFailed):
 
 @dataclass
 class Result:
-    """What became of a prompt."""
+    """The result of a prompt."""
 
     prompt_id: str
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Result:
     seconds: float = 0.0
 
     def take(self, event: Event) -> bool:
-        """Notes an event, and what it says of the prompt; True with the last one."""
+        """Records an event; returns True for the last one of the prompt."""
         self.events.append(event)
         kind, data = event.get("type"), event.get("data") or {}
         if data.get("prompt_id") != self.prompt_id:
@@ -65,7 +65,7 @@ class Result:
         elif kind == "execution_interrupted":
             self.interrupted = True
         elif kind == "executing":
-            # The history has the outputs when this comes with no node; "execution_success" comes before that.
+            # When this event has no node, the history has the outputs; "execution_success" comes earlier.
             if data["node"] is None:
                 return True
             if data["node"] not in self.executed_nodes:
@@ -73,7 +73,7 @@ class Result:
         return False
 
     def check(self) -> None:
-        """Raises `PromptFailed` or `PromptInterrupted` where the prompt did not run to its end."""
+        """Raises `PromptFailed` or `PromptInterrupted` if the prompt did not finish."""
         if self.error is not None:
             kind = str(self.error.get("exception_type", "")).removeprefix("builtins.")
             message = str(self.error.get("exception_message", "")).strip()
@@ -85,7 +85,7 @@ class Result:
 
 
 def shown(data: bytes) -> list[Event]:
-    """What a node shows while it runs.
+    """The events in a binary message, which a node shows while it runs.
 
     A preview is of type 1 (format, image) or 4 (length of the metadata, metadata, image), a text of type 3 (length of
     the node's id, id, text).
@@ -102,20 +102,20 @@ def shown(data: bytes) -> list[Event]:
 
 
 def steps(event: Event, prompt_id: str, seen: dict[str, tuple[int, int]]) -> list[tuple[int, int]]:
-    """The steps (value, maximum) that an event tells for the first time; ComfyUI tells them in two ways."""
+    """The steps (value, maximum) that are new in an event; ComfyUI reports each step in two ways."""
     data = event.get("data") or {}
     if event.get("type") == "progress":
-        told = {str(data.get("node")): data}
+        states = {str(data.get("node")): data}
     elif event.get("type") == "progress_state":
-        # Each running node is there with 0 of 1 before it counts anything itself.
+        # Each running node is listed with 0 of 1 before it reports its own steps.
         running = [item for item in data["nodes"].items() if item[1]["state"] == "running"]
-        told = {node: state for node, state in running if state["max"] > 1}
+        states = {node: state for node, state in running if state["max"] > 1}
     else:
         return []
     if data.get("prompt_id") not in (None, prompt_id):
         return []
     found = []
-    for node, state in told.items():
+    for node, state in states.items():
         step = (int(state["value"]), int(state["max"]))
         if seen.get(node) != step:
             seen[node] = step
@@ -130,7 +130,7 @@ def _readable(error: Any, node_errors: dict[str, Any]) -> str:
             lines.append(": ".join([f"node {node} ({said.get('class_type')})", *_words(item)]))
     if not lines and isinstance(error, dict):
         lines = [": ".join(_words(error))]
-    return "ComfyUI did not take the prompt: " + ("; ".join(lines) or str(error))
+    return "ComfyUI rejected the prompt: " + ("; ".join(lines) or str(error))
 
 
 def _words(error: Mapping[str, Any]) -> list[str]:

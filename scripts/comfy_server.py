@@ -1,4 +1,4 @@
-"""A ComfyUI in a process of its own, driven over HTTP and its WebSocket; for the demo and the tests."""
+"""A ComfyUI in its own process, controlled over HTTP and its WebSocket; for the demo and the tests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class ServerError(UserError):
-    """ComfyUI did not start, stopped or answered nothing useful."""
+    """ComfyUI did not start, stopped, or sent an unexpected answer."""
 
 
 class ComfyServer:
@@ -72,11 +72,11 @@ class ComfyServer:
         self.port = port
         self.python = python or Path(sys.executable)
         self.log = log or self.base / "server.log"
-        # ComfyUI empties its folder for temporary files, so servers that share a base do not share this.
-        # Its name also tells this server from any other.
+        # ComfyUI empties its folder for temporary files, so servers that share a base do not share this. Its name also
+        # identifies this server.
         self._temp = self.base / "temp" / uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
-        # A proxy of the user's must not come between this process and its own child.
+        # Do not use the user's proxy between this process and its child.
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
     def __enter__(self) -> ComfyServer:
@@ -98,7 +98,7 @@ class ComfyServer:
             return self
         chosen = self.port
         if chosen is not None and not _is_free(chosen):
-            raise ServerError(f"port {chosen} is taken by another program")
+            raise ServerError(f"port {chosen} is used by another program")
         for attempt in range(3):
             self.port = chosen or _free_port()
             try:
@@ -106,7 +106,7 @@ class ComfyServer:
                 self._wait_until_ready(timeout)
             except ServerError:
                 self.stop()
-                # Between picking a free port and using it, somebody else can take it.
+                # Another program can take a free port before ComfyUI uses it.
                 if chosen is None and attempt < 2 and PORT_TAKEN.search(self.log_text()):
                     continue
                 raise
@@ -120,7 +120,7 @@ class ComfyServer:
         options = ["--base-directory", str(self.base), "--listen", HOST, "--port", str(self.port)]
         options += ["--temp-directory", str(self._temp), "--disable-auto-launch", "--disable-api-nodes"]
         if "--database-url" in (self.comfyui / "comfy" / "cli_args.py").read_text(encoding="utf-8"):
-            # By default the database lies in ComfyUI's folder, and one file serves one process only.
+            # By default the database is in ComfyUI's folder, and only one process can use a file.
             options += ["--database-url", "sqlite:///:memory:"]
         command = [str(self.python), str(self.comfyui / "main.py"), *options, *self.args]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
@@ -143,7 +143,7 @@ class ComfyServer:
         raise ServerError(f"ComfyUI did not answer within {timeout:.0f} s.{self._log_tail()}")
 
     def stop(self) -> None:
-        """Ends ComfyUI and whatever it started."""
+        """Ends ComfyUI and the processes that it started."""
         atexit.unregister(self.stop)
         process, self._process = self._process, None
         if process is not None:
@@ -161,7 +161,7 @@ class ComfyServer:
         return self._process.pid if self._process else None
 
     def log_text(self) -> str:
-        """What ComfyUI wrote so far, without colours."""
+        """ComfyUI's log so far, without colours."""
         try:
             return COLOR.sub("", self.log.read_text(encoding="utf-8", errors="replace"))
         except OSError:
@@ -176,7 +176,7 @@ class ComfyServer:
         return f" Its log is {self.log} and ends with:\n{COLOR.sub('', tail(self.log))}"
 
     def object_info(self, node_id: str | None = None) -> dict[str, Any]:
-        """What ComfyUI says of all nodes by class, or of that one class."""
+        """ComfyUI's description of all nodes by class, or of one class."""
         if node_id is None:
             return self._json("/object_info")
         found = self._json(f"/object_info/{urllib.parse.quote(node_id)}")
@@ -185,7 +185,7 @@ class ComfyServer:
         return found[node_id]
 
     def queue(self, prompt: Prompt, client_id: str | None = None) -> str:
-        """Queues a prompt in API form; its id."""
+        """Queues a prompt in API form; returns its id."""
         return self._queue(prompt, client_id)["prompt_id"]
 
     def _queue(
@@ -205,24 +205,26 @@ class ComfyServer:
             raise
 
     def delete(self, prompt_ids: Sequence[str]) -> None:
-        """Takes prompts out of the queue."""
+        """Removes prompts from the queue."""
         self._request("/queue", json.dumps({"delete": list(prompt_ids)}).encode(), {"Content-Type": "application/json"})
 
     def waiting(self) -> int:
-        """How many prompts run or wait."""
+        """The number of prompts that run or wait."""
         return self._json("/prompt")["exec_info"]["queue_remaining"]
 
     def free(self) -> None:
-        """What the page's "Unload Models" and "Free model and node cache" do; the server does it when it is idle."""
+        """Frees memory like the page's "Unload Models" and "Free model and node cache"; the server does it when it is
+        idle.
+        """
         body = json.dumps({"unload_models": True, "free_memory": True}).encode()
         self._request("/free", body, {"Content-Type": "application/json"})
 
     def interrupt(self) -> None:
-        """Interrupts what runs."""
+        """Interrupts the running prompt."""
         self._request("/interrupt", b"{}", {"Content-Type": "application/json"})
 
     def history(self, prompt_id: str) -> dict[str, Any]:
-        """The history's entry of a prompt; empty while it has none."""
+        """The history's entry of a prompt; empty if there is none yet."""
         return self._json(f"/history/{prompt_id}").get(prompt_id, {})
 
     def image(self, entry: Mapping[str, Any]) -> bytes:
@@ -232,7 +234,7 @@ class ComfyServer:
         return self._request(f"/view?{query}")
 
     def upload(self, path: Path) -> str:
-        """Puts an image among the inputs, over one of its name; the name for LoadImage."""
+        """Uploads an image, replacing one with the same name; returns the name for LoadImage."""
         boundary = uuid.uuid4().hex
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
         head += f'--{boundary}\r\nContent-Disposition: form-data; name="image"; '
@@ -274,10 +276,10 @@ class ComfyServer:
     ) -> Result:
         """Runs a prompt to its end.
 
-        on_progress  called with the value and the maximum at each step that a node counts
-        timeout      seconds until it is interrupted and given up; None for none
-        check        whether an error or an interruption is raised: PromptFailed, PromptInterrupted
-        workflow     the page's form of it, which saved images carry
+        on_progress  called with the value and the maximum at each step that a node reports
+        timeout      seconds after which the prompt is interrupted; None: no limit
+        check        raise PromptFailed or PromptInterrupted if the prompt did not finish
+        workflow     the prompt in the page's form, which is stored in saved images
         """
         begun = time.monotonic()
         result = asyncio.run(self._run(prompt, on_progress, timeout, workflow))
@@ -297,7 +299,7 @@ class ComfyServer:
     ) -> Result:
         deadline = None if timeout is None else time.monotonic() + timeout
         client = uuid.uuid4().hex
-        # No limit to a message: a preview can be of any size.
+        # No limit for messages, because a preview can have any size.
         socket_options = {"params": {"clientId": client}, "max_msg_size": 0, "heartbeat": None}
         async with (
             aiohttp.ClientSession() as session,
@@ -315,7 +317,7 @@ class ComfyServer:
                     self._check_alive("has stopped while it ran the prompt")
                 elif message.type in CLOSED:
                     if self._process is not None:
-                        # The connection goes first, the process that had it a moment later.
+                        # The connection closes a moment before the process ends.
                         with contextlib.suppress(subprocess.TimeoutExpired):
                             self._process.wait(3.0)
                     self._check_alive("has stopped while it ran the prompt")
@@ -347,10 +349,10 @@ def usual_port() -> int:
 
 def _is_free(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=1.0):
-        return False  # some systems would bind beside a server that listens on every address
+        return False  # some systems allow binding although a server listens on every address
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         if sys.platform != "win32":
-            # As the server does, so that a port whose last connections linger counts as free.
+            # Like the server, so that a port with connections in TIME_WAIT counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))

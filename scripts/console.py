@@ -1,4 +1,4 @@
-"""What the starters say: progress on one line, and each failure in one sentence."""
+"""Console output of the scripts: progress on one line, and each error as one sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import TracebackType
 
 
 class UserError(Exception):
-    """A failure told to the user in one sentence."""
+    """An error that is shown to the user as one sentence."""
 
 
 class Ticker:
@@ -52,13 +52,13 @@ class Ticker:
 
 
 def show(text: str, last: bool = False) -> None:
-    """Rewrites the console's current line; elsewhere only the last state of a line is written."""
+    """Rewrites the console's current line. If the output is not a console, only the last state of a line is written."""
     if not sys.stdout.isatty():
         if last:
             print(text, flush=True)
         return
     width = shutil.get_terminal_size().columns - 1
-    # The last state stays, so it may wrap; a live one must not, or "\r" would not get back to its beginning.
+    # The last state may wrap. Others must not, because "\r" would not return to the beginning of the text.
     shown = text if last else text[:width]
     print("\r" + shown.ljust(width), end="\n" if last else "", flush=True)
 
@@ -71,7 +71,7 @@ def bar(value: float, maximum: float, width: int = 30) -> str:
 
 
 def guarded(main: Callable[[], int]) -> int:
-    """Runs a script's `main`; each failure becomes one sentence, unless OVIS_U1_DEBUG is set."""
+    """Runs a script's `main`; an error is printed as one sentence, unless OVIS_U1_DEBUG is set."""
     try:
         return main()
     except KeyboardInterrupt:

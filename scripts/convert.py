@@ -35,27 +35,27 @@ def main() -> int:
 
     choices = {name: choice for name, choice in PRECISIONS.items() if not choice.fast} | SCALED
     names = {f"{name}.safetensors": PLACES[name] for name in NAMES.values()}
-    parser = argparse.ArgumentParser(description="Convert an Ovis-U1 to one file, or to one for each part.")
-    parser.add_argument("source", help="a release folder, or a file that holds all parts")
+    parser = argparse.ArgumentParser(description="Convert an Ovis-U1 model to one file, or to one file for each part.")
+    parser.add_argument("source", help="a release folder, or a file with all parts")
     parser.add_argument("out", help="the file to write, or with --parts the folder")
-    parser.add_argument("--parts", action="store_true", help=f"write {listed(names)} into the folder; takes no names")
+    parser.add_argument("--parts", action="store_true", help=f"write {listed(names)} into the folder `out`")
     parser.add_argument(
         "--dtype",
         choices=list(choices),
         default="default",
-        help="of the decoder's and the text encoder's weights (default: as they are)",
+        help="type of the weights of the decoder and the text encoder (default: unchanged)",
     )
     parser.add_argument(
         "--check-values", action="store_true", help="first read every weight, and stop if one is NaN or infinite"
     )
     args, unknown = parser.parse_known_args()
     if unknown:
-        always = f"; --parts takes no names, it writes {listed(names)}" if args.parts else ""
+        always = f"; --parts takes no file names, it writes {listed(names)}" if args.parts else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{always}")
     if not args.source or not args.out:
         parser.error("source and out must not be empty")
     args.source, args.out = Path(args.source), Path(args.out)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written goes then too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that partial files are removed then too
     write = write_parts if args.parts else write_one
     try:
         if not args.parts and args.out.suffix != ".safetensors":
@@ -73,7 +73,7 @@ def main() -> int:
         return 1
     show("", last=True)
     if choices[args.dtype].large is not None and is_eight_bit(opened):
-        print("The source is in 8 bits already; those matrices were kept as they are.")
+        print("The source is already in 8 bits; those matrices were not changed.")
     for file in files:
         print(f"{file}  {file.stat().st_size / 1e9:.2f} GB")
     if args.parts:
@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in a sentence."""
+    """Joins names with commas and "and"."""
     *first, last = names
     return f"{', '.join(first)} and {last}"
 
@@ -97,7 +97,7 @@ def is_eight_bit(opened: Checkpoint) -> bool:
 
 
 def report(done: int, total: int, doing: str) -> None:
-    """Shows how far it is."""
+    """Shows the progress."""
     show(f"{bar(done, total)}  {doing}")
 
 

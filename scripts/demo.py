@@ -1,9 +1,9 @@
-"""One command from a bare checkout to pictures: sets up ComfyUI, paints, edits and asks in it.
+"""Sets up ComfyUI and runs three workflows in it, from a bare checkout: paint, edit and ask.
 
     python scripts/demo.py                        a small model: random weights until a trained one ships
     python scripts/demo.py --model PATH --serve   real weights, and ComfyUI's page to continue with
 
-Standard library only; demo_run.py runs inside the environment that this makes.
+Standard library only; demo_run.py runs in the environment that this script creates.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> int:
     for name in ("model", "port", "prompt", "edit", "question", "seed"):
         value = getattr(args, name)
         if value is not None:
-            # One word, so that a prompt that begins with "-" is not taken for an option.
+            # One argument, so that a prompt that begins with "-" is not parsed as an option.
             command.append(f"--{name}={value.expanduser().resolve() if name == 'model' else value}")
     if args.serve:
         command.append("--serve")
@@ -55,13 +55,13 @@ def main() -> int:
 
 
 def check_release(folder: Path) -> None:
-    """An error when the folder holds no release."""
+    """Raises UserError if the folder is not a release."""
     folder = folder.expanduser()
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     for pattern in ("config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
-            raise UserError(f"{folder} is no release of Ovis-U1: it has no {pattern}")
+            raise UserError(f"{folder} is not a release of Ovis-U1: it has no {pattern}")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Demo:
     name    in Ovis-U1 Load Model
     side    width and height in pixels
     tokens  most tokens of the answer
-    real    whether these are weights that the user brought
+    real    whether the user named these weights
     """
 
     name: str
@@ -56,7 +56,7 @@ class Demo:
 
 @dataclass
 class Made:
-    """Files and words that came out, and the seconds that ComfyUI took."""
+    """The files and texts that were made, and ComfyUI's time in seconds."""
 
     painted: Path
     edited: Path
@@ -66,7 +66,7 @@ class Made:
 
 
 def main() -> int:
-    """Command line; demo.py writes it."""
+    """Command line; demo.py calls it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--comfyui", type=Path, required=True)
     parser.add_argument("--where", required=True)
@@ -92,7 +92,7 @@ def main() -> int:
     port = args.port or (usual_port() if args.serve else None)
     device, device_args = find_device()
     if demo.real and device == "cpu":
-        print("No GPU is seen, so this runs on the CPU: right, but very slow.", _windows_hint(), sep="")
+        print("No GPU was found, so this runs on the CPU: correct, but very slow.", _windows_hint(), sep="")
 
     server = ComfyServer(comfyui.path, base, args=device_args, port=port)
     try:
@@ -138,11 +138,11 @@ def _leave(_number: int, _frame: FrameType | None) -> None:
 
 
 def make_tiny(base: Path) -> str:
-    """Writes the small random model, unless it is there; its name."""
+    """Writes the small random model if it is missing; returns its name."""
     file = workspace.ROOT / "tests" / "golden" / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     folder = base / MODELS / TINY
-    # The index is what is written last.
+    # The index is written last.
     if (folder / "model.safetensors.index.json").is_file():
         have = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if have == config:
@@ -156,7 +156,7 @@ def make_tiny(base: Path) -> str:
 
 
 def link_model(base: Path, model: Path) -> str:
-    """Links a release into the base directory, once it is found to be whole; its name."""
+    """Checks a release and links it into the base directory; returns its name."""
     import_core()
     from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.safetensors_file import CheckpointError
@@ -174,7 +174,7 @@ def link_model(base: Path, model: Path) -> str:
 
 
 def find_device() -> tuple[str, list[str]]:
-    """What PyTorch will run on, and ComfyUI's arguments for it."""
+    """The device that PyTorch will run on, and ComfyUI's arguments for it."""
     import torch
 
     if torch.cuda.is_available():
@@ -193,7 +193,7 @@ def _windows_hint() -> str:
 
 
 def make(server: ComfyServer, demo: Demo, folder: Path) -> Made:
-    """Paints, edits what was painted, asks about what was edited; files go to `folder`, over nothing."""
+    """Paints an image, edits it, and asks about the result; writes files to `folder` without replacing any."""
     info = server.object_info()
     if "OvisU1Loader" not in info:
         raise UserError(f"ComfyUI did not load the pack; its log {server.log} says why")
@@ -224,7 +224,7 @@ def make(server: ComfyServer, demo: Demo, folder: Path) -> Made:
 
 
 def workflow_of(name: str, demo: Demo) -> dict[str, Any]:
-    """One of the pack's workflows as the page has it, with this model, its steps and the seed."""
+    """One of the pack's workflows in the page's form, with this model, its steps and the seed."""
     workflow = read_workflow(name)
     put(workflow, "OvisU1Loader", 0, demo.name)
     put(workflow, "OvisU1Sampler", 0, demo.seed)
@@ -233,7 +233,7 @@ def workflow_of(name: str, demo: Demo) -> dict[str, Any]:
 
 
 def put(workflow: dict[str, Any], node_type: str, place: int, value: Any) -> None:
-    """Sets one widget of every node of a type; None leaves it as it is."""
+    """Sets one widget of every node of a type; None does not change it."""
     for node in workflow["nodes"]:
         if node["type"] == node_type and value is not None:
             node["widgets_values"][place] = value
@@ -246,7 +246,7 @@ def widget(workflow: dict[str, Any], node_type: str) -> str:
 
 
 def run(server: ComfyServer, info: dict[str, Any], workflow: dict[str, Any], doing: str) -> Result:
-    """Runs a workflow with a progress bar; the image carries it, as it does from the page."""
+    """Runs a workflow with a progress bar; its images contain the workflow, as from the page."""
     try:
         prompt = to_api(workflow, info)
     except ValueError as error:
@@ -285,7 +285,7 @@ def text_of(result: Result) -> str:
 
 
 def new_files(folder: Path, *names: str) -> list[Path]:
-    """PNG files with one number behind their names, none of which is there yet."""
+    """PNG paths with the same number after their names; none of them exists yet."""
     folder.mkdir(exist_ok=True)
     for i in itertools.count(1):
         files = [folder / (f"{name}.png" if i == 1 else f"{name}_{i}.png") for name in names]
@@ -295,7 +295,7 @@ def new_files(folder: Path, *names: str) -> list[Path]:
 
 
 def report(comfyui: ComfyUI, demo: Demo, device: str, made: Made, seconds: float) -> None:
-    """Says what was done and where things are."""
+    """Prints the results and where they are."""
     print()
     print(f"Answer       {made.answer}")
     print(f"Strip        {made.strip}")
@@ -308,7 +308,7 @@ def report(comfyui: ComfyUI, demo: Demo, device: str, made: Made, seconds: float
 
 
 def next_steps(demo: Demo) -> None:
-    """Says how to get from here to the real model."""
+    """Prints how to use the real model."""
     script = workspace.ROOT / "scripts"
     folder = workspace.home() / "Ovis-U1-3B"
     print()
@@ -325,9 +325,9 @@ def next_steps(demo: Demo) -> None:
 
 
 def serve(server: ComfyServer, image: Path, demo: Demo) -> None:
-    """Waits while the user works with ComfyUI's page."""
+    """Keeps ComfyUI running for the user until Ctrl+C."""
     print()
-    print(f"ComfyUI is at {server.url}. Drop {image.name} onto its page: the image brings this graph along.")
+    print(f"ComfyUI is at {server.url}. Drop {image.name} onto its page: the image contains this graph.")
     size = f", and {demo.side} for width and height" if demo.side else ""
     print(f"For others open the page's template browser under {PACK}, and choose")
     print(f"{demo.name} in Ovis-U1 Load Model{size}.")
@@ -338,8 +338,8 @@ def serve(server: ComfyServer, image: Path, demo: Demo) -> None:
     except KeyboardInterrupt:
         print("\nStopping ComfyUI.")
         return
-    told = workspace.tail(server.log)
-    raise UserError(f"ComfyUI has stopped by itself. Its log {server.log} ends with:\n{told}")
+    end = workspace.tail(server.log)
+    raise UserError(f"ComfyUI stopped unexpectedly. Its log {server.log} ends with:\n{end}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Fetches the release, or what is missing or damaged of it; reads every file that is there to check it.
+"""Downloads the release, or its missing or damaged files; checks every file that exists.
 
     python scripts/download.py [FOLDER] [--repository NAME] [--revision NAME]
 
-Run it with ComfyUI's Python. From a pack that lies in ComfyUI/custom_nodes it needs no folder.
+Run it with ComfyUI's Python. FOLDER is optional if the pack is in ComfyUI/custom_nodes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def main() -> int:
     from ovis_core.weights.download import REPOSITORY, DownloadError, Progress, download
     from ovis_core.weights.safetensors_file import CheckpointError
 
-    # As it was typed: a pack may be linked into custom_nodes.
+    # Not resolved, because the pack can be linked into custom_nodes.
     pack = Path(os.path.abspath(__file__)).parent.parent  # noqa: PTH100 (resolve would follow the link)
     own = pack.parent.parent / FOLDER if pack.parent.name == "custom_nodes" else None
-    parser = argparse.ArgumentParser(description="Fetch the release of Ovis-U1, or what is missing of it.")
+    parser = argparse.ArgumentParser(description="Download the release of Ovis-U1, or its missing files.")
     default = f" (default: {own})" if own else f", such as {FOLDER} of a ComfyUI"
     parser.add_argument("folder", type=Path, nargs="?" if own else None, default=own, help=f"where to put it{default}")
     parser.add_argument("--repository", default=REPOSITORY)

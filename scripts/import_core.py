@@ -1,4 +1,4 @@
-"""Imports `ovis_core` from this checkout by itself, without the nodes around it and without ComfyUI."""
+"""Imports `ovis_core` from this checkout without the nodes and without ComfyUI."""
 
 from __future__ import annotations
 

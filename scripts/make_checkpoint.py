@@ -1,6 +1,6 @@
-"""Small random checkpoints in the release's layout, whose every tensor follows from its name and shape alone.
+"""Small random checkpoints in the release's layout. Every tensor is computed from its name and shape.
 
-`tests/golden` holds what the authors' code answers for the one of `tests/golden/config.json`. Run as a script:
+`tests/golden` has the authors' results for the checkpoint of `tests/golden/config.json`. Run as a script:
 
     python scripts/make_checkpoint.py tests/golden/config.json FOLDER
 """
@@ -65,7 +65,7 @@ def write_release(folder: Path, config: Mapping, seed_salt: int = 0, dtype: str 
             _save_bf16(part, folder / file)
         else:
             save_file(part, folder / file, metadata={"format": "pt"})
-        # safetensors lets only its writer read.
+        # safetensors makes files that only their owner can read.
         (folder / file).chmod(0o644)
         index |= dict.fromkeys(part, file)
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
@@ -75,7 +75,7 @@ def write_release(folder: Path, config: Mapping, seed_salt: int = 0, dtype: str 
 
 
 def write_tokenizer(folder: Path, qwen25: Path) -> None:
-    """Writes the release's own kind of tokenizer files: Qwen2.5's vocabulary, Qwen3's names of control tokens."""
+    """Writes tokenizer files like the release's: Qwen2.5's vocabulary with Qwen3's names of control tokens."""
     for name in ("vocab.json", "merges.txt"):
         (folder / name).write_bytes((qwen25 / name).read_bytes())
     config = json.loads((qwen25 / "tokenizer_config.json").read_text(encoding="utf-8"))

@@ -1,11 +1,11 @@
-"""Writes the page's English from the schemas of the nodes: locales/en, and the lists in the help pages.
+"""Writes the English texts of the page from the nodes' schemas: locales/en, and the lists in the help pages.
 
     python scripts/node_texts.py [--comfyui PATH] [--keep]
 
-A translation of a text that has changed is removed, and the page shows the English until there is a new one; --keep
-leaves translations in place, for a change of wording alone.
+A translation of a text that has changed is removed, and the page shows the English until there is a new one; use --keep
+to keep translations if only the wording has changed.
 
-Standard library only; what starts ComfyUI runs inside the environment that this makes.
+Standard library only; the part that starts ComfyUI runs in the environment that this script creates.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from console import Ticker, guarded
 ROOT = workspace.ROOT
 LOCALES = ROOT / "locales"
 ENGLISH = LOCALES / "en" / "nodeDefs.json"
-OURS = "OvisU1"  # how the ids of our nodes begin
-MOST_CHOICES = 8  # that are listed; longer lists are ComfyUI's own
+OURS = "OvisU1"  # prefix of our nodes' ids
+MOST_CHOICES = 8  # longer lists, which are ComfyUI's own, are not shown
 CODE = re.compile(r"<\w+>|\{\w+\}|models/[\w./-]*\w|\w+\.json|\b[\w./-]*_[\w./-]*\w")
 
 Tree = dict[str, Any]
@@ -61,7 +61,7 @@ def ask(comfyui: Path) -> Tree:
 
 
 def write(info: Mapping[str, Any], keep: bool) -> None:
-    """Writes what differs, and prints its name."""
+    """Writes the files that differ, and prints their names."""
     old = leaves(json.loads(ENGLISH.read_text(encoding="utf-8")))
     new = leaves(english(info))
     made = texts(info)
@@ -76,7 +76,7 @@ def write(info: Mapping[str, Any], keep: bool) -> None:
 
 
 def texts(info: Mapping[str, Any]) -> dict[Path, str]:
-    """Every file that is made from the schemas, and what it holds."""
+    """Every file that is made from the schemas, with its contents."""
     made = {ENGLISH: as_json(english(info))}
     for name, node in nodes(info).items():
         file = ROOT / "web" / "docs" / f"{name}.md"
@@ -85,7 +85,7 @@ def texts(info: Mapping[str, Any]) -> dict[Path, str]:
 
 
 def nodes(info: Mapping[str, Any]) -> Tree:
-    """Ours among them."""
+    """Our nodes among them."""
     return {name: node for name, node in info.items() if name.startswith(OURS)}
 
 
@@ -122,12 +122,12 @@ def english(info: Mapping[str, Any]) -> Tree:
 
 
 def escaped(text: str) -> str:
-    """As the page reads it back: without escapes it would fill in what stands in braces."""
+    """Escapes braces, which the page would otherwise treat as placeholders."""
     return re.sub(r"[{}]", r"{'\g<0>'}", text)
 
 
 def with_lists(page: str, node: Mapping[str, Any], names: Iterable[str]) -> str:
-    """A help page with the lists below its headings Inputs and Outputs made anew; other text stays."""
+    """A help page with new lists under its headings Inputs and Outputs; other text stays."""
     inputs = [
         line(name, facts(kind, options, optional), options["tooltip"], names)
         for name, kind, options, optional in inputs_of(node)
@@ -171,12 +171,12 @@ def facts(kind: Any, options: Mapping[str, Any], optional: bool) -> str:
 
 
 def number(value: float) -> str:
-    """Without a fraction of zeros."""
+    """The number, without a fraction of zeros."""
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def current(found: Places, old: Places, new: Places) -> Places:
-    """Of a language's texts, those whose English is still the same."""
+    """The texts of a language whose English is unchanged."""
     return {place: found[place] for place in new if place in found and old.get(place) == new[place]}
 
 
@@ -199,7 +199,7 @@ def tree(found: Places) -> Tree:
 
 
 def as_json(content: Tree) -> str:
-    """As the files of locales are written."""
+    """JSON in the format of the locale files."""
     return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
 
 

@@ -18,7 +18,7 @@ from console import guarded
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description="Run the tests with the pinned copy of ComfyUI; what follows -- goes to pytest."
+        description="Run the tests with the pinned copy of ComfyUI; arguments after -- go to pytest."
     )
     parser.add_argument(
         "--comfyui",
@@ -33,7 +33,7 @@ def main() -> int:
     python = workspace.prepare_env(comfyui.path, tests=True)
     print(f"ComfyUI {comfyui.version}: {comfyui.where}")
     os.chdir(workspace.ROOT)
-    # Isolated, or the checkout's root on sys.path would hide ComfyUI's modules of the same names.
+    # Isolated, because the checkout's root on sys.path would hide ComfyUI's modules of the same names.
     return workspace.hand_over(python, ["-I", "-m", "pytest", *theirs], {"COMFYUI_PATH": str(comfyui.path)})
 
 

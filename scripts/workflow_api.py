@@ -1,4 +1,4 @@
-"""The pack's workflows, and one as the page saves it -> the API form that a server runs."""
+"""The pack's workflows, and their conversion from the page's form to the API form that a server runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
-# Name in code and tests -> file. The template browser shows nothing of a pack's workflow but the name of its file.
+# Name in code and tests -> file. The template browser shows only the file name of a pack's workflow.
 TITLES = {
     "text_to_image": "Ovis-U1 text to image",
     "edit": "Ovis-U1 edit an image",
@@ -26,14 +26,14 @@ WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
 def read_workflow(name: str) -> dict[str, Any]:
-    """One of the pack's, as the page saved it."""
+    """One of the pack's workflows, in the page's form."""
     return json.loads((WORKFLOWS / f"{TITLES[name]}.json").read_text(encoding="utf-8"))
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The prompt for /prompt, of a workflow without subgraphs.
 
-    object_info  what the server's /object_info answers. Raises ValueError naming the node types that it lacks.
+    object_info  the server's answer to /object_info. Raises ValueError naming the node types that it lacks.
     """
     nodes = [node for node in workflow["nodes"] if node["type"] not in NOTES]
     missing = sorted({node["type"] for node in nodes} - object_info.keys())
@@ -50,7 +50,7 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, d
                 inputs |= _default(name, spec)
                 if _has_control(name, spec):
                     widgets.append(None)
-        # A workflow that is older than its node has fewer values, and the page takes the defaults for the rest.
+        # A workflow that is older than its node has fewer values; the page uses the defaults for the rest.
         inputs |= {name: value for name, value in zip(widgets, node.get("widgets_values", []), strict=False) if name}
         for slot in node.get("inputs", []):
             if slot.get("link") is not None:
@@ -72,7 +72,7 @@ def _default(name: str, spec: list[Any]) -> dict[str, Any]:
 
 
 def _has_control(name: str, spec: list[Any]) -> bool:
-    """Whether the page puts a widget after this one that says what becomes of a seed."""
+    """Whether the page adds the widget "control after generate" after this one."""
     said = spec[1].get("control_after_generate") if len(spec) > 1 else None
     return bool(said) if said is not None else spec[0] == "INT" and name in ("seed", "noise_seed")
 

@@ -1,4 +1,4 @@
-"""Fixtures: the small model's weights, what the authors' code answered for it, and ComfyUI itself."""
+"""Fixtures: the small model's weights, the authors' results for it, and ComfyUI itself."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-# Threads that spin while they wait slow down many times over where two processes share a few cores.
+# Threads that spin while they wait become many times slower if two processes share a few cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# What torch compiles for one environment does not go with another's headers.
+# Code that torch compiled in one environment does not match the headers of another.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"inductor_{Path(sys.prefix).name}"))
 
-# A model in the cache of whoever runs the tests would be listed.
+# A model in the user's Hugging Face cache would be listed.
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "ovis_u1_empty_cache")
 for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
     os.environ.pop(variable, None)
@@ -131,5 +131,5 @@ def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="session")
 def info(server: ComfyServer) -> dict[str, Any]:
-    """What the running ComfyUI says of its nodes."""
+    """The running ComfyUI's description of its nodes."""
     return server.object_info()

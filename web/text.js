@@ -1,13 +1,13 @@
 // Keeps the text that a node of this pack shows: on a cached run, after a reload and in a saved workflow.
 //
-// While text is written the page shows it in a widget that it makes itself, forgets, and fills with the text as HTML. Here
-// a field takes its place, as in Preview as Text; its text lies among the node's properties, which a workflow keeps.
+// While text is generated, the page shows it in a widget of its own, which is not kept and shows the text as HTML. This script
+// replaces it with a field, as in Preview as Text, and stores the text in the node's properties, which a workflow saves.
 
 import { app } from "../../scripts/app.js";
 
 const WIDGET = "$$node-text-preview"; // the page writes progress text into a widget of this name
 const PROPERTY = "ovis_u1_text";
-const LEFT = "OvisU1.text"; // in the tab's storage: the texts of a page that is being left
+const LEFT = "OvisU1.text"; // key in the tab's storage for the texts of a page that is being closed
 const root = () => app.rootGraph ?? app.graph;
 const shows = (node) => node?.comfyClass?.startsWith("OvisU1") && node.constructor.nodeData?.output_node;
 
@@ -20,11 +20,11 @@ function addField(node) {
         getMinHeight: () => 56,
         getValue: () => element.value,
         setValue: (text) => (element.value = text),
-        // Not in the prompt, where another text would run the node again, and not among the workflow's values.
+        // Not in the prompt, where a changed text would run the node again, and not in the workflow's widget values.
         serialize: false,
     });
     widget.serialize = false;
-    widget.label = "text"; // the panel of parameters shows it, not the name
+    widget.label = "text"; // the panel of parameters shows the label, not the name
 }
 
 function show(node, text) {
@@ -38,12 +38,12 @@ function keep(node, output) {
     show(node, text);
     if (node.properties[PROPERTY] === text) return;
     node.properties[PROPERTY] = text;
-    // The page saves what its tracker of changes has seen.
+    // The page saves only changes that its tracker has recorded.
     const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
     (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }
 
-// All nodes, those of subgraphs among them, with their names in the page's outputs.
+// All nodes, including those in subgraphs, with their names in the page's outputs.
 function nodes(graph = root()) {
     return graph.nodes.flatMap((node) => [
         { node, locator: graph === root() ? `${node.id}` : `${graph.id}:${node.id}` },
@@ -51,7 +51,7 @@ function nodes(graph = root()) {
     ]);
 }
 
-// The page saves a workflow half a second after a change, and a reload can come sooner.
+// The page saves a workflow half a second after a change. A reload can happen earlier.
 function leave() {
     const texts = nodes().filter(({ node }) => shows(node) && node.properties[PROPERTY]);
     const found = Object.fromEntries(texts.map(({ node, locator }) => [locator, { text: [node.properties[PROPERTY]] }]));
@@ -90,6 +90,6 @@ app.registerExtension({
         takeUp(left.outputs);
         left = null;
     },
-    // Another tab of the page, or a job that is opened from the queue.
+    // Called for another tab of the page, or a job that is opened from the queue.
     onNodeOutputsUpdated: takeUp,
 });

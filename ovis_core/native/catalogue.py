@@ -22,7 +22,7 @@ def names() -> list[str]:
 
 
 def missing(name: str) -> str:
-    """Why no model has this name, and what to do; empty if one has it."""
+    """An error message if no model has this name; empty if one has it."""
     if _is_built_in(name):
         return ""
     problem = folders.missing(name)

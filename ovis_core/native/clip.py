@@ -53,7 +53,7 @@ def build_clip(
     }
     clip = new_clip(target, weights.tensors, disable_dynamic, **arguments)
     clip.tokenizer.side = side
-    # These layers cast their own weights, so ComfyUI must not force it. It may have loaded them already.
+    # These layers cast their own weights, so ComfyUI must not force a cast. It may have loaded them already.
     clip.patcher.force_cast_weights = False
     keep_patchable(clip.patcher)
     return clip

@@ -1,4 +1,4 @@
-"""ComfyUI's layers for the networks, and their weights where they are needed by themselves."""
+"""ComfyUI's layers for the networks, and access to a layer's cast weight."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ def attention(
     mask: Tensor | None = None,
     transformer_options: dict[str, Any] | None = None,
 ) -> Tensor:
-    """`networks.attention.Attention` by what ComfyUI attends with, which flags, packs and nodes may choose.
+    """`networks.attention.Attention` with ComfyUI's attention function, which flags, packs and nodes may choose.
 
-    On a CPU it is torch's unless a flag asks for another: ComfyUI's own default there is several times slower.
+    On a CPU torch's function is used unless a flag chooses another one: ComfyUI's default there is several times
+    slower.
     """
     if pe is not None:
         if _rotates_in_one_kernel(q, k, pe):
@@ -53,8 +54,8 @@ def attention(
 
 
 def _rotates_in_one_kernel(q: Tensor, k: Tensor, pe: Tensor) -> bool:
-    # A compiler fuses our rotation with the operations around it, but not a kernel of ComfyUI's. Without a kernel for
-    # the device, types or version of CUDA, ComfyUI's takes more steps than ours.
+    # A compiler fuses our rotation with the operations around it, which it cannot do with ComfyUI's kernel. If ComfyUI
+    # has no kernel for the device, the types or the version of CUDA, its rotation takes more steps than ours.
     return q.is_cuda and not torch.compiler.is_compiling() and rotates_in_one_kernel(q, k, pe)
 
 
@@ -62,7 +63,7 @@ def _rotates_in_one_kernel(q: Tensor, k: Tensor, pe: Tensor) -> bool:
 def cast_weight(layer: nn.Module, like: Tensor) -> Iterator[Tensor]:
     """A layer's weight on the device and in the dtype of `like`, with its patches.
 
-    One at a time: ComfyUI may bring the next one to the same place.
+    Use one weight at a time: ComfyUI may write the next one to the same memory.
     """
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
     try:
@@ -73,7 +74,7 @@ def cast_weight(layer: nn.Module, like: Tensor) -> Iterator[Tensor]:
 
 @contextmanager
 def pinned(network: nn.Module, like: Tensor) -> Iterator[bool]:
-    """Whether all weights of `network` are where `like` is, and stay there until the context ends.
+    """Whether all weights of `network` are on the device of `like`, and stay there until the context ends.
 
     With dynamic VRAM a weight is pinned while it is cast. False for weights that are offloaded, or patched at each use.
     """
@@ -87,7 +88,7 @@ def pinned(network: nn.Module, like: Tensor) -> Iterator[bool]:
 
 @contextmanager
 def _pinned(layer: nn.Module, like: Tensor) -> Iterator[bool]:
-    # Cast to its own dtype the weight is not copied.
+    # A cast to the weight's own dtype does not copy it.
     resident = resident_weight(layer)
     dtype = (layer.weight if resident is None else resident).dtype
     with cast_weight(layer, like.new_empty(0, dtype=dtype)) as weight:
@@ -95,7 +96,7 @@ def _pinned(layer: nn.Module, like: Tensor) -> Iterator[bool]:
 
 
 def quantized_operations(tensors: Mapping[str, LazyTensor], dtypes: Dtypes) -> tuple[Any, Mapping[str, LazyTensor]]:
-    """ComfyUI's layers for quantized weights, and the tensors by the names that these load; None if no layer is."""
+    """ComfyUI's layers for quantized weights, and the tensors by these layers' names; None without such weights."""
     if not any(name.endswith(MARK) for name in tensors):
         return None, tensors
     multiply = dtypes.precision.fast
@@ -107,14 +108,14 @@ def quantized_operations(tensors: Mapping[str, LazyTensor], dtypes: Dtypes) -> t
 
 
 def prepare(network: nn.Module, precision: Precision) -> None:
-    """Makes a network's large layers ready for weights of their own dtype, which they cast at each use."""
+    """Prepares a network's large layers for weights of another dtype, which they cast at each use."""
     if precision.large is None:
         return
     for name, layer in network.named_modules():
         if not LARGE.search(f"{name}.weight") or not isinstance(layer, nn.Linear):
             continue
         layer.comfy_cast_weights = True
-        layer.weight_comfy_model_dtype = precision.large  # what dynamic VRAM keeps it as
+        layer.weight_comfy_model_dtype = precision.large  # dtype in which dynamic VRAM keeps it
         # With dynamic VRAM there is no weight yet.
         if layer.weight is not None:
             layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=precision.large), requires_grad=False)
@@ -123,8 +124,9 @@ def prepare(network: nn.Module, precision: Precision) -> None:
 def keep_patchable(patcher: ModelPatcher) -> None:
     """Lets a partial load after a full one patch every layer, for this patcher and its clones.
 
-    A patcher whose compute dtype was set (`force_cast_weights`) marks the layers that it loads whole as those that it
-    leaves behind. The mark outlasts unloading, and the next partial load skips marked layers and their patches.
+    A patcher whose compute dtype was set (`force_cast_weights`) marks the layers that it loads completely like those
+    that it leaves in RAM. The mark stays after unloading, and the next partial load skips marked layers and their
+    patches.
     """
     patcher.add_callback(CallbacksMP.ON_LOAD, _unmark_whole_layers)
     _unmark_whole_layers(patcher)
@@ -133,10 +135,10 @@ def keep_patchable(patcher: ModelPatcher) -> None:
 def _unmark_whole_layers(patcher: ModelPatcher, *loading: Any) -> None:
     for layer in patcher.model.modules():
         if not getattr(layer, "comfy_patched_weights", False):
-            continue  # not loaded whole
+            continue  # not loaded completely
         if hasattr(layer, "prev_comfy_cast_weights"):
             layer.__dict__.setdefault("ovis_u1_casts", layer.prev_comfy_cast_weights)
             del layer.prev_comfy_cast_weights
         elif hasattr(layer, "ovis_u1_casts"):
-            # Loaded without the compute dtype: as it was before.
+            # The layer's state without the compute dtype.
             layer.comfy_cast_weights = layer.__dict__.pop("ovis_u1_casts")

@@ -1,8 +1,8 @@
 """What differs between versions of ComfyUI: the only file that asks which features this one has.
 
-Features are asked for, never the version. Each entry says which versions lack the feature or have it otherwise, so that
-raising the oldest supported ComfyUI shows what can be deleted here. "0.3.75" is that oldest version; the versions known
-to have a feature are 0.29 and later unless an entry says more.
+The code asks for features, never for the version. Each entry names the versions that lack the feature or differ, so
+that it is clear what can be deleted when the oldest supported version is raised. "0.3.75" is that oldest version; the
+versions known to have a feature are 0.29 and later unless an entry says more.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def search_aliases(*words: str) -> dict[str, Any]:
 
 
 def supports_fp64(device: torch.device) -> bool:
-    """Whether the device has float64. 0.3.75 has no function for it: the devices without are listed here."""
+    """Whether the device has float64. 0.3.75 has no function for it, so the devices without float64 are listed here."""
     if hasattr(model_management, "supports_fp64"):
         return model_management.supports_fp64(device)
     directml = model_management.directml_enabled
@@ -67,7 +67,7 @@ def rotates_in_one_kernel(q: Tensor, k: Tensor, pe: Tensor) -> bool:
 
 
 def scaled_fp8_operations() -> Callable[..., Any] | None:
-    """Layers for float8 weights with scales, as 0.3.75 has them; None: `comfy.ops.mixed_precision_ops` takes them."""
+    """Layers for float8 weights with scales in 0.3.75; None: `comfy.ops.mixed_precision_ops` has them."""
     return getattr(comfy.ops, "scaled_fp8_ops", None)
 
 
@@ -94,7 +94,7 @@ def takes_tensors(text_model: nn.Module) -> bool:
 
 
 def resident_weight(layer: nn.Module) -> Tensor | None:
-    """The weight that dynamic VRAM keeps on the device, beside the layer's own; None without one."""
+    """The copy of a layer's weight that dynamic VRAM keeps on the device; None if there is none."""
     return getattr(layer, "_v_weight", None)
 
 
@@ -105,10 +105,10 @@ def new_patcher(
     offload_device: torch.device,
     disable_dynamic: bool,
 ) -> ModelPatcher:
-    """A patcher without weights, with dynamic VRAM where that is on, as ComfyUI's own loaders make theirs.
+    """A patcher without weights, with dynamic VRAM if it is on, like those of ComfyUI's own loaders.
 
     CoreModelPatcher is the class with or without dynamic VRAM; 0.3.75 has ModelPatcher only. Versions after 0.33 also
-    take how fast the disk with the weights is.
+    take the speed of the disk with the weights.
     """
     kind = ModelPatcher if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
     options = {}
@@ -122,8 +122,8 @@ def new_patcher(
 def new_clip(target: Any, weights: Mapping[str, Any], disable_dynamic: bool, **arguments: Any) -> comfy.sd.CLIP:
     """A CLIP with its weights.
 
-    0.3.75 loads them afterwards and has no dynamic VRAM to disable; later versions take them at once, so that they may
-    stay in the file until they are needed.
+    0.3.75 loads the weights afterwards and has no dynamic VRAM to disable; later versions take them in the constructor,
+    so that they can stay in the file until they are needed.
     """
     offered = signature(comfy.sd.CLIP.__init__).parameters
     if "disable_dynamic" in offered:
@@ -137,13 +137,13 @@ def new_clip(target: Any, weights: Mapping[str, Any], disable_dynamic: bool, **a
 
 # ---- latents
 
-RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # entries of an empty LATENT: its scale
+RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # keys of an empty LATENT that give its scale
 
 
 def fix_empty_latent(patcher: ModelPatcher, latent: dict[str, Any]) -> Tensor:
     """The samples of a LATENT with this model's channels and scale if it is empty, otherwise as they are.
 
-    0.3.75 corrects the channels only; later versions take the scale of another model's empty latent as well.
+    0.3.75 corrects only the channels; later versions also correct the scale of another model's empty latent.
     """
     offered = signature(comfy.sample.fix_empty_latent_channels).parameters
     ratios = {name: latent[name] for name in RATIOS if name in latent and name in offered}

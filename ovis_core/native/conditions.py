@@ -24,7 +24,7 @@ SOURCE = "ovis_u1_source"  # key of an `EditSource` in an edit's LATENT
 
 @dataclass(frozen=True)
 class EditSource:
-    """The source image of an edit, in its LATENT: its own size in pixels, and its latents at the edit's size."""
+    """The source image of an edit, stored in the LATENT: its size in pixels, and its latents at the edit's size."""
 
     height: int
     width: int
@@ -36,7 +36,7 @@ def text_to_image(
 ) -> tuple[Conditioning, Conditioning]:
     """Positive and negative for an image of width x height pixels.
 
-    An empty negative prompt is the model's own prompt without text; another one takes the positive's template.
+    An empty negative prompt is the model's own prompt without text; any other is put into the positive's template.
     """
     blank = [blank_input(height, width)]
     negative = prompts.text_to_image(negative_prompt) if negative_prompt.strip() else prompts.unconditional()
@@ -55,7 +55,7 @@ def edit(
     """Positive, image-only, negative and the sources' LATENT for edits of images (B, H, W, C), 0 to 1.
 
     Each image is stretched to the edit's size; positive and image-only have it as `reference_latents`. A negative
-    prompt takes the place of the model's own text without an instruction; its picture is a blank of the edit's size.
+    prompt replaces the model's own prompt without an instruction; its picture is a blank of the edit's size.
     """
     source_height, source_width = images.shape[1:3]
     height, width = edit_target_size(source_height, source_width, max_pixels)

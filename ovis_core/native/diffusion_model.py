@@ -14,7 +14,7 @@ from .comfy_layers import comfy_layers
 
 
 class DiffusionModel(Decoder):
-    """`Decoder` as a `BaseModel` creates and calls it."""
+    """`Decoder` in the form in which a `BaseModel` creates and calls it."""
 
     def __init__(
         self,
@@ -39,12 +39,12 @@ class DiffusionModel(Decoder):
     ) -> Tensor:
         """`Decoder.forward`, through the wrappers of core nodes (caches, compile).
 
-        Without `y`, `context` is a condition (B, L, context_in_dim) that is not refined yet.
+        Without `y`, `context` is an unrefined condition (B, L, context_in_dim).
         """
         options = {} if transformer_options is None else transformer_options
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         if wrappers:
-            # EasyCache returns x itself after changing it in place, and in float32 x0 is then computed from that x.
+            # EasyCache changes x in place and returns it. In float32, x0 would then be computed from the changed x.
             x = x.clone()
         return WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(
             x, timestep, context, y, ref_latents, control, options, **kwargs
@@ -65,5 +65,5 @@ class DiffusionModel(Decoder):
         if y is None:
             context, y = self.refine(context)
         if control is not None:
-            raise ValueError("conditioning: no ControlNet exists for Ovis-U1; disconnect it.")
+            raise ValueError("conditioning: Ovis-U1 does not support ControlNet; disconnect it.")
         return super().forward(x, timestep, context, y, ref_latents or (), transformer_options, text_lengths)

@@ -1,4 +1,4 @@
-"""In which types weights are kept and computed with on this machine."""
+"""The types in which this machine keeps weights and computes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ TEXT_FLAGS = ("fp8_e4m3fn_text_enc", "fp8_e5m2_text_enc", "fp16_text_enc", "bf16
 
 @dataclass(frozen=True)
 class Dtypes:
-    """Types for the weights of a network on a device.
+    """Types of a network's weights and arithmetic on a device.
 
     precision  how the weights are kept
-    weights    dtype of those that `precision` says nothing about
+    weights    dtype of the weights that `precision` does not set
     compute    dtype of the arithmetic; None: that of the weights
     """
 
@@ -38,9 +38,9 @@ class Dtypes:
 
 
 def choose_dtypes(kind: Kind, tensors: Mapping[str, LazyTensor], precision: Precision = DEFAULT) -> Dtypes:
-    """Types for the decoder or the text encoder, from those of its tensors and what the user chose.
+    """Types for the decoder or the text encoder, from the types of its tensors and the user's choice.
 
-    Raises ValueError if the user chose a type that the device does not have.
+    Raises ValueError if the user chose a type that the device does not support.
     """
     if kind == DECODER:
         device = model_management.get_torch_device()
@@ -55,10 +55,10 @@ def choose_dtypes(kind: Kind, tensors: Mapping[str, LazyTensor], precision: Prec
 
 
 def for_device(precision: Precision, tensors: Mapping[str, LazyTensor], device: torch.device) -> Precision:
-    """The precision for these tensors, of types that ComfyUI can cast on `device`.
+    """The precision for these tensors, with types that ComfyUI can cast on `device`.
 
-    By default they stay as they are stored, or become bfloat16 or float32 if the device does not have their type.
-    Raises ValueError if the user chose a type that it does not have.
+    By default they stay as they are stored, or become bfloat16 or float32 if the device does not support their type.
+    Raises ValueError if the user chose a type that it does not support.
     """
     wanted = precision
     if precision == DEFAULT and any(tensor.dtype == torch.float8_e4m3fn for tensor in tensors.values()):
@@ -84,7 +84,7 @@ def castable(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """The type for weights if the device does not have the one that they are stored in."""
+    """The type for weights if the device does not support the type that they are stored in."""
     return torch.bfloat16 if castable(torch.bfloat16, device) else torch.float32
 
 
@@ -112,7 +112,7 @@ def _decoder_dtypes(
     if not castable(dtype, device):
         _warn_of_wide(dtype, device, wide_dtype(device))
         dtype = wide_dtype(device)
-    # On a GPU ComfyUI would compute in the type of float16 weights.
+    # On a GPU ComfyUI would compute in float16 if the weights are float16.
     stand_in = dtype if dtype in DECODER_DTYPES else torch.bfloat16
     compute = model_management.unet_manual_cast(stand_in, device, list(DECODER_DTYPES))
     return dtype, compute if stand_in is dtype else compute or stand_in
@@ -123,8 +123,9 @@ def text_dtypes(
 ) -> tuple[torch.dtype, torch.dtype]:
     """(dtype of the weights, dtype of the arithmetic) for a text encoder on `device`.
 
-    Weights stay as they are stored unless the precision or a command line flag asks for another type, or float32
-    weights meet a device that computes bfloat16. Qwen3's activations overflow float16, so the arithmetic is never that.
+    Weights stay as they are stored unless the precision or a command line flag asks for another type, or the weights
+    are float32 and the device computes bfloat16. The arithmetic is never float16, because Qwen3's activations overflow
+    it.
     """
     compute = torch.bfloat16 if model_management.should_use_bf16(device) else torch.float32
     if precision.every is not None:

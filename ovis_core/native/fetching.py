@@ -12,14 +12,14 @@ from ..weights.download import REPOSITORY, Progress, download, repository_name
 from .folders import find_models, roots
 from .progress import show_text
 
-PATIENCE = 0.1  # seconds from one look for an interrupt to the next
+PATIENCE = 0.1  # seconds between checks for an interrupt
 BAR = 1000  # steps of the progress bar
 
 _running: dict[Path, _Download] = {}
 
 
 class _Download(threading.Thread):
-    """One download; `error` is what it ended with."""
+    """One download; `error` is the exception that ended it."""
 
     def __init__(self, repository: str, folder: Path, revision: str) -> None:
         super().__init__(name=f"download of {repository}", daemon=True)
@@ -32,7 +32,7 @@ class _Download(threading.Thread):
     def run(self) -> None:
         try:
             download(*self._arguments, report=self._report, stop=self.stop, nearby=self._nearby)
-        except BaseException as error:  # raised in the thread that waits
+        except BaseException as error:  # raised again in the waiting thread
             self.error = error
 
     def _report(self, progress: Progress) -> None:
@@ -40,7 +40,7 @@ class _Download(threading.Thread):
 
 
 def fetch(repository: str, revision: str = "main") -> Path:
-    """Fetches a release into models/ovis_u1/NAME and answers the folder. Raises `DownloadError`."""
+    """Downloads a release into models/ovis_u1/NAME and returns the folder. Raises `DownloadError`."""
     repository = repository_name(repository)
     owner, name = repository.split("/")
     folder = roots()[0] / (name if owner == REPOSITORY.split("/")[0] else f"{owner}--{name}")
@@ -57,7 +57,7 @@ def fetch(repository: str, revision: str = "main") -> Path:
 
 
 def _wait_for(task: _Download | None) -> None:
-    """One that was interrupted ends with the block that it is at."""
+    """An interrupted download ends after its current block."""
     while task is not None and task.stop.is_set() and task.is_alive():
         throw_exception_if_processing_interrupted()
         task.join(PATIENCE)

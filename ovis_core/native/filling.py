@@ -11,11 +11,11 @@ from ..weights.quantized import MARK, SCALE
 
 
 def fill(network: nn.Module, weights: Mapping[str, LazyTensor], assign: bool) -> None:
-    """Loads weights by their names in the network. Each is read once, but scales.
+    """Loads weights by their names in the network. Each is read once, except scales.
 
     assign  the layers take the tensors themselves, which stay in their files until they are needed, as dynamic VRAM
-            wants them. Otherwise persistent tensors of the layer's dtype are taken too, and others are copied one by
-            one, so that memory holds no more than the network
+            requires. Otherwise only persistent tensors of the layer's dtype are taken, and others are copied one by
+            one, so that memory contains no more than the network
     """
     if assign:
         network.load_state_dict({name: tensor.read() for name, tensor in weights.items()}, strict=False, assign=True)
@@ -35,7 +35,7 @@ def _copy(network: nn.Module, weights: Mapping[str, LazyTensor]) -> None:
     for layer, names in layers.items():
         module = network.get_submodule(layer)
         own = {f"{layer}.{name}".lstrip("."): parameter for name, parameter in module._parameters.items()}
-        # A layer that makes its weight from the tensor would keep the file mapped.
+        # A layer whose weight is made from the tensor would keep the file mapped.
         tensors = {name: weights[name].read() if name in own else weights[name].read().clone() for name in names}
         stay = all(weights[name].persistent and _alike(tensors[name], own[name]) for name in names if name in own)
         how, errors = {"assign_to_params_buffers": stay}, list[str]()
@@ -49,5 +49,5 @@ def _alike(tensor: Tensor, parameter: Tensor) -> bool:
 
 
 def scales_are_fixed(network: nn.Module) -> bool:
-    """Whether a network has quantized layers whose weights this ComfyUI does not change in place."""
+    """Whether a network has quantized layers whose weights this ComfyUI cannot change in place."""
     return any(hasattr(layer, MARK[1:]) for layer in network.modules())

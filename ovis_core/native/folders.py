@@ -18,7 +18,7 @@ from ..weights.release_folder import CONFIG, SINGLE, has_pieces, is_complete, is
 KIND = "ovis_u1"
 CHECKPOINTS = "checkpoints"  # ComfyUI's folder for files that hold all parts
 ELSEWHERE = "ovis"  # where other packs put the release
-# Where people put it too, in any case of letters; these folders hold other models as well.
+# Other folders where people put it, in upper or lower case; they contain other models as well.
 SHARED = (
     "checkpoints",
     "diffusion_models",
@@ -29,10 +29,10 @@ SHARED = (
     "transformers",
     "huggingface",
 )
-NAMED = ("ovis", "aidc-ai")  # in the name of a folder beside these that is searched
+NAMED = ("ovis", "aidc-ai")  # other folders are searched if their name contains one of these
 OURS = re.compile(r"ovis(?![-_. ]*(\d|image|clip))", re.IGNORECASE)  # not Ovis2, Ovis1.6 or Ovis-Image
 HUB = "huggingface"  # before the names of models in the hub's cache
-DEPTH = 3  # folders inside a folder of models; what is below is not searched
+DEPTH = 3  # levels of folders that are searched inside a folder of models
 SHARED_DEPTH = 2
 
 
@@ -42,23 +42,23 @@ def register() -> None:
 
 
 def roots() -> list[Path]:
-    """Folders that are searched for models, the first one is the place to put them."""
+    """Folders that are searched for models; new models belong in the first one."""
     return _registered(KIND)
 
 
 def find_models(fresh: bool = False) -> dict[str, Path]:
     """Name shown in the loader -> release folder, or file that holds all parts.
 
-    The last answer is given again while the folders hold the same names. Files that changed in place are seen when
+    The last result is reused while the names in the folders are the same. Files that changed in place are noticed when
     the page asks for its list of nodes, as it does after R is pressed.
 
-    fresh  look at each file's size and time; headers are only read of files that are new or changed
+    fresh  look at each file's size and time; only headers of new or changed files are read
     """
     return dict(_listing(fresh).found)
 
 
 def find_model(name: str) -> Path | None:
-    """The model of that name, if it is one now."""
+    """The model of that name; None if it is not a usable model now."""
     if not isinstance(name, str):  # a link can bring anything
         return None
     for fresh in (False, True):
@@ -86,7 +86,7 @@ def part_path(kind: str, name: str) -> Path:
 
 
 def missing(name: str) -> str:
-    """What to tell the user when no model has this name; empty when one has."""
+    """An error message if no model has this name; empty if one has it."""
     if find_model(name) is not None:
         return ""
     listing = _listing()
@@ -106,26 +106,26 @@ def missing(name: str) -> str:
     if refused:
         return f"model_name: no Ovis-U1 model was found: {refused[0][1]}"
     return (
-        f"model_name: no Ovis-U1 model was found; run Ovis-U1 Download, or put the folder of AIDC-AI/Ovis-U1-3B into "
+        "model_name: no Ovis-U1 model was found; run Ovis-U1 Download, or put the folder of AIDC-AI/Ovis-U1-3B into "
         f"{roots()[0]}, and press R to refresh."
     )
 
 
 class _Listing:
-    """One search for models, and what it depends on.
+    """The result of one search for models, and the state of the folders that it depends on.
 
     found  as `find_models`
     """
 
     def __init__(self) -> None:
         self.found: dict[str, Path] = {}
-        self._seen: dict[Path, int | None] = {}  # folder -> when names in it changed last; None: it is not there
-        self._walked: dict[Path, str] = {}  # folder that may hold a model -> label of its place
+        self._seen: dict[Path, int | None] = {}  # folder -> time of its last change; None: it is not there
+        self._walked: dict[Path, str] = {}  # folder that may contain a model -> label of its place
         self._names = folder_paths.get_filename_list(CHECKPOINTS)
         self._registered = _all_registered()
 
     def is_current(self) -> bool:
-        """Whether the folders are the same and hold the same names."""
+        """Whether the folders and the names in them are still the same."""
         return (
             self._registered == _all_registered()
             and self._names == folder_paths.get_filename_list(CHECKPOINTS)
@@ -154,7 +154,7 @@ class _Listing:
         self._find_cached()
 
     def refused(self) -> Iterator[tuple[Path, str]]:
-        """Each folder or file that looks like an Ovis-U1 and is not in `found`, with what is wrong with it."""
+        """Each folder or file that looks like Ovis-U1 and is not in `found`, with the reason."""
         listed = set(self.found.values())
         for path in self._suspects():
             if path not in listed and (reason := _why_not(path)):
@@ -198,9 +198,9 @@ class _Listing:
                     self._add(f"{HUB}/{repository}", path)
 
     def _walk(self, folder: Path, depth: int, top: bool = True) -> Iterator[Path]:
-        """Folders in `folder` that may hold a model: a release is not searched, but for the topmost folder.
+        """Folders in `folder` that may contain a model. A release is not searched, except the topmost folder.
 
-        Of the hub's folder of a repository only its revisions, whatever the depth.
+        In the hub's folder of a repository only the revisions are searched, at any depth.
         """
         if folder.name.startswith(REPOSITORY_FOLDER):
             self._see(folder)
@@ -231,12 +231,12 @@ class _Listing:
 
 
 def _page_asks() -> bool:
-    """Whether ComfyUI is making its list of nodes for the page; it keeps what it reads of folders meanwhile."""
+    """Whether ComfyUI is making its list of nodes for the page; meanwhile it caches the contents of folders."""
     return folder_paths.cache_helper.active
 
 
 def _listing(fresh: bool = False) -> _Listing:
-    """The last search for models, or another one if it may differ."""
+    """The last search for models, or a new one if the result may differ."""
     global _last
     if _last is None or fresh or _page_asks() or not _last.is_current():
         listing = _Listing()
@@ -247,7 +247,7 @@ def _listing(fresh: bool = False) -> _Listing:
 
 
 _last: _Listing | None = None
-_answers: dict[tuple[str, Path], tuple[tuple[int, ...], bool]] = {}  # of files, with what they were then
+_answers: dict[tuple[str, Path], tuple[tuple[int, ...], bool]] = {}  # of files, with their sizes and times
 _reported: set[str] = set()
 
 
@@ -264,7 +264,7 @@ def _holds_ours(file: Path) -> bool:
 
 
 def _of_file(file: Path, question: str, ask: Callable[[], bool]) -> bool:
-    """The answer to a question about a file, which is asked again when the file has changed."""
+    """The answer to a question about a file, cached until the file changes."""
     try:
         status = file.stat()
     except OSError:
@@ -284,7 +284,7 @@ def _registered(kind: str) -> list[Path]:
 
 
 def _kinds() -> list[str]:
-    """ComfyUI's kinds whose folders are searched beside our own."""
+    """ComfyUI's kinds of folders that are searched in addition to our own."""
     kinds = [str(kind) for kind in folder_paths.folder_names_and_paths if kind != KIND]
     named = [kind for kind in kinds if _is_named(kind)]
     return [*named, *(kind for shared in SHARED for kind in kinds if kind.lower() == shared)]
@@ -295,7 +295,7 @@ def _all_registered() -> list[tuple[str, list[Path]]]:
 
 
 def _elsewhere() -> dict[Path, str]:
-    """Each folder beside our own that may hold a release -> what its models' names begin with."""
+    """Each folder, except our own, that may contain a release -> the prefix of its models' names."""
     own = roots()
     places: dict[Path, str] = {}
     for kind in _kinds():
@@ -320,20 +320,20 @@ def _is_named_ours(path: Path) -> bool:
 
 
 def _is_inside(name: object) -> bool:
-    """Whether a name is one that does not lead out of a folder."""
+    """Whether a name stays inside its folder."""
     return isinstance(name, str) and bool(Path(name).parts) and not Path(name).anchor and ".." not in Path(name).parts
 
 
 def _why_not(path: Path) -> str:
-    """Why a folder or file cannot be listed, and what to do; empty for a model and for a folder without one."""
+    """An error message if a folder or file cannot be listed; empty for a model, and for a folder without a model."""
     reason = why_not(path)
     if not reason and path.is_file() and not _is_ours(path):
-        return f"{path} names its tensors as a release does; rename it to {SINGLE}, beside the release's {CONFIG}."
+        return f"{path} has the tensor names of a release; rename it to {SINGLE} and put {CONFIG} beside it."
     return reason
 
 
 def _why_not_this(place: Path, listing: _Listing, refused: list[tuple[Path, str]]) -> str:
-    """Why a file or folder that a name leads to cannot be used, and what to do."""
+    """An error message for a name whose file or folder exists and cannot be used."""
     for path, reason in refused:
         if place in (path, *path.parents):
             return reason
@@ -345,11 +345,11 @@ def _why_not_this(place: Path, listing: _Listing, refused: list[tuple[Path, str]
         return reason
     if is_complete(place) or _is_ours(place):
         return f"{place} is a complete model, but models are not listed from there; move it into {roots()[0]}."
-    return f"{place} holds no model; put the files of AIDC-AI/Ovis-U1-3B there."
+    return f"{place} contains no model; put the files of AIDC-AI/Ovis-U1-3B there."
 
 
 def _places(name: str) -> Iterator[Path]:
-    """Where a model of that name would be."""
+    """The paths where a model of that name would be."""
     if not _is_inside(name):
         return
     yield from (root / name for root in roots())
@@ -360,7 +360,7 @@ def _places(name: str) -> Iterator[Path]:
 
 
 def _report(listing: _Listing) -> None:
-    """Logs what is not listed, each reason once."""
+    """Logs the reasons why folders and files are not listed, each once."""
     for _, reason in listing.refused():
         if reason not in _reported:
             _reported.add(reason)

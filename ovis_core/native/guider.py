@@ -1,4 +1,4 @@
-"""Guidance: by one scale (text), or by two (text and image)."""
+"""Guidance with one scale (text) or two (text and image)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .sigmas import with_shift
 
 Conds = list[dict[str, Any]]  # a condition after ComfyUI's `process_conds`
 
-EPSILON = 1e-5  # tolerance of a sigma: schedules round differently
-SINGULAR = 1e-3  # distance of the text's scale from 1 within which guidance by it cannot be written as one pair
+EPSILON = 1e-5  # tolerance for sigmas, because schedules round differently
+SINGULAR = 1e-3  # if the text's scale is this near to 1, two scales cannot be written as one pair
 # Entries of `model_options` that act on guidance, in the order in which core's sampling_function calls them.
 GUIDANCE_PATCHES = (
     "sampler_calc_cond_batch_function",
@@ -28,12 +28,12 @@ GUIDANCE_PATCHES = (
 
 
 class OvisGuider(comfy.samplers.CFGGuider):
-    """Guidance by one scale (text) or two (text and image).
+    """Guidance with one scale (text) or two (text and image).
 
     v = uncond + img_cfg (image_only - uncond) + txt_cfg (cond - image_only)
 
-    Guides from the share `cfg_start` of the model's schedule to the share `cfg_end`, 0 to 1, as ComfyUI counts them;
-    otherwise v = cond, in one pass.
+    Guidance is active from the fraction `cfg_start` to the fraction `cfg_end` of the model's schedule, 0 to 1, like
+    ComfyUI's percents; otherwise v = cond, in one pass.
 
     Sets the shift for the latent's size, unless the model has a `model_sampling` patch already.
 
@@ -59,9 +59,9 @@ class OvisGuider(comfy.samplers.CFGGuider):
         if image_only is not None:
             if not any(values.get("reference_latents") for _, values in image_only):
                 raise ValueError(
-                    "image_only: it holds no reference image; connect image_only of Ovis-U1 Edit Encode, not negative."
+                    "image_only: it has no reference image; connect image_only of Ovis-U1 Edit Encode, not negative."
                 )
-            # Marked as core's DualCFGGuider marks it.
+            # The mark that core's DualCFGGuider uses.
             conds["middle"] = node_helpers.conditioning_set_values(image_only, {"prompt_type": "negative"})
         self.inner_set_conds(conds)
 
@@ -92,7 +92,7 @@ class OvisGuider(comfy.samplers.CFGGuider):
         )
 
     def _two_branches(self, timestep: Tensor, options: dict[str, Any]) -> tuple[str, str, float] | None:
-        """(uncond, cond, scale) with v = uncond + scale (cond - uncond), by name; None if it takes all three."""
+        """(uncond, cond, scale) with v = uncond + scale (cond - uncond), by name; None if it needs all three."""
         txt, img = self.cfg, self.img_cfg
         if not self._guides_at(timestep):
             return "negative", "positive", 1.0
@@ -109,7 +109,7 @@ class OvisGuider(comfy.samplers.CFGGuider):
         return None
 
     def _three_branches(self, x: Tensor, timestep: Tensor, options: dict[str, Any]) -> Tensor:
-        # In the order that patches of single passes expect: the condition first, then the unconditional.
+        # Patches of single passes expect the condition first, then the unconditional.
         positive, middle, negative = (self.conds[name] for name in ("positive", "middle", "negative"))
         whole, image_only, without = comfy.samplers.calc_cond_batch(
             self.inner_model, [positive, middle, negative], x, timestep, options
@@ -119,9 +119,13 @@ class OvisGuider(comfy.samplers.CFGGuider):
     def _as_one_pair(self, x: Tensor, timestep: Tensor) -> tuple[Conds, Conds, float]:
         """(uncond, cond, scale) equivalent to the three branches, for patches, which take one pair.
 
-        Two scales are one: v = u + txt_cfg (cond - u) with u = r uncond + (1 - r) image_only,
-        r = (img_cfg - 1) / (txt_cfg - 1). Core weighs the entries of a condition by their masks, so u is a condition
-        as well. If txt_cfg is 1 or 0 the image's scale takes that place, and the mixture is on the other side.
+        Two scales can be written as one, with r = (img_cfg - 1) / (txt_cfg - 1):
+
+            u = r uncond + (1 - r) image_only
+            v = u + txt_cfg (cond - u)
+
+        Core weights the entries of a condition by their masks, so u can be written as a condition. If txt_cfg is 1 or
+        0, the image's scale is used instead, and the mixture is on the other side.
         """
         txt, img = self.cfg, self.img_cfg
         positive, middle, negative = (self.conds[name] for name in ("positive", "middle", "negative"))
@@ -142,9 +146,9 @@ class OvisGuider(comfy.samplers.CFGGuider):
 
 
 def mixed(parts: Sequence[tuple[Conds, float]], x: Tensor, timestep: Tensor) -> Conds:
-    """One of core's processed conditions whose prediction is the sum of those of `parts` times their shares.
+    """A processed condition whose prediction is the sum of the predictions of `parts`, weighted by their shares.
 
-    The shares' sum is 1. Areas, masks, strengths and timestep ranges act within each part.
+    The shares add up to 1. Areas, masks, strengths and timestep ranges act within each part.
     """
     return [entry for conds, share in parts if share != 0.0 for entry in _weighted(conds, share, x, timestep)]
 
@@ -157,7 +161,7 @@ def _weighted(conds: Conds, share: float, x: Tensor, timestep: Tensor) -> Conds:
             continue
         weight = torch.zeros_like(x)
         _inside(weight, place.area).copy_(place.mult)
-        if "default" in entry:  # takes the area that the others leave
+        if "default" in entry:  # acts in the area outside the others
             weight = (1.0 - total).relu()
         weights.append((entry, weight))
         total = total + weight
@@ -170,7 +174,7 @@ def _weighted(conds: Conds, share: float, x: Tensor, timestep: Tensor) -> Conds:
 
 
 def _inside(x: Tensor, area: Sequence[int] | None) -> Tensor:
-    """The part of x (B, C, H, W) that an area of core's, (height, width, y, x), covers."""
+    """The part of x (B, C, H, W) inside one of core's areas (height, width, y, x)."""
     for i in range(len(area or ()) // 2):
         x = x.narrow(i + 2, area[i + len(area) // 2], area[i])
     return x

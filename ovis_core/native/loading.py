@@ -24,14 +24,14 @@ from .vae import build_vae
 
 
 def load(checkpoint: Checkpoint, precision: Precision = DEFAULT) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """Everything of a model, in the patchers of the running ComfyUI.
+    """Loads a model into patchers of the running ComfyUI.
 
-    Raises `CheckpointError` for a dtype that no component has, and a VAE that is not of SDXL's kind;
-    ValueError for a precision that the device does not have.
+    Raises `CheckpointError` for a dtype that Ovis-U1 does not use, and for a VAE that is not an SDXL VAE; ValueError
+    for a precision that the device does not support.
     """
-    # The VAE's shapes are checked when it is built, and it takes least time.
+    # First the VAE: its shapes are checked when it is built, and it takes the least time.
     vae, clip, model = (load_component(checkpoint, kind, precision) for kind in (VAE, TEXT, DECODER))
-    # With these ComfyUI makes fresh copies, for a second GPU or for a node that needs weights that stay in one place.
+    # With these ComfyUI makes new copies, for a second GPU or for a node whose weights must stay at one address.
     for patcher, kind in ((model, DECODER), (clip.patcher, TEXT), (vae.patcher, VAE)):
         patcher.cached_patcher_init = (load_patcher, (checkpoint, kind, precision))
     return model, clip, vae
@@ -40,7 +40,7 @@ def load(checkpoint: Checkpoint, precision: Precision = DEFAULT) -> tuple[ModelP
 def load_patcher(
     checkpoint: Checkpoint, kind: Kind, precision: Precision = DEFAULT, disable_dynamic: bool = False
 ) -> ModelPatcher:
-    """The patcher of one component, read anew, as `load_component` does."""
+    """The patcher of one component, loaded again by `load_component`."""
     loaded = load_component(checkpoint, kind, precision, disable_dynamic)
     return loaded if kind == DECODER else loaded.patcher
 
@@ -64,12 +64,12 @@ def load_component(
 
 
 def _reader(component: Component) -> tuple[Callable[[TensorEntry], Tensor], bool]:
-    """How this ComfyUI reads a component's tensors, and whether layers may have them as their weights."""
+    """A function that reads a component's tensors, and whether layers may use these as their weights."""
     if component.kind != VAE and dynamic_vram():
         # Dynamic VRAM takes weights from files that it has opened itself.
         paths = {entry.file for entry in component.entries.values()}
         files = {file: comfy.utils.load_torch_file(str(file), safe_load=True) for file in paths}
         return lambda entry: files[entry.file][entry.name], False
-    # Without a GPU weights stay in their files, and only what a pass reads of them needs memory.
+    # Without a GPU weights stay in their files, and only the parts that a pass reads need memory.
     persistent = component.kind != VAE and get_torch_device().type == "cpu"
     return TensorReader(persistent, copied=comfy.utils.DISABLE_MMAP), persistent

@@ -23,9 +23,8 @@ def register() -> None:
 
 
 def decoder_names(layer: str) -> Iterator[str]:
-    """Of a layer of the decoder, such as double_blocks.0.img_attn.qkv.
-
-    As in files of diffusers and PEFT, and of OneTrainer and SimpleTuner for models of this kind.
+    """Names of a decoder layer, such as double_blocks.0.img_attn.qkv, in files of diffusers, PEFT, OneTrainer and
+    SimpleTuner.
     """
     yield f"transformer.{layer}"
     yield f"base_model.model.{layer}"
@@ -36,7 +35,7 @@ def decoder_names(layer: str) -> Iterator[str]:
 
 
 def text_names(layer: str) -> Iterator[str]:
-    """Of a layer of the text encoder, such as llm.model.layers.0.self_attn.q_proj; kohya's too."""
+    """Names of a text encoder layer, such as llm.model.layers.0.self_attn.q_proj, including kohya's."""
     yield layer
     yield f"base_model.model.{layer}"
     for called in {layer, layer.removeprefix("llm.")}:

@@ -1,4 +1,4 @@
-"""Two decoders mixed block by block."""
+"""Block-wise merging of two decoders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PREFIX = "diffusion_model."
 
 
 def blocks(config: DecoderConfig) -> Iterator[str]:
-    """Beginnings of the names of the decoder's weights, in the order in which a pass meets them."""
+    """Prefixes of the decoder's weights, in the order of a pass."""
     yield from ("txt_in.", "vector_in.", "time_in.", "img_in.")
     yield from (f"double_blocks.{i}." for i in range(config.depth))
     yield from (f"single_blocks.{i}." for i in range(config.depth_single_blocks))
@@ -21,10 +21,10 @@ def blocks(config: DecoderConfig) -> Iterator[str]:
 
 
 def merge(first: ModelPatcher, second: ModelPatcher, ratios: Mapping[str, float]) -> ModelPatcher:
-    """MODEL that is `first` in the share `ratios[block]` of each of `blocks`, and `second` in the rest.
+    """A MODEL with weights ratio * first + (1 - ratio) * second, where `ratios` has a ratio for each of `blocks`.
 
-    Neither is changed: the MODEL is a clone, and weights are mixed when they are loaded.
-    Raises ValueError if the two have different shapes.
+    Both models stay unchanged: the result is a clone, and its weights are mixed when they are loaded. Raises ValueError
+    if the two have different shapes.
     """
     shapes = [
         {
@@ -35,7 +35,7 @@ def merge(first: ModelPatcher, second: ModelPatcher, ratios: Mapping[str, float]
         for patcher in (first, second)
     ]
     if shapes[0] != shapes[1]:
-        raise ValueError("model2: its layers are not those of model1; only Ovis-U1 of one size can be merged.")
+        raise ValueError("model2: its layers differ from those of model1; merge Ovis-U1 models of the same size.")
     mixed = first.clone()
     for name, patches in second.get_key_patches(PREFIX).items():
         block = next((block for block in ratios if name.startswith(f"{PREFIX}{block}")), None)

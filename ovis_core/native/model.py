@@ -22,14 +22,14 @@ from .filling import scales_are_fixed
 from .notice import warn_of_size
 from .patch_checks import PatchChecks
 
-REFINED = "ovis_u1_refined"  # marks a condition whose tensor and pooled_output come from the refiner
+REFINED = "ovis_u1_refined"  # marks a condition that has been refined
 
 
 class PaddedText(comfy.conds.CONDRegular):
     """Text tokens (B, L, hidden) that may share a batch with longer or shorter ones, padded with zeros at the end."""
 
     def can_concat(self, other: comfy.conds.CONDRegular) -> bool:
-        """Whether both differ in length alone."""
+        """Whether the two differ only in length."""
         same_width = self.cond.shape[::2] == other.cond.shape[::2]
         return isinstance(other, PaddedText) and same_width and self.cond.device == other.cond.device
 
@@ -47,7 +47,7 @@ class OvisU1(comfy.model_base.BaseModel):
         super().__init__(model_config, comfy.model_base.ModelType.FLUX, device=device, unet_model=DiffusionModel)
         self.memory_usage_factor_conds = ("ref_latents", "c_crossattn")
         self.patch_checks = PatchChecks()
-        # A text token takes as much memory as an image token, and one of those covers several pixels of the latent.
+        # A text token takes as much memory as an image token, which covers several pixels of the latent.
         covers = LATENT_PATCH**2
         self.memory_usage_shape_process = {"c_crossattn": lambda shape: [shape[0], shape[2], shape[1] * covers]}
         self.side: int | None = None  # as `Checkpoint.side`
@@ -60,7 +60,7 @@ class OvisU1(comfy.model_base.BaseModel):
     def refine(self, condition: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Condition (B, L, context_in_dim) -> refined tokens (B, L, hidden) and vector (B, hidden) on `device`.
 
-        The module's weights must have been loaded by ComfyUI. Raises ValueError for another model's condition.
+        ComfyUI must have loaded the module's weights. Raises ValueError for another model's condition.
         """
         with without_cudnn():
             return self.diffusion_model.refine(self._for_refiner(condition, device))
@@ -69,8 +69,8 @@ class OvisU1(comfy.model_base.BaseModel):
         width = self.diffusion_model.config.context_in_dim
         if condition.ndim != 3 or condition.shape[-1] != width:
             raise ValueError(
-                f"conditioning: its tensor is {condition.shape[-1]} wide and this Ovis-U1 takes {width}; "
-                "encode the prompt with the CLIP of Ovis-U1 Load Model."
+                f"conditioning: expected tensors of width {width}, got {condition.shape[-1]}; encode the prompt with "
+                "the CLIP of Ovis-U1 Load Model."
             )
         return condition.to(device, self.manual_cast_dtype or self.get_dtype())
 
@@ -97,8 +97,8 @@ class OvisU1(comfy.model_base.BaseModel):
         hooks = kwargs.get("hooks")
         if hooks is not None and scales_are_fixed(self.diffusion_model) and hooks.get_type(EnumHookType.Weight):
             raise ValueError(
-                "conditioning: ComfyUI cannot change weights that have scales by hooks; load the model with "
-                "weight_dtype bf16, or take Load LoRA instead of the hook."
+                "conditioning: ComfyUI cannot apply hooks to weights that have scales; load the model with "
+                "weight_dtype bf16, or use Load LoRA instead of the hook."
             )
         tokens, vector = self._text(**kwargs)
         # CONDRegular keeps conditions of different length apart; CONDCrossAttn would repeat the shorter one.
@@ -110,28 +110,28 @@ class OvisU1(comfy.model_base.BaseModel):
             out["y"] = comfy.conds.CONDRegular(vector)
         references = kwargs.get("reference_latents")
         if references:
-            # On the device, or ComfyUI would move them there for each pass.
+            # Moved to the device here, because ComfyUI would otherwise move them in each pass.
             latents = [self._reference(latent.to(kwargs["device"])) for latent in references]
             out["ref_latents"] = comfy.conds.CONDList(latents)
         return out
 
     def _compares_conditions(self) -> bool:
-        """Whether patches get attention's output; they may need both conditions of guidance in one batch."""
+        """Whether a patch reads attention's output; such a patch may need both conditions of guidance in one batch."""
         patcher = self.current_patcher
         options = {} if patcher is None else patcher.model_options.get("transformer_options", {})
         return bool(options.get("patches", {}).get("attn1_output_patch"))
 
     def _text(self, device: torch.device, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """The decoder's `context` and `y`; no `y` if the refiner must run in each pass."""
+        """The decoder's `context` and `y`; `y` is None if the refiner must run in each pass."""
         condition = kwargs.get("cross_attn")
         if condition is None:
-            raise ValueError("conditioning: it holds no text; encode a prompt with Ovis-U1 Text Encode.")
+            raise ValueError("conditioning: it has no text; encode a prompt with Ovis-U1 Text Encode.")
         if kwargs.get(REFINED):
             width = self.diffusion_model.config.hidden_size
             if condition.shape[-1] != width:
                 raise ValueError(
-                    f"conditioning: it was refined by another model, which is {condition.shape[-1]} wide and not "
-                    f"{width}; refine it with this MODEL."
+                    f"conditioning: it was refined by a model of width {condition.shape[-1]}, and this model has "
+                    f"width {width}; refine it with this MODEL."
                 )
             return condition.to(device), kwargs["pooled_output"].to(device)
         if torch.is_grad_enabled() or kwargs.get("hooks") is not None:
@@ -140,17 +140,17 @@ class OvisU1(comfy.model_base.BaseModel):
         return self.refine(condition, device)
 
     def _reference(self, latent: Tensor) -> Tensor:
-        """A reference image's latents (B, C, h, w) in model space."""
+        """Latents (B, C, h, w) of a reference image, converted to model space."""
         channels = self.latent_format.latent_channels
         if latent.shape[1] != channels:
             raise ValueError(
-                f"conditioning: a reference latent has {latent.shape[1]} channels and Ovis-U1's has {channels}; "
-                "encode it with the VAE of Ovis-U1 Load Model."
+                f"conditioning: expected reference latents with {channels} channels, got {latent.shape[1]}; encode "
+                "them with the VAE of Ovis-U1 Load Model."
             )
         return self.process_latent_in(latent)
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
-        """Shapes of what `extra_conds` will add, for the memory estimate before loading."""
+        """Shapes of the tensors that `extra_conds` will add, for the memory estimate before loading."""
         out = {}
         condition = kwargs.get("cross_attn")
         if condition is not None:

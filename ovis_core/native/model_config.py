@@ -22,12 +22,12 @@ T = TypeVar("T")
 # tensors of a pass come to 0.56 of that in bfloat16 and 0.48 in float32; the rest is for the allocator.
 MEMORY_FACTOR = 0.59
 
-# Ends of the names of the QK norms' weights: the release's, and ComfyUI's layers'.
+# Suffixes of the QK norms' weights: in the release, and in ComfyUI's layers.
 NORM_SCALE, NORM_WEIGHT = "_norm.scale", "_norm.weight"
 
 
 class ModelConfig(comfy.supported_models_base.BASE):
-    """The decoder's config as one of ComfyUI's."""
+    """The decoder's config, as a config of ComfyUI."""
 
     unet_extra_config: dict[str, Any] = {}
     latent_format = comfy.latent_formats.SDXL

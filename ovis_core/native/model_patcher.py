@@ -17,7 +17,7 @@ from .network_weights import NetworkWeights
 def build_model(
     config: DecoderConfig, weights: NetworkWeights, side: int | None = None, disable_dynamic: bool = False
 ) -> ModelPatcher:
-    """MODEL from the decoder's weights, made as ComfyUI makes its own.
+    """MODEL from the decoder's weights, built like ComfyUI's own.
 
     side             as `Checkpoint.side`
     disable_dynamic  no dynamic VRAM, if ComfyUI has it

@@ -1,4 +1,4 @@
-"""A component's tensors in the types of this machine, and the layers of ComfyUI that take them."""
+"""A component's tensors in types that this machine supports, and the ComfyUI layers for them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .dtypes import Dtypes, choose_dtypes
 
 @dataclass(frozen=True)
 class NetworkWeights:
-    """The weights of a network, and of which layers it is to be built.
+    """The weights of a network, and the layers to build it from.
 
     tensors     by the release's names, without the component's prefix
-    operations  ComfyUI's namespace of layers; None: those that it chooses for `dtypes`
+    operations  ComfyUI's namespace of layers; None: ComfyUI chooses it for `dtypes`
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -29,7 +29,7 @@ class NetworkWeights:
 def prepare_weights(kind: Kind, tensors: Mapping[str, LazyTensor], precision: Precision = DEFAULT) -> NetworkWeights:
     """Weights of the decoder or the text encoder for this machine, from a component's tensors without prefix.
 
-    Raises ValueError for a precision that the device does not have.
+    Raises ValueError for a precision that the device does not support.
     """
     dtypes = choose_dtypes(kind, tensors, precision)
     operations, tensors = quantized_operations(in_precision(tensors, dtypes.precision), dtypes)

@@ -1,4 +1,4 @@
-"""Warnings, in the log and on the node, if a size differs from the one a model was trained on."""
+"""Warnings, in the log and on the node, about sizes that a model was not trained on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _last: tuple[object, str] | None = None
 
 
 def warn_of_size(side: int | None, height: int, width: int) -> None:
-    """Warns if an image of height x width pixels is to be made by a model that makes side x side only."""
+    """Warns if a model that was trained on images of side x side will make one of height x width pixels."""
     if side is not None and (height, width) != (side, side):
         _warn(
             f"This model was trained on pictures of {side} x {side} pixels, and {width} x {height} will not look "
@@ -22,7 +22,7 @@ def warn_of_size(side: int | None, height: int, width: int) -> None:
 
 
 def warn_of_picture(side: int | None, height: int, width: int) -> None:
-    """Warns if a question is about a picture that comes in another size than those the model was trained on."""
+    """Warns if a question is about a picture of another size than the model was trained on."""
     if side is not None and understanding_size(height, width) != understanding_size(side, side):
         _warn(
             f"This model was trained on pictures of {side} x {side} pixels, and its answer about a picture of "

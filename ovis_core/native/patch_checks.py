@@ -1,4 +1,4 @@
-"""Refuses patches of the MODEL that would have no effect, or a wrong one, on Ovis-U1's decoder."""
+"""Raises errors for patches of the MODEL that would have no effect, or a wrong one, on Ovis-U1's decoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..networks.patches import Patch
 NAG = "nodes_nag"  # core's NAGuidance
 SLOTS = {"post_input", "attn1_patch", "attn1_output_patch"}
 BLOCKS = {"double_block", "single_block"}
-# Entries of `transformer_options` by core's nodes for other models: the node's module, and the part that it patches.
+# Keys in `transformer_options` that core's nodes for other models set -> the node's module and the part it patches.
 FOREIGN_OPTIONS = {
     "stg_self_attn_blocks": ("nodes_lt", "the self-attention of LTXV's blocks"),
     "a2v_cross_attn": ("nodes_lt", "the attention between LTXV's video and audio"),
@@ -22,8 +22,8 @@ FOREIGN_OPTIONS = {
     "animate2_cache": ("nodes_wan", "the pose branch of Wan"),
     "audio_embeds": ("nodes_wan", "the audio layers of Wan"),
 }
-# The module of core's FluxKVCache. It keeps keys and values of reference images from the first step on, but the image's
-# attention to itself, which FLUX does not have, would miss them.
+# The module of core's FluxKVCache. It keeps keys and values of reference images from the first step on, but the
+# attention over the image stream alone, which FLUX does not have, would miss them.
 KEY_CACHE = "nodes_flux"
 
 
@@ -36,7 +36,7 @@ class PatchChecks:
     def reset(self) -> None:
         """Forgets the sampling run."""
         self._pair_seen = False  # positive and negative came in one batch
-        self._alone: tuple[Tensor | None, set[int]] = (None, set())  # which came without the other, at which sigmas
+        self._alone: tuple[Tensor | None, set[int]] = (None, set())  # a condition that came alone, and its sigmas
 
     def __call__(self, options: dict[str, Any]) -> None:
         """Checks the `transformer_options` of a pass. Raises ValueError that names the patch or its node."""
@@ -47,7 +47,7 @@ class PatchChecks:
         self._check_pair(options)
 
     def _check_pair(self, options: dict[str, Any]) -> None:
-        """Refuses a node that compares the two conditions of guidance if they do not come in one batch.
+        """Raises ValueError if a node compares the two conditions of guidance and they do not come in one batch.
 
         The first step in which both are active decides: one of them may begin late or end early. Patches may add passes
         of single conditions later.
@@ -66,13 +66,13 @@ class PatchChecks:
         self._alone = (options.get("sigmas"), alone | pair)
         if len(alone | pair) == 2:
             raise ValueError(
-                "model: NAGuidance needs positive and negative in one batch, and they came separately; give both or "
-                "neither a reference image and hooks, free memory, or remove NAGuidance."
+                "model: NAGuidance needs positive and negative in one batch, and they came separately; use reference "
+                "images and hooks on both or on neither, free memory, or remove NAGuidance."
             )
 
 
 def _foreign(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Parts that are patched and that the decoder does not have, and the module of the patch's node."""
+    """The parts with patches that the decoder does not have, each with the module of the patch's node."""
     for name, (module, slot) in FOREIGN_OPTIONS.items():
         if name in options:
             yield slot, module
@@ -106,7 +106,7 @@ def _takes_flux_arguments(patch: Patch) -> bool:
 
 
 def origin(patch: Patch) -> str:
-    """The module that defines a patch, by which people find the node."""
+    """The module that defines a patch, so that users can find the node."""
     module = getattr(patch, "__module__", None) or type(patch).__module__
     # ComfyUI names the modules of nodes by their paths.
     return module.replace("\\", "/").rpartition("/")[2].removeprefix("comfy_extras.")

@@ -27,7 +27,7 @@ class DecodingProgress:
         self.first = 0.0
 
     def __call__(self, ids: Sequence[int]) -> None:
-        """After each token, with all so far. Raises ComfyUI's interrupt."""
+        """Called after each token, with all ids so far. Raises ComfyUI's interrupt."""
         throw_exception_if_processing_interrupted()
         now = time.perf_counter()
         self.first = self.first or now
@@ -36,7 +36,7 @@ class DecodingProgress:
             self._show(ids, len(ids))
 
     def done(self, ids: Sequence[int], prefilled: int) -> None:
-        """At the end; prefilled: positions of the prompt that were computed."""
+        """Called at the end; prefilled: positions of the prompt that were computed."""
         self._show(ids, self.max_new_tokens)
         now = time.perf_counter()
         taken = now - self.first
@@ -52,12 +52,12 @@ class DecodingProgress:
     def _show(self, ids: Sequence[int], count: int) -> None:
         self.bar.update_absolute(count, self.max_new_tokens)
         if self.tokenizer:
-            # The last character may not be complete yet: it can take several tokens.
+            # The last character can take several tokens and may be incomplete.
             show_text(self.tokenizer.decode(ids).rstrip("\ufffd").strip())
 
 
 def show_text(text: str) -> None:
-    """Shows text on the running node, on the page that queued it; nowhere if no page did, or without a server."""
+    """Shows text on the running node, on the page that queued it. Without a server or such a page it does nothing."""
     node = get_executing_context()
     if node is not None:
         from server import PromptServer

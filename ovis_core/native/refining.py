@@ -1,4 +1,4 @@
-"""CONDITIONING -> CONDITIONING after the token refiner."""
+"""Runs the token refiner on CONDITIONING."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .model import REFINED, OvisU1
 def refine(patcher: comfy.model_patcher.ModelPatcher, conditioning: list[list[Any]]) -> list[list[Any]]:
     """CONDITIONING with every entry refined: tensor (B, L, hidden), `pooled_output` (B, hidden).
 
-    Entries that are refined already stay as they are, and so do those with hooks, which change the refiner's weights:
-    they are refined during sampling.
+    Refined entries stay unchanged. So do entries with hooks, which change the refiner's weights: these are refined
+    during sampling.
     """
     model: OvisU1 = patcher.model
     out, loaded = [], False

@@ -14,7 +14,7 @@ from .sigmas import sigmas_for
 
 
 def empty_latent(patcher: ModelPatcher, latent: dict[str, Any]) -> dict[str, Any]:
-    """The LATENT, with this model's channels and scale if it is another model's empty one, as core samplers do it."""
+    """The LATENT; another model's empty one gets this model's channels and scale, as in core's samplers."""
     samples = fix_empty_latent(patcher, latent)
     return {name: value for name, value in latent.items() if name not in RATIOS} | {"samples": samples}
 
@@ -22,7 +22,7 @@ def empty_latent(patcher: ModelPatcher, latent: dict[str, Any]) -> dict[str, Any
 def sample(
     guider: OvisGuider, latent: dict[str, Any], seed: int, sampler_name: str, scheduler: str, steps: int, denoise: float
 ) -> dict[str, Any]:
-    """LATENT after one run of ComfyUI's own sampler node, with its noise, progress, preview and interrupt."""
+    """Samples with ComfyUI's own sampler node, with its noise, progress, preview and interrupt; returns the LATENT."""
     sigmas = sigmas_for(guider.model_patcher, latent["samples"], steps, denoise, scheduler, sampler_name)
     sampler = comfy.samplers.sampler_object(sampler_name)
     return SamplerCustomAdvanced.execute(Noise_RandomNoise(seed), guider, sampler, sigmas, latent)[0]

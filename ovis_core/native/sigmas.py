@@ -15,11 +15,11 @@ MODEL_SAMPLING = "model_sampling"
 
 
 class ModelSampling(comfy.model_sampling.ModelSamplingFlux, comfy.model_sampling.CONST):
-    """The flow with a shift for one size of image."""
+    """The flow with the shift for one image size."""
 
 
 def with_shift(patcher: ModelPatcher, latent: Tensor) -> ModelPatcher:
-    """A clone whose flow is shifted for this latent's size; the same one if it has a shift already."""
+    """A clone with the shift for this latent's size; the same patcher if it has a shift already."""
     if MODEL_SAMPLING in patcher.object_patches:
         return patcher
     sampling = ModelSampling(patcher.model.model_config)
@@ -39,7 +39,7 @@ def sigmas_for(
 ) -> Tensor:
     """SIGMAS (steps + 1,) of the model's own schedule, or of one of ComfyUI's, for this latent's size.
 
-    For some samplers KSampler leaves the last sigma but one out of ComfyUI's schedules, and so does this.
+    Like KSampler, this drops the last sigma but one of ComfyUI's schedules for some samplers.
     """
     if scheduler == SCHEDULER:
         return torch.tensor(shifted_times(steps, patcher.model.shift(latent), denoise))

@@ -54,7 +54,7 @@ class OvisTextModel(Multimodal):
             layer.register_forward_pre_hook(_stop_if_interrupted)
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
-        """Takes ComfyUI's options. Raises ValueError for a chosen layer: the condition is made of two fixed ones."""
+        """Takes ComfyUI's options. Raises ValueError if a layer is chosen, because two fixed layers are used."""
         if options.get("layer") is not None:
             raise ValueError(
                 "clip: CLIP Set Last Layer chose a layer, and Ovis-U1 encodes with two fixed layers; remove that node."
@@ -62,14 +62,14 @@ class OvisTextModel(Multimodal):
         self.execution_device = options.get("execution_device", self.execution_device)
 
     def reset_clip_options(self) -> None:
-        """Back to the defaults."""
+        """Resets the options to their defaults."""
         self.execution_device = None
 
     @contextmanager
     def caching_images(self) -> Iterator[None]:
-        """Within it each picture is encoded once, however many prompts contain it.
+        """A context in which each picture is encoded once, even if several prompts contain it.
 
-        Only for prompts that are encoded with the same weights.
+        Use it only for prompts that are encoded with the same weights.
         """
         self._image_cache = {}
         try:
@@ -92,7 +92,7 @@ class OvisTextModel(Multimodal):
         """
         sections = own_section(tokens)
         if len({len(section) for section in sections}) > 1:
-            raise ValueError("tokens: prompts of different length cannot be one batch; encode each by itself.")
+            raise ValueError("tokens: prompts of different length cannot share a batch; encode each of them alone.")
         conditions = [
             self.condition([token[0] for token in section], self.run_device, self.compute_dtype) for section in sections
         ]
@@ -104,7 +104,7 @@ class OvisTextModel(Multimodal):
         return max((self.memory_for(section) for section in sections), default=0)
 
     def memory_for(self, tokens: Sequence[Token], max_new_tokens: int | None = None) -> int:
-        """Bytes to condition on `tokens`, or to prefill them and decode `max_new_tokens` more."""
+        """Bytes needed to compute the condition of `tokens`, or to prefill them and decode `max_new_tokens` more."""
         frames = [token.tokens // token.grid[0] + 2 for token in tokens if isinstance(token, VisualInput)]
         length, largest = sequence_length(tokens), max(frames, default=0)
         if max_new_tokens is None:
@@ -113,22 +113,22 @@ class OvisTextModel(Multimodal):
 
     @property
     def run_device(self) -> torch.device:
-        """The device that it runs on."""
+        """The device that the network runs on."""
         return self.execution_device or self.load_device
 
     @property
     def decode_dtype(self) -> torch.dtype:
         """Dtype of the arithmetic and of the KV cache when text is generated.
 
-        On a CPU bfloat16 weights are used as they are: casting them for every token takes many times as long as the
-        token itself.
+        On a CPU bfloat16 weights are not cast: casting them for every token takes many times as long as the token
+        itself.
         """
         if self.run_device.type == "cpu" and self.weight_dtype == torch.bfloat16:
             return self.weight_dtype
         return self.compute_dtype
 
     def pinned(self, like: Tensor) -> AbstractContextManager[bool]:
-        """As `Multimodal.pinned`, for ComfyUI's layers."""
+        """`Multimodal.pinned` for ComfyUI's layers."""
         return pinned(self.llm, like)
 
     def prefill(
@@ -145,7 +145,8 @@ class OvisTextModel(Multimodal):
         past: Sequence[KeysAndValues] = (),
         tokenizer: Tokenizer | None = None,
     ) -> tuple[list[int], KVCache]:
-        """At most `max_new_tokens` ids that follow `tokens`, and the KV cache of all positions but the last.
+        """Generates at most `max_new_tokens` ids after `tokens`; returns them and the KV cache of all positions but the
+        last.
 
         past       keys and values of the first positions, computed earlier
         tokenizer  shows the text on the running node; None: no text
@@ -185,8 +186,8 @@ class OvisTextModel(Multimodal):
 
         mtp  speculative decoding with heads for multi-token prediction, which Ovis-U1 does not have: no effect
 
-        Raises ValueError for any other option that is neither empty nor 1, which has no effect as a factor or a count,
-        such as the number of beams.
+        Raises ValueError for any other option, such as the number of beams, unless it is empty or 1, which has no
+        effect.
         """
         refuse_unknown({name: value for name, value in unknown.items() if not _is_one(value)})
         sequence = [token[0] for token in own_section(tokens)[0]]

@@ -24,25 +24,25 @@ SECTION = "ovis_u1"  # key of our tokens in the result of CLIP.tokenize
 DEFAULT_SIZE = 1024  # of the blank picture, for nodes such as CLIPTextEncode, which have no size
 BUNDLED_TOKENIZER = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"
 MAX_FRAMES = 8  # of a video, for nodes without that input
-# Options of `tokenize` that only nodes that generate text pass.
+# Options of `tokenize` that only nodes for text generation pass.
 QUESTION_OPTIONS = {"image", "video", "audio", "thinking", "skip_template", "min_length", "system_prompt"}
-# Tags that stay in a decoded text, so that callers can split off the think block.
+# Tags that are kept in decoded text, so that callers can split off the think block.
 THINK_TAGS = {Control.THINK: "<think>", Control.END_THINK: "</think>"}
 SPECIAL_TOKENS = {
     Control.END_OF_TEXT: "<|endoftext|>",
     Control.TURN_START: "<|im_start|>",
     Control.TURN_END: "<|im_end|>",
 }
-# Arguments of nodes for other models that can be ignored: another template around the text (but not `TEXT_ALONE`, which
-# asks for the text without one), and how T5 pads its tokens.
+# Arguments of nodes for other models that can be ignored: another template for the text (but not `TEXT_ALONE`, which
+# means no template), and the padding of T5.
 OTHER_MODELS_OPTIONS = {"llama_template", "tokenizer_options"}
 TEXT_ALONE = "{}"
 
 
 class Tokens(dict[str, list[list[tuple]]]):
-    """Tokens by the name of their text encoder, of which there is one.
+    """Tokens by the name of their text encoder; there is only one.
 
-    Nodes that fill the several text encoders of other models find the prompt under each of their names.
+    Nodes for models with several text encoders find the prompt under each of these encoders' names.
 
     without_text  ids of the model's own prompt without text
     """
@@ -53,7 +53,7 @@ class Tokens(dict[str, list[list[tuple]]]):
         return self[SECTION]
 
     def copy(self) -> Tokens:
-        """As a dict's, `without_text` included."""
+        """A shallow copy, with `without_text`."""
         return self | {}
 
     def __or__(self, other: Any) -> Tokens:
@@ -90,12 +90,12 @@ class OvisTokenizer:
     ) -> dict[str, list[list[tuple]]]:
         """Tokens of the text-to-image condition for an image of width x height pixels.
 
-        An empty `text` is the model's own prompt without text. A token is a pair of (id or
-        `VisualInput`, weight). Weights are always 1: the model reads sentences; parentheses mean themselves.
+        An empty `text` is the model's own prompt without text. A token is a pair of (id or `VisualInput`, weight).
+        Weights are always 1: the model reads sentences, and parentheses are literal.
 
-        With an option of core's Generate Text it is a question to be answered: `image` is a batch of images,
-        `images` a list of batches, `video` a batch of frames, `system_prompt` the text of a turn before the user's,
-        `thinking` lets the model reason first, and `skip_template` leaves the text alone, which the model continues.
+        With an option of core's Generate Text the text is a question: `image` is a batch of images, `images` a list of
+        batches, `video` a batch of frames, `system_prompt` the text of a turn before the user's, `thinking` lets the
+        model reason first, and with `skip_template` the model continues the bare text.
 
         Raises ValueError for any other option that is not empty.
         """
@@ -117,11 +117,11 @@ class OvisTokenizer:
     def tokenize_parts(
         self, parts: Sequence[prompts.PromptPart], pictures: Sequence[VisualInput]
     ) -> dict[str, list[list[tuple]]]:
-        """Tokens of a prompt with one placeholder: a batch of as many sequences as there are pictures."""
+        """Tokens of a prompt with one placeholder: a batch with one sequence for each picture."""
         return {SECTION: [[(token, 1.0) for token in self.fill_placeholders(parts, [picture])] for picture in pictures]}
 
     def fill_placeholders(self, parts: Sequence[prompts.PromptPart], pictures: Sequence[VisualInput]) -> list[Token]:
-        """Tokens of a prompt with as many placeholders as there are pictures."""
+        """Tokens of a prompt with one placeholder for each picture."""
         left = iter(pictures)
         return [next(left) if isinstance(t, Placeholder) else t for t in self.tokenizer.encode(parts)]
 
@@ -149,7 +149,7 @@ class OvisTokenizer:
     def _check_length(
         self, parts: Sequence[prompts.PromptPart], images: Sequence[Tensor], frames: Sequence[Tensor]
     ) -> None:
-        """Refuses a prompt that is too long before any picture is cut into patches, which takes memory and time."""
+        """Raises ValueError for a prompt that is too long, before its pictures are cut into patches, which is slow."""
 
         def positions(picture: Tensor) -> int:
             height, width = understanding_size(*picture.shape[:2])
@@ -221,7 +221,7 @@ class OvisTokenizer:
         return [(p, "" if isinstance(p[0], VisualInput) else self.tokenizer.decode([p[0]])) for p in pairs]
 
     def decode(self, token_ids: Sequence[int] | Tensor, skip_special_tokens: bool = True) -> str:
-        """Text of token ids, a think block with its tags; callers split it off.
+        """Text of token ids. A think block keeps its tags, so that callers can split it off.
 
         skip_special_tokens  False: with the names of the tokens that begin and end turns
         """
@@ -234,9 +234,9 @@ class OvisTokenizer:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether an option has no effect: None, False, 0, or without elements.
+    """Whether an option has no effect: None, False, 0, or an empty collection.
 
-    Nodes pass a number on in any case, and 0 is how it is turned off.
+    Nodes always pass their numbers, and 0 turns an option off.
     """
     if hasattr(value, "__len__"):
         if getattr(value, "ndim", 1):
@@ -246,7 +246,7 @@ def is_empty(value: Any) -> bool:
 
 
 def refuse_unknown(options: Mapping[str, Any]) -> None:
-    """Raises ValueError for the first option that is not empty, because it would be ignored silently."""
+    """Raises ValueError for the first option that is not empty, instead of ignoring it silently."""
     for name, value in options.items():
         if not is_empty(value):
             number = isinstance(value, Number) and not isinstance(value, bool)
@@ -273,14 +273,14 @@ def _images(name: str, batch: Tensor | None) -> list[Tensor]:
 
 
 def _numbered(tokens: dict[str, list[list[tuple]]], number: bool) -> dict[str, list[list[tuple]]]:
-    """With the index of each token, as ComfyUI's tokenizers add it on request."""
+    """Adds the index of each token if `number` is true, like ComfyUI's tokenizers."""
     if not number:
         return tokens
     return {name: [[(*p, i) for i, p in enumerate(pairs)] for pairs in batch] for name, batch in tokens.items()}
 
 
 def _refuse_more_than_text(options: dict[str, Any]) -> None:
-    """Raises ValueError if a node that encodes prompts passes an argument that would be dropped."""
+    """Raises ValueError if a node that encodes prompts passes an argument that would be ignored."""
     if not is_empty(options.pop("images", None)):
         raise ValueError("images: this node cannot pass images to Ovis-U1; use Ovis-U1 Edit Encode.")
     for name, value in options.items():
@@ -296,7 +296,7 @@ def _ids(sequence: Sequence[tuple]) -> tuple[int, ...]:
 
 
 def own_section(tokens: dict[str, list[list[tuple]]]) -> list[list[tuple]]:
-    """The sequences of tokens of an `OvisTokenizer`: those of the one prompt, if a node made several sections.
+    """The token sequences of an `OvisTokenizer`; if a node made several sections, those of their common prompt.
 
     Raises ValueError for another CLIP's tokens, and if a node gave different prompts to several text encoders.
     """
@@ -306,7 +306,7 @@ def own_section(tokens: dict[str, list[list[tuple]]]) -> list[list[tuple]]:
         return tokens[SECTION]
     sections = [section for section in tokens.values() if isinstance(section, list) and section]
     found = {tuple(map(_ids, section)): section for section in sections}
-    if len(found) > 1:  # an input that was left empty does not count
+    if len(found) > 1:  # ignore inputs that were left empty
         empty = {tokens.without_text if isinstance(tokens, Tokens) else None}
         found = {ids: section for ids, section in found.items() if set(ids) != empty}
     if len(found) > 1:

@@ -27,7 +27,7 @@ class Answer:
     """An answer of the model.
 
     reasoning     the inside of its think block
-    conversation  with this question and answer at its end
+    conversation  the turns so far, ending with this question and answer
     """
 
     text: str
@@ -65,7 +65,7 @@ def understand(
     before: Conversation | None = None,
     keep: bool = True,
 ) -> Answer:
-    """Answers a question without pictures, about images, or about a video's frames; each (height, width, channels).
+    """Answers a question about images, about a video's frames, or without pictures; each (height, width, channels).
 
     before  the conversation that the question continues
     keep    keep the keys and values of the conversation in RAM, so that the next question does not compute them again
@@ -88,7 +88,7 @@ def understand(
     reasoning, answer = split_thinking(ids) if thinking else ([], without_end(ids))
     kept = None
     if keep and weights is not None:
-        # The conversation continues without the reasoning, but keys and values after it depend on it.
+        # The conversation continues without the reasoning, but keys and values after it were computed with it.
         end = sequence_length(tokens) if thinking else cache.length
         kept = PromptCache(weights, (*past.turns, cache.copy(past.length, end)))
     return Answer(
@@ -117,9 +117,7 @@ def choose(clip: comfy.sd.CLIP, images: Sequence[Tensor], question: str, choices
     for choice in choices:
         other = first.setdefault(clip.tokenizer.tokenizer.encode([choice])[0], choice)
         if other != choice:
-            raise ValueError(
-                f"choices: {other!r} and {choice!r} begin alike; give words that differ from the first on."
-            )
+            raise ValueError(f"choices: {other!r} and {choice!r} begin with the same token; change one of them.")
     tokens = clip.tokenizer.question(question, images)
     return _first_words(clip, [tokens], [(choice,) for choice in choices])[0]
 
@@ -127,7 +125,7 @@ def choose(clip: comfy.sd.CLIP, images: Sequence[Tensor], question: str, choices
 def _first_words(
     clip: comfy.sd.CLIP, questions: Sequence[list[Token]], choices: Sequence[Sequence[str]]
 ) -> list[list[float]]:
-    """For each question the probability of each choice as its first token; a choice may have several spellings."""
+    """For each question the probability of each choice as the first token; a choice may have several spellings."""
     model, tokenizer = clip.cond_stage_model, clip.tokenizer.tokenizer
     first_tokens = torch.tensor([tokenizer.encode([word])[0] for choice in choices for word in choice])
     progress = comfy.utils.ProgressBar(len(questions))
@@ -142,7 +140,7 @@ def _first_words(
 
 
 def _loaded(clip: comfy.sd.CLIP, memory: int) -> AbstractContextManager[None]:
-    """Loads the text encoder and frees `memory` bytes for its work; a context for that work."""
+    """Loads the text encoder and frees `memory` bytes; returns the context to run it in."""
     model_management.load_models_gpu([clip.patcher], memory_required=memory)
     device = clip.patcher.load_device
     clip.cond_stage_model.set_clip_options({"execution_device": device})

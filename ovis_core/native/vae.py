@@ -47,12 +47,10 @@ def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor]) -> comfy.sd.
             raise
         file = next(iter(tensors.values())).file
         wrong = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
-        raise CheckpointError(
-            f"{file}: this VAE is not of SDXL's kind ({wrong.rstrip('.')}); choose another."
-        ) from error
+        raise CheckpointError(f"{file}: expected an SDXL VAE ({wrong.rstrip('.')}); choose another file.") from error
     missing = sorted(set(vae.get_sd()) - set(tensors))
     if missing and "encoder.down.0.block.0.conv1.weight" in tensors:
-        raise CheckpointError(f"VAE: tensor {some(missing)} missing; choose another file.")
+        raise CheckpointError(f"VAE: missing tensor {some(missing)}; choose another file.")
     if vae.device.type == "cpu" and not args.use_split_cross_attention:
         _attend_by_torch(vae)
     keep_patchable(vae.patcher)
@@ -60,7 +58,7 @@ def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor]) -> comfy.sd.
 
 
 def _attend_by_torch(vae: comfy.sd.VAE) -> None:
-    """In place of ComfyUI's own attention on a CPU, which is slower."""
+    """Uses torch's attention, because ComfyUI's own is slower on a CPU."""
     for block in vae.first_stage_model.modules():
         if isinstance(block, AttnBlock) and block.optimized_attention is normal_attention:
             block.optimized_attention = pytorch_attention
@@ -70,14 +68,15 @@ def decode(vae: comfy.sd.VAE, latent: dict[str, Any], restore_size: bool = False
     """IMAGE (B, H, W, 3) of a LATENT; with `restore_size` at the size of the edit's source.
 
     If an edit's latent has a noise mask and still equals the source's outside of it, every pixel there comes from the
-    source's own round trip: a VAE's norms and attention would spread a change inside the mask over the whole image.
-    Raises ValueError with `restore_size` if the LATENT has no source size, or another aspect ratio than the source.
+    source, encoded and decoded by itself: the VAE's norms and attention would spread a change inside the mask over the
+    whole image. Raises ValueError with `restore_size` if the LATENT has no source size, or another aspect ratio than
+    the source.
     """
     samples: Tensor = latent["samples"]
     source: EditSource | None = latent.get(SOURCE)
     if restore_size and not (source and _same_aspect(samples, source.samples)):
         raise ValueError(
-            "samples: they do not say the size of a source image, or are of another shape; sample the latent of "
+            "samples: they have no source image size, or another aspect ratio than the source; sample the latent of "
             "Ovis-U1 Edit Encode, or turn restore_size off."
         )
 
@@ -103,7 +102,7 @@ def decode(vae: comfy.sd.VAE, latent: dict[str, Any], restore_size: bool = False
 
 
 def _same_aspect(samples: Tensor, source: Tensor) -> bool:
-    """Whether latents may be the source's, at its size or scaled."""
+    """Whether latents have the source's aspect ratio, at its size or scaled."""
     (height, width), (own_height, own_width) = samples.shape[-2:], source.shape[-2:]
     return abs(height * own_width - width * own_height) <= max(own_height, own_width)
 
@@ -111,7 +110,7 @@ def _same_aspect(samples: Tensor, source: Tensor) -> bool:
 def _kept_sources(samples: Tensor, sources: Tensor, mask: Tensor) -> list[int | None]:
     """For each image of a batch the index of the source that it still equals outside the mask, or None.
 
-    Latents may have been repeated, picked, flipped or sampled again under another mask since the edit began.
+    Latents may have been repeated, selected, flipped, or sampled again with another mask since the edit began.
     """
     if samples.shape[1:] != sources.shape[1:]:
         return [None] * len(samples)

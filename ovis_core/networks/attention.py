@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: with rotary positions, in the form that ComfyUI's own networks call it, and causal."""
+"""Scaled dot-product attention: with rotary positions, as ComfyUI's own networks call it, and causal attention."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def torch_attention(
     mask: Tensor | None = None,
     transformer_options: dict[str, Any] | None = None,
 ) -> Tensor:
-    """`Attention` by torch alone."""
+    """`Attention` with torch's own function."""
     if pe is not None:
         q, k = rotate_pairs(q, pe), rotate_pairs(k, pe)
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -47,7 +47,7 @@ def torch_attention(
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q (B, heads, n, D), k and v (B, key-value heads, m, D) -> (B, n, heads * D); q's are the last n of m positions.
 
-    Each key head serves as many neighbouring query heads.
+    Each key head serves an equal number of neighbouring query heads.
     """
     n, m = q.shape[2], k.shape[2]
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))

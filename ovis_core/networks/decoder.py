@@ -202,7 +202,8 @@ class SingleBlock(nn.Module):
         if keeps_inputs() or may_keep_tensors(options) or has_hooks(self.linear1, *self.norm.modules()):
             joined = torch.cat((attn, F.gelu(mlp, approximate="tanh")), dim=-1).flatten(0, 1)
         else:
-            # v is not used after this: attention's output takes its place, next to the MLP's, without a copy of both.
+            # v is not used after this. Attention's output overwrites it, next to the MLP's output, so that neither is
+            # copied.
             torch.ops.aten.gelu_(mlp, approximate="tanh")
             joined = qkv_mlp[..., -(attn.shape[-1] + mlp.shape[-1]) :].flatten(0, 1)
             joined[:, : attn.shape[-1]] = attn.flatten(0, 1)
@@ -215,7 +216,7 @@ class FinalLayer(nn.Module):
     def __init__(self, hidden: int, out_channels: int, layers: Layers) -> None:
         super().__init__()
         self.linear = layers.linear(hidden, out_channels)
-        # The release has a SiLU in this place, which `vec` has been through.
+        # The release applies a SiLU here. It has already been applied to `vec`.
         self.adaLN_modulation = nn.Sequential(nn.Identity(), layers.linear(hidden, 2 * hidden))
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class KVCache:
 
     @staticmethod
     def bytes_needed(config: LanguageConfig, capacity: int, dtype: torch.dtype) -> int:
-        """Bytes of such a cache, its rotary tables included."""
+        """Bytes of a cache with this capacity, its rotary tables included."""
         heads = config.num_hidden_layers * config.num_key_value_heads * dtype.itemsize
         return 2 * capacity * config.head_dim * (heads + 4)
 
@@ -56,7 +56,7 @@ class KVCache:
         values[:, :, self.length : end] = v
         keys, values = keys[:, :, :end], values[:, :, :end]
         if q.shape[2] == 1:
-            # The query heads that share a key head take the place of positions: all of them attend to every key.
+            # The query heads that share a key head are treated like positions: each of them attends to every key.
             x = F.scaled_dot_product_attention(q.reshape(1, k.shape[1], -1, q.shape[3]), keys, values)
             return x.reshape(1, 1, -1)
         return causal_attention(q, keys, values)

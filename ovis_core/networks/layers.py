@@ -29,7 +29,7 @@ class Layers:
     operations  namespace with Linear, LayerNorm, RMSNorm, Embedding and Conv2d: torch's own or one of ComfyUI's, which
                 cast, offload and patch their weights
     attention   function that the networks attend with
-    cast_weight gives a layer's weight to a computation other than the layer's own
+    cast_weight gives access to a layer's weight outside the layer
     dtype       of the weights; None is torch's default
     device      of the weights; None is torch's default
     """

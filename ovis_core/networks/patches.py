@@ -1,4 +1,4 @@
-"""Where patches act on the decoder, in ComfyUI's form for FLUX: its input, its blocks and their attention.
+"""The places where patches act on the decoder, in ComfyUI's form for FLUX: its input, its blocks and their attention.
 
 They are entries of `transformer_options`: `rope_options`; `post_input`, `attn1_patch` and `attn1_output_patch` under
 "patches"; replacements of blocks under "patches_replace"; `optimized_attention_override`.
@@ -24,7 +24,7 @@ def may_keep_tensors(options: dict[str, Any]) -> bool:
 
 
 def has_hooks(*modules: nn.Module) -> bool:
-    """Whether torch hooks get the inputs or outputs of these modules."""
+    """Whether torch hooks receive inputs or outputs of these modules."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 

@@ -45,7 +45,7 @@ def line_tables(length: int, dim: int, theta: float, device: torch.device) -> tu
 def grid_tables(rows: int, columns: int, dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin (rows, columns, 1, dim) float32 of the positions in a picture, for `rotate_halves`.
 
-    The first half of the pairs turns by rows, the second by columns.
+    The first half of the pairs rotates by rows, the second by columns.
     """
     row = _angles(rows, dim // 2, theta, device)[:, None].expand(-1, columns, -1)
     column = _angles(columns, dim // 2, theta, device).expand(rows, -1, -1)

@@ -63,7 +63,7 @@ class Backbone(nn.Module):
         self.config = config
         self.preprocessor = Preprocessor(config, layers)
         blocks = [VisionBlock(config, layers) for _ in range(config.num_hidden_layers)]
-        # The release has this norm's weight and does not use it; it is kept so that a saved model is whole.
+        # The release has this norm's weight but does not use it. It is kept so that a saved model is complete.
         norm = layers.rms_norm(config.hidden_size, eps=config.rms_norm_eps)
         self.trunk = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "post_trunk_norm": norm})
 

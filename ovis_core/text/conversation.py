@@ -31,7 +31,7 @@ class PromptCache(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """Whole turns of the user and of the model.
+    """Complete turns of the user and of the model.
 
     A tuple, because ComfyUI counts the memory of an output by looking for tensors in lists and tuples; older versions
     call `get_ram_usage`. Turns that several conversations share are counted in each of them.
@@ -46,7 +46,7 @@ class Conversation(NamedTuple):
 
     @classmethod
     def of(cls, tokens: Sequence[Token], cache: PromptCache | None = None) -> Conversation:
-        """A conversation whose tensors ComfyUI can all count."""
+        """A conversation in a form in which ComfyUI counts all of its tensors."""
         pictures = (token.patches for token in tokens if isinstance(token, VisualInput))
         return cls(tuple(tokens), cache, tuple(pictures))
 
@@ -69,7 +69,7 @@ def split_thinking(ids: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def with_answer(tokens: Sequence[Token], ids: Sequence[int], thinking: bool, tokenizer: Tokenizer) -> tuple[Token, ...]:
-    """A prompt and the generated ids as whole turns, without the thinking, as in the model's own template."""
+    """A prompt and the generated ids as complete turns, without the thinking, as in the model's own template."""
     end = tokenizer.encode(prompts.answer_end())
     if not thinking:
         return (*tokens, *without_end(ids), *end)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..networks.kv_cache import KVCache
 from ..networks.language import LanguageModel
 
-MAX_FAILURES = 3  # captures that may fail in a row on a device
+MAX_FAILURES = 3  # failed captures in a row on a device, after which no more are tried
 MIN_TOKENS = 16  # from this many tokens on, capturing takes less time than it saves
 _failures: Counter[torch.device] = Counter()
 
@@ -30,7 +30,7 @@ class CapturedDecode:
         self.token = torch.zeros(1, dtype=torch.int64, device=device)
         # The first real step overwrites the keys and values that warm-up and capture write at this position.
         self.position = torch.full((1,), cache.length, dtype=torch.int64, device=device)
-        # Outside of the graph's own memory pool, in which nothing is alive between two steps.
+        # Allocated outside the graph's memory pool, in which no tensor stays alive between two steps.
         self.logits = torch.empty(model.config.vocab_size, device=device)
         self.graph = torch.cuda.CUDAGraph()
         stream, current = _stream(device), torch.cuda.current_stream(device)
@@ -38,7 +38,7 @@ class CapturedDecode:
         with torch.cuda.stream(stream):
             self.logits.copy_(model.decode_at(self.token, self.position, cache))
         current.wait_stream(stream)
-        # The server's other threads may use CUDA meanwhile, which must not invalidate the capture.
+        # Other threads of the server may use CUDA during the capture, which must not invalidate it.
         with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
             self.logits.copy_(model.decode_at(self.token, self.position, cache))
 
@@ -64,7 +64,7 @@ def capture(model: LanguageModel, cache: KVCache, tokens: int) -> CapturedDecode
     try:
         step = CapturedDecode(model, cache)
     except RuntimeError as error:
-        # A failed capture leaves torch on its stream.
+        # After a failed capture torch is still on the capture's stream.
         torch.cuda.set_stream(current)
         if not isinstance(error, torch.cuda.OutOfMemoryError):
             _failures[device] += 1

@@ -48,7 +48,7 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
-MIN_TEMPERATURE = 1e-4  # below it sampling is greedy: the likeliest token would be drawn in any case
+MIN_TEMPERATURE = 1e-4  # below it decoding is greedy, because the likeliest token would be sampled in any case
 
 
 def prefill(
@@ -105,7 +105,7 @@ def decode(
 
 
 class Sampler:
-    """Samples one token after another, and counts those that it sampled for the penalties.
+    """Samples one token after another, and counts the sampled tokens for the penalties.
 
     The random numbers come from the CPU's generator, whatever the device: one number per token, looked up in the
     cumulative probabilities.
@@ -127,14 +127,14 @@ class Sampler:
             probs, tokens = self.filter(logits)
             cumulative = probs.cumsum(0)
             index = torch.searchsorted(cumulative, self.random[self.count, None] * cumulative[-1], right=True)
-            # Rounding must not lead past the last candidate.
+            # Rounding must not select an index after the last candidate.
             token = tokens[index.minimum((probs > 0).sum() - 1)]
         self.generated[self.count] = token[0]
         self.count += 1
         return token
 
     def penalize(self, logits: Tensor) -> Tensor:
-        """Logits (vocabulary,) with both penalties on the tokens generated so far; the same tensor without any."""
+        """Logits (vocabulary,) with both penalties on the tokens generated so far; unchanged if there are none."""
         s = self.sampling
         if s.repetition_penalty == 1.0 and s.presence_penalty == 0.0:
             return logits

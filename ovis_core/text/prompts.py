@@ -1,7 +1,7 @@
 """The model's prompt templates, as sequences of literal text, control tokens and placeholders for images and videos.
 
 Only the templates contain control tokens and placeholders. A user's text is always literal, so `<image>` or
-`<|im_end|>` in it are just characters.
+`<|im_end|>` in it are plain text.
 """
 
 from __future__ import annotations

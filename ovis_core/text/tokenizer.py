@@ -20,7 +20,7 @@ PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-# A text and its ids in every such vocabulary; the vocabulary's last merge is in it.
+# A text and its ids in each of these vocabularies. It uses the vocabulary's last merge.
 PROBE = "Describe a caf\u00e9, \u6f22\u5b57 and \u043a\u043e\u0448\u043a\u0438 3\u2f57"
 PROBE_IDS = [74785, 264, 51950, 11, 6567, 120, 95, 18600, 323, 87415, 133041, 220, 18, 151642]
 EMPTY: Mapping[int, str] = MappingProxyType({})
@@ -31,8 +31,8 @@ class Tokenizer:
     """Byte-level BPE over a folder of Qwen2 or Qwen3 tokenizer files.
 
     The vocabularies of Qwen2.5 and Qwen3 differ in the names of four control ids only, and control ids come from
-    `special_tokens.Control` here, so either set of files serves. Text is encoded without any control tokens: characters
-    stay characters.
+    `special_tokens.Control` here, so both sets of files work. Text is encoded without control tokens: a control token's
+    name in it is plain text.
     """
 
     def __init__(self, source: str | Path | Mapping[str, bytes]) -> None:
@@ -44,7 +44,7 @@ class Tokenizer:
             with tempfile.TemporaryDirectory() as folder:
                 for name, data in source.items():
                     (Path(folder) / name).write_bytes(data)
-                self._read(Path(folder), "the weights' own tokenizer")
+                self._read(Path(folder), "the tokenizer stored with the weights")
         else:
             self._read(Path(source), source)
 
@@ -62,10 +62,10 @@ class Tokenizer:
             ids = self.encode([PROBE])
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # errors vary with the file; a panic in the library is not an Exception
+        except BaseException as error:  # errors differ from file to file; a panic in the library is not an Exception
             raise ValueError(f"{called}: its tokenizer files cannot be read ({error}). {MEND}") from error
         if ids != PROBE_IDS:
-            raise ValueError(f"{called}: its tokenizer is not Qwen3's, or not whole. {MEND}")
+            raise ValueError(f"{called}: its tokenizer is not Qwen3's, or is incomplete. {MEND}")
 
     def encode(self, parts: Sequence[PromptPart]) -> list[int | Placeholder]:
         """Token ids of a prompt's parts, with placeholders left in their positions.
@@ -99,5 +99,7 @@ def _valid(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"prompt: {text[error.start : error.end]!r} is no character; remove it.") from error
+        raise ValueError(
+            f"prompt: {text[error.start : error.end]!r} is half of a surrogate pair, not a character; remove it."
+        ) from error
     return text

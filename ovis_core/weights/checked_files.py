@@ -1,4 +1,4 @@
-"""The record of which files in a folder were checked, kept beside them."""
+"""A record, kept in a folder, of which of its files were checked."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from .hub import RepositoryFile
 
 RECORD = ".checked"
-COMPLETE = ""  # in the record: the repository and revision of which every file is there
+COMPLETE = ""  # key in the record of the repository and revision that is complete
 
 
 class CheckedFiles:
-    """Name -> size, time of change and hash of each file that was checked. A file that has changed since is not.
+    """Name -> size, time of change and hash of each checked file. A file that has changed since counts as unchecked.
 
-    Without permission to write the record, files are checked again the next time.
+    If the record cannot be written, files are checked again the next time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,7 +25,7 @@ class CheckedFiles:
         self._record = folder / RECORD
 
     def has(self, file: RepositoryFile) -> bool:
-        """Whether the file was checked and found to be this one. Raises OSError if it is not there."""
+        """Whether the file was checked and has this content. Raises OSError if it does not exist."""
         return self._read().get(file.name) == self._state(file.name, file.digest)
 
     def add(self, file: RepositoryFile) -> None:
@@ -46,12 +46,12 @@ class CheckedFiles:
             return False
 
     def set_complete(self, repository: str, revision: str, names: Container[str]) -> None:
-        """Records that the files of these names are every file of this revision."""
+        """Records that this revision is complete and consists of the files with these names."""
         record = {name: state for name, state in self._read().items() if name in names}
         self._write(record | {COMPLETE: [repository, revision]})
 
     def set_incomplete(self) -> None:
-        """From here on the folder may hold files of two revisions. Removes the record if it cannot be written."""
+        """Records that the folder may contain files of two revisions. Removes the record if it cannot be written."""
         record = self._read()
         if COMPLETE in record:
             self._write({name: state for name, state in record.items() if name != COMPLETE})

@@ -1,4 +1,4 @@
-"""A model's files, checked before anything of it is loaded: path -> `Checkpoint`.
+"""Finds and checks a model's files before anything is loaded: path -> `Checkpoint`.
 
 Only JSON, safetensors headers and metadata are read here; weights stay in their files.
 """
@@ -15,7 +15,7 @@ from .config import OvisConfig
 from .release_folder import CONFIG, ReleaseFolder, read_folder, why_no_release
 from .safetensors_file import CheckpointError, TensorEntry, header_bytes, header_mentions, read_entries
 
-# In the headers of our files alone: a release's, and one file's with all components.
+# Beginnings of tensor names that only headers of Ovis-U1 contain: of a release, and of one file with all components.
 MARKS = tuple(f'"{start}'.encode() for start in (layout.DECODER, layout.VAE, DECODER.comfy_prefix + DECODER.probe))
 
 
@@ -34,9 +34,9 @@ class Checkpoint:
 
 
 def open_model(path: Path) -> Checkpoint:
-    """Checks a release's folder, or one file with all components, as core's CheckpointSave writes it from ours.
+    """Checks a release's folder, or one file with all components, as core's CheckpointSave writes it.
 
-    Raises `CheckpointError` that names the first thing that is wrong.
+    Raises `CheckpointError` that names the first fault.
     """
     try:
         release = read_folder(path) if path.is_dir() else None
@@ -48,10 +48,10 @@ def open_model(path: Path) -> Checkpoint:
 
 
 def open_parts(decoder: Path, text: Path, vae: Path) -> Checkpoint:
-    """Checks three files, each of which holds one component, alone or among others.
+    """Checks three files, each with one component, alone or among others.
 
-    The numbers of a component are those of its metadata, of a VAE those of its shapes, otherwise the published model's.
-    Raises `CheckpointError` that names the first thing that is wrong.
+    The config of a component comes from its metadata, a VAE's from its shapes; otherwise the published model's is used.
+    Raises `CheckpointError` that names the first fault.
     """
     files = {DECODER: decoder, TEXT: text, VAE: vae}
     entries = {file: read_entries(file) for file in dict.fromkeys(files.values())}
@@ -63,10 +63,10 @@ def _check(
     sources: Mapping[Kind, Path],
     release: ReleaseFolder | None = None,
 ) -> Checkpoint:
-    """The checkpoint of the tensors in which each component is to be found.
+    """The checkpoint of these tensors, by component. Raises `CheckpointError`.
 
-    sources  where they come from, for messages
-    release  without it the config comes from metadata
+    sources  where the tensors come from, for messages
+    release  None: the config comes from metadata
     """
     found = {kind: find(kind, entries[kind], source) for kind, source in sources.items()}
     if release:
@@ -78,7 +78,7 @@ def _check(
 
 
 def is_single_file(file: Path) -> bool:
-    """Whether a file holds all of an Ovis-U1 under ComfyUI's names, as core's CheckpointSave writes it."""
+    """Whether a file contains all components of Ovis-U1 under ComfyUI's names, as core's CheckpointSave writes it."""
     probes = [f"{kind.comfy_prefix}{kind.probe}" for kind in KINDS]
     try:
         return header_mentions(file, probes) and set(probes) <= read_entries(file).keys()
@@ -96,9 +96,9 @@ def holds_ours(file: Path) -> bool:
 
 
 def why_not(path: Path) -> str:
-    """Why a folder, or a file with all components, is not a usable Ovis-U1.
+    """An error message if a folder, or a file with all components, is not a usable Ovis-U1.
 
-    Empty for one that is, and for a folder that holds no model's files.
+    Empty if it is usable, and for a folder without model files.
     """
     try:
         if path.is_dir() and not any(entry.name == CONFIG for entry in path.iterdir()):

@@ -1,4 +1,4 @@
-"""The three components of a model, which ComfyUI handles one by one: which tensors are theirs, and of what shapes."""
+"""The three components of a model, their tensors and the tensors' shapes. ComfyUI handles components separately."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .quantized import WEIGHT, scale_entries
 from .release import RELEASE
 from .safetensors_file import CheckpointError, TensorEntry, some
 
-MOST_LEVELS = 16  # of a VAE
+MOST_LEVELS = 16  # upper limit for a VAE
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a component is.
+    """A kind of component.
 
-    title     in messages
-    prefixes  of its tensors: the release's, ComfyUI's, and if it differs that of a file with this component alone
-    probe     a tensor that tells it, without prefix
-    sections  of the config, that it needs
-    shapes    of its tensors by that config: name without prefix -> shape
+    title     its name in messages
+    prefixes  of its tensors: in a release, in ComfyUI, and if it differs in a file with only this component
+    probe     name, without prefix, of a tensor by which it is recognised
+    sections  of the config that it needs
+    shapes    config -> name without prefix -> shape of each tensor
     """
 
     title: str
@@ -36,7 +36,7 @@ class Kind:
 
     @property
     def comfy_prefix(self) -> str:
-        """ComfyUI's own."""
+        """The prefix of its tensors in ComfyUI."""
         return self.prefixes[1]
 
 
@@ -79,24 +79,24 @@ class Component:
 
 
 def find(kind: Kind, entries: Mapping[str, TensorEntry], source: Path) -> Component:
-    """A component among these tensors, not checked yet. Raises `CheckpointError` if it is not there."""
+    """Finds a component among these tensors and does not check it yet. Raises `CheckpointError` if it is missing."""
     for prefix in kind.prefixes:
         if f"{prefix}{kind.probe}" in entries:
             own = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
             return Component(kind, prefix, own)
     raise CheckpointError(
-        f"{source}: tensor {kind.prefixes[0]}{kind.probe} missing, so there is no {kind.title} of Ovis-U1 in it. "
-        "Choose another file, or download the model again."
+        f"{source}: missing tensor {kind.prefixes[0]}{kind.probe}, so it has no Ovis-U1 {kind.title}. Choose another "
+        "file, or download the model again."
     )
 
 
 def describe(
     components: Mapping[Kind, Component], sources: Mapping[Kind, Path]
 ) -> tuple[OvisConfig, dict[str, bytes] | None]:
-    """The config of components without a config.json, and the tokenizer's files, which are the text encoder's.
+    """The config of components without a config.json, and the tokenizer's files from the text encoder's metadata.
 
-    Their numbers are those of their metadata, of a VAE those of its shapes, otherwise the published model's.
-    Raises `CheckpointError` if these cannot be used or do not belong together.
+    A component's config comes from its metadata, a VAE's from its shapes; otherwise the published model's is used.
+    Raises `CheckpointError` if these cannot be used or do not match.
     """
     sections, tokenizer = {"vae": _vae_config(components[VAE], sources[VAE])}, None
     for kind in (DECODER, TEXT):
@@ -110,12 +110,12 @@ def describe(
         check_together(config)
     except ConfigError as error:
         decoder, text, vae = sources.values()
-        raise CheckpointError(f"{decoder}, {text} and {vae} do not belong together: {error}") from error
+        raise CheckpointError(f"{decoder}, {text} and {vae} do not match: {error}") from error
     return config, tokenizer
 
 
 def _vae_config(vae: Component, source: Path) -> VaeConfig:
-    """The numbers of a VAE, with diffusers' or ComfyUI's names, from its shapes. Raises `CheckpointError`."""
+    """The config of a VAE with diffusers' or ComfyUI's names, from its shapes. Raises `CheckpointError`."""
     shapes = {name: entry.shape for name, entry in vae.entries.items()}
     for level in ("encoder.down_blocks.{}.resnets.{}.conv1.weight", "encoder.down.{}.block.{}.conv1.weight"):
         if level.format(0, 0) in shapes:
@@ -125,15 +125,15 @@ def _vae_config(vae: Component, source: Path) -> VaeConfig:
             images = shapes["encoder.conv_in.weight"][1] if "encoder.conv_in.weight" in shapes else 0
             if latents == LATENT_CHANNELS and images == 3:
                 return VaeConfig(images, images, latents, tuple(widths), layers)
-    raise CheckpointError(f"{source}: this VAE is not of SDXL's kind, which Ovis-U1 needs; choose another one.")
+    raise CheckpointError(f"{source}: expected an SDXL VAE, found another kind; choose another file.")
 
 
 def check(component: Component, config: OvisConfig, source: Path, config_name: str) -> Component:
-    """The component without tensors that do not belong to it, name and shape of every other one checked.
+    """Checks name and shape of every tensor; returns the component without tensors that do not belong to it.
 
     A VAE with ComfyUI's names is checked when it is built.
 
-    config_name  what the config is called in messages
+    config_name  the config's name in messages
     """
     if component.kind == VAE and "encoder.down_blocks.0.resnets.0.conv1.weight" not in component.entries:
         return component
@@ -145,11 +145,11 @@ def check(component: Component, config: OvisConfig, source: Path, config_name: s
             missing.append(component.prefix + name)
         elif entry.shape != shape:
             raise CheckpointError(
-                f"{source}: tensor {entry.name} has shape {list(entry.shape)}; {config_name} asks for {list(shape)}. "
-                "Weights and config do not belong together; download both again."
+                f"{source}: tensor {entry.name} has shape {list(entry.shape)}, but {config_name} requires "
+                f"{list(shape)}. The weights do not match the config; download both again."
             )
     if missing:
-        raise CheckpointError(f"{source}: tensor {some(missing)} missing. Download the model again.")
+        raise CheckpointError(f"{source}: missing tensor {some(missing)}. Download the model again.")
     layers = [name.removesuffix(WEIGHT) for name in wanted if name.endswith(WEIGHT)]
     scales = scale_entries(component.entries, layers, source)
     return dataclasses.replace(component, entries={name: component.entries[name] for name in wanted} | scales)

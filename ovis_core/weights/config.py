@@ -1,4 +1,4 @@
-"""The numbers of a checkpoint's `config.json`, as the networks need them."""
+"""The values of a checkpoint's `config.json` that the networks need."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..special_tokens import Control
 
-# Types of the dataclasses' fields, in the words of a message.
+# Names for the types of the dataclasses' fields, in messages.
 KINDS = {
     "int": "positive whole number",
     "float": "positive number",
@@ -17,20 +17,20 @@ KINDS = {
 }
 
 
-# A config.json says these, and nothing else is built here.
-PATCH_SIZE = 14  # pixels a side of what the visual tokenizer reads
-HIDDEN_STRIDE = 2  # patches a side of one visual token
+# A config.json has these values too; no others are supported.
+PATCH_SIZE = 14  # pixels per side of one patch of the visual tokenizer
+HIDDEN_STRIDE = 2  # patches per side of one visual token
 LATENT_CHANNELS = 4
 VAE_LEVELS = 4  # each at half the size of the one before
 
-# No config.json says these.
-LATENT_SCALE = 2 ** (VAE_LEVELS - 1)  # pixels a side of one latent
-LATENT_PATCH = 2  # latents a side of one of the decoder's tokens
-TIME_WIDTH = 256  # of the sinusoid that tells the decoder the time
+# Constants that are not in a config.json.
+LATENT_SCALE = 2 ** (VAE_LEVELS - 1)  # pixels per side of one latent
+LATENT_PATCH = 2  # latents per side of one decoder token
+TIME_WIDTH = 256  # of the decoder's sinusoidal time embedding
 REFINER_DEPTH = 2
-INDICATORS = 4  # rows of the visual embedding table that the visual tokenizer's head has no word for
+INDICATORS = 4  # rows of the visual embedding table that are not words of the visual tokenizer's head
 
-# No Ovis-U1 comes near these; without them a broken config could keep a machine busy for ever.
+# Upper limits, far above any Ovis-U1, so that a broken config cannot use all of the machine's time and memory.
 LAYERS = ("num_hidden_layers", "depth", "depth_single_blocks", "layers_per_block")
 MOST_LAYERS = 1024
 LARGEST = 1 << 24
@@ -110,7 +110,7 @@ class VaeConfig:
 
 @dataclass(frozen=True)
 class OvisConfig:
-    """A whole Ovis-U1."""
+    """The config of a complete model."""
 
     language: LanguageConfig
     vision: VisionConfig
@@ -119,9 +119,9 @@ class OvisConfig:
 
 
 def read_config(config: dict[str, Any]) -> OvisConfig:
-    """Config of a release's `config.json`.
+    """The config from a release's `config.json`.
 
-    Raises `ConfigError` naming the entry when one is missing or asks for something that is not built here.
+    Raises `ConfigError`, naming the entry, if one is missing or has an unsupported value.
     """
     if config.get("model_type") != "ovis_u1":
         raise ConfigError(
@@ -163,7 +163,7 @@ def read_config(config: dict[str, Any]) -> OvisConfig:
 
 
 def check_together(config: OvisConfig) -> None:
-    """Raises `ConfigError` where the parts' numbers do not fit each other or what is built here."""
+    """Raises `ConfigError` if values of the parts do not match each other, or are not supported."""
     decoder, language = config.decoder, config.language
     if decoder.context_in_dim != 2 * language.hidden_size:
         raise ConfigError(
@@ -191,7 +191,9 @@ def check_together(config: OvisConfig) -> None:
             f"num_key_value_heads ({language.num_key_value_heads})."
         )
     if language.vocab_size <= max(Control):
-        raise ConfigError(f"llm_config.vocab_size is {language.vocab_size}; it must be over {int(max(Control))}.")
+        raise ConfigError(
+            f"llm_config.vocab_size is {language.vocab_size}; it must be greater than {int(max(Control))}."
+        )
     if config.vision.hidden_size % config.vision.num_attention_heads:
         raise ConfigError(
             f"visual_tokenizer_config.backbone_config.hidden_size ({config.vision.hidden_size}) must be a multiple of "
@@ -205,7 +207,7 @@ def check_together(config: OvisConfig) -> None:
     if len(config.vae.block_out_channels) != VAE_LEVELS:
         raise ConfigError(
             f"visual_generator_config.vae_config.block_out_channels has {len(config.vae.block_out_channels)} "
-            f"entries; the latents here are {LATENT_SCALE} times smaller than the image, which takes {VAE_LEVELS}."
+            f"entries; it must have {VAE_LEVELS}, because latents are {LATENT_SCALE} times smaller than the image."
         )
 
 
@@ -218,12 +220,12 @@ SECTIONS: dict[str, type] = {
 
 
 def dump_sections(**sections: Any) -> bytes:
-    """Configs of some parts as JSON, to travel with their weights; `sections` are fields of `OvisConfig`."""
+    """Configs of some parts as JSON, to be stored with their weights; `sections` are fields of `OvisConfig`."""
     return json.dumps({name: asdict(section) for name, section in sections.items()}).encode()
 
 
 def load_sections(data: bytes | str) -> dict[str, Any]:
-    """What `dump_sections` made -> the fields of `OvisConfig`. Raises `ConfigError`."""
+    """The output of `dump_sections` -> fields of `OvisConfig`. Raises `ConfigError`."""
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -249,7 +251,7 @@ class _Section:
         return self.values[key]
 
     def expect(self, key: str, value: Any) -> None:
-        """Refuses any other value of an entry; an entry that is not there has the expected one."""
+        """Raises `ConfigError` if an entry has another value. A missing entry counts as the expected value."""
         found = self.values.get(key, value)
         if found != value:
             raise ConfigError(f"{self.name}.{key} is {_shown(found)}; only {value!r} is supported.")
@@ -263,13 +265,13 @@ class _Section:
                 raise ConfigError(f"{self.name}.{name} is {_shown(value)}; it must be a {KINDS[field.type]}.")
             most = MOST_LAYERS if name in LAYERS else LARGEST
             if any(number > most for number in (value if isinstance(value, list) else [value])):
-                raise ConfigError(f"{self.name}.{name} is {_shown(value)}; it must not be over {most}.")
+                raise ConfigError(f"{self.name}.{name} is {_shown(value)}; it must be at most {most}.")
             values[name] = tuple(value) if isinstance(value, list) else value
         return values
 
 
 def _shown(value: Any) -> str:
-    """A value for a message, not at any length."""
+    """A value for a message, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

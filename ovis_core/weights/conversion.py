@@ -1,7 +1,7 @@
-"""A model's files -> other files: one for all components or one for each, in another precision.
+"""Converts a model's files to one file, or to one for each component, in another precision.
 
-Tensor by tensor, so that memory does not grow with the model. A file gets its name when it is complete and, on Linux,
-has been read back from the disk.
+It works tensor by tensor, so that memory does not grow with the model. A file gets its final name when it is complete
+and, on Linux, has been read back from the disk.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .metadata import metadata
 from .precision import Precision, in_precision
 from .safetensors_file import CheckpointError
 
-NAMES_OF = {dtype: name for name, dtype in DTYPES.items()}  # of the types, in a file
+NAMES_OF = {dtype: name for name, dtype in DTYPES.items()}  # dtype -> its name in safetensors
 BLOCK = 1 << 24  # bytes read back at once
-CAN_READ_BACK = hasattr(os, "posix_fadvise")  # elsewhere reading would only show what the system has cached
+CAN_READ_BACK = hasattr(os, "posix_fadvise")  # on other systems the read would only reach the cache
 
 Report = Callable[[int, int, str], object]
 
@@ -41,7 +41,7 @@ def write_one(checkpoint: Checkpoint, file: Path, precision: Precision, report: 
 
     report  called with bytes done, bytes in all, and "writing" or "checking"
 
-    Raises `CheckpointError` if the file is there already, or reading, writing or reading back fails.
+    Raises `CheckpointError` if the file already exists, or reading, writing or reading back fails.
     """
     tensors: dict[str, LazyTensor] = {}
     for component in checkpoint.components.values():
@@ -79,7 +79,7 @@ def _tensors(checkpoint: Checkpoint, component: Component, prefix: str, precisio
 def _write(files: Mapping[Path, dict[str, LazyTensor]], report: Report) -> None:
     for file in files:
         if file.exists():
-            raise CheckpointError(f"{file} is there already; delete it, or choose another name.")
+            raise CheckpointError(f"{file} already exists; delete it, or choose another name.")
     needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
     folder = next(iter(files)).parent
     total, done = (2 if CAN_READ_BACK else 1) * needed, 0
@@ -95,17 +95,20 @@ def _write(files: Mapping[Path, dict[str, LazyTensor]], report: Report) -> None:
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise CheckpointError(
-                f"{folder}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free; make room."
+                f"the disk of {folder} has {free / 1e9:.1f} GB free and the files need {needed / 1e9:.1f} GB; free "
+                "some space."
             )
         for file, tensors in files.items():
             checksum = _write_file(parts[file], tensors, count)
             if CAN_READ_BACK and _read_back(parts[file], count) != checksum:
-                raise CheckpointError(f"{parts[file]} came back changed; the disk is failing. It was deleted.")
+                raise CheckpointError(
+                    f"{parts[file]} read back differently, so it was deleted; the disk may be failing."
+                )
         for file, part in parts.items():
             part.replace(file)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise CheckpointError(f"the disk of {folder} is full; make room and run it again.") from error
+            raise CheckpointError(f"the disk of {folder} is full; free some space and run it again.") from error
         raise CheckpointError(f"{error.filename or folder} cannot be written ({error.strerror or error}).") from error
     finally:
         for part in parts.values():

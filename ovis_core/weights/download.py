@@ -1,7 +1,7 @@
 """Fetches a release from the Hugging Face hub or a mirror of it, and checks every file.
 
-A file gets its name when it is complete and its hash is right, so a download may be stopped, or its process ended, at
-any moment; the next one resumes. Checked files are recorded (`checked_files.py`) and not read again until they change.
+A file gets its final name when it is complete and its hash is right, so a download can be stopped or killed at any
+time; the next one resumes. Checked files are recorded (`checked_files.py`) and not read again until they change.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .hub_cache import cached_copies
 
 REPOSITORY = "AIDC-AI/Ovis-U1-3B"
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # of a repository
-PAGE = re.compile(r"^(https?://)?[^/]*(huggingface\.co|hf-mirror\.com|hf\.co)/", re.ASCII)  # before it in a browser
-# The files of a release that are fetched; its Python files never are.
+PAGE = re.compile(r"^(https?://)?[^/]*(huggingface\.co|hf-mirror\.com|hf\.co)/", re.ASCII)  # start of its address
+# The files of a release that are downloaded. Its Python files never are.
 WANTED = (
     "config.json",
     "*.safetensors",
@@ -46,15 +46,15 @@ WANTED = (
     "README.md",
 )
 LOCK = ".download.lock"
-# Errors of a write that name no file; an error of the network has neither of these numbers nor a file.
+# Errors of a write may not name a file. A network error has no file and none of these numbers.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-INTERVAL = 0.5  # seconds from one report of progress to the next
+INTERVAL = 0.5  # seconds between reports of progress
 BLOCK = 1 << 24  # bytes hashed or copied at once
-PAUSES = (0.5, 1.0, 2.0)  # seconds before another try if nothing came
+PAUSES = (0.5, 1.0, 2.0)  # seconds before each new try if no data came
 
 
 class DownloadError(RuntimeError):
-    """A download that did not finish, with what to do about it."""
+    """A download failed; the message says what to do."""
 
     __module__ = "builtins"  # ComfyUI shows the module before the name, and the pack's is a long path
 
@@ -65,7 +65,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a download is: bytes there, bytes in all, and what it is doing."""
+    """The progress of a download: bytes done, bytes in total, and the current action."""
 
     done: int
     total: int
@@ -73,7 +73,7 @@ class Progress:
 
 
 def repository_name(text: str) -> str:
-    """owner/name, from that or from the address of a repository's page. Raises `DownloadError`."""
+    """The name as owner/name, from that form or from the address of the repository's page. Raises `DownloadError`."""
     name = PAGE.sub("", text.strip()).strip("/")
     if not NAME.fullmatch(name):
         raise DownloadError(f"repository: {name!r} is not the name of a repository; write it as owner/name.")
@@ -89,14 +89,14 @@ def download(
     nearby: Sequence[Path] = (),
     recheck: bool = False,
 ) -> Path:
-    """Fetches files that are missing from `folder` or differ, checks sizes and hashes of all, and returns the folder.
+    """Downloads files that are missing from `folder` or differ, checks all sizes and hashes; returns the folder.
 
     A file that is in the hub's cache or in a folder of `nearby` is linked, or copied, if its hash is right.
 
-    report  called in another thread, or in this one, never in both at once
-    stop    ends it between two blocks, with `Stopped`
-    nearby  other folders that may hold the same files
-    recheck check every file again, even one that was checked before
+    report   called in another thread or in this one, never in both at once
+    stop     if set, the download ends after its current block, with `Stopped`
+    nearby   other folders that may contain the same files
+    recheck  check every file again, even those that were checked before
 
     Raises `DownloadError`.
     """
@@ -124,7 +124,7 @@ def download(
             return folder
         files = list(_wanted(info.get("siblings") or []))
         if not any(file.name.endswith(".safetensors") for file in files):
-            raise DownloadError(f"repository: {repository} holds no safetensors files; choose another one.")
+            raise DownloadError(f"repository: {repository} has no safetensors files; choose another one.")
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=0), _reporting(folder, files, report) as say:
             commit = str(info.get("sha") or revision)
@@ -158,18 +158,18 @@ def download(
 
 
 def _disk_error(error: OSError, folder: Path) -> str:
-    """What is wrong on this machine, in which place, and what to do."""
+    """The message for an error of this machine's disk."""
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else folder
     why = error.strerror or _line(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {path} is full ({why}); free some space and run it again; it resumes."
     if error.errno == errno.EFBIG:
-        return f"the file system of {path} does not take a file of that size ({why}); choose a folder on another disk."
+        return f"the file system of {path} cannot hold a file of that size ({why}); choose a folder on another disk."
     if isinstance(error, IsADirectoryError):
-        return f"{path} is a folder where a file belongs; move it away and run it again."
+        return f"{path} must be a file, but is a folder; move it away and run it again."
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         file = next((place for place in (path, *path.parents) if place.is_file()), path)
-        return f"{file} is a file where a folder belongs; move it away and run it again."
+        return f"{file} must be a folder, but is a file; move it away and run it again."
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"{path} cannot be read or written ({why}); check its permissions, or choose another folder."
     return f"{path} cannot be read or written ({why}); check its disk, or choose another folder."
@@ -185,10 +185,10 @@ def _wanted(siblings: list[Any]) -> Iterator[RepositoryFile]:
 
 
 class _Fetcher:
-    """Brings one revision's files into one folder.
+    """Downloads the files of one revision into one folder.
 
     commit  the revision, by its hash
-    say     takes what is being done, for the user
+    say     called with the current action, for the user
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class _Fetcher:
         self.xet = hub.xet_client()
 
     def fetch_all(self, files: Sequence[RepositoryFile], nearby: Sequence[Path], recheck: bool) -> None:
-        """Has all files in the folder, checked."""
+        """Downloads and checks all files."""
         missing = []
         for file in files:
             if self._is_intact(file, recheck):
@@ -222,9 +222,9 @@ class _Fetcher:
             raise Stopped
 
     def _is_intact(self, file: RepositoryFile, recheck: bool) -> bool:
-        """Whether the file is there, byte for byte: another revision's may have the same size."""
+        """Whether the file exists and has the right hash; another revision's file may have the same size."""
         path = self.folder / file.name
-        if path.is_dir():  # said before anything is fetched
+        if path.is_dir():  # reported before anything is downloaded
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not _has_size(self.folder, file):
             return False
@@ -234,7 +234,7 @@ class _Fetcher:
         return self._digest(path, file) == file.digest
 
     def _take_copy(self, file: RepositoryFile, nearby: Sequence[Path]) -> bool:
-        """Links or copies the file from the hub's cache or from a folder nearby; whether one has it."""
+        """Links or copies the file from the hub's cache or from a folder nearby; returns whether one has it."""
         places = [*cached_copies(self.repository, file.name, file.digest), *(folder / file.name for folder in nearby)]
         part = self.folder / f"{file.name}.copy.part"
         for place in places:
@@ -245,7 +245,7 @@ class _Fetcher:
                 if self._digest(place, file) != file.digest:
                     continue
             except OSError:
-                continue  # it cannot be read, so the file is fetched
+                continue  # it cannot be read, so the file is downloaded
             part.unlink(missing_ok=True)
             try:
                 os.link(place.resolve(), part)
@@ -267,7 +267,7 @@ class _Fetcher:
                 sink.write(block)
 
     def _digest(self, path: Path, file: RepositoryFile) -> str:
-        """The hash of what is at `path`, of the kind that `file` has."""
+        """The hash of the file at `path`, of the same kind as the hash of `file`."""
         digest = hashlib.sha256() if len(file.digest) == 64 else hashlib.sha1(b"blob %d\0" % _size(path))
         with path.open("rb") as opened:
             while block := opened.read(BLOCK):
@@ -285,7 +285,7 @@ class _Fetcher:
             )
 
     def _fetch(self, file: RepositoryFile) -> None:
-        """Resumes a file's part."""
+        """Downloads a file, resuming its partial file."""
         part = part_of(self.folder, file)
         if _size(part) > file.size:
             part.unlink()
@@ -319,7 +319,7 @@ class _Fetcher:
                         raise Stopped from error
 
     def _fetch_by_xet(self, url: str, sink: Any, file: RepositoryFile) -> None:
-        """As much as comes this way; the rest is left to plain HTTP."""
+        """Downloads as much as possible over Xet; plain HTTP gets the rest."""
         try:
             found = hub.xet_file(url)
             if found is None:
@@ -334,7 +334,7 @@ class _Fetcher:
             raise error.args[0] from None
         except Stopped:
             raise
-        except Exception as error:  # the client has errors of many kinds
+        except Exception as error:  # the client raises many kinds of errors
             self._raise_if_stopped()
             logging.warning(
                 "Ovis-U1: Xet stopped at %s (%s); the download continues over HTTP", file.name, _line(error)
@@ -342,7 +342,7 @@ class _Fetcher:
         self._raise_if_stopped()
 
     def _finish(self, file: RepositoryFile) -> None:
-        """Checks a complete part and gives it its name."""
+        """Checks a complete partial file and gives it its final name."""
         part = part_of(self.folder, file)
         if _size(part) != file.size or self._digest(part, file) != file.digest:
             part.unlink(missing_ok=True)
@@ -350,18 +350,18 @@ class _Fetcher:
         self._rename(part, file)
 
     def _rename(self, part: Path, file: RepositoryFile) -> None:
-        """Gives a checked part its name."""
+        """Gives a checked partial file its final name."""
         self.checked.set_incomplete()
         part.replace(self.folder / file.name)
         self.checked.add(file)
 
 
 class _DiskError(Exception):
-    """An OSError from this machine's disk, raised through a handler that ignores the client's errors."""
+    """An OSError of this machine's disk, wrapped so that the handler of the client's errors does not ignore it."""
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether an error is the network's and another try may do."""
+    """Whether this is a network error after which another try can succeed."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code >= 500 or error.code in (408, 429)
     if isinstance(error, urllib.error.URLError | http.client.HTTPException):
@@ -374,13 +374,13 @@ def _is_out_of_reach(error: OSError) -> bool:
 
 
 def _has_size(folder: Path, file: RepositoryFile) -> bool:
-    """Whether the file is there, in full size."""
+    """Whether the file exists and has its full size."""
     path = folder / file.name
     return path.is_file() and path.stat().st_size == file.size
 
 
 def part_of(folder: Path, file: RepositoryFile) -> Path:
-    """The path of a file while it is not complete, different for each revision of it."""
+    """The path of a file while it is incomplete; it differs for each revision of the file."""
     return folder / f"{file.name}.{file.digest[:8]}.part"
 
 
@@ -395,7 +395,7 @@ def _size(path: Path) -> int:
 def _reporting(
     folder: Path, files: list[RepositoryFile], report: Callable[[Progress], object]
 ) -> Iterator[Callable[[str], None]]:
-    """Reports the sizes on the disk, which are right whichever way files come; yields the function that reports work.
+    """Reports sizes on the disk, right for every way of transfer; yields the function that reports the action.
 
     Two threads report, never both at once.
     """

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, or a mirror of it, over HTTP; large files over Xet where its client is installed.
+"""The Hugging Face hub, or a mirror of it, over HTTP; large files over Xet if its client is installed.
 
 Settings are those of the hub's own client: HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME, HF_HUB_OFFLINE,
 HF_HUB_DOWNLOAD_TIMEOUT, HF_HUB_DISABLE_XET.
@@ -26,9 +26,9 @@ from .hub_cache import hub_home
 
 HUB = "https://huggingface.co"
 YES = {"1", "ON", "YES", "TRUE"}
-TIMEOUT = 10.0  # seconds without a byte
+TIMEOUT = 10.0  # seconds without data
 XET_TIMEOUT = 60.0  # the same over Xet, which sends large pieces and tries again by itself
-BLOCK = 1 << 18  # bytes at once
+BLOCK = 1 << 18  # bytes per read
 LINK = re.compile(r'<([^>]+)>\s*;\s*rel="?([\w-]+)"?')
 MOST_REDIRECTS = 5
 
@@ -41,7 +41,7 @@ class Offline(OSError):
 class RepositoryFile:
     """A file of a repository.
 
-    digest  its SHA-256 if the hub stores it apart (LFS), else its blob's SHA-1 as git computes it
+    digest  SHA-256 of a large file (LFS), otherwise the SHA-1 of its git blob
     """
 
     name: str
@@ -51,7 +51,7 @@ class RepositoryFile:
 
 @dataclass(frozen=True)
 class XetFile:
-    """Where Xet has a file: the name of its content, and the address of a token for reading it."""
+    """A file in Xet: the hash that names its content, and the address of a token for reading it."""
 
     content: str
     token_url: str
@@ -65,7 +65,7 @@ def endpoint() -> str:
 def model_info(repository: str, revision: str) -> dict[str, Any]:
     """Metadata of a repository: `sha`, and `siblings` with names, sizes and hashes.
 
-    Raises OSError, and its urllib.error.HTTPError for an answer that is an error.
+    Raises OSError; for an error status its subclass urllib.error.HTTPError.
     """
     url = f"{endpoint()}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
     with _open(url, {}) as answer:
@@ -81,7 +81,7 @@ def file_url(repository: str, revision: str, name: str) -> str:
 
 
 def read(url: str, start: int) -> Iterator[tuple[int, bytes]]:
-    """A file's bytes from `start` on, each block with its place; from the beginning where a server cannot skip.
+    """A file's blocks from `start` on, each with its offset; from 0 on if the server does not support ranges.
 
     Raises OSError and http.client.HTTPException.
     """
@@ -93,16 +93,16 @@ def read(url: str, start: int) -> Iterator[tuple[int, bytes]]:
 
 
 def xet_file(url: str) -> XetFile | None:
-    """Where Xet has a file; None where the hub or a mirror does not say. Raises OSError."""
+    """The file in Xet; None if the hub or the mirror does not name it. Raises OSError."""
     for _ in range(MOST_REDIRECTS):
         headers = _headers(url)
         content = headers.get("X-Xet-Hash")
         links = {name: link for link, name in LINK.findall(headers.get("Link", ""))}
         token_url = links.get("xet-auth") or headers.get("X-Xet-Refresh-Route")
         if content and token_url:
-            # The hub's answer that a mirror hands on names the hub.
+            # A mirror may pass on the hub's answer, which contains the hub's address.
             token_url = urljoin(url, token_url.replace(HUB, endpoint(), 1))
-            trusted = _same_server(token_url, endpoint())  # the token is shown there
+            trusted = _same_server(token_url, endpoint())  # the token is sent there
             return XetFile(content, token_url) if trusted else None
         onward = headers.get("Location")
         if not onward or not _same_server(urljoin(url, onward), url):
@@ -112,7 +112,7 @@ def xet_file(url: str) -> XetFile | None:
 
 
 def xet_client() -> Any:
-    """The module `hf_xet`, or None where it is not installed, is turned off, or is too old to continue a file."""
+    """The module `hf_xet`; None if it is not installed, is turned off, or is too old to resume a file."""
     if _is_on("HF_HUB_DISABLE_XET"):
         return None
     try:
@@ -124,13 +124,13 @@ def xet_client() -> Any:
 
 
 def read_by_xet(client: Any, file: XetFile, size: int, start: int, stop: threading.Event) -> Iterator[bytes]:
-    """A file's bytes from `start` on, in order, until `stop` is set or nothing comes any more.
+    """A file's bytes from `start` on, in order, until `stop` is set or no more data comes.
 
-    Raises what `hf_xet` raises.
+    Raises the errors of `hf_xet`.
     """
     session = client.XetSession()
     group = session.new_download_stream_group(token_refresh_url=file.token_url, token_refresh_headers=_authorization())
-    # A stream that waits for its next block cannot be cancelled; the session that it runs in can.
+    # A stream that waits for its next block cannot be cancelled, but its session can.
     with _Watch(stop, session.sigint_abort) as watch:
         for block in group.download_stream(client.XetFileInfo(file.content, size), start=start):
             watch.came()
@@ -138,7 +138,7 @@ def read_by_xet(client: Any, file: XetFile, size: int, start: int, stop: threadi
 
 
 class _Watch:
-    """Within it `act` is called once: when `stop` is set, or when nothing came for `XET_TIMEOUT` seconds."""
+    """A context in which `act` is called once, when `stop` is set or no data came for `XET_TIMEOUT` seconds."""
 
     def __init__(self, stop: threading.Event, act: Callable[[], object]) -> None:
         self._stop = stop
@@ -148,7 +148,7 @@ class _Watch:
         self.came()
 
     def came(self) -> None:
-        """Something came."""
+        """Call this when data came."""
         self._last = time.monotonic()
 
     def _run(self) -> None:
@@ -180,7 +180,7 @@ def _authorization() -> dict[str, str]:
 
 
 class _KeepAuthorization(urllib.request.HTTPRedirectHandler):
-    """Sends the token on to the same host alone: storage that a file lies on refuses it."""
+    """Keeps the token in a redirect to the same host only; file storage on other hosts rejects it."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Message, newurl: str
@@ -221,7 +221,7 @@ def _open(url: str, headers: Mapping[str, str]) -> Any:
 
 
 def _headers(url: str) -> Message:
-    """The headers of an answer, of a redirect too."""
+    """The headers of a response; redirects are not followed."""
     try:
         with _opener(_Stay).open(_request(url, {}, "HEAD"), timeout=_timeout()) as answer:
             return answer.headers
@@ -238,7 +238,7 @@ def _opener(redirects: type[urllib.request.HTTPRedirectHandler]) -> urllib.reque
 def _certificates() -> ssl.SSLContext:
     file = os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
     if not file:
-        # Some Pythons come without certificates; the package that HTTP clients take them from is everywhere.
+        # Some Pythons have no certificates. The package that HTTP clients use for them is usually installed.
         with suppress(ImportError):
             import certifi
 

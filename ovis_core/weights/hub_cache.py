@@ -50,9 +50,9 @@ def snapshots(folder: Path) -> list[Path]:
 
 
 def cached_copies(repository: str, name: str, digest: str) -> Iterator[Path]:
-    """Where the cache may hold a file of a repository.
+    """Paths in the cache that may have a file of a repository.
 
-    digest  the name of the file's content in the cache: its SHA-256 for a large file, else git's name of the blob
+    digest  as `hub.RepositoryFile.digest`; the cache names files by it
     """
     folder = hub_cache() / f"{REPOSITORY_FOLDER}{repository.replace('/', '--')}"
     yield folder / "blobs" / digest

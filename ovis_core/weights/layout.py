@@ -25,7 +25,7 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
 def tensor_shapes(config: OvisConfig) -> Shapes:
-    """Every tensor that a release must have. `llm.lm_head.weight` may be there too; it is tied to the embedding."""
+    """Every tensor that a release must have. It may also have `llm.lm_head.weight`, which is tied to the embedding."""
     yield from text_shapes(config.language, config.vision).items()
     yield from _under(DECODER, _decoder(config.decoder))
     yield from _under(VAE, _vae(config.vae))

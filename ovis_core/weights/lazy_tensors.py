@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .safetensors_file import CheckpointError, TensorEntry
 
-# Those of weights in files, by safetensors' name.
+# Dtypes of weights by their names in safetensors.
 DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -24,17 +24,17 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "U8": torch.uint8,
 }
-REMAP_EVERY = 64 * 2**20  # bytes read of a file's map before it is made anew, which frees them
+REMAP_EVERY = 64 * 2**20  # bytes read from a memory map before it is mapped again, which frees them
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor's shape and dtype, how to read it, and for messages where it is.
+    """A tensor's shape, dtype, a function that reads it, and for messages its origin.
 
-    The tensor that is read stays valid. It must not be written to unless it is `persistent`: mapped for this process
-    alone, or in its memory, so that a layer may use it as its weight.
+    The tensor that was read stays valid. Do not write to it unless it is `persistent`: it is then in memory, or mapped
+    privately for this process, and a layer may use it as its weight.
 
-    file  that it comes from; None if it was made in memory
+    file  its file; None if it was made in memory
     """
 
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class LazyTensor:
 
     @classmethod
     def of(cls, tensor: Tensor) -> LazyTensor:
-        """One that is in memory."""
+        """A lazy tensor of a tensor in memory."""
         return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
     def cast(self, dtype: torch.dtype) -> LazyTensor:
@@ -58,7 +58,7 @@ class LazyTensor:
     def _read_as(self, dtype: torch.dtype) -> Tensor:
         values = saturated(self.read(), dtype)
         if dtype == torch.float16 and not is_finite(values):
-            raise CheckpointError(f"{self.origin} holds values that float16 cannot; choose bf16 or fp32.")
+            raise CheckpointError(f"{self.origin} has values that are too large for float16; choose bf16 or fp32.")
         return values
 
     @property
@@ -79,7 +79,7 @@ class LazyTensor:
 class TensorReader:
     """Reads tensors through memory maps of their files.
 
-    What was read of a map counts as the process's memory, so maps are made anew every `REMAP_EVERY` bytes.
+    Pages that were read from a map count as the process's memory, so files are mapped again every `REMAP_EVERY` bytes.
 
     persistent  the maps stay, and so do the tensors
     copied      tensors are copied into memory, and no file stays mapped
@@ -107,16 +107,16 @@ class TensorReader:
 def lazy_tensors(
     entries: Mapping[str, TensorEntry], read: Callable[[TensorEntry], Tensor], persistent: bool = False
 ) -> dict[str, LazyTensor]:
-    """Tensors by their entries, to be read by `read`.
+    """Lazy tensors for these entries, which `read` reads.
 
-    Raises `CheckpointError` for a dtype that no weight of Ovis-U1 has.
+    Raises `CheckpointError` for a dtype that Ovis-U1 does not use.
     """
     found = {}
     for name, entry in entries.items():
         dtype = DTYPES.get(entry.dtype)
         origin = f"{entry.file}: tensor {entry.name}"
         if dtype is None:
-            raise CheckpointError(f"{origin} is {entry.dtype}, which no part of Ovis-U1 is.")
+            raise CheckpointError(f"{origin} has dtype {entry.dtype}, which Ovis-U1 does not use.")
         found[name] = LazyTensor(entry.shape, dtype, partial(read, entry), origin, persistent, entry.file)
     return found
 
@@ -127,7 +127,8 @@ def check_values(entries: Iterable[TensorEntry]) -> None:
     for entry in entries:
         if not is_finite(read(entry)):
             raise CheckpointError(
-                f"{entry.file}: tensor {entry.name} holds NaN or infinity, so the file is damaged; download it again."
+                f"{entry.file}: tensor {entry.name} contains NaN or infinity, so the file is damaged; download it "
+                "again."
             )
 
 
@@ -138,12 +139,12 @@ def is_finite(tensor: Tensor) -> bool:
         return tensor.dtype != torch.float8_e4m3fn or not bool(((tensor.view(torch.uint8) & 0x7F) == 0x7F).any())
     if tensor.numel() == 0:
         return True
-    # Both are NaN if any value is. A sum would need a copy in float32, for fear of float16.
+    # Both extremes are NaN if any value is. A sum would overflow float16, or need a copy in float32.
     return all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor))
 
 
 def saturated(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in another dtype; what is beyond the range of an 8-bit type, which has no infinity, is its largest."""
+    """A tensor in another dtype. Values outside the range of an 8-bit type, which has no infinity, are clamped."""
     if dtype.itemsize == 1:
         largest = torch.finfo(dtype).max
         tensor = tensor.clamp(-largest, largest)

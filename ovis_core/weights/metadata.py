@@ -1,6 +1,6 @@
 """Metadata of a model, stored as tensors with its weights: the config, and the tokenizer's files.
 
-Core's nodes that save weights leave no place for metadata of a pack.
+Core's save nodes write only tensors, so a pack cannot add metadata in another way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def metadata(tokenizer: Path | Mapping[str, bytes] | None = None, **sections: An
     """Name without prefix -> bytes as a uint8 tensor.
 
     tokenizer  the files by name, or their folder
-    sections   the config's, as `dump_sections` takes them
+    sections   of the config, as for `dump_sections`
     """
     if isinstance(tokenizer, Path):
         folder = tokenizer
@@ -44,7 +44,7 @@ def read_metadata(entries: Mapping[str, TensorEntry]) -> tuple[dict[str, Any], d
 
 
 def _first_set(read: Callable[[str], bytes | None]) -> dict[str, bytes] | None:
-    """The first whole set of a tokenizer's files; `read` returns None for a file that is not there."""
+    """The first complete set of a tokenizer's files; `read` returns None for a missing file."""
     for names in TOKENIZER_FILES:
         files = {name: read(name) for name in names}
         if None not in files.values():

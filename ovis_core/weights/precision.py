@@ -1,4 +1,4 @@
-"""How weights are kept: the choices of ComfyUI's own loaders, for the decoder and the language model."""
+"""The choices of `weight_dtype`, as in ComfyUI's own loaders, for the decoder and the language model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from .lazy_tensors import LazyTensor
 from .quantized import dequantized, marked, quantized
 
-# The large matrices, 97 % of the decoder and 82 % of the language model. Everything else keeps its
-# precision: norms, embeddings, biases, the refiner's gates, what reads latents, time and text, and the final layer.
+# The large matrices, 97 % of the decoder and 82 % of the language model. Everything else keeps its precision: norms,
+# embeddings, biases, the refiner's gates, the input layers of latents, time and text, and the final layer.
 LARGE = re.compile(
     r"(double_blocks|single_blocks)\.\d+\..*\.weight$"
     r"|individual_token_refiner\.blocks\.\d+\.(self_attn_qkv|self_attn_proj|mlp\.fc\d)\.weight$"
@@ -22,12 +22,12 @@ LARGE = re.compile(
 
 @dataclass(frozen=True)
 class Precision:
-    """How weights are kept.
+    """The types in which weights are kept.
 
     every   dtype of all weights; None: as they are stored, or as the device computes best
     large   dtype of the large matrices; None: as the others
     fast    multiply in `large` too, on a GPU that can
-    scaled  the large matrices divided by a scale each, so that their range is that of `large`
+    scaled  each large matrix is divided by a scale, so that it uses the range of `large`
     """
 
     every: torch.dtype | None = None
@@ -51,7 +51,7 @@ SCALED = {"fp8_scaled": Precision(large=torch.float8_e4m3fn, scaled=True)}  # fo
 def in_precision(tensors: Mapping[str, LazyTensor], precision: Precision) -> dict[str, LazyTensor]:
     """A component's tensors, by their names without prefix, in this precision.
 
-    Quantized layers stay as they are, unless `precision.every` asks for another type, and have marks.
+    Quantized layers are not changed, unless `precision.every` asks for another type, and get their marks.
     """
     if precision.every is not None:
         return {name: tensor.cast(precision.every) for name, tensor in dequantized(tensors).items()}

@@ -1,7 +1,7 @@
-"""Layers whose weights are stored in fewer bits: what a file stores for them, and the arithmetic.
+"""Layers whose weights are stored in fewer bits: their tensors in a file, and the arithmetic.
 
-The names are those that newer ComfyUIs write: the layer's name, and an ending for each tensor. A layer's mark is JSON
-that names its format. One format is read so far: float8_e4m3fn, with one scale for the whole matrix.
+The tensors have the names of newer ComfyUIs: the layer's name and a suffix. A layer's mark is JSON that names its
+format. One format is supported: float8_e4m3fn, with one scale for the whole matrix.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .lazy_tensors import LazyTensor, saturated
 from .safetensors_file import CheckpointError, TensorEntry
 
 WEIGHT = ".weight"
-SCALE = ".weight_scale"  # what the stored weight is to be multiplied by
+SCALE = ".weight_scale"  # factor for the stored weight
 OLDER_SCALE = ".scale_weight"  # the same in older files and ComfyUIs
 MARK = ".comfy_quant"
 FORMAT = "float8_e4m3fn"
@@ -28,7 +28,7 @@ FP8_IN_FILES = "F8_E4M3"
 def scale_entries(
     entries: Mapping[str, TensorEntry], layers: Iterable[str], source: object
 ) -> Mapping[str, TensorEntry]:
-    """The scales of these layers, by the newer name.
+    """The scales of these layers, by their newer names.
 
     source  where the entries come from, for messages
 
@@ -42,7 +42,7 @@ def scale_entries(
             if entry.shape not in ((), (1,)):
                 raise CheckpointError(
                     f"{source}: tensor {entry.name} has shape {list(entry.shape)}; only one scale for a whole matrix "
-                    "is known. Make the file with scripts/convert.py."
+                    "is supported. Convert the model with scripts/convert.py."
                 )
             # Older ComfyUIs also write a scale of 1 for layers that are not quantized.
             if entries[layer + WEIGHT].dtype == FP8_IN_FILES:
@@ -64,7 +64,7 @@ def dequantized(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 def quantized(name: str, weight: LazyTensor) -> dict[str, LazyTensor]:
-    """What a file stores for a matrix in 8 bits, by names: the matrix divided by its scale, and the scale."""
+    """The tensors that a file stores for a matrix in 8 bits: the matrix divided by its scale, and the scale."""
     scale = LazyTensor((), torch.float32, lambda: _scale(weight.read()))
 
     def read() -> Tensor:
@@ -76,7 +76,7 @@ def quantized(name: str, weight: LazyTensor) -> dict[str, LazyTensor]:
 
 
 def _scale(matrix: Tensor) -> Tensor:
-    """What a matrix is to be divided by, so that its largest value becomes the format's."""
+    """The divisor that maps a matrix's largest value to the format's largest value."""
     largest = matrix.abs().max().float()
     return torch.where(largest > 0, largest / torch.finfo(FP8).max, 1.0)
 

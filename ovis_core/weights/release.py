@@ -1,10 +1,10 @@
-"""The published model, AIDC-AI/Ovis-U1-3B: its numbers, for weights that come without theirs; its tokenizer."""
+"""The published model, AIDC-AI/Ovis-U1-3B: its config, for weights without metadata, and its tokenizer's files."""
 
 from __future__ import annotations
 
 from .config import DecoderConfig, LanguageConfig, OvisConfig, VaeConfig, VisionConfig
 
-# Either set of files is a tokenizer.
+# Each of these sets of files is a complete tokenizer.
 TOKENIZER_FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
 
 RELEASE = OvisConfig(

@@ -1,4 +1,4 @@
-"""The folder of a release: whether it is one, and which of its files are the config, the weights and the tokenizer."""
+"""A release's folder: how it is recognised, and its config, weight files and tokenizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARDS = "model-*-of-*.safetensors"
-UNFINISHED = (".part", ".incomplete", ".download", ".crdownload", ".aria2")  # endings of files that are being fetched
+UNFINISHED = (".part", ".incomplete", ".download", ".crdownload", ".aria2")  # suffixes of unfinished downloads
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -47,7 +47,7 @@ def read_folder(folder: Path) -> ReleaseFolder:
         raise CheckpointError(f"{folder}: {some(gone)} are links to missing files; replace them with the files.")
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {some(missing)}: the download is not complete; run Ovis-U1 Download "
+            f"{folder} lacks {some(missing)}: the download is incomplete; run Ovis-U1 Download "
             "again, or fetch the missing files into that folder."
         )
     own = any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES)
@@ -55,7 +55,7 @@ def read_folder(folder: Path) -> ReleaseFolder:
 
 
 def is_release(folder: Path) -> bool:
-    """Whether a folder's config.json says that it is an Ovis-U1."""
+    """Whether a folder has a config.json of Ovis-U1."""
     try:
         return _read_json(folder / CONFIG).get("model_type") == "ovis_u1"
     except CheckpointError:
@@ -63,7 +63,7 @@ def is_release(folder: Path) -> bool:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder is an Ovis-U1 with all of its weight files."""
+    """Whether a folder is a release of Ovis-U1 with all of its weight files."""
     try:
         return is_release(folder) and all(file.is_file() for file in _weight_files(folder))
     except CheckpointError:
@@ -71,25 +71,25 @@ def is_complete(folder: Path) -> bool:
 
 
 def why_no_release(folder: Path) -> str:
-    """Why a folder without a config.json is not a release; empty for one that holds no model's files."""
+    """An error message for a folder without a config.json; empty if it has no model files."""
     names = _names(folder)
     if any(name.endswith(UNFINISHED) for name in names):
-        return f"{folder} holds an unfinished download; run Ovis-U1 Download again, or fetch the missing files."
+        return f"{folder} contains an unfinished download; run Ovis-U1 Download again, or fetch the missing files."
     if any(name.endswith((".safetensors", *(pattern[1:] for pattern in PICKLES))) for name in names):
         return f"{folder} has no {CONFIG}; copy the release's {CONFIG} into it."
     return ""
 
 
 def has_pieces(folder: Path) -> bool:
-    """Whether a folder holds files that a release has, beside files of any other name."""
+    """Whether a folder has any of a release's files."""
     return any(name in (CONFIG, INDEX, SINGLE) or fnmatch(name, SHARDS) for name in _names(folder))
 
 
 def looks_like_release(folder: Path, named: bool, holds: Callable[[Path], bool]) -> bool:
     """Whether a folder was meant to be a release of Ovis-U1, not another model.
 
-    named  its name is one of Ovis-U1
-    holds  `holds_ours`, or a function that remembers its answers
+    named  whether its name is one of Ovis-U1
+    holds  `holds_ours`, or a function that caches its answers
     """
     names = _names(folder)
     pieces = [name for name in names if name == INDEX or fnmatch(name, SHARDS)]
@@ -122,16 +122,18 @@ def _weight_files(folder: Path) -> list[Path]:
             raise CheckpointError(f"{folder / INDEX} has a weight_map that does not name files. Download it again.")
         names = sorted(set(entries.values()))
         if any(Path(name).name != name for name in names):
-            raise CheckpointError(f"{folder / INDEX} names files outside its folder; it is not used.")
+            raise CheckpointError(f"{folder / INDEX} names files outside its folder. Download it again.")
         return [folder / name for name in names]
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles and not (folder / SINGLE).is_file():
         raise CheckpointError(
-            f"{folder} holds {some(pickles)} and no safetensors files. Pickles can run code when they are read, so "
-            "they are not; download the release's safetensors files."
+            f"{folder} contains {some(pickles)} and no safetensors files. Pickles can run code when they are loaded, "
+            "so they are not read; download the release's safetensors files."
         )
     if any(folder.glob(SHARDS)) and not (folder / SINGLE).is_file():
-        raise CheckpointError(f"{folder} holds a model in pieces and no {INDEX}; copy the release's {INDEX} into it.")
+        raise CheckpointError(
+            f"{folder} contains the shards of a model and no {INDEX}; copy the release's {INDEX} into it."
+        )
     return [folder / SINGLE]
 
 
@@ -141,7 +143,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP) and path.is_symlink():
             raise CheckpointError(f"{path} is a link to a missing file; replace it with the file.") from error
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); it belongs to the release.") from error
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); the release needs it.") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}). Download it again.") from error
     if not isinstance(value, dict):

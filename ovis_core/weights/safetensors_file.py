@@ -1,4 +1,4 @@
-"""One safetensors file: its header and its metadata, or why it cannot be read."""
+"""Reads the header and the metadata of a safetensors file; errors say why a file cannot be read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 AGAIN = "Delete it and download it again."
-LONGEST_HEADER = 100_000_000  # bytes; safetensors reads none that is longer
+LONGEST_HEADER = 100_000_000  # bytes; safetensors does not read longer ones
 METADATA = "ovis_u1."  # in the names of tensors that store metadata of the model, as bytes
-SHOWN = 3  # names in a message about many tensors
+SHOWN = 3  # most names in a message
 
 
 class CheckpointError(ValueError):
-    """A model that cannot be used, with what to do about it."""
+    """A model cannot be used; the message says what to do."""
 
     __module__ = "builtins"  # ComfyUI shows the module before the name, and the pack's is a long path
 
@@ -40,7 +40,7 @@ class TensorEntry:
 def read_entries(file: Path) -> dict[str, TensorEntry]:
     """Name -> entry of every tensor. Only the bytes of metadata are read, otherwise the header alone.
 
-    Raises `CheckpointError` that says what the file is instead.
+    Raises `CheckpointError`, which says what the file is if it is something else.
     """
     try:
         with safe_open(file, framework="np") as tensors:
@@ -52,7 +52,7 @@ def read_entries(file: Path) -> dict[str, TensorEntry]:
                 found[name] = TensorEntry(name, shape, dtype, file, data)
             return found
     except SafetensorError as error:
-        raise CheckpointError(f"{file} {_instead(file) or f'is damaged or not complete ({error}). {AGAIN}'}") from error
+        raise CheckpointError(f"{file} {_instead(file) or f'is damaged or incomplete ({error}). {AGAIN}'}") from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist.") from error
     except OSError as error:
@@ -60,16 +60,16 @@ def read_entries(file: Path) -> dict[str, TensorEntry]:
 
 
 def header_mentions(file: Path, names: Iterable[str]) -> bool:
-    """Whether the bytes of a header hold all of these names. Nothing is parsed, so it is fast for other models' files.
+    """Whether the bytes of a header contain all of these names. They are not parsed, so this is fast for other models.
 
-    Raises OSError where the file cannot be read.
+    Raises OSError if the file cannot be read.
     """
     header = header_bytes(file)
     return all(json.dumps(name).encode() in header for name in names)
 
 
 def header_bytes(file: Path) -> bytes:
-    """The bytes of a header; empty for a file that cannot have one. Raises OSError."""
+    """The bytes of a header; empty if the file has no valid header. Raises OSError."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= min(LONGEST_HEADER, os.fstat(opened.fileno()).st_size - 8):
@@ -78,26 +78,26 @@ def header_bytes(file: Path) -> bytes:
 
 
 def _instead(file: Path) -> str:
-    """What a file is that is not a safetensors file, and what to do; empty if that is unknown."""
+    """An error message for a known kind of file that is not safetensors; empty for an unknown kind."""
     with file.open("rb") as opened:
         start = opened.read(200)
     text = start.lstrip().lower()
     if not start:
         return f"is empty. {AGAIN}"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return f"is a web page, not a weights file: the site answered with it instead of the file. {AGAIN}"
+        return f"is a web page, not a weights file: the site sent it instead of the file. {AGAIN}"
     if text.startswith(b"version https://git-lfs"):
         return (
             "is a Git LFS pointer, not a weights file. Run `git lfs pull` in its folder, or download the file itself."
         )
     if text.startswith(b"gguf"):
-        return "is a GGUF file. Ovis-U1 is read from the release's own safetensors files."
+        return "is a GGUF file. Download the release's safetensors files."
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return "is a pickle, which can run code when it is read, so it is not read. Download the safetensors files."
+        return "is a pickle, which can run code when it is loaded, so it is not read. Download the safetensors files."
     return ""
 
 
 def some(names: list[str]) -> str:
-    """Names for a message; of many the first ones."""
+    """Names for a message; if there are many, the first ones."""
     shown = ", ".join(names[:SHOWN])
     return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

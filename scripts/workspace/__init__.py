@@ -1,4 +1,4 @@
-"""A place to run the pack in: a ComfyUI, an environment of its own and a base directory. Standard library only."""
+"""A place to run the pack in: a ComfyUI, a Python environment and a base directory. Standard library only."""
 
 from .base import PACK, link_folder, make_base
 from .cache import home, remove

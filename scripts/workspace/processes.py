@@ -15,19 +15,19 @@ from console import UserError
 
 from .cache import temporary_folder
 
-# Settings of the caller that would send pip or Python elsewhere.
+# The caller's settings that would redirect pip or Python.
 DROPPED = {"PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_REQUIRE_VIRTUALENV"}
 
 
 def logged(command: Sequence[str], log: Path, failure: str, lock: int, mode: str = "a") -> None:
-    """Runs a command with its output in `log`, whose tail is part of the error."""
+    """Runs a command with its output in `log`; an error includes the end of the log."""
     environment = {name: value for name, value in os.environ.items() if name not in DROPPED}
     with temporary_folder() as temporary, log.open(mode, encoding="utf-8") as sink:
         # The system's own temporary folder is often too small for PyTorch.
         environment.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)))
         sink.write(f"$ {' '.join(command)}\n")
         sink.flush()
-        # The child holds the lock too: should this process be killed, nobody meddles with what pip writes.
+        # The child holds the lock too, so that no other process interferes with pip if this one is killed.
         process = spawn(command, sink, environment, lock)
         try:
             code = process.wait()
@@ -44,7 +44,7 @@ def spawn(
     lock: int | None = None,
     cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts a process in a group of its own, where Ctrl+C does not reach it; see `end_tree`.
+    """Starts a process in its own group, where Ctrl+C does not reach it; see `end_tree`.
 
     lock  a file descriptor for the child to hold too
     """
@@ -58,12 +58,12 @@ def spawn(
 
 
 def end_tree(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
-    """Ends what `spawn` started with all that it started: asks, waits, kills."""
+    """Ends a process of `spawn` and its children: asks, waits, kills."""
     if sys.platform == "win32":
         if process.poll() is None:
             subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
     else:
-        # Its children are still there when it ended by itself.
+        # If it ended itself, its children may still run.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -82,7 +82,7 @@ def tail(log: Path, lines: int = 15) -> str:
 
 
 def hand_over(python: Path, arguments: Sequence[str], environment: dict[str, str] | None = None) -> int:
-    """Goes on as another Python process; returns its exit code where the system cannot replace a process."""
+    """Continues as another Python process; on systems that cannot replace a process, returns its exit code."""
     command = [str(python), *arguments]
     merged = {**os.environ, **(environment or {})}
     for name in ("PYTHONPATH", "PYTHONHOME"):
@@ -93,6 +93,6 @@ def hand_over(python: Path, arguments: Sequence[str], environment: dict[str, str
         os.execve(command[0], command, merged)
     process = subprocess.Popen(command, env=merged)
     while True:
-        # Ctrl+C reaches the child as well, and it is the child that tidies up.
+        # Ctrl+C also reaches the child, which cleans up.
         with contextlib.suppress(KeyboardInterrupt):
             return process.wait()

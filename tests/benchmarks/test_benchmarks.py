@@ -1,4 +1,4 @@
-"""The benchmarks run, all variants do the same, and the decoder stays as lean as it was counted."""
+"""The benchmarks run, all variants give the same results, and the decoder's counts do not grow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ovis_core.weights import layout
 
 
 def run(script: str, out: Path, *options: str) -> Any:
-    """What a benchmark wrote as JSON, and what it printed."""
+    """A benchmark's JSON, and its output."""
     command = [sys.executable, ROOT / "benchmarks" / script, "--comfyui", comfyui_path(), "--json", out, *options]
     ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
@@ -68,17 +68,17 @@ def test_run(tmp_path: Path) -> None:
     assert found["errors"] == {"answer about an image, beside generate": 0.0}
     weights = found["weights"]["ours"]
     assert weights < rows["one pass, 64x64"]["ours"]["peak"] < rows["text to image, 64x64"]["ours"]["peak"]
-    assert "seconds" not in printed  # a CPU's clock says little
+    assert "seconds" not in printed  # times on a CPU are not printed
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         (["--sizes", "0x16"], "--sizes: write each as WIDTHxHEIGHT"),
-        (["--sizes", "40x64"], "--sizes, --edit-side: sides are multiples of 16 pixels"),
-        (["--repeat", "0"], "--repeat: 1 is the least"),
-        (["--tokens", "1"], "--tokens: 2 is the least"),
-        (["--reference", "nowhere"], "--reference: nowhere holds no modeling_ovis_u1.py"),
+        (["--sizes", "40x64"], "--sizes, --edit-side: sides must be multiples of 16 pixels"),
+        (["--repeat", "0"], "--repeat: expected at least 1, got 0"),
+        (["--tokens", "1"], "--tokens: expected at least 2, got 1"),
+        (["--reference", "nowhere"], "--reference: nowhere has no modeling_ovis_u1.py"),
         (["--json", "/nowhere/x.json"], "--json: there is no folder /nowhere"),
     ],
 )
@@ -99,7 +99,7 @@ def test_what_compiling_costs_is_told(comfyui: Path) -> None:
 
 
 def test_count(tmp_path: Path) -> None:
-    """At full size without weights: what holds on every device."""
+    """Counts at full size without weights, which are the same on every device."""
     found, printed = run("run.py", tmp_path / "counts.json", "--count")
     text, edit, refiner = found["passes"]
     # Kernels and bytes as benchmarks/RESULTS.md gives them.
@@ -114,10 +114,10 @@ def test_count(tmp_path: Path) -> None:
     assert not any(graph["breaks"] for graph in graphs.values())
     assert graphs["whole decoder, first run"]["graphs"] <= 2
     assert graphs["whole decoder, third size"]["graphs"] <= 4
-    # After two other sizes every size goes through what was compiled.
+    # After two sizes, all others use the compiled graphs.
     assert graphs["whole decoder, fifth size"] == graphs["whole decoder, third size"]
     assert graphs["whole decoder, batch of 3"] == graphs["whole decoder, batch of 2"]
-    # Blocks that are compiled by themselves are what runs: one graph a block, and one more for each kind of input.
+    # Separately compiled blocks: one graph per block, and one more for each kind of input.
     assert graphs["block by block, first run"]["graphs"] >= 2
     assert graphs["block by block, edit"]["graphs"] <= 5
     assert "| whole decoder, edit |" in printed

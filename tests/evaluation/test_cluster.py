@@ -21,7 +21,7 @@ RECORDS = 16
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Two nodes on this machine, with room for one worker each, and with Ray's own idea of when a node is dead."""
+    """Two nodes on this machine, each with resources for one worker, with Ray's default detection of dead nodes."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     cluster = pytest.importorskip("ray.cluster_utils", reason="several workers need Ray").Cluster()
     try:

@@ -1,4 +1,4 @@
-"""evaluation/evaluate.py from end to end: real commands on the small model, also where something is killed or full."""
+"""evaluation/evaluate.py from end to end: commands on the small model, also with killed processes and a full disk."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_one_worker_makes_the_official_layout(alone: Callable[[str], Path], name
     assert summary["failed"] == (3 if name == "jobs" else 0)
 
 
-# Readers and layouts are the driver's, so two benchmarks stand for all: jobs has every task.
+# The driver handles readers and layouts, so two benchmarks are enough: jobs has every task.
 @pytest.mark.parametrize("name", ["geneval", "jobs"])
 def test_two_workers_make_the_same(alone: Callable[[str], Path], command: Any, tmp_path: Path, name: str) -> None:
     pytest.importorskip("ray", reason="several workers need Ray")
@@ -167,20 +167,20 @@ def test_a_run_that_was_killed_goes_on(alone: Callable[[str], Path], command: An
     process = start(command("jobs", out))
     wait_for_lines(out, 4, process)
     psutil.Process(process.pid).suspend()
-    # Nobody else may write there meanwhile.
+    # No other run may write to the folder meanwhile.
     assert "another run is writing" in run(command("jobs", out), 1).stderr
     process.kill()
     process.wait()
     assert len(lines(out)) < len(lines(alone("jobs"))), "it had come to its end"
     before = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*.png")}
     kept = {name for line in lines(out) for name in line.get("files", ())}
-    # As where the power went: a line half written.
+    # As after a power failure: a partial line.
     with (out / "results.jsonl").open("ab") as log:
         log.write(b'{"id": "0000')
     run(command("jobs", out), FAILED)
     same(out, alone("jobs"))
     assert all(path.stat().st_mtime_ns == t for path, t in before.items() if path.relative_to(out).as_posix() in kept)
-    # Nothing is left to do, and a run of other settings does not get in.
+    # Nothing is left to do, and a run with other settings is rejected.
     run(command("jobs", out), FAILED)
     assert "made_now" not in json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert "seed is 1 and was 0" in run(command("jobs", out, "--seed", "1"), 1).stderr
@@ -201,14 +201,14 @@ def test_what_was_corrected_or_damaged_is_made(command: Any, tmp_path: Path) -> 
     assert images[0].read_bytes() == first
     assert images[1].stat().st_mtime_ns == kept
     assert images[2].is_file()
-    # What more was made than is asked for now is nobody's fault.
+    # Records beyond a smaller limit are not an error.
     run([*asked, "--limit", "1"])
     assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["records"] == 1
     benchmark_data.write_lines(tmp_path / "jobs.jsonl", [{**rows[0], "prompt": "another"}, *rows[1:]])
-    assert "record '00000' is not what it was" in run(asked, 1).stderr
+    assert "record '00000' has changed since it was made" in run(asked, 1).stderr
     assert images[0].read_bytes() == first
     benchmark_data.write_lines(tmp_path / "jobs.jsonl", rows[:1])
-    assert "has record '00001', which --data has not" in run(asked, 1).stderr
+    assert "has record '00001', which is not in --data" in run(asked, 1).stderr
 
 
 def test_a_picture_that_changed_is_noticed(
@@ -221,7 +221,7 @@ def test_a_picture_that_changed_is_noticed(
     run(asked)
     assert len(lines(out)) == 2, "nothing was to be made"
     (moved / "images" / "style" / "blue.png").write_bytes(benchmark_data.picture("green"))
-    assert "record '673' is not what it was" in run(asked, 1).stderr
+    assert "record '673' has changed since it was made" in run(asked, 1).stderr
     same(out, alone("imgedit"))
 
 

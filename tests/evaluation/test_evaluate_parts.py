@@ -60,7 +60,7 @@ def test_vqa_reads_paths(tmp_path: Path) -> None:
     assert (choice.id, choice.choices, len(choice.images)) == ("2", ("A",), 2)
 
 
-# Of the data as a whole, or of its only record: no run begins.
+# Faults of the data as a whole, or of its only record: no run begins.
 WRONG: dict[str, tuple[str, str, str]] = {
     "not there": ("geneval", "", "cannot be read .*No such file"),
     "no JSON": ("geneval", "{", "line 1: Expecting property name"),
@@ -75,11 +75,15 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "no parquet": ("gedit", "x", "has no records"),
     "no questions": ("vqa", "index\ttext\n1\tx\n", "question is missing"),
     "an unknown task": ("jobs", '{"task": "sing", "prompt": "x"}', "expected one of image.*, got 'sing'"),
-    "an unknown key": ("jobs", '{"prompt": "x", "stepz": 1}', "image has no stepz"),
+    "an unknown key": ("jobs", '{"prompt": "x", "stepz": 1}', "image has no setting stepz"),
     "an id that is a path": ("jobs", '{"prompt": "x", "id": "a/b"}', "cannot be the name"),
     "an edit of nothing": ("jobs", '{"task": "edit", "prompt": "x"}', "edit needs one, got 0"),
     "a size": ("jobs", '{"prompt": "x", "size": "100x64"}', "multiples of 16"),
-    "a size of an edit": ("jobs", '{"task": "edit", "prompt": "x", "image": "a", "size": "64x64"}', "edit has no size"),
+    "a size of an edit": (
+        "jobs",
+        '{"task": "edit", "prompt": "x", "image": "a", "size": "64x64"}',
+        "edit has no setting size",
+    ),
     "choices that are none": ("jobs", '{"task": "choice", "image": "a", "prompt": "x", "choices": 5}', "not iterable"),
     "no choices": ("jobs", '{"task": "choice", "image": "a", "prompt": "x"}', "choices: expected a list of words"),
 }
@@ -170,7 +174,7 @@ def test_a_folder_goes_on(tmp_path: Path) -> None:
         assert list(folder.results) == ["a", "b"]
         folder.keep({"id": "c", "seconds": 0, "answer": "yes"}, {})
         folder.need_only({"a", "c"})
-        with pytest.raises(UserError, match="has record 'c', which --data has not"):
+        with pytest.raises(UserError, match="has record 'c', which is not in --data"):
             folder.need_only({"a"})
     assert [json.loads(line)["id"] for line in (out / "results.jsonl").read_text("utf-8").splitlines()] == [
         "a",
@@ -194,7 +198,7 @@ def test_a_damaged_file_is_not_whole(tmp_path: Path, damage: bytes | None) -> No
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     other = {"benchmark": "jobs", "settings": {"image": {"steps": 20}}}
-    # One that has come to nothing yet may begin anew.
+    # A run without results may start again with other settings.
     with open_run(tmp_path / "out", other):
         pass
     with open_run(tmp_path / "out", RUN) as folder:
@@ -243,7 +247,7 @@ def drawn(scene: world.Scene) -> bytes:
 
 
 def shapes_answers(records: list[Record], folder: Path) -> dict[str, dict[str, Any]]:
-    """What a model without fault would give."""
+    """The results of a perfect model."""
     results = {}
     for record in records:
         case = record.row["case"]

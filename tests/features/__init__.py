@@ -1,1 +1,1 @@
-"""Rows of the table of core features, one file an area; `test_features.py` runs them."""
+"""Rows of the table of core features, one file for each area; `test_features.py` runs them."""

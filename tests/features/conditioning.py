@@ -16,7 +16,7 @@ Link = list[Any]
 
 
 def both(feature: str, what: str) -> Callable[[Callable[[Lab, Bench, Link, Link], object]], object]:
-    """A row that runs with two conditionings as they are, and with both refined."""
+    """A row that runs with two unrefined conditionings, and with both refined."""
 
     def register(check: Callable[[Lab, Bench, Link, Link], object]) -> object:
         def run(lab: Lab) -> None:
@@ -33,7 +33,7 @@ def both(feature: str, what: str) -> Callable[[Callable[[Lab, Bench, Link, Link]
     return register
 
 
-@both("ConditioningCombine", "of two prompts is neither; of one with itself is that one")
+@both("ConditioningCombine", "two prompts give neither image alone; a prompt with itself gives its own image")
 def combine(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     pair = bench.node("ConditioningCombine", conditioning_1=one, conditioning_2=two)
     twice = bench.node("ConditioningCombine", conditioning_1=one, conditioning_2=one)
@@ -44,7 +44,7 @@ def combine(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     other(mixed, second)
 
 
-@both("ConditioningAverage", "at strength 1 is the first prompt, in between it is neither")
+@both("ConditioningAverage", "strength 1 gives the first prompt's image, a strength between gives neither")
 def average(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     def blend(strength: float) -> Link:
         links = {"conditioning_to": one, "conditioning_from": two}
@@ -63,19 +63,19 @@ def concat(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     other(first, second)
 
 
-@both("ConditioningSetArea", "another prompt on the right leaves the left alone")
+@both("ConditioningSetArea", "another prompt on the right does not change the left")
 def area(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     right = bench.node("ConditioningSetArea", conditioning=two, width=64, height=HEIGHT, x=32, y=0, strength=1.0)
     whole = bench.node("ConditioningSetArea", conditioning=one, width=WIDTH, height=HEIGHT, x=0, y=0, strength=1.0)
     pair = bench.node("ConditioningCombine", conditioning_1=one, conditioning_2=right)
-    # One step: what happens on the right has not reached the left yet.
+    # One step: the right has not influenced the left yet.
     plain, mixed, alike = bench.run(*(bench.ksampler(positive=p, steps=1, cfg=1.0) for p in (one, pair, whole)))
     same(alike, plain)
     same(mixed[..., :4], plain[..., :4])
     other(mixed[..., 4:], plain[..., 4:])
 
 
-@both("ConditioningSetMask", "another prompt in the right half leaves the left alone")
+@both("ConditioningSetMask", "another prompt in the right half does not change the left")
 def mask(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     black, white = (bench.node("SolidMask", value=value, width=WIDTH, height=HEIGHT) for value in (0.0, 1.0))
     half = bench.node("SolidMask", value=1.0, width=WIDTH // 2, height=HEIGHT)
@@ -94,9 +94,7 @@ def mask(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     same(mixed[..., middle:], second[..., middle:])
 
 
-@both(
-    "ConditioningSetTimestepRange", "two prompts one after the other differ from each; the whole range changes nothing"
-)
+@both("ConditioningSetTimestepRange", "two prompts in sequence differ from each alone; the whole range changes nothing")
 def timestep_range(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     def between(conditioning: Link, start: float, end: float) -> Link:
         return bench.node("ConditioningSetTimestepRange", conditioning=conditioning, start=start, end=end)
@@ -111,7 +109,7 @@ def timestep_range(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     other(mixed, second, 1e-4)
 
 
-@both("ConditioningZeroOut", "is the same whatever the prompt was")
+@both("ConditioningZeroOut", "the result does not depend on the prompt")
 def zero_out(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     zeros = [bench.node("ConditioningZeroOut", conditioning=one) for _ in range(2)]
     zeros.append(bench.node("ConditioningZeroOut", conditioning=bench.encode("a red fox in the mud")[0]))
@@ -120,7 +118,7 @@ def zero_out(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     other(first, bench.sampled(bench.ksampler(positive=one, cfg=1.0)))
 
 
-@both("ReferenceLatent", "the image takes part, and another image otherwise")
+@both("ReferenceLatent", "the result depends on the reference image")
 def reference(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     def with_image(color: int) -> Link:
         image = bench.node("EmptyImage", width=WIDTH, height=HEIGHT, batch_size=1, color=color)
@@ -138,7 +136,7 @@ def encoder(node: str, prompts: tuple[str, ...]) -> None:
     @row(
         AREA,
         node,
-        "with one prompt in every input the same as CLIPTextEncode; with two a sentence names the node to take",
+        "with one prompt in every input the same as CLIPTextEncode; with two prompts an error names the node to use",
     )
     def check(lab: Lab) -> None:
         bench = lab.bench()

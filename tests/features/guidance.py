@@ -20,7 +20,7 @@ TXT, IMG = 12.0, 1.5
 
 
 class Task:
-    """Text to image or an edit on a bench, by the scales of guidance."""
+    """Text to image or an edit on a bench, with given guidance scales."""
 
     def __init__(self, bench: Bench, kind: str) -> None:
         self.bench, self.kind = bench, kind
@@ -34,7 +34,7 @@ class Task:
 
 
 def rows(feature: str, what: str) -> Callable[[Callable[[Task], str | None]], None]:
-    """Registers a check twice."""
+    """Registers a check for text to image and for an edit."""
 
     def register(check: Callable[[Task], str | None]) -> None:
         for kind in (TEXT, EDIT):
@@ -90,7 +90,7 @@ for _cache in ("EasyCache", "LazyCache"):
     patch(_cache, {"reuse_threshold": 0.0, **CACHE}, {"reuse_threshold": 3.0, **CACHE}, steps=8, least=1e-4)
 
 
-@rows("APG", "changes the image; neutral settings guide by a scale higher by one, which is what core computes")
+@rows("APG", "changes the image; neutral settings guide by a scale higher by one, as core computes it")
 def apg(task: Task) -> None:
     bench, txt = task.bench, TXT - 1.0
     neutral = bench.node("APG", model=bench.model, eta=1.0, norm_threshold=0.0, momentum=0.0)
@@ -128,7 +128,7 @@ def latent_operation(task: Task) -> None:
     other(two, plain)
 
 
-@rows("CFGOverride", "takes the place of the text's scale, over the whole run or a part")
+@rows("CFGOverride", "replaces the text's scale, in the whole run or a part of it")
 def cfg_override(task: Task) -> None:
     bench = task.bench
     whole = bench.node("CFGOverride", model=bench.model, cfg=5.0, start_percent=0.0, end_percent=1.0)
@@ -150,9 +150,9 @@ def perp_neg_guider(lab: Lab) -> None:
 
 
 def refused(node: str, slot: str, models: str = "U-Nets", **inputs: Any) -> None:
-    """Rows for a node whose patch takes hold of layers that Ovis-U1 does not have."""
+    """Rows for a node that patches layers which Ovis-U1 does not have."""
 
-    @rows(node, f"is made for {models}; one sentence says so")
+    @rows(node, f"is made for {models}; an error says so")
     def check(task: Task) -> str:
         bench = task.bench
         model = bench.node(node, model=bench.model, **inputs)
@@ -178,7 +178,7 @@ refused("ChromaRadianceOptions", "the last layers of Chroma Radiance", "Chroma",
 def without_effect(node: str) -> None:
     """Rows for a node that multiplies weights by the names that they have in U-Nets."""
 
-    @rows(node, "is made for U-Nets; it changes nothing, and core does not say so")
+    @rows(node, "is made for U-Nets; it changes nothing, and core reports nothing")
     def check(task: Task) -> str:
         bench = task.bench
         numbers = dict.fromkeys(bench.lab.info.get(node, {}).get("input", {}).get("required", {}), 1.5)

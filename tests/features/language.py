@@ -52,7 +52,7 @@ def strings(lab: Lab) -> None:
     assert int(count) == len(two)
 
 
-@row(AREA, "RegexExtract", "finds what an answer holds")
+@row(AREA, "RegexExtract", "extracts a part of an answer")
 def regex(lab: Lab) -> None:
     bench = lab.bench()
     text = understand(bench)
@@ -62,7 +62,7 @@ def regex(lab: Lab) -> None:
     assert first == whole.lstrip()[:1]
 
 
-@row(AREA, "lists", "each picture of a list is a question of its own")
+@row(AREA, "lists", "each image of a list is asked about separately")
 def lists(lab: Lab) -> None:
     bench = lab.bench()
     folder = bench.node("LoadImageTextDataSetFromFolder", folder=FOLDER)
@@ -73,7 +73,7 @@ def lists(lab: Lab) -> None:
     assert len(result.outputs[answer[0]]["text"]) == 2
 
 
-@row(AREA, "an answer as a prompt", "OvisU1TextEncode takes it, and the image is that of the same words typed")
+@row(AREA, "an answer as a prompt", "the image equals that of the same words typed into OvisU1TextEncode")
 def answer_as_prompt(lab: Lab) -> None:
     bench = lab.bench()
     answer = understand(bench)
@@ -87,7 +87,7 @@ def answer_as_prompt(lab: Lab) -> None:
     )
 
 
-@row(AREA, "TextGenerate", "core's node writes what OvisU1Understand writes")
+@row(AREA, "TextGenerate", "core's node generates the same text as OvisU1Understand")
 def text_generate(lab: Lab) -> None:
     bench = lab.bench()
     given = {"clip": bench.clip, "prompt": "Hello", "max_length": 12, "sampling_mode": "off"}

@@ -9,7 +9,7 @@ from .table import HEIGHT, WIDTH, Bench, Lab, apart, other, row, same
 AREA = "latents"
 
 
-@row(AREA, "EmptyLatentImage", "sides swapped give an image with sides swapped, another one")
+@row(AREA, "EmptyLatentImage", "swapped sides give another image, with swapped sides")
 def empty(lab: Lab) -> None:
     bench = lab.bench(width=HEIGHT, height=WIDTH)
     latent = bench.sampled()
@@ -17,7 +17,7 @@ def empty(lab: Lab) -> None:
     assert latent.isfinite().all()
 
 
-@row(AREA, "img2img at denoise 0.5", "between the image that it starts from and a new one")
+@row(AREA, "img2img at denoise 0.5", "lies between the source image and a new image")
 def image_to_image(lab: Lab) -> None:
     bench = lab.bench()
     start = bench.ksampler()
@@ -28,7 +28,9 @@ def image_to_image(lab: Lab) -> None:
     assert apart(kept, begun) < apart(fresh, begun)
 
 
-@row(AREA, "LatentUpscale, second pass", "the size doubles, and the picture stays nearer to itself than a new one")
+@row(
+    AREA, "LatentUpscale, second pass", "the size doubles, and the image is nearer to the first one than a new image is"
+)
 def second_pass(lab: Lab) -> None:
     bench = lab.bench()
     start = bench.ksampler()
@@ -71,7 +73,7 @@ def inpaint(lab: Lab) -> None:
     half_is_kept(*bench.run([node, 2], sampled))
 
 
-@row(AREA, "DifferentialDiffusion", "a grey mask changes what it covers in part; outside the latent stays")
+@row(AREA, "DifferentialDiffusion", "a grey mask changes the area that it covers in part; outside it the latent stays")
 def differential(lab: Lab) -> None:
     bench = lab.bench()
     start = bench.ksampler()
@@ -86,7 +88,7 @@ def differential(lab: Lab) -> None:
     other(soft, hard)
 
 
-@row(AREA, "RepeatLatentBatch, LatentFromBatch", "an image of a batch is the one that is made alone")
+@row(AREA, "RepeatLatentBatch, LatentFromBatch", "an image of a batch equals the image that is made alone")
 def batches(lab: Lab) -> None:
     bench = lab.bench()
     start = bench.ksampler()
@@ -101,7 +103,7 @@ def batches(lab: Lab) -> None:
     other(all_three[0], all_three[1])
 
 
-@row(AREA, "VAEDecodeTiled, VAEEncodeTiled", "near what the VAE does in one piece, tiles' borders aside")
+@row(AREA, "VAEDecodeTiled, VAEEncodeTiled", "near the result in one piece, except at the borders of tiles")
 def tiles(lab: Lab) -> None:
     bench = lab.bench(width=640, height=512)
     image = bench.node("LoadImage", image=lab.noise_picture(640, 512))

@@ -1,4 +1,4 @@
-"""LoRA files of every kind and style, and what they come to."""
+"""LoRA files of every kind and style, and the weights with the LoRA merged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 RANK, ALPHA = 2, 1.0
 Factors = dict[str, Tensor]
 
-# Layers, by the names of their own networks; a plain one, one of joined projections, the refiner's, and of text.
+# Layers by their names in the networks: a plain one, joined projections, the refiner's, and the text encoder's.
 DECODER_LAYERS = (
     "double_blocks.0.img_attn.qkv",
     "single_blocks.1.linear2",
@@ -55,7 +55,7 @@ def merged(kind: str, weight: Tensor, found: Factors) -> Tensor:
     changed = weight + ALPHA / RANK * found["up"] @ found["down"]
     if kind == "LoRA":
         return changed
-    # ComfyUI divides by the norm of the weight as it was.
+    # ComfyUI divides by the norm of the original weight.
     return changed * found["dora_scale"] / weight.norm(dim=1, keepdim=True)
 
 
@@ -100,7 +100,7 @@ def write(file: Path, kind: str, style: str, weights: dict[str, Tensor]) -> None
 
 
 def merge(kind: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the layers' weights come to, by the release's names."""
+    """The layers' weights with the LoRA merged, by the release's names."""
     found = {}
     for seed, (layer, text) in enumerate(all_layers()):
         name = release_name(layer, text)

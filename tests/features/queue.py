@@ -1,4 +1,4 @@
-"""The queue, the cache, and what becomes of results."""
+"""The queue, the cache, and the saved results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def until(condition: object, seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-@row(AREA, "20 prompts, one interrupted, two deleted", "the rest finish, each with its own image")
+@row(AREA, "20 prompts, one interrupted, two deleted", "the others finish, each with its own image")
 def many(lab: Lab) -> None:
     server = lab.server
     first = lab.bench()
@@ -58,7 +58,7 @@ def many(lab: Lab) -> None:
     assert len(seen) == 17
 
 
-@row(AREA, "cache", "a second prompt that differs in one widget computes only what hangs on it")
+@row(AREA, "cache", "a second prompt that differs in one widget computes only the nodes that depend on it")
 def cache(lab: Lab) -> None:
     bench = lab.bench()
     sampled = bench.ksampler(seed=1)

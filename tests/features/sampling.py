@@ -32,7 +32,7 @@ def every_sampler(lab: Lab, scheduler: str) -> None:
 
 
 for _scheduler in ("ovis_u1", "simple", "beta"):
-    row(AREA, f"every sampler_name, {_scheduler}", "finite, of the right shape, and not the noise it began with")(
+    row(AREA, f"every sampler_name, {_scheduler}", "finite, of the right shape, and different from the initial noise")(
         lambda lab, scheduler=_scheduler: every_sampler(lab, scheduler)
     )
 
@@ -89,7 +89,7 @@ def dual_guider(lab: Lab) -> None:
     bench = lab.bench()
     third, _ = bench.encode(OTHER)
     given = {"model": bench.model, "cond1": bench.positive, "negative": bench.negative, "cfg_conds": 3.0}
-    # Two scales s and 1 with the middle at the negative: negative + s (positive - negative).
+    # Scales s and 1 with the negative in the middle: negative + s (positive - negative).
     alike = bench.node("DualCFGGuider", **given, cond2=bench.negative, cfg_cond2_negative=1.0, style="regular")
     three = bench.node("DualCFGGuider", **given, cond2=third, cfg_cond2_negative=2.0, style="regular")
     nested = bench.node("DualCFGGuider", **given, cond2=third, cfg_cond2_negative=2.0, style="nested")

@@ -1,4 +1,4 @@
-"""Caches, compilation, attention and previews: what ComfyUI offers by nodes and flags."""
+"""ComfyUI's nodes and flags for caches, compilation, attention and previews."""
 
 from __future__ import annotations
 

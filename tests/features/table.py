@@ -1,4 +1,4 @@
-"""The table: rows, and what they need to run."""
+"""The table of features: its rows, and the helpers that run them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Row:
     area: str
     feature: str
     what: str
-    run: Callable[[Lab], str | None]  # the outcome, where it is another than "works"
+    run: Callable[[Lab], str | None]  # the outcome if it is not "works"
 
     @property
     def name(self) -> str:
-        """For pytest."""
+        """The test's name."""
         return f"{self.area}: {self.feature}"
 
 
@@ -53,7 +53,7 @@ class Unavailable(Exception):
 
 @dataclass
 class Lab:
-    """A running server and the plain results that features are held against."""
+    """A running server and the plain results that features are compared with."""
 
     server: ComfyServer
     info: dict[str, Any]
@@ -72,7 +72,7 @@ class Lab:
         return name
 
     def noise(self) -> Tensor:
-        """What the bench's seed begins with, which a sampler over no steps hands on."""
+        """The bench's initial noise, which a sampler with no steps returns."""
         if "noise" not in self.cache:
             bench = self.bench()
             links = {"noise": bench.node("RandomNoise", noise_seed=7), "latent_image": bench.latent}
@@ -88,7 +88,7 @@ class Lab:
         return self.cache["noise"]
 
     def plain(self) -> Tensor:
-        """The latent of the bench as it is."""
+        """The latent of the unchanged bench."""
         if "plain" not in self.cache:
             self.cache["plain"] = self.bench().sampled()
         return self.cache["plain"]
@@ -107,7 +107,7 @@ class Bench(Graph):
         self.latent = self.node("EmptyLatentImage", **size)
 
     def node(self, class_type: str, slot: int = 0, **inputs: Any) -> list[Any]:
-        """Adds a node, with its defaults for what is not given; a link from one of its outputs."""
+        """Adds a node, with defaults for missing inputs; returns a link from one of its outputs."""
         if class_type not in self.lab.info:
             raise Unavailable(class_type)
         spec = self.lab.info[class_type]["input"]
@@ -169,22 +169,22 @@ class Bench(Graph):
         return self.node("SamplerCustomAdvanced", **{**links, **inputs})
 
     def sigmas(self) -> list[Any]:
-        """As the KSampler's."""
+        """The KSampler's sigmas."""
         return self.node("BasicScheduler", model=self.model, scheduler="simple", steps=STEPS, denoise=1.0)
 
     def sampled(self, *links: list[Any]) -> Any:
-        """Runs; the latents of these links, of the KSampler where none is given."""
+        """Runs the graph; returns the latents of these links, or of the KSampler without links."""
         found = self.run(*(links or (self.ksampler(),)))
         return found[0] if len(links) < 2 else found
 
     def run(self, *links: list[Any]) -> list[Tensor]:
-        """Runs; the latents of these links."""
+        """Runs the graph; returns the latents of these links."""
         saves = [self.save_latent(link, "features") for link in links]
         result = self.execute()
         return [saved_latent(self.lab.server, result, save) for save in saves]
 
     def execute(self) -> Result:
-        """Runs."""
+        """Runs the graph."""
         result = self.lab.server.run(self.prompt)
         assert not result.node_errors, result.node_errors
         return result
@@ -210,7 +210,7 @@ def other(a: Tensor, b: Tensor, least: float = 1e-3) -> None:
 
 def markdown(done: dict[str, str]) -> Iterator[str]:
     """The table, with the outcome of each row by its name."""
-    yield "| area | feature | what is seen | outcome |"
+    yield "| area | feature | result | outcome |"
     yield "|---|---|---|---|"
     for entry in ROWS:
         if entry.name in done:

@@ -1,4 +1,4 @@
-"""What ComfyUI's core does with Ovis-U1, feature by feature; prints the table."""
+"""Core features with Ovis-U1, one by one; prints the table."""
 
 from __future__ import annotations
 

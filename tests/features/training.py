@@ -17,7 +17,11 @@ STEPS = 60
 FOLDER = "ovis_u1_lora"  # as in the workflow that trains a LoRA
 
 
-@row("training", "TrainLoraNode, SaveLoRA, LoraLoader", "loss falls; with the saved file the image moves to the data")
+@row(
+    "training",
+    "TrainLoraNode, SaveLoRA, LoraLoader",
+    "the loss falls; with the saved file the image moves towards the data",
+)
 def train(lab: Lab) -> None:
     bench = lab.bench()
     data, _ = bench.node("LoadImageTextDataSetFromFolder", folder=FOLDER)

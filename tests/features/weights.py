@@ -84,9 +84,9 @@ def every_lora(lab: Lab, kind: str, style: str) -> None:
 
 for _kind in KINDS:
     for _style in STYLES:
-        row(AREA, f"LoraLoader, {_kind}, {_style} names", "0 is bit-equal to none, 1 equals the merged weights")(
-            lambda lab, kind=_kind, style=_style: every_lora(lab, kind, style)
-        )
+        row(
+            AREA, f"LoraLoader, {_kind}, {_style} names", "strength 0 is bit-equal to no LoRA, 1 equals merged weights"
+        )(lambda lab, kind=_kind, style=_style: every_lora(lab, kind, style))
 
 
 @row(AREA, "LoraLoaderModelOnly", "the same as LoraLoader with the text encoder at 0")
@@ -116,7 +116,7 @@ def hook(lab: Lab) -> None:
     same(again, lab.plain(), 0.0)
 
 
-@row(AREA, "CreateHookLora, then OvisU1Refine", "a condition with hooks is refined in sampling, with them")
+@row(AREA, "CreateHookLora, then OvisU1Refine", "a condition with hooks is refined during sampling, with the hooks")
 def hook_and_refine(lab: Lab) -> None:
     bench = lab.bench()
     name = lora(lab, "LoRA")
@@ -131,7 +131,11 @@ def hook_and_refine(lab: Lab) -> None:
     same(hooked, loaded)
 
 
-@row(AREA, "fp8 with scales", "a LoRA and merges on it, both ways, are near those in full; a hook works or is refused")
+@row(
+    AREA,
+    "fp8 with scales",
+    "a LoRA and merges, in both directions, are near those in full precision; a hook works or raises an error",
+)
 def scaled(lab: Lab) -> None:
     import comfy.ops
 
@@ -171,11 +175,11 @@ def scaled(lab: Lab) -> None:
     if hasattr(comfy.ops, "scaled_fp8_ops"):
         assert hooked.sampled(sampled).isfinite().all()
     else:
-        with pytest.raises(PromptFailed, match=r"cannot change weights that have scales by hooks; load the model with"):
+        with pytest.raises(PromptFailed, match=r"cannot apply hooks to weights that have scales; load the model with"):
             hooked.sampled(sampled)
 
 
-@row(AREA, "CreateHookLora with keyframes", "strength 0 from the start is none; switched on halfway it is neither")
+@row(AREA, "CreateHookLora with keyframes", "strength 0 equals no LoRA; switched on halfway, the result is neither")
 def hook_keyframes(lab: Lab) -> None:
     bench = lab.bench()
     hooks = bench.node("CreateHookLora", lora_name=lora(lab, "LoRA"), strength_model=1.0, strength_clip=0.0)
@@ -225,7 +229,7 @@ def merge_simple(lab: Lab) -> None:
     other(half, last)
 
 
-@row(AREA, "ModelMergeAdd, ModelMergeSubtract", "a model less another, and that added again, is the model")
+@row(AREA, "ModelMergeAdd, ModelMergeSubtract", "subtracting a model and adding it again gives the first model")
 def merge_add(lab: Lab) -> None:
     bench = lab.bench()
     second, _ = bench.node("OvisU1Loader", model_name=merged(lab, "LoRA"), weight_dtype="default")
@@ -254,7 +258,7 @@ def merge_blocks(lab: Lab) -> None:
     other(some, last)
 
 
-@row(AREA, "CheckpointSave, ModelSave, CLIPSave, VAESave", "what is saved with a LoRA in it gives the same image again")
+@row(AREA, "CheckpointSave, ModelSave, CLIPSave, VAESave", "files saved with a LoRA give the same image again")
 def save(lab: Lab) -> None:
     bench = lab.bench()
     strengths = {"strength_model": 1.0, "strength_clip": 1.0}

@@ -45,7 +45,7 @@ def dpg(folder: Path) -> Path:
 
 
 def imgedit(folder: Path) -> Path:
-    """As the archive unpacks: images in a folder of the JSON's folder."""
+    """The layout of the archive: images in a folder next to the JSON file."""
     rows = {}
     for key, color in (("1082", "red"), ("673", "blue")):
         file = folder / "images" / "style" / f"{color}.png"

@@ -1,4 +1,4 @@
-"""Where nodes lie on the page's canvas."""
+"""Positions of nodes on the page's canvas."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def overlaps(nodes: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
 
 
 def strays(nodes: list[dict[str, Any]], groups: list[dict[str, Any]]) -> list[str]:
-    """Nodes that stick out of their group, lie under its title or in none; notes that lie over a group."""
+    """Nodes that reach out of their group, cover its title or have no group; notes that cover a group."""
     notes = {f"{node['id']} {node['type']}" for node in nodes if node["type"] == "MarkdownNote"}
     found = []
     for what, left, top, right, bottom in boxes(nodes):

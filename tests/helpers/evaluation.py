@@ -1,4 +1,4 @@
-"""Commands of evaluation/evaluate.py that run, and what they left in their folder."""
+"""Runs of evaluation/evaluate.py, and the files in their folders."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def wait_for_lines(out: Path, count: int, process: subprocess.Popen[bytes]) -> N
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """What scorers read."""
+    """The files that scorers read."""
     kept = [path for folder in ("images", "ovis-u1") for path in (out / folder).rglob("*") if path.is_file()]
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in kept}
 
 
 def said(out: Path) -> dict[str, Any]:
-    """What was answered by id; each only once."""
+    """The answers by id; each id occurs once."""
     found = lines(out)
     results = {line["id"]: {key: line.get(key) for key in ("answer", "chances", "seeds", "error")} for line in found}
     assert len(results) == len(found)

@@ -52,7 +52,7 @@ class Graph:
         return self
 
     def add(self, class_type: str, **inputs: Any) -> str:
-        """Adds a node; its id."""
+        """Adds a node; returns its id."""
         new = str(1 + max(map(int, self.prompt)))
         self.prompt[new] = {"class_type": class_type, "inputs": inputs}
         return new
@@ -71,7 +71,7 @@ class Graph:
 
 
 def workflows(object_info: dict[str, Any]) -> list[str]:
-    """Names of the workflows that this ComfyUI can run: its training node once had an output more."""
+    """Names of the workflows that this ComfyUI can run: the training node of older versions has one more output."""
     trains = object_info.get("TrainLoraNode", {}).get("output", [None])[0] == "LORA_MODEL"
     return [name for name in NAMES if trains or name != "train_lora"]
 
@@ -91,16 +91,16 @@ def text_to_image(
 
 
 def saved_latent(server: ComfyServer, result: Result, node: str) -> Tensor:
-    """What a SaveLatent wrote."""
+    """The latent that a SaveLatent wrote."""
     return safetensors.torch.load(server.image(result.outputs[node]["latents"][0]))["latent_tensor"]
 
 
 def saved_images(server: ComfyServer, result: Result, node: str) -> list[Image.Image]:
-    """What a SaveImage wrote."""
+    """The images that a SaveImage wrote."""
     return [Image.open(io.BytesIO(server.image(entry))) for entry in result.outputs[node]["images"]]
 
 
 def saved_image(server: ComfyServer, result: Result, graph: Graph) -> Image.Image:
-    """What the one SaveImage wrote."""
+    """The image that the one SaveImage wrote."""
     (image,) = saved_images(server, result, graph.find("SaveImage"))
     return image

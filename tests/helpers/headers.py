@@ -1,4 +1,4 @@
-"""Headers of safetensors files, and where their tensors lie."""
+"""Headers of safetensors files, and the positions of their tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def header(file: Path) -> tuple[int, dict[str, Any]]:
-    """Where a file's data begins, and what is said of each tensor."""
+    """The offset of a file's data, and the entry of each tensor."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         entries = json.loads(opened.read(length))

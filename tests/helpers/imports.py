@@ -1,4 +1,4 @@
-"""What a source file imports."""
+"""The imports of a source file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .paths import ROOT
 
 
 def imported(file: Path) -> set[str]:
-    """Modules that a file imports when it is loaded, or later: those of ovis_core from its root on."""
+    """All modules that a file imports, at any place; modules of ovis_core with their full names."""
     found = set()
     package = file.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

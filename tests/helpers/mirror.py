@@ -1,6 +1,7 @@
-"""A mirror of the Hugging Face hub on this machine, over a folder; it can be slow, cut lines and change bytes.
+"""A mirror of the Hugging Face hub on this machine that serves a folder; it can be slow, cut connections and change
+bytes.
 
-With `xet` it also hands out its large files as the hub's Xet storage does.
+With `xet` it also serves its large files like the hub's Xet storage.
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ CHUNKS = 64  # of a piece of a file that Xet sends at once
 
 @dataclass
 class Mirror:
-    """What it does, and what was asked of it."""
+    """The mirror's behaviour, and the requests that it received."""
 
     folder: Path
     url: str = ""
-    cut_after: int | None = None  # bytes of a file, beyond which nothing comes
+    cut_after: int | None = None  # bytes of a file, after which no more are sent
     cut_every: int | None = None  # bytes after which each connection ends
-    no_ranges: bool = False  # a file comes whole, whatever was asked for
+    no_ranges: bool = False  # ignore ranges and send the whole file
     damage: bool = False
     pause: float = 0.0  # seconds after each 64 KiB
     xet: bool = False
-    xet_tokens: str = ""  # another mirror, to which readers are sent for a token
+    xet_tokens: str = ""  # another mirror, where readers get a token
     storage_fails_after: int = -1  # pieces that Xet sends; -1: it does not fail
     storage_pause: float = 0.0  # seconds before each of them
-    token: str = ""  # what a reader has to show
+    token: str = ""  # the token that a reader must send
     moved: str = ""  # another mirror, to which files are redirected
-    refused: int = 0  # an answer to every request for a file, instead of it
+    refused: int = 0  # the status of every request for a file, in place of the file
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
-    tokens: list[tuple[str, str | None]] = field(default_factory=list)  # path, what was shown
+    tokens: list[tuple[str, str | None]] = field(default_factory=list)  # path, token that was sent
 
 
 @contextmanager
@@ -105,7 +106,7 @@ def serve(folder: Path) -> Iterator[Mirror]:
             self._send(content(file, mirror.damage), headers)
 
         def _reconstruct(self, name: str) -> None:
-            """Which chunks a file, or a range of it, is made of."""
+            """The chunks of a file, or of a range of it."""
             size = len(find(mirror.folder, name, False))
             start, end = self._range(size)
             first, last = start // CHUNK, -(-end // CHUNK)
@@ -168,7 +169,7 @@ def serve(folder: Path) -> Iterator[Mirror]:
         daemon_threads = True
 
         def handle_error(self, *_: Any) -> None:
-            """A reader that has gone is what some tests are about."""
+            """Ignores readers that disconnect, as some tests do."""
 
     server = Server(("127.0.0.1", 0), Handler)
     mirror.url = f"http://127.0.0.1:{server.server_port}"
@@ -180,19 +181,19 @@ def serve(folder: Path) -> Iterator[Mirror]:
 
 
 def content(file: Path, damage: bool) -> bytes:
-    """A file's bytes, the last one of weights changed where there is damage."""
+    """A file's bytes; with `damage` the last byte of weights is changed."""
     data = file.read_bytes()
     return data[:-1] + bytes([data[-1] ^ 1]) if damage and file.suffix == ".safetensors" else data
 
 
 def find(folder: Path, digest: str, damage: bool) -> bytes:
-    """The bytes of the file with that SHA-256, which is its name in Xet here too."""
+    """The bytes of the file with that SHA-256, which this mirror also uses as its name in Xet."""
     file = next(file for file in folder.iterdir() if hashlib.sha256(file.read_bytes()).hexdigest() == digest)
     return content(file, damage)
 
 
 def serialized(data: bytes) -> bytes:
-    """A file's bytes as Xet keeps them: chunks that are not compressed, each after its header."""
+    """A file's bytes in Xet's format: uncompressed chunks, each after its header."""
     chunks = (data[i : i + CHUNK] for i in range(0, len(data), CHUNK))
     return b"".join(
         b"\0" + len(chunk).to_bytes(3, "little") + b"\0" + len(chunk).to_bytes(3, "little") + chunk for chunk in chunks
@@ -205,7 +206,7 @@ def blob(data: bytes) -> str:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What the hub says of a repository."""
+    """The hub's description of a repository."""
     siblings = []
     for file in sorted(folder.iterdir()):
         data = file.read_bytes()

@@ -1,4 +1,4 @@
-"""Where the checkout and the ComfyUI under test are."""
+"""Paths of the checkout and of the ComfyUI under test."""
 
 from __future__ import annotations
 

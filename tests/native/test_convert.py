@@ -171,12 +171,12 @@ def test_small_weights_gain_by_scales() -> None:
 def test_scaled_files_load_as_they_are(
     scaled: Path, comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The results are those of the weights multiplied out; and again after core has saved what was loaded."""
+    """The results equal those of dequantized weights, also after core has saved and loaded the model."""
     import comfy.sd
     import comfy.utils
 
-    # As --disable-mmap: weights that stay mapped begin where their file has them, and some CPUs sum products in
-    # another order there.
+    # Like --disable-mmap: mapped weights have the alignment of their file, and on some CPUs that changes the order of
+    # sums.
     monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", True)
 
     from ovis_core.native.conditions import text_to_image
@@ -223,7 +223,7 @@ def with_scales_by_row(file: Path, out: Path) -> Path:
 
 @torch.no_grad()
 def test_a_patch_on_scaled_weights(scaled: Path, comfyui: Path) -> None:
-    """A LoRA's change arrives, whether the weight is patched where it lies or at each use."""
+    """A LoRA takes effect, whether the weight is patched in place or at each use."""
     from ovis_core.native.loading import load
 
     model, _, _ = load(open_model(scaled))
@@ -247,7 +247,7 @@ def test_what_is_refused_leaves_nothing(release: Path, tmp_path: Path) -> None:
     cut = Path(shutil.copytree(release, tmp_path / "cut"))
     (cut / "model-00002-of-00002.safetensors").unlink()
     for arguments, words in (
-        ((release, taken), "is there already"),
+        ((release, taken), "already exists"),
         ((cut, tmp_path / "a.safetensors"), "lacks model-00002"),
         ((tmp_path / "none", tmp_path / "a.safetensors"), "none does not exist"),
         ((release, tmp_path / "a.bin"), "must end in .safetensors"),
@@ -275,7 +275,7 @@ def test_damaged_values_are_found_if_asked(release: Path, tmp_path: Path, value:
         save_file(tensors, file, metadata={"format": "pt"})
     ran = convert(damaged, one, "--check-values")
     assert ran.returncode == 1
-    words = r"img_attn\.qkv\.weight holds NaN or infinity, so the file is damaged; download it again\."
+    words = r"img_attn\.qkv\.weight contains NaN or infinity, so the file is damaged; download it again\."
     assert re.search(words, ran.stderr)
     assert len(ran.stderr.strip().splitlines()) == 1
     assert not one.exists()
@@ -339,6 +339,6 @@ def test_a_disk_that_changes_bytes_is_seen(release: Path, tmp_path: Path, monkey
         return sums
 
     monkeypatch.setattr(conversion, "_write_file", damage)
-    with pytest.raises(CheckpointError, match="came back changed"):
+    with pytest.raises(CheckpointError, match="read back differently"):
         conversion.write_one(open_model(release), tmp_path / "one.safetensors", DEFAULT)
     assert not list(tmp_path.glob("one*"))

@@ -16,7 +16,7 @@ SIZES = {"width": 1024, "height": 1024, "crop_w": 0, "crop_h": 0, "target_width"
 
 
 def run(module: str, node: str, clip: Any, **inputs: Any) -> Any:
-    """Runs a node of core; its first output."""
+    """Runs a node of core; returns its first output."""
     try:
         found = getattr(importlib.import_module(f"comfy_extras.{module}"), node)
     except (ImportError, AttributeError):
@@ -27,7 +27,7 @@ def run(module: str, node: str, clip: Any, **inputs: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def plain(loaded: tuple[Any, ...]) -> Tensor:
-    """What CLIPTextEncode makes of the prompt."""
+    """The prompt's conditioning by CLIPTextEncode."""
     clip = loaded[1]
     return clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))[0][0]
 
@@ -105,7 +105,7 @@ def test_different_prompts_are_named_after_a_copy(loaded: tuple[Any, ...], plain
         encode(PROMPT, OTHER)
     assert torch.equal(encode(PROMPT, PROMPT), plain)
     assert torch.equal(clip.encode_from_tokens(COPIES[how](clip.tokenize(PROMPT))), plain)
-    if how != "dict":  # which no longer knows the model's own prompt without text
+    if how != "dict":  # a plain dict does not have the model's own prompt without text
         assert torch.equal(encode(PROMPT, ""), plain)
         assert COPIES[how](clip.tokenize(PROMPT))["any other"]
 

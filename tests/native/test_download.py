@@ -47,7 +47,7 @@ def mirror(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, mirror: Mirror) -> str:
-    """Over plain HTTP, or with the hub's Xet client from the mirror's Xet storage."""
+    """Over plain HTTP, or from the mirror's Xet storage with the hub's Xet client."""
     mirror.xet = request.param == "xet"
     return request.param
 
@@ -90,12 +90,12 @@ def _listen(event: str, arguments: tuple[Any, ...]) -> None:
 
 @pytest.fixture(scope="session")
 def hook() -> None:
-    sys.addaudithook(_listen)  # Python has no way to take it off again
+    sys.addaudithook(_listen)  # Python cannot remove an audit hook
 
 
 @pytest.fixture
 def heard(hook: None) -> Iterator[list[tuple[str, str]]]:
-    """What this process does meanwhile: event, and the file or program."""
+    """The audit events of this process meanwhile: event, and the file or program."""
     _heard.clear()
     _listening[:] = [True]
     yield _heard
@@ -136,7 +136,7 @@ def test_what_was_checked_is_not_read_again(mirror: Mirror, models: Path, heard:
 
 
 def test_the_record_is_of_these_files(mirror: Mirror, models: Path) -> None:
-    """One that is broken, or of another revision, is not believed."""
+    """A record that is broken, or of another revision, is not used."""
     folder = fetch()
     for text in ("{", "[]", '{"config.json": 3}', "[" * 100_000):
         (folder / ".checked").write_text(text)
@@ -181,7 +181,7 @@ def test_no_xet(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, r
 def test_a_token(
     mirror: Mirror, way: str, models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
 ) -> None:
-    """It is shown to the hub, and not to storage on another host."""
+    """The token is sent to the hub, and not to storage on another host."""
     from ovis_core.weights.download import DownloadError
 
     mirror.token = "hf_secret"
@@ -221,7 +221,7 @@ def test_a_repository_that_was_renamed(mirror: Mirror, way: str, models: Path) -
 
 
 def client(mirror: Mirror, tmp_path: Path) -> Path:
-    """What the hub's own client makes of the repository in its cache; the snapshot."""
+    """The snapshot of the repository in the cache of the hub's own client."""
     code = "import huggingface_hub; print(huggingface_hub.snapshot_download('owner/small'))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -235,7 +235,7 @@ def client(mirror: Mirror, tmp_path: Path) -> Path:
 def test_what_the_cache_has_is_taken(
     mirror: Mirror, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """Not fetched again; what is damaged there is."""
+    """Only damaged files are downloaded again."""
     snapshot = client(mirror, tmp_path)
     blob = (snapshot / WEIGHTS).resolve()
     if how == "copy":
@@ -271,7 +271,7 @@ def test_what_another_folder_has_is_taken(mirror: Mirror, models: Path, release:
 
 
 def test_reports_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or two of them would share a line."""
+    """Otherwise two reports would be printed on one line."""
     from ovis_core.weights import download
 
     monkeypatch.setattr(download, "INTERVAL", 0.0)
@@ -309,7 +309,7 @@ def test_it_resumes(mirror: Mirror, models: Path) -> None:
 
 
 def test_a_line_that_is_cut_now_and_then(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is taken up again by itself while something comes."""
+    """The download resumes by itself as long as data comes."""
     from ovis_core.weights import download
 
     monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
@@ -344,7 +344,7 @@ def test_damage_is_seen(mirror: Mirror, way: str, models: Path) -> None:
 
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
 def test_a_file_of_the_same_size_is_not_taken_for_it(mirror: Mirror, models: Path, name: str) -> None:
-    """Bytes that turned on the disk, or another revision's file."""
+    """Bytes that changed on the disk, or another revision's file."""
     file = fetch() / name
     right = file.read_bytes()
     file.write_bytes(right[:-5] + bytes([right[-5] ^ 1]) + right[-4:])
@@ -370,7 +370,7 @@ def test_a_page_s_address_is_a_name_too(mirror: Mirror, models: Path) -> None:
 
 
 def test_interrupt(mirror: Mirror, way: str, models: Path) -> None:
-    """At once, also while nothing comes; the next run need not wait, and resumes."""
+    """The interrupt acts at once, also without data; the next run need not wait, and resumes."""
     from comfy import model_management
 
     mirror.pause = 0.5
@@ -467,7 +467,7 @@ def test_no_network(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatc
 def test_no_network_and_a_release_that_was_checked(
     mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The node may stay in a graph; what has changed, or is another's, is not taken for it."""
+    """The node may stay in a graph; a changed folder, or one of another repository, is not accepted."""
     from ovis_core.weights.download import DownloadError, download
 
     folder = fetch()
@@ -494,7 +494,7 @@ def test_no_network_and_a_release_that_was_checked(
 def test_no_network_and_an_update_that_was_interrupted(
     mirror: Mirror, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, full: bool
 ) -> None:
-    """A folder with files of two revisions is not complete, however the first of them came."""
+    """A folder with files of two revisions is incomplete, however the first ones were downloaded."""
     from ovis_core.weights.download import DownloadError, Stopped, download
 
     folder = fetch()
@@ -573,7 +573,7 @@ def script(folder: Path, name: str = "owner/small") -> subprocess.CompletedProce
 
 
 def refused(mirror: Mirror, folder: Path) -> str:
-    """What a download says that fails on this machine."""
+    """The error of a download that fails on this machine."""
     ran = script(folder)
     assert ran.returncode == 1
     assert "Traceback" not in ran.stderr
@@ -599,13 +599,13 @@ def test_what_is_in_the_way(mirror: Mirror, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     (folder / WEIGHTS).mkdir(parents=True)
     said = refused(mirror, folder)
-    assert said == f"{folder / WEIGHTS} is a folder where a file belongs; move it away and run it again."
+    assert said == f"{folder / WEIGHTS} must be a file, but is a folder; move it away and run it again."
     assert not [path for _, path, _ in mirror.asked if "safetensors" in path]
     file = tmp_path / "file"
     file.write_text("mine")
     for place in (file, file / "below" / "it"):
         said = refused(mirror, place)
-        assert said == f"{file} is a file where a folder belongs; move it away and run it again."
+        assert said == f"{file} must be a folder, but is a file; move it away and run it again."
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="this user may write anywhere")
@@ -633,7 +633,7 @@ def test_the_script(mirror: Mirror, tmp_path: Path) -> None:
 
 
 def test_the_script_checks_values_if_asked(mirror: Mirror, tmp_path: Path) -> None:
-    """What the mirror has may be damaged itself."""
+    """The files of the mirror can be damaged themselves."""
     command = [sys.executable, ROOT / "scripts" / "download.py", tmp_path / "here", "--repository", "owner/small"]
 
     def checked() -> subprocess.CompletedProcess[str]:
@@ -645,7 +645,7 @@ def test_the_script_checks_values_if_asked(mirror: Mirror, tmp_path: Path) -> No
     save_file(tensors, mirror.folder / WEIGHTS, metadata={"format": "pt"})
     ran = checked()
     assert ran.returncode == 1
-    assert "holds NaN or infinity, so the file is damaged" in ran.stderr
+    assert "contains NaN or infinity, so the file is damaged" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 

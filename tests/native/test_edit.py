@@ -1,4 +1,4 @@
-"""Editing inside ComfyUI against what the authors' code answered."""
+"""Editing in ComfyUI, compared with the authors' results."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_branches_that_cancel_are_not_run(
         lean = sample(guider(model, edited, txt_cfg, img_cfg), noise, 3)
     assert calls["decoder"] == 3 * branches
     assert calls["refiner"] == 3
-    # The same with every branch run, which is what this option of ComfyUI's means.
+    # The same result if every branch runs, which this option of ComfyUI does.
     whole = model.clone()
     whole.model_options["disable_cfg1_optimization"] = True
     with counted(model, clip, vae) as calls:

@@ -1,7 +1,7 @@
-"""A pass of the decoder and a token ask nothing of the GPU and stay on it.
+"""A decoder pass and a decode step neither read values from the GPU nor copy to it.
 
-On fake tensors, which know their device, shape and type and hold nothing, so that no GPU is needed. What reads a value
-of theirs raises, and so does what mixes devices, but for copies and single numbers, which are noted.
+They run on fake tensors, which have a device, a shape and a type but no data, so that no GPU is needed. Reading a value
+raises an error, and so does mixing devices, except copies and single numbers, which are recorded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DRAWN = Sampling(top_p=0.9, top_k=0, min_p=0.1, repetition_penalty=1.1, presence
 
 
 class Watch(TorchDispatchMode):
-    """Names of the operations, and of those among them that see a tensor in RAM."""
+    """Records the names of operations, and of those that use a tensor in RAM."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "prim":
             return func(*args, **(kwargs or {}))
-        with self:  # in inference mode some operations come here whole
+        with self:  # in inference mode some operations arrive here undivided
             out = func.decompose(*args, **(kwargs or {}))
         if out is not NotImplemented:
             return out
@@ -53,7 +53,7 @@ class Watch(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def fake(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Within fake tensors, with the attention that ComfyUI chooses on a GPU of NVIDIA's."""
+    """Fake tensors, with the attention that ComfyUI chooses on an NVIDIA GPU."""
     import comfy.ldm.flux.math
     from comfy.ldm.modules.attention import attention_pytorch
 
@@ -98,7 +98,7 @@ def test_what_leaves_the_gpu_is_seen() -> None:
 @pytest.mark.parametrize("references", [0, 2])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_pass(model: Any, batch: int, references: int, refined: bool) -> None:
-    """As a sampling step does it, with conditions from RAM."""
+    """A pass as in a sampling step, with conditions from RAM."""
     from ovis_core.native.model import REFINED
 
     config = model.diffusion_model.config
@@ -108,7 +108,7 @@ def test_a_pass(model: Any, batch: int, references: int, refined: bool) -> None:
         named["pooled_output"] = torch.empty(1, config.hidden_size)
     latents = [torch.empty(1, 4, 12, 16)] * references
     conds = model.extra_conds(device=GPU, noise=torch.empty(batch, 4, 12, 16), reference_latents=latents, **named)
-    for _ in range(2):  # the second time with tables that are kept
+    for _ in range(2):  # the second time with cached tables
         with Watch() as watch:
             given = {name: cond.process_cond(batch_size=batch, area=None).cond for name, cond in conds.items()}
             out = model.apply_model(torch.empty(batch, 4, 12, 16, device=GPU), torch.ones(batch, device=GPU), **given)
@@ -212,10 +212,10 @@ def test_a_failed_capture_is_tried_again_and_given_up_after_several(
 
         return make
 
-    # The driver's part; what is between it and the answer is ours.
+    # The part of the driver is replaced; the code between it and the answer is ours.
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
-    importlib.reload(cuda_graph)  # what it knows of other captures is gone
+    importlib.reload(cuda_graph)  # forget earlier captures
     cache = prefill(text, list(range(20)), 40, GPU, HALF)[0]
 
     def answer(fail: str | None) -> bool:

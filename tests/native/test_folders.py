@@ -1,4 +1,4 @@
-"""Where models are found, what looking for them costs, and what is said of a folder that cannot be used."""
+"""Finding models, the cost of searching, and the errors for folders that cannot be used."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _listen(event: str, arguments: tuple[Any, ...]) -> None:
 
 @pytest.fixture(scope="session")
 def hook() -> None:
-    sys.addaudithook(_listen)  # Python has no way to take it off again
+    sys.addaudithook(_listen)  # Python cannot remove an audit hook
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def place(source: Path | str, target: Path | str) -> None:
 
 
 def cache(release: Path, hub: Path, repository: str = "AIDC-AI/Ovis-U1-3B", commit: str = COMMIT) -> Path:
-    """The release in the hub's cache, as its client puts it there; answers the snapshot."""
+    """Puts the release into the hub's cache in its client's layout; returns the snapshot."""
     folder = hub / f"models--{repository.replace('/', '--')}"
     snapshot = folder / "snapshots" / commit
     for made in (folder / "blobs", folder / "refs", snapshot):
@@ -148,11 +148,11 @@ def foreign(folder: Path, count: int) -> None:
                 sink.truncate(8 + len(header) + 8192 * 2500)
             source = file
         else:
-            os.link(source, file)  # one file's bytes, and a file for all that is counted
+            os.link(source, file)  # shares the bytes, but counts as a file
 
 
 class Work:
-    """What is asked of the files in a folder while it is in use."""
+    """Counts the accesses to a folder's files while it is active."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -190,7 +190,7 @@ class Work:
 def test_a_thousand_foreign_files(
     release: Path, pack: Any, models: Path, hook: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is looked at once, by its header's bytes; what a prompt asks next is known."""
+    """Each file is opened once, for its header; the next prompt uses the cached answers."""
     import folder_paths
 
     copy(release, models / "ovis_u1" / "tiny")
@@ -205,7 +205,7 @@ def test_a_thousand_foreign_files(
     assert work.asked["open"] == work.asked["stat"] == FOREIGN
     assert work.seconds < 10  # parsing took more than that on a fast machine; this takes about 0.2
 
-    with work:  # what ComfyUI asks for a prompt
+    with work:  # the calls that ComfyUI makes for a prompt
         for _ in range(3):
             loader.INPUT_TYPES()
         assert loader.validate_inputs(model_name="tiny") is True
@@ -217,7 +217,7 @@ def test_a_thousand_foreign_files(
         loader.GET_SCHEMA()
     assert work.asked == Counter(stat=FOREIGN)
 
-    with work:  # a name that nobody has
+    with work:  # a name without a model
         assert "'none' was not found; choose tiny" in loader.validate_inputs(model_name="none")
     assert work.asked["open"] == work.asked["parse"] == 0
     assert work.asked["stat"] <= 2 * FOREIGN
@@ -229,7 +229,7 @@ def test_a_thousand_foreign_files(
 
 
 def test_checks_do_not_define_the_schema(pack: Any, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lists files."""
+    """Defining it would list files."""
     for node in pack.values():
         node.GET_SCHEMA()  # as ComfyUI does when it loads a pack
     folders = sys.modules[f"{PACK}.ovis_core.native.folders"]
@@ -256,7 +256,7 @@ def test_a_file_that_changes_in_place_is_seen(release: Path, models: Path) -> No
     with folder_paths.cache_helper:
         assert list(find()) == ["checkpoints/ours.safetensors"]
     file.write_bytes(b"\0" * 64)
-    assert "ours.safetensors is damaged or not complete" in missing("checkpoints/ours.safetensors")
+    assert "ours.safetensors is damaged or incomplete" in missing("checkpoints/ours.safetensors")
 
 
 PLACES = {
@@ -433,8 +433,8 @@ FAULTS = {
     "another model's config": (another_model, "config.json: model_type is 'qwen3', not \"ovis_u1\""),
     "an older model's config": (wider, "config.json: model_type is 'ovis', not \"ovis_u1\""),
     "a link to nothing": (dangling, "config.json is a link to a missing file; replace it with the file"),
-    "half a download": (unfinished, "half holds an unfinished download; run Ovis-U1 Download again"),
-    "nothing": (empty, "half holds no model; put the files of AIDC-AI/Ovis-U1-3B there"),
+    "half a download": (unfinished, "half contains an unfinished download; run Ovis-U1 Download again"),
+    "nothing": (empty, "half contains no model; put the files of AIDC-AI/Ovis-U1-3B there"),
 }
 
 
@@ -518,7 +518,7 @@ def model_of_another(folder: Path, kind: str) -> None:
 
 
 def test_no_other_model_is_reported(release: Path, models: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """In folders that are not ours: whole or in pieces, also of the same authors."""
+    """In folders that are not ours: complete or sharded, also by the same authors."""
     for place in ("diffusers/Wan", "LLM/Qwen3", "LLM/AIDC-AI/Ovis2-8B", "AIDC-AI/Ovis2.5-2B", "ovis/Ovis1.6-Gemma2-9B"):
         model_of_another(models / place, "another")
         model_of_another(models / f"{place}-half", "")
@@ -560,7 +560,7 @@ def half_a_file(root: Path, release: Path) -> None:
     [
         (without_config, "{root} has no config.json; copy the release's config.json into it"),
         (only_config, "{root}/config.json is not JSON"),
-        (half_a_file, "{root}/all.safetensors is damaged or not complete"),
+        (half_a_file, "{root}/all.safetensors is damaged or incomplete"),
     ],
 )
 @pytest.mark.parametrize("place", ["ovis_u1", "ovis_u1/AIDC-AI", "ovis"])
@@ -612,7 +612,7 @@ def test_one_file_of_a_release_without_its_config(release: Path, models: Path, p
     file = models / place / "all.safetensors"
     save_file(tensors, file)
     assert find() == {}
-    words = "names its tensors as a release does; rename it to model.safetensors, beside the release's config.json."
+    words = "has the tensor names of a release; rename it to model.safetensors and put config.json beside it."
     assert f"no Ovis-U1 model was found: {file} {words}" in missing("x")
     name = f"{place}/all.safetensors".removeprefix("ovis_u1/")
     assert missing(name) == f"model_name: {name!r} cannot be used: {file} {words}"
@@ -623,7 +623,7 @@ def test_one_file_of_a_release_without_its_config(release: Path, models: Path, p
 
 
 def test_a_folder_with_a_model_inside(release: Path, models: Path) -> None:
-    """What is inside it decides what is said."""
+    """The message depends on the folder inside."""
     inner = copy(release, models / "ovis_u1" / "half" / "Ovis-U1-3B")
     assert "the model in" in missing("half")
     assert "is listed as 'half/Ovis-U1-3B'; choose that name" in missing("half")
@@ -639,7 +639,7 @@ def test_a_file_in_the_checkpoints_with_the_name_of_ours(release: Path, models: 
     file = models / "checkpoints" / "sub" / "all.safetensors"
     assert "no Ovis-U1 model was found; run" in missing("x")
     file = file.rename(file.with_name("Ovis-U1-3B.safetensors"))
-    assert f"{file} is damaged or not complete" in missing("x")
+    assert f"{file} is damaged or incomplete" in missing("x")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is permitted to root")
@@ -660,7 +660,7 @@ def test_permissions(release: Path, models: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is permitted to root")
 @pytest.mark.parametrize("mode", [0, 0o444, 0o111])
 def test_folders_that_may_not_be_read(release: Path, models: Path, mode: int) -> None:
-    """They do not keep a good one from being listed, nor a message from being made."""
+    """They prevent neither the listing of a good folder nor a message."""
     copy(release, models / "ovis_u1" / "hidden")
     closed = [models / place for place in ("ovis_u1/half", "ovis_u1/deep", "diffusers/half", "LLM/Ovis-U1", "ovis")]
     for folder in closed:
@@ -685,11 +685,11 @@ def test_a_file_that_cannot_be_used_is_named(release: Path, models: Path, place:
     assert missing(name) == ""
     whole = file.read_bytes()
     for content, words in (
-        (whole[: len(whole) // 2], "one.safetensors is damaged or not complete"),
-        (whole[:100], "one.safetensors is damaged or not complete"),
+        (whole[: len(whole) // 2], "one.safetensors is damaged or incomplete"),
+        (whole[:100], "one.safetensors is damaged or incomplete"),
         (b"", "one.safetensors is empty"),
         (b"<!doctype html>", "one.safetensors is a web page"),
-        (b"\xff" * 300, "one.safetensors is damaged or not complete"),
+        (b"\xff" * 300, "one.safetensors is damaged or incomplete"),
     ):
         file.write_bytes(content)
         said = missing(name)
@@ -697,8 +697,8 @@ def test_a_file_that_cannot_be_used_is_named(release: Path, models: Path, place:
         assert words in said
     foreign(models / place, 1)
     said = missing(name.replace("one", "0000"))
-    assert "0000.safetensors: tensor " in said
-    assert "there is no diffusion model of Ovis-U1 in it" in said
+    assert "0000.safetensors: missing tensor " in said
+    assert "it has no Ovis-U1 diffusion model" in said
 
 
 @pytest.mark.parametrize("name", ["", "../ovis_u1/hidden", "/etc", "ovis/../ovis_u1/half", None, ["half"], 3])

@@ -1,4 +1,4 @@
-"""Patches on guidance, as core's nodes set them, act on an edit as they act on text to image."""
+"""Patches on guidance, as core's nodes set them, act on an edit like on text to image."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def halves(conditioning: Any, other: Any, **more: float) -> Any:
 @torch.inference_mode()
 @pytest.mark.parametrize("how", ["two", "halves", "area", "range", "strength", "default"])
 def test_areas_masks_and_ranges(loaded: tuple[Any, ...], edited: tuple[Any, ...], how: str) -> None:
-    """Where negative or image_only have several entries, patched and plain guidance agree."""
+    """Patched and plain guidance agree if negative or image_only have several entries."""
     import node_helpers
 
     positive, image_only, negative, latent = edited
@@ -176,7 +176,7 @@ def test_areas_masks_and_ranges(loaded: tuple[Any, ...], edited: tuple[Any, ...]
 def test_samplers_that_ask_for_uncond(
     loaded: tuple[Any, ...], edited: tuple[Any, ...], sampler: str, scales: tuple[float, float]
 ) -> None:
-    """With scales at which an edit is guided by one pair of conditions they do what they do with that pair."""
+    """With scales at which an edit uses one pair of conditions, they give the same result as with that pair."""
     import comfy.samplers
 
     from ovis_core.native.guider import OvisGuider
@@ -284,7 +284,7 @@ def test_naguidance_where_only_one_condition_is_active_for_a_while(
     plain = draw(loaded[0], conds, 3.0)
     assert float((draw(patched, conds, 3.0) - plain).norm() / plain.norm()) > 1e-4
     assert {frozenset(batch) for batch in seen} == {frozenset((0, 1)), frozenset((int(which == "positive"),))}
-    # A pair that cannot be one batch is refused when both are there.
+    # A pair that cannot share a batch raises an error in a step with both.
     positive, _, negative, _ = edited
     with pytest.raises(ValueError, match=r"^model: NAGuidance needs positive and negative"):
         draw(patched, partly(positive, negative), 3.0)

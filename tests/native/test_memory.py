@@ -1,7 +1,7 @@
-"""The memory that a pass is said to need against the bytes that its tensors take.
+"""The memory estimate of a pass, compared with the bytes of its tensors.
 
-Counted at full size on the meta device: shapes are real, nothing is computed. Attention is counted as by a kernel that
-keeps no attention matrix, which is where ComfyUI uses this form of the estimate.
+Counted at full size on the meta device: shapes are real, nothing is computed. Attention is counted like a kernel
+without an attention matrix, because ComfyUI uses this form of the estimate for those.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ovis_core.text.decoding import prefill
 def lean_attention(
     q: Tensor, k: Tensor, v: Tensor, pe: Tensor | None, mask: Any = None, transformer_options: Any = None
 ) -> Tensor:
-    """Shapes and bytes of an attention that keeps no matrix."""
+    """Shapes and bytes of an attention without a matrix."""
     if pe is not None:
         q, k = rotate_pairs(q, pe), rotate_pairs(k, pe)
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
@@ -84,10 +84,10 @@ def test_text_and_references_count(comfyui: Path, config: Any) -> None:
     [(1, 32, 32, 40), (1, 110, 110, 40), (1, 32, 32, 4000), (1, 32, 32, 12000), (8, 56, 100, 40)],
 )
 def test_text_encoder_estimate(frames: int, rows: int, columns: int, text: int, room: int | None) -> None:
-    """The visual tokenizer's words are what counts, or the language model's states under a long text, or its cache."""
+    """The visual tokenizer's probabilities need the most memory, or the language model's states, or its cache."""
     if room is None and text > 10000:
         pytest.skip("no condition is that long")
-    # Fake tensors and not meta ones, of which some layers would ask a value.
+    # Fake tensors, because some layers would read a value of meta tensors.
     cpu, half = torch.device("cpu"), torch.bfloat16
     with FakeTensorMode(), torch.no_grad():
         model = Multimodal(FULL, Layers(attention=lean_attention, dtype=half, device="cpu"))

@@ -1,4 +1,4 @@
-"""MODEL, CLIP and VAE inside ComfyUI against what the authors' code answered."""
+"""MODEL, CLIP and VAE in ComfyUI, compared with the authors' results."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_branches_of_equal_length_run_as_one_batch(loaded: tuple[Any, Any, Any],
 
 
 def test_weights_are_cast_and_offloaded_by_comfyui(loaded: tuple[Any, Any, Any]) -> None:
-    """Every weight sits in a layer of ComfyUI's, but for two small ones that follow their input."""
+    """Every weight is in a layer of ComfyUI, except two small ones that are moved to their input."""
     model, clip, _ = loaded
     bare = set()
     for root in (model.model.diffusion_model, clip.cond_stage_model):
@@ -155,7 +155,7 @@ def test_every_weight_of_the_release_is_loaded(loaded: tuple[Any, Any, Any], wei
 def test_partly_offloaded_computes_the_same(
     comfyui: Path, loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]
 ) -> None:
-    """A budget of half the decoder leaves layers behind; they are cast for each use."""
+    """With memory for half of the decoder, the other layers stay in RAM and are cast at each use."""
     model = loaded[0]
     whole = sample(model, *conditions, tensors["t2i/noise"], 2)
     patcher = model.clone()
@@ -177,7 +177,7 @@ def test_partly_offloaded_computes_the_same(
 def test_bfloat16_weights(
     comfyui: Path, raw_config: dict[str, Any], tmp_path: Path, conditions: tuple[Any, Any], tensors: dict[str, Tensor]
 ) -> None:
-    """As the release stores them. A CPU computes in float32, so only the weights' own rounding shows."""
+    """Weights as in the release. A CPU computes in float32, so only the rounding of the weights has an effect."""
     import make_checkpoint
     from ovis_core.native.conditions import text_to_image
     from ovis_core.native.loading import load
@@ -193,7 +193,7 @@ def test_bfloat16_weights(
 
 
 def test_patchers_can_be_made_anew(loaded: tuple[Any, Any, Any]) -> None:
-    """What ComfyUI asks for when it wants fresh copies of the weights."""
+    """The function that ComfyUI calls for new copies of the weights."""
     model, clip, vae = loaded
     for patcher in (model, clip.patcher, vae.patcher):
         function, arguments = patcher.cached_patcher_init
@@ -250,7 +250,7 @@ def test_core_patches_reach_the_decoder(
 def test_prompts_of_different_length_are_no_batch(loaded: tuple[Any, Any, Any]) -> None:
     clip = loaded[1]
     (one,), (other,) = (clip.tokenize(text)["ovis_u1"] for text in ("a cat", "a cat and a dog"))
-    with pytest.raises(ValueError, match="cannot be one batch"):
+    with pytest.raises(ValueError, match="cannot share a batch"):
         clip.encode_from_tokens({"ovis_u1": [one, other]})
     with pytest.raises(ValueError, match="not made by this CLIP"):
         clip.cond_stage_model.encode_token_weights({"l": [[(1, 1.0)]]})
@@ -290,7 +290,7 @@ def test_without_a_gpu_weights_stay_in_their_file(comfyui: Path, release: Path) 
     ]
     for layer in layers:
         assert "tiny/model-" in mapped(layer.weight)
-    # What a node writes into a weight does not reach the file.
+    # Writing into a weight does not change the file.
     weight = layers[0].weight
     before = weight.clone()
     weight.data.add_(1.0)
@@ -301,7 +301,7 @@ def test_without_a_gpu_weights_stay_in_their_file(comfyui: Path, release: Path) 
 def test_the_disk_that_weights_come_from_is_told_to_newer_comfyuis(
     release: Path, comfyui: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As their loaders do: they ask storages for their file, and hand the answer to the patcher."""
+    """Their loaders ask storages for their file, and pass the answer to the patcher."""
     import comfy
     import comfy.model_patcher
 
@@ -312,7 +312,7 @@ def test_the_disk_that_weights_come_from_is_told_to_newer_comfyuis(
     asked: list[set[str]] = []
 
     class Storage:
-        """Of newer ComfyUIs, which have it as the module `comfy.storage`."""
+        """The module `comfy.storage` of newer ComfyUIs."""
 
         @staticmethod
         def state_dict_fast_disk(state_dict: Any) -> bool:
@@ -345,7 +345,7 @@ def mapped(tensor: Tensor) -> str:
 def test_a_wrapper_may_change_its_input(
     loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]
 ) -> None:
-    """As EasyCache does with a step that it skips: in float32 the input is the latent from which x0 is computed."""
+    """As EasyCache does in a step that it skips: in float32, x0 is computed from this input."""
     from comfy.patcher_extension import WrappersMP
 
     def spoil(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Partial loading: some weights stay behind and are brought, and patched, at each use."""
+"""Partial loading: some weights stay in RAM and are moved and patched at each use."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def layers(patcher: Any) -> dict[str, nn.Module]:
 
 
 def moved_bytes(patcher: Any) -> int:
-    """Of the layers that ComfyUI has brought to the device and patched there."""
+    """Bytes of the layers that ComfyUI has moved to the device and patched there."""
     found = [module for module in layers(patcher).values() if getattr(module, "comfy_patched_weights", False)]
     return sum(weight.nbytes for module in found for weight in module.parameters(recurse=False))
 
@@ -49,7 +49,8 @@ def moved_bytes(patcher: Any) -> int:
 def part(request: pytest.FixtureRequest, comfyui: Path, config: Any, release: Path) -> Any:
     """A patcher as its builder leaves it, the prefix of its weights, and what its network computes.
 
-    Larger layers than the small model's, and a small vocabulary, so that no one layer is a large part of it.
+    The layers are larger than the small model's and the vocabulary is small, so that no layer is a large part of the
+    model.
     """
     from ovis_core.native.clip import build_clip
     from ovis_core.native.model_patcher import build_model
@@ -109,13 +110,13 @@ def test_a_small_budget(comfyui: Path, part: Any, share: float) -> None:
 
 
 def load_whole(patcher: Any) -> None:
-    """As ComfyUI loads it where there is memory for all of it, and unloads it."""
+    """Loads it completely, as ComfyUI does with enough memory, and unloads it."""
     patcher.partially_load(CPU, ENOUGH)
     patcher.detach()
 
 
 def nothing(patcher: Any) -> None:
-    """As it was built; ComfyUI loads a text encoder that is made on its device."""
+    """Leaves it as it was built; ComfyUI loads a text encoder that is made on its device."""
 
 
 def once(patcher: Any) -> None:
@@ -155,7 +156,7 @@ def with_another_lora(patcher: Any) -> None:
     "loaded_before", [nothing, once, with_compute_dtype, with_compute_dtype_then_without, in_parts, with_another_lora]
 )
 def test_a_lora_acts_whatever_was_loaded_before(comfyui: Path, part: Any, loaded_before: Callable[[Any], None]) -> None:
-    """A partial load patches every layer that it leaves behind; the result is that of the merged weights."""
+    """A partial load patches every layer that stays in RAM; the result equals that of merged weights."""
     patcher, prefix, compute = part
     casts = {name: layer.comfy_cast_weights for name, layer in layers(patcher).items()}
     plain = compute()
@@ -174,7 +175,7 @@ def test_a_lora_acts_whatever_was_loaded_before(comfyui: Path, part: Any, loaded
     with merged(patcher, patches):
         close(found, compute(), 2e-6)
     assert float((found - plain).norm() / plain.norm()) > 0.05
-    # No layer casts that did not before, which takes time.
+    # No additional layer casts its weights, which takes time.
     patcher.partially_load(CPU, ENOUGH)
     assert {name: layer.comfy_cast_weights for name, layer in layers(patcher).items()} == casts
 
@@ -226,7 +227,7 @@ def test_a_patch_of_the_vae_acts_whatever_was_loaded_before(comfyui: Path, loade
 
 @contextmanager
 def merged(patcher: Any, patches: dict[str, tuple[str, tuple[Tensor]]]) -> Iterator[None]:
-    """Within it the weights hold the patches."""
+    """A context in which the patches are merged into the weights."""
     weights = patcher.model.state_dict()
     for key, (_, (change,)) in patches.items():
         weights[key].add_(change)
@@ -238,7 +239,7 @@ def merged(patcher: Any, patches: dict[str, tuple[str, tuple[Tensor]]]) -> Itera
 
 
 def test_no_layer_is_out_of_reach(comfyui: Path, loaded: tuple[Any, Any, Any]) -> None:
-    """All but a few thousandths of the weights are in layers that ComfyUI can leave behind."""
+    """All but a few thousandths of the weights are in layers that ComfyUI can leave in RAM."""
     for patcher in (loaded[0], loaded[1].patcher):
         reached = sum(w.nbytes for layer in layers(patcher).values() for w in layer.parameters(recurse=False))
         assert reached > 0.99 * patcher.model_size()

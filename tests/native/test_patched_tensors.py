@@ -1,4 +1,4 @@
-"""Nothing writes over a tensor that a patch, an override or a hook was given."""
+"""No tensor that a patch, an override or a hook received is overwritten."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_padded_text_counts_for_nothing(loaded: tuple[Any, ...]) -> None:
 
 @torch.inference_mode()
 def test_hooks_may_keep_what_they_are_given(loaded: tuple[Any, ...]) -> None:
-    """Those of torch, on every layer."""
+    """Torch's hooks, on every layer."""
     kept: Kept = []
     network = loaded[0].model.diffusion_model
     plain = run(loaded, {})
@@ -126,7 +126,7 @@ def test_activations_are_written_over_where_nobody_keeps_them(loaded: tuple[Any,
 
 
 def run(loaded: tuple[Any, ...], options: dict[str, Any], length: int | None = None, cut: int | None = None) -> Tensor:
-    """One pass of the decoder; with a length, of a text of which only so many tokens count, or that is cut to them."""
+    """One pass of the decoder. length: only so many text tokens count; cut: the text is cut to so many tokens."""
     generator = torch.Generator().manual_seed(2)
     model = loaded[0].model
     context = torch.randn(1, 9, model.diffusion_model.config.context_in_dim, generator=generator)

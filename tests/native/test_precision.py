@@ -1,4 +1,4 @@
-"""The loader's weight_dtype: what is kept in which type, and how far results move."""
+"""The loader's weight_dtype: the type of each weight, and the difference in the results."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ovis_core.text.decoding import GREEDY
 from ovis_core.weights import layout
 
 NAMES = ["bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e4m3fn_fast"]
-# Relative to the norm of what the weights as stored give. The small model's random weights have no structure to hold on
-# to, and its fp8 matrices no scales, so real ones lie closer.
+# Relative to the norm of the results of the stored weights. Real weights should differ less: the small model's weights
+# are random, and its fp8 matrices have no scales.
 LIMITS = {"bf16": 0.02, "fp16": 0.004, "fp32": 0.0, "fp8_e4m3fn": 0.12, "fp8_e4m3fn_fast": 0.12}
 
 
@@ -57,7 +57,7 @@ def test_dtypes(kept: tuple[str, Any, Any]) -> None:
 
 
 def test_dynamic_vram_keeps_these_types(kept: tuple[str, Any, Any]) -> None:
-    """Newer ComfyUIs note what a weight is to be on the GPU when a network is made, before they load it."""
+    """Newer ComfyUIs record a weight's type on the GPU when a network is built, before they load it."""
     _, model, clip = kept
     for network in (model.model.diffusion_model, clip.cond_stage_model):
         for layer in network.modules():
@@ -101,7 +101,7 @@ def test_a_fresh_copy_has_the_same_types(kept: tuple[str, Any, Any]) -> None:
 
 
 def test_a_patch_on_eight_bits(kept: tuple[str, Any, Any]) -> None:
-    """A LoRA's change arrives, rounded to the type of the weight."""
+    """A LoRA takes effect, rounded to the type of the weight."""
     import comfy.model_management
 
     name, model, _ = kept
@@ -148,7 +148,7 @@ def test_values_that_float16_cannot_hold_are_reported(comfyui: Path, release: Pa
             if key.endswith("double_blocks.0.img_attn.qkv.weight"):
                 tensors[key][1, 2] = 1e5
         save_file(tensors, file, metadata={"format": "pt"})
-    words = r"img_attn\.qkv\.weight holds values that float16 cannot; choose bf16 or fp32"
+    words = r"img_attn\.qkv\.weight has values that are too large for float16; choose bf16 or fp32"
     with pytest.raises(CheckpointError, match=words):
         load(open_model(damaged), PRECISIONS["fp16"])
 
@@ -166,7 +166,7 @@ def test_what_is_not_finite_is_seen(dtype: torch.dtype) -> None:
         assert not is_finite(broken.to(dtype))
 
 
-MPS = torch.device("mps")  # named, not used: what ComfyUI says of it needs none
+MPS = torch.device("mps")  # only named: ComfyUI's answers about it need no such device
 
 
 def stored(*dtypes: torch.dtype) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def test_8_bit_files_load_on_a_device_that_does_not_have_the_type(
 
 
 def test_directml_has_neither_bfloat16_nor_8_bits(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ComfyUI answers so with --directml; the switch alone is set here."""
+    """ComfyUI's answers with --directml; only the flag is set here."""
     from comfy import model_management
 
     from ovis_core.native.dtypes import for_device

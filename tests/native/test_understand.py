@@ -1,4 +1,4 @@
-"""Questions answered by the CLIP inside ComfyUI, against what the authors' code answered."""
+"""Answers of the CLIP in ComfyUI, compared with the authors' results."""
 
 from __future__ import annotations
 
@@ -94,11 +94,11 @@ def test_core_generate_text(clip: Any, golden: dict[str, Any], name: str) -> Non
 def as_the_newest_generate_text(
     clip: Any, prompt: str, room: int = 24, thinking: bool = False, **inputs: Any
 ) -> tuple[str, str]:
-    """What core's node of the newest ComfyUI says to a CLIP, and how it splits what comes back: (text, thinking)."""
+    """Calls a CLIP like core's node of the newest ComfyUI, and splits the result: (text, thinking)."""
     said = {"images": None, "video": None, "audio": None, "system_prompt": "", **inputs}
     tokens = clip.tokenize(prompt, skip_template=False, min_length=1, thinking=thinking, **said)
     model = clip.load_model().model
-    # CLIP.generate of the newest ComfyUI hands on these.
+    # The options that CLIP.generate of the newest ComfyUI passes on.
     drawn = {"do_sample": False, "max_length": room, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
     penalties = {"repetition_penalty": 1.0, "seed": None, "presence_penalty": 0.0}
     written = clip.tokenizer.decode(model.generate(tokens, **drawn, **penalties, mtp=True), skip_special_tokens=True)
@@ -149,7 +149,7 @@ def test_a_system_prompt_is_a_turn_before_the_question(clip: Any) -> None:
     assert [token for token, _ in clip.tokenize("Hello", thinking=False)["ovis_u1"][0]] == plain
     turn = [Control.TURN_START, *encode(["system\nAnswer in verse."]), Control.TURN_END, *encode(["\n"])]
     assert ids("Answer in verse.") == [*turn, *plain]
-    # Its words are words.
+    # Control tokens in it are plain text.
     assert ids("<|im_end|>").count(Control.TURN_END) == ids("x").count(Control.TURN_END) == 2
     said, unsaid = (
         as_the_newest_generate_text(clip, WORDS, system_prompt=said)[0] for said in ("Answer in verse.", "")
@@ -252,7 +252,7 @@ def test_options_for_other_tokenizers_are_refused(clip: Any) -> None:
 
 
 def test_comfyui_counts_a_conversation_and_gives_its_memory_back(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By ComfyUI's own cache for little RAM, with outputs beside it that are a bit larger and a bit smaller."""
+    """With ComfyUI's own RAM cache, next to outputs that are slightly larger and slightly smaller."""
     import gc
     import time
     import weakref
@@ -266,7 +266,7 @@ def test_comfyui_counts_a_conversation_and_gives_its_memory_back(clip: Any, monk
     held = [x for turn in talk.cache.turns for x in turn] + [t.patches for t in talk.tokens if not isinstance(t, int)]
     size = sum(x.nbytes for x in held)
     assert len(held) == 5
-    # Older versions count a plain tensor by half, and that of an object in full.
+    # Older versions count half of a plain tensor's size, and all of a tensor in an object.
     old = not hasattr(caching.RAMPressureCache, "ram_release")
     tensors = [torch.zeros(int(size * part) * (2 if old else 1), dtype=torch.uint8) for part in (0.9, 1.1)]
     cache = caching.RAMPressureCache(caching.CacheKeySetID)
@@ -305,7 +305,7 @@ def test_the_conversation_goes_on_without_computing_it_again(clip: Any) -> None:
     first = ask(clip, "What is it?", [FIRST])
     with calls(text.visual_tokenizer, text.llm.blocks[0]) as counts:
         second = ask(clip, "What colour?", before=first.conversation)
-    # Reading the second turn and 23 steps.
+    # The prefill of the second turn and 23 decode steps.
     assert counts == [0, 24]
     forgotten = Conversation(first.conversation.tokens)
     with calls(text.visual_tokenizer) as counts:
@@ -337,7 +337,7 @@ def test_a_conversation_with_other_weights_is_read_again(clip: Any) -> None:
 
 
 def test_thinking(clip: Any, golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small model does not think, so it is made to: its words are drawn, their places are not."""
+    """The small model does not think, so the test inserts the think tags; the other tokens are the model's."""
     from ovis_core.text import decoding
 
     tokenizer = clip.tokenizer.tokenizer
@@ -379,7 +379,7 @@ def test_what_is_too_long_is_refused_before_it_is_cut_into_patches(clip: Any, mo
     from ovis_core.native import tokens
 
     monkeypatch.setattr(tokens, "understanding_input", None)
-    with pytest.raises(ValueError, match=r"of them pictures.*use fewer or smaller pictures or frames"):
+    with pytest.raises(ValueError, match=r"for pictures\).*use fewer or smaller pictures or frames"):
         ask(clip, "?", frames=[torch.zeros(1500, 1500, 3)] * 16)
 
 
@@ -444,7 +444,7 @@ def test_too_long_is_refused_with_the_count(clip: Any) -> None:
     with pytest.raises(ValueError, match=rf"prompt: .*\d+ positions.*{limit}; shorten the text"):
         ask(clip, "word " * limit)
     huge = torch.zeros(1500, 1500, 3)
-    with pytest.raises(ValueError, match=rf"\d+ of them pictures.*{limit}; use fewer or smaller pictures or frames"):
+    with pytest.raises(ValueError, match=rf"\(\d+ for pictures\).*{limit}; use fewer or smaller pictures or frames"):
         ask(clip, "?", frames=[huge] * 16)
 
 

@@ -1,6 +1,6 @@
 """ComfyUI's page in a real browser.
 
-A test that takes `page` runs once for each rendering of nodes. One that is about one of them says so:
+A test that takes `page` runs once for each rendering of nodes. A test for one rendering only:
 
     @pytest.mark.parametrize("rendering", [NODES_2], indirect=True)
 """
@@ -34,7 +34,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def ready(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> ComfyServer:
-    """The server with a picture to load, and past its first start."""
+    """The server with a picture to load, after its first start."""
     example = tmp_path_factory.mktemp("page") / "example.png"
     picture(512, 512).save(example)
     server.upload(example)
@@ -65,7 +65,7 @@ def page(browser: Any, ready: ComfyServer, rendering: str) -> Iterator[Any]:
     page.set_default_timeout(WAIT)
     page.goto(ready.url)
     page.wait_for_function("window.app?.graph && window.app.extensionManager?.command")
-    # The default graph comes a moment later.
+    # The default graph appears a moment later.
     page.wait_for_function("window.app.graph._nodes.length > 0")
     page.wait_for_function(f"{ELEMENTS} {'> 0' if rendering == NODES_2 else '=== 0'}")
     page.evaluate("window.app.graph.clear()")

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a person finds, opens, runs and reads there."""
+"""The page in a real browser: finding, opening, running and reading as a user does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 
 FOUND = ".p-autocomplete-option, [data-testid=result-item]"
 STEP = 250  # ms from one step of scrolling to the next, in which the page draws what has come
-# A step down the templates, of which the page keeps those in sight and brings more at the end; then from the top again.
+# Scrolls down the templates by a step, or back to the top at the end. The page loads more of them at the end and keeps
+# only those in view.
 SCROLL = """const scroll = () => {
     let box = document.querySelector("[role=dialog] img");
     while (box && !(/auto|scroll/.test(getComputedStyle(box).overflowY) && box.scrollHeight > box.clientHeight + 1))
@@ -67,7 +68,7 @@ def browse_templates(page: Any) -> Any:
 
 
 def open_search(page: Any) -> Any:
-    """Double-clicks the canvas until the page has come so far as to heed it; the field to type into."""
+    """Double-clicks the canvas until the page reacts; returns the field to type into."""
     field = page.locator(".node-search-box-dialog-mask input, [role=dialog] input").first
     for _ in range(20):
         page.mouse.dblclick(1000, 500)
@@ -80,7 +81,7 @@ def open_search(page: Any) -> Any:
 
 
 def card(page: Any, dialog: Any, name: str) -> Any:
-    """A template's picture; more of them come when one scrolls."""
+    """A template's picture; scrolling loads more of them."""
     page.wait_for_function(SCROLLED, arg=name, polling=STEP)
     return dialog.locator(f"img[alt='{name}']").first
 
@@ -111,7 +112,7 @@ def test_templates_have_their_pictures(page: Any, shots: Path) -> None:
     page.screenshot(path=shots / "templates.png")
     left = set(TITLES.values())
     while left:
-        # What is scrolled past may go again.
+        # Pictures outside the view may be removed again.
         some = page.wait_for_function(LOADED, arg=sorted(left), polling=STEP).json_value()
         left -= set(some)
 
@@ -210,7 +211,7 @@ def test_the_help_panel_shows_our_page(page: Any, shots: Path) -> None:
 
 def test_text_shows_while_it_is_written_and_chats_show_their_turns(page: Any, shots: Path, rendering: str) -> None:
     open_dropped(page, "chat")
-    # A question that was asked in the other rendering is answered at once, from the cache.
+    # A question that was asked in the other rendering is answered from the cache.
     question = f"What is on this image? ({rendering})"
     set_widgets(page, SMALL | {"OvisU1Understand": {"max_new_tokens": 300, "prompt": question}})
     run(page)

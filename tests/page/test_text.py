@@ -1,4 +1,4 @@
-"""Text on the page: it stays on its node, and a prompt's choices are made, in both renderings."""
+"""Text on the page, in both renderings: it stays on its node, and choices in prompts are picked."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def shown(page: Any, node: str) -> list[str]:
 
 
 def wait_for_text(page: Any, node: str, text: str) -> None:
-    # The page leaves out what is out of sight.
+    # The page does not render nodes outside the view.
     page.evaluate(
         "(type) => window.app.canvas.centerOnNode(window.app.graph._nodes.find((n) => n.type === type))", node
     )
@@ -83,7 +83,7 @@ def test_text_stays_after_a_reload_and_shows_on_a_cached_run(
     again = run_to_its_end(page)
     wait_for_text(page, node, text)
     assert ready.log_text().count(RUNS) == before
-    # With the text on the node the prompt stays the same, and so what is cached stays right.
+    # The text on the node does not change the prompt, so the cache stays valid.
     assert run_to_its_end(page) == again == first
 
 

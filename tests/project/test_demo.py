@@ -1,4 +1,4 @@
-"""The command that shows the pack at work."""
+"""The demo command."""
 
 from __future__ import annotations
 

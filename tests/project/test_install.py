@@ -1,4 +1,4 @@
-"""The pack as the registry delivers it, installed beside others in folders of any name."""
+"""The registry's archive, installed beside other packs in folders of any name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FOLDER = "Ovis U1 (über) v2.0"
 PACKAGES = {"einops", "filelock", "numpy", "PIL", "safetensors", "tokenizers", "torch"}
 OPTIONAL = {"certifi", "hf_xet"}
 NODES = {file.stem for file in (ROOT / "web" / "docs").glob("*.md")}
-# What the packs that wrap the authors' script call their nodes.
+# Names of the nodes in packs that wrap the authors' script.
 TAKEN = {"OvisU1ModelLoader", "OvisU1TextToImage", "OvisU1ImageToText", "OvisU1ImageEdit", "LoadOvisU1Model"}
 WRAPPER = f"""
 import sys, types
@@ -43,7 +43,7 @@ NODE_CLASS_MAPPINGS = dict.fromkeys({sorted(TAKEN)!r}, Node)
 
 
 def archive(folder: Path) -> Path:
-    """What `comfy node pack` puts into the registry's archive, in a folder."""
+    """The files that `comfy node pack` puts into the registry's archive, in a folder."""
     ignored = [line for name in (".gitignore", ".comfyignore") for line in (ROOT / name).read_text().splitlines()]
     spec = GitIgnoreSpec.from_lines([*ignored, ".git/", ".git"])
     for name in spec.match_tree_files(ROOT, negate=True):
@@ -155,7 +155,7 @@ def changed_pack(pack: Path, release: Path, folder: Path, file: str, old: str, n
 
 
 def test_a_package_that_is_missing_is_named_in_one_line(pack: Path, release: Path, tmp_path: Path) -> None:
-    """In a copy of the pack that imports a package which nobody has."""
+    """In a copy of the pack that imports a package which does not exist."""
     nodes, log = changed_pack(pack, release, tmp_path, "ovis_core/pixels.py", "import torch\n", "import nobody_s\n")
     assert nodes >= TAKEN
     assert not NODES & nodes
@@ -187,7 +187,7 @@ def test_a_package_that_is_missing_is_named_in_one_line(pack: Path, release: Pat
 def test_a_comfyui_that_is_too_old_is_named_in_one_line(
     pack: Path, release: Path, tmp_path: Path, file: str, old: str, new: str, reason: str
 ) -> None:
-    """In a copy of the pack that uses a part which no ComfyUI has."""
+    """In a copy of the pack that imports a part which no ComfyUI has."""
     nodes, log = changed_pack(pack, release, tmp_path, file, old, new)
     assert nodes >= TAKEN
     assert not NODES & nodes
@@ -198,7 +198,7 @@ def test_a_comfyui_that_is_too_old_is_named_in_one_line(
 
 
 def test_a_comfyui_that_never_asks_for_nodes_is_named() -> None:
-    """One from before `comfy_entrypoint`, by the import that it does all the same."""
+    """A ComfyUI without `comfy_entrypoint`, which still imports the pack."""
     script = f"""
 import importlib.util, sys
 root = {str(ROOT)!r}
@@ -239,7 +239,7 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the workflow runs on Linux")
 def test_the_registry_s_readme_has_whole_links(tmp_path: Path) -> None:
-    """By the publish workflow's own lines."""
+    """With the commands of the publish workflow."""
     text = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
     lines = [line.strip() for line in text.splitlines() if "at=" in line or "$at/" in line]
     shutil.copy(ROOT / "README.md", tmp_path)
@@ -288,7 +288,7 @@ assert torch.equal(positions.compiled_table(*layout), plain)
 
 
 def test_nothing_is_imported_that_comfyui_has_not_imported() -> None:
-    """In a process of its own, up to where the nodes stand ready."""
+    """In its own process, until the nodes are ready."""
     script = f"""
 import asyncio, importlib.util, sys
 sys.path.insert(0, {str(comfyui_path())!r})

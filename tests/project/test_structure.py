@@ -1,4 +1,4 @@
-"""The rules that the code keeps: which way imports run, and how it is written."""
+"""The rules for the code: direction of imports, and style."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from helpers.paths import ROOT
 
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "nodes", "server"}
 HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
-# Of ovis_core, what needs nothing but Python.
+# Modules of ovis_core that need only Python.
 PLAIN = {"special_tokens", "text", "text.prompts", "sizes", "schedule", "weights", "__init__"}
 PLAIN |= {f"weights.{name}" for name in ("config", "layout", "release", "release_folder", "safetensors_file")}
 PLAIN |= {f"weights.{name}" for name in ("download", "checked_files", "hub", "hub_cache", "built_in")}
-# Imports those named and reads a file's header; prints what came along of HEAVY. safetensors' own way takes numpy.
+# Imports the named modules and reads a file's header; prints the modules of HEAVY that were imported. safetensors
+# itself imports numpy.
 LOAD_PLAIN = """
 import sys
 from importlib import import_module
@@ -51,7 +52,7 @@ def name_of(file: Path) -> str:
 
 
 def layer(module: str) -> int:
-    """Of ovis_core: 2 touches ComfyUI, 1 is plain torch, 0 plain Python."""
+    """The layer of a module of ovis_core: 2 uses ComfyUI, 1 is plain torch, 0 plain Python."""
     name = on_plan(module).removeprefix("ovis_core").removeprefix(".") or "__init__"
     return 2 if name.split(".")[0] == "native" else 0 if name.removesuffix(".__init__") in PLAIN else 1
 
@@ -70,7 +71,7 @@ def test_imports_run_one_way(file: Path) -> None:
 
 
 def test_plain_python_loads_nothing_heavy(tmp_path: Path) -> None:
-    """Whatever a library does behind an import or a call; 8 bits and bfloat16 are types that numpy does not know."""
+    """Also not inside a library's import or call; numpy does not have 8-bit floats and bfloat16."""
     file = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(2, dtype=torch.bfloat16), "b": torch.zeros(2, dtype=torch.float8_e4m3fn)}, file)
     arguments = [ROOT / "scripts", file, " ".join(HEAVY - {"numpy"}), *sorted(PLAIN)]
@@ -94,7 +95,7 @@ def test_what_is_private_stays_in_its_file(file: Path) -> None:
 
 
 def plan() -> dict[str, int]:
-    """Row of each word on the plan, by the room that it stands in and itself, as "native.clip"."""
+    """The row of each word on the plan, by its folder and itself, such as "native.clip"."""
     rows: dict[str, int] = {}
     room = ""
     _, drawn, *_ = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")
@@ -107,7 +108,7 @@ def plan() -> dict[str, int]:
 
 
 def on_plan(module: str) -> str:
-    """What the plan calls a module, or what is imported from it."""
+    """The plan's name of a module, or of an import from it."""
     package, *inner = module.split(".")
     if package == "ovis_core" and inner and (ROOT / package / inner[0]).is_dir():
         return ".".join(inner[:2])
@@ -124,7 +125,7 @@ def test_every_file_is_on_the_plan_above_what_it_imports(file: Path) -> None:
 COMPAT = "ovis_core.native.compat"
 # Questions that other files may ask, because they are not about what this ComfyUI has.
 OTHER_QUESTIONS = {
-    # what a link or another pack's node brings, and the inputs of a node's own `execute`
+    # values from links or other packs' nodes, and the inputs of a node's own `execute`
     "nodes.checks": {"model", "cond_stage_model", "first_stage_model", "signature"},
     "ovis_core.native.tokens": {"__len__", "ndim"},
     "ovis_core.native.patch_checks": {"__module__", "signature"},
@@ -133,12 +134,12 @@ OTHER_QUESTIONS = {
     "ovis_core.native.filling": {"MARK"},
 }
 INSPECT = {"signature", "getfullargspec", "getattr_static", "find_spec", "import_module", "__dataclass_fields__"}
-# The others need an object of ComfyUI's, which no file below `native` has.
+# The others need an object of ComfyUI, which only files in `native` have.
 WITHOUT_COMFYUI = {"find_spec", "import_module", "import", "comfyui_version"}
 
 
 def questions(source: str) -> set[str]:
-    """What a file asks of objects and modules that may be otherwise in another version.
+    """The questions that a file asks about objects and modules that can differ between versions.
 
     The attribute of a `hasattr`, or of a `getattr` with a default; the names in `INSPECT`; "import" if a failed import
     of ComfyUI's, or an attribute that is missing, is caught; "comfyui_version" if that is imported.
@@ -215,12 +216,12 @@ def test_a_question_is_found(offence: str) -> None:
 
 
 def test_few_modules_lie_flat() -> None:
-    """In `ovis_core` itself; the others are in the folder of their idea."""
+    """At most eight modules are in `ovis_core` itself; the others are in its folders."""
     assert len([file for file in CORE if file.parent.name == "ovis_core" and file.stem != "__init__"]) <= 8
 
 
 def test_no_two_files_of_the_pack_have_one_name() -> None:
-    """Only a node's file may be called as the idea that it calls."""
+    """Only a node's file may have the name of the module that it calls."""
     names = [file.stem for file in CORE if file.stem != "__init__"]
     assert sorted(names) == sorted(set(names))
 
@@ -258,7 +259,7 @@ def test_tests_that_are_named_exist() -> None:
     assert not [name for name in sorted(named) if not (ROOT / name).is_file()]
 
 
-# What the scanners of a registry look for in a pack: programs that are started, and code that comes as data.
+# A registry's scanners look for these in a pack: starting programs, and code in data.
 STARTERS = {"subprocess", "multiprocessing", "runpy", "pty", "ctypes", "pickle", "marshal", "base64", "code", "pip"}
 CALLS = re.compile(r"\b(eval|exec|__import__)\(|\bos\.(system|popen|exec\w*|spawn\w*|posix_spawn|fork)\b")
 

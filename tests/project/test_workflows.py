@@ -1,4 +1,4 @@
-"""How the workflows' files are laid out."""
+"""The layout of the workflows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers.graphs import NAMES
 from helpers.paths import ROOT
 from workflow_api import TITLES, WORKFLOWS, read_workflow
 
-# A node's color says what it does: load, take words, make, show, or note. All others have #223.
+# A node's color shows its kind: loading, text input, making, showing, or note. All others have #223.
 ROLES = {
     "#323": {"OvisU1Loader", "LoraModelLoader"},
     "#232": {"OvisU1TextEncode", "OvisU1EditEncode", "OvisU1Understand", "OvisU1Judge", "PrimitiveStringMultiline"},
@@ -67,7 +67,7 @@ def test_the_pages_name_the_pack_that_is_installed() -> None:
 
 
 def test_a_file_is_named_as_the_template_browser_shows_it() -> None:
-    """Everything there is a template: the server lists every *.json of the folder, an index.json too."""
+    """Every file there is a template: the server lists every *.json of the folder, also an index.json."""
     assert {file.stem for file in WORKFLOWS.glob("*.json")} == set(TITLES.values())
     assert {file.stem for file in WORKFLOWS.glob("*.jpg")} == set(TITLES.values())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -82,7 +82,7 @@ def test_megapixels_limits_the_edit(server: ComfyServer, info: dict[str, Any], t
 
 
 def test_an_image_that_carries_a_mask(server: ComfyServer, info: dict[str, Any], tmp_path: Path) -> None:
-    """Alpha comes to the graph as a mask, and the colours under it are edited all the same."""
+    """Alpha arrives in the graph as a mask, and the colours under it are still edited."""
     rgba = picture(128, 128).convert("RGBA")
     rgba.putalpha(Image.new("L", (128, 128), 0))
     names = [upload(server, tmp_path, image, f"a{i}") for i, image in enumerate((rgba, picture(128, 128)))]
@@ -134,7 +134,7 @@ def test_a_mask_keeps_what_is_outside(server: ComfyServer, info: dict[str, Any],
 
 
 def test_a_second_mask_keeps_the_first_edit(server: ComfyServer, info: dict[str, Any], tmp_path: Path) -> None:
-    """What is outside a mask is put back as the source only where it still is the source."""
+    """The area outside a mask is taken from the source only if it still equals the source."""
     graph = edit(info, upload(server, tmp_path, picture(192, 64), "thirds"), steps=3, name="edit_masked")
     encoded, vae = graph.out("OvisU1EditEncode", 3), graph.out("OvisU1Loader", 2)
     inputs = graph.prompt[graph.find("OvisU1Sampler")]["inputs"]
@@ -172,7 +172,7 @@ def test_a_second_mask_keeps_the_first_edit(server: ComfyServer, info: dict[str,
     for repeated in pixels[one]:
         assert np.abs(repeated - pixels[source][0])[:, 64:].max() == 0
         assert np.abs(repeated - pixels[source][0])[:, :64].mean() > 20
-    # After the second mask the first edit is still there: nothing is put back over it.
+    # After the second mask the first edit is still there; the source does not replace it.
     assert np.array_equal(pixels[both][0], pixels[plain][0])
     assert np.array_equal(pixels[turned][0], pixels[core_turned][0])
 
@@ -227,5 +227,5 @@ def test_core_reference_latent_and_timestep_range(server: ComfyServer, info: dic
 def test_restore_size_without_a_source_is_refused(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = load("text_to_image", info).set("OvisU1Decode", restore_size=True).set("OvisU1Sampler", steps=1)
     graph.set("OvisU1TextEncode", width=64, height=64).set("EmptyLatentImage", width=64, height=64)
-    with pytest.raises(PromptFailed, match="samples: they do not say the size of a source image"):
+    with pytest.raises(PromptFailed, match="samples: they have no source image size"):
         server.run(graph.prompt)

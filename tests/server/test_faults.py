@@ -1,4 +1,6 @@
-"""Models that cannot be used, through a running ComfyUI: one sentence that names file and remedy, and life goes on."""
+"""Models that cannot be used, in a running ComfyUI: one sentence names the file and the remedy, and the server keeps
+running.
+"""
 
 from __future__ import annotations
 
@@ -53,9 +55,9 @@ def pickles(folder: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a missing shard": (lambda f: (f / SECOND).unlink(), rf"lacks {SECOND}: the download is not complete"),
-    "half a shard": (lambda f: cut(f / SECOND), rf"{SECOND} is damaged or not complete .*download it again"),
-    "no index": (lambda f: (f / INDEX).unlink(), rf"in pieces and no {INDEX}; copy the release's {INDEX}"),
+    "a missing shard": (lambda f: (f / SECOND).unlink(), rf"lacks {SECOND}: the download is incomplete"),
+    "half a shard": (lambda f: cut(f / SECOND), rf"{SECOND} is damaged or incomplete .*download it again"),
+    "no index": (lambda f: (f / INDEX).unlink(), rf"the shards of a model and no {INDEX}; copy the release's {INDEX}"),
     "an index of a missing file": (
         lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].update(more="model-00003-of-00003.safetensors")),
         r"lacks model-00003-of-00003\.safetensors",
@@ -64,13 +66,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].update(more="../tiny/model.safetensors")),
         r"index\.json names files outside its folder",
     ),
-    "another release's shard": (another_release, r"has shape .*do not belong together; download both again"),
+    "another release's shard": (another_release, r"has shape .*do not match the config; download both again"),
     "a web page": (lambda f: (f / FIRST).write_bytes(b"<!doctype html><p>404"), rf"{FIRST} is a web page, not a weigh"),
     "an LFS pointer": (
         lambda f: (f / FIRST).write_bytes(b"version https://git-lfs.github.com/spec/v1"),
         "git lfs pull",
     ),
-    "pickles": (pickles, r"holds pytorch_model\.bin and no safetensors files.*download the release's safetensors"),
+    "pickles": (pickles, r"contains pytorch_model\.bin and no safetensors files.*download the release's safetensors"),
     "no config": (lambda f: (f / CONFIG).unlink(), r"cannot be used: .* has no config\.json; copy the release's"),
     "a config that is no JSON": (lambda f: (f / CONFIG).write_text("{"), r"cannot be used: .*config\.json is not JSON"),
     "another model's config": (
@@ -79,18 +81,18 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "absurd sizes": (
         lambda f: edit_json(f / CONFIG, lambda v: v["llm_config"].update(hidden_size=10**12)),
-        r"llm_config\.hidden_size is 1000000000000; it must not be over",
+        r"llm_config\.hidden_size is 1000000000000; it must be at most",
     ),
     "large sizes": (
         lambda f: edit_json(f / CONFIG, lambda v: v["llm_config"].update(intermediate_size=10**7)),
-        r"has shape \[\d+, \d+\]; its config\.json asks for \[10000000, \d+\]",
+        r"has shape \[\d+, \d+\], but its config\.json requires \[10000000, \d+\]",
     ),
     "a missing tensor": (
         lambda f: (
             edit_tensors(f / FIRST, lambda v: v.pop("llm.model.norm.weight")),
             edit_json(f / INDEX, lambda v: v["weight_map"].pop("llm.model.norm.weight")),
         ),
-        r"llm\.model\.norm\.weight missing",
+        r"missing tensor llm\.model\.norm\.weight",
     ),
     "it is gone": (shutil.rmtree, r"was not found; choose"),
 }
@@ -98,7 +100,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.fixture
 def broken(server: ComfyServer, release: Path) -> Iterator[Path]:
-    """A model of one's own in the server's folder."""
+    """A separate model in the server's folder."""
     folder = Path(shutil.copytree(release, server.base / "models" / "ovis_u1" / "broken é \u96ea"))
     server.object_info()
     yield folder

@@ -1,4 +1,4 @@
-"""Memory of a running ComfyUI over many prompts, and what its own buttons give back."""
+"""Memory of a running ComfyUI over many prompts, and the memory that its own buttons free."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from helpers.paths import ROOT, comfyui_path
 
 MIB = 1 << 20
 RUNS = 30
-# glibc's allocator gives back at once what is freed, so that what stays is held by somebody.
+# glibc's allocator then returns freed memory at once, so that the rest is still in use.
 GIVES_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
 PICTURE = "text_to_image.png"
 
 
 @pytest.fixture(scope="module")
 def own_server(raw_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A server for these tests alone, with a model that is large beside what else moves."""
+    """A server for these tests only, with a model that is large compared with other changes of memory."""
     if not Path("/proc/self/status").exists():
         pytest.skip("only Linux tells a process's memory this way")
     base = workspace.make_base(tmp_path_factory.mktemp("memory"), ROOT, comfyui_path())
@@ -65,7 +65,7 @@ def test_thirty_runs_of_each_kind(own_server: ComfyServer) -> None:
         for graph, seeded in graphs:
             own_server.run(graph.set(seeded, seed=run).prompt)
         used.append(memory(own_server))
-    # A leak lifts the least of many runs, run by run.
+    # A leak increases the minimum over several runs.
     grown = min(used[-12:]) - min(used[3:15])
     assert grown < 6 * MIB, " ".join(str(value // MIB) for value in used)
 

@@ -88,7 +88,7 @@ def test_the_workflow_fits_the_nodes(info: dict[str, Any]) -> None:
 
 
 def fits(spec: list[Any], value: Any) -> bool:
-    """Whether an input takes a value; links are seen to elsewhere."""
+    """Whether an input takes a value; links are checked elsewhere."""
     kind, options = spec[0], spec[1] if len(spec) > 1 else {}
     choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
     if isinstance(value, list):
@@ -144,7 +144,7 @@ def test_ksampler_gives_the_same_latent(server: ComfyServer, info: dict[str, Any
 
 @pytest.mark.parametrize("sampler_name", ["dpm_2", "uni_pc", "dpmpp_2m"])
 def test_other_samplers_are_ksamplers_too(server: ComfyServer, info: dict[str, Any], sampler_name: str) -> None:
-    """KSampler leaves a sigma out for some of them."""
+    """KSampler drops a sigma for some of them."""
     graph = text_to_image(info).set("OvisU1Sampler", scheduler="simple", sampler_name=sampler_name)
     ours = graph.prompt[graph.find("OvisU1Sampler")]["inputs"]
     shifted = graph.add(
@@ -314,7 +314,7 @@ def test_what_is_refused_is_said_in_a_sentence(server: ComfyServer, info: dict[s
 
 
 def test_folders_that_are_listed(info: dict[str, Any]) -> None:
-    """`models/ovis_u1`, what extra_model_paths.yaml adds, and whole releases where other packs put them."""
+    """`models/ovis_u1`, the folders in extra_model_paths.yaml, and complete releases in the folders of other packs."""
     spec = info["OvisU1Loader"]["input"]["required"]["model_name"]
     options = spec[0] if isinstance(spec[0], list) else spec[1]["options"]
     assert set(options) - {built_in.NAME} == {"tiny", "elsewhere", "half", "ovis/whole", "ovis/AIDC-AI/inside"}
@@ -324,4 +324,6 @@ def test_a_broken_model_is_named(server: ComfyServer, info: dict[str, Any]) -> N
     graph = text_to_image(info).set("OvisU1Loader", model_name="half")
     with pytest.raises(PromptFailed, match=r"half lacks model-00002-of-00002\.safetensors") as failed:
         server.run(graph.prompt)
-    assert failed.value.kind == "CheckpointError"  # the page shows it before the sentence, and a path would hide that
+    assert (
+        failed.value.kind == "CheckpointError"
+    )  # the page shows it before the message, and a long path would hide the message

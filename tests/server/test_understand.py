@@ -78,14 +78,14 @@ def test_text_shows_while_it_is_written(server: ComfyServer, info: dict[str, Any
 
 
 def texts_of_a_bystander(server: ComfyServer, work: Callable[[], Any]) -> tuple[Any, list[str]]:
-    """What `work` answers, and the texts that meanwhile came to another page, which asked for nothing."""
+    """The result of `work`, and the texts that another page received meanwhile, which queued nothing."""
 
     async def listen() -> tuple[Any, list[str]]:
         url = f"{server.url}/ws?clientId=bystander"
         async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as messages:
             await messages.receive()  # it is connected
             answer = await asyncio.to_thread(work)
-            # Messages to one page keep their order, so after this one nothing of the prompt can come.
+            # Messages to a page keep their order, so no message of the prompt can come after this one.
             await asyncio.to_thread(
                 server.queue, {"1": {"class_type": "PreviewAny", "inputs": {"source": "end"}}}, "bystander"
             )
@@ -130,7 +130,7 @@ def test_the_repetition_penalty_acts_without_sampling(server: ComfyServer, info:
     plain, penalized = answer(), answer(repetition_penalty=1.8)
     assert plain != penalized
     assert answer(repetition_penalty=1.8, sampling=True, temperature=0.0) == penalized
-    # What is about drawing has no effect where nothing is drawn.
+    # Settings of sampling have no effect without sampling.
     assert answer(temperature=1.5, top_p=0.1, top_k=3, min_p=0.5, seed=9) == plain
 
 
@@ -215,7 +215,7 @@ def test_video(server: ComfyServer, info: dict[str, Any], count: int, most: int,
 
 
 def positions_read(server: ComfyServer) -> int:
-    """By the last answer, as the log tells."""
+    """The positions of the last prefill, from the log."""
     return int(server.log_text().rsplit("Ovis-U1: prefilled ", 1)[1].split()[0])
 
 
@@ -261,7 +261,7 @@ def test_a_chat_is_a_chain_that_the_cache_holds(server: ComfyServer, info: dict[
     result = server.run(graph.prompt)
     assert second in result.executed_nodes
     assert first not in result.executed_nodes
-    # What the first turn computed is not computed again: the second reads its own words alone.
+    # The first turn is not computed again: the second prefills only its own tokens.
     read = int(server.log_text()[before:].rsplit("Ovis-U1: prefilled ", 1)[1].split()[0])
     assert read < 40
 
@@ -332,7 +332,7 @@ def test_too_long_a_question_is_refused(server: ComfyServer, info: dict[str, Any
 
 def test_too_many_frames_are_refused(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = about(info, 1500, 1500, 16, slot="video", max_frames=16)
-    refused(server, graph, r"prompt: .*of them pictures.*40960; use fewer or smaller pictures or frames")
+    refused(server, graph, r"prompt: .*for pictures\).*40960; use fewer or smaller pictures or frames")
 
 
 def test_image_and_video_together_are_refused(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
@@ -343,16 +343,16 @@ def test_image_and_video_together_are_refused(server: ComfyServer, info: dict[st
 
 def test_a_prompt_that_nothing_reads_is_refused(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = load("pick_the_best", info).set("OvisU1Sampler", steps=1).set_all("PrimitiveInt", value=64)
-    refused(server, graph.set("OvisU1Judge", question="Is it good?"), r"question: it has no \{prompt\}")
+    refused(server, graph.set("OvisU1Judge", question="Is it good?"), r"question: without \{prompt\}")
 
 
 @pytest.mark.parametrize(
     ("name", "number", "words"),
     [
-        ("seed", -1, r"seed: -1 is not a whole number from 0 to"),
-        ("top_k", -1, r"top_k: -1 is not a whole number from 0 to 1000"),
-        ("max_frames", 0, r"max_frames: 0 is not a whole number from 1 to 160"),
-        ("max_new_tokens", 10**9, r"max_new_tokens: 1000000000 is not a whole number from 1 to 32768"),
+        ("seed", -1, r"seed: expected a whole number from 0 to .*, got -1"),
+        ("top_k", -1, r"top_k: expected a whole number from 0 to 1000, got -1"),
+        ("max_frames", 0, r"max_frames: expected a whole number from 1 to 160, got 0"),
+        ("max_new_tokens", 10**9, r"max_new_tokens: expected a whole number from 1 to 32768, got 1000000000"),
     ],
 )
 def test_numbers_over_a_link_are_checked_too(

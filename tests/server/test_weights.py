@@ -1,4 +1,4 @@
-"""Weights in every form that people keep them, through a running ComfyUI."""
+"""Weights in every supported form, in a running ComfyUI."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from helpers.graphs import Graph, saved_latent, text_to_image
 from helpers.headers import misplaced
 
 MAPS = Path("/proc/self/maps")
-MARK = "ovis_u1.config.json"  # what our parts carry their numbers in
+MARK = "ovis_u1.config.json"  # the tensor with the config in files of parts
 
 
 @pytest.fixture(scope="module")
 def saved(server: ComfyServer, info: dict[str, Any]) -> dict[str, Path]:
-    """What core's nodes write, where ComfyUI looks for each kind: name of the kind -> file."""
+    """Files that core's nodes wrote into ComfyUI's folders: kind -> file."""
     graph = text_to_image(info)
     model, clip, vae = (graph.out("OvisU1Loader", slot) for slot in range(3))
     graph.remove("OvisU1Sampler", "OvisU1TextEncode", "OvisU1Decode", "SaveImage", "EmptyLatentImage")
@@ -72,9 +72,9 @@ def expected_there(copying: ComfyServer, info: dict[str, Any]) -> Any:
 
 @pytest.fixture
 def comes_back(server: ComfyServer, copying: ComfyServer, expected: Any, expected_there: Any) -> Callable[..., None]:
-    """Whether a graph gives what the release gives: where weights are copied, to the last bit.
+    """Checks that a graph gives the release's results, to the last bit if weights are copied.
 
-    Weights that stay mapped begin where their file has them, and some CPUs sum products in another order there.
+    Mapped weights have the alignment of their file, and on some CPUs that changes the order of sums.
     """
 
     def check(graph: Graph) -> None:
@@ -135,7 +135,7 @@ def test_parts_of_other_files(
     weights: dict[str, Any],
     comes_back: Callable[..., None],
 ) -> None:
-    """The text encoder out of a whole checkpoint, and a VAE with diffusers' names."""
+    """The text encoder of a complete checkpoint, and a VAE with diffusers' names."""
     models = server.base / "models"
     (models / "text_encoders" / "whole.safetensors").symlink_to(saved["whole"])
     prefix = "visual_generator.vae."
@@ -186,11 +186,11 @@ def test_wrong_files_are_named(server: ComfyServer, info: dict[str, Any], saved:
     for inputs, words in (
         (
             {"diffusion_model_name": "cut.safetensors"},
-            r"cut\.safetensors: tensor .*single_blocks\.0\.linear2\.weight missing",
+            r"cut\.safetensors: missing tensor .*single_blocks\.0\.linear2\.weight",
         ),
-        ({"text_encoder_name": "other.safetensors"}, r"other\.safetensors: .*no text encoder of Ovis-U1 in it"),
-        ({"diffusion_model_name": "bare.safetensors"}, r"bare\.safetensors.*do not belong together|has shape"),
-        ({"vae_name": "short.safetensors"}, r"VAE: tensor decoder\.mid\.block_1\.conv1\.weight"),
+        ({"text_encoder_name": "other.safetensors"}, r"other\.safetensors: .*it has no Ovis-U1 text encoder"),
+        ({"diffusion_model_name": "bare.safetensors"}, r"bare\.safetensors.*do not match|has shape"),
+        ({"vae_name": "short.safetensors"}, r"VAE: missing tensor decoder\.mid\.block_1\.conv1\.weight"),
         ({"vae_name": "page.safetensors"}, r"page\.safetensors is a web page"),
     ):
         with pytest.raises((PromptFailed, PromptRejected), match=words):
@@ -207,7 +207,7 @@ def test_a_vae_that_cannot_be_used(saved: dict[str, Path], comfyui: Path, tmp_pa
     tensors = load_file(saved["vae"])
     tensors[name] = tensors[name][:2].contiguous()
     save_file(tensors, file)
-    words = r"vae\.safetensors: this VAE is not of SDXL's kind \(size mismatch"
+    words = r"vae\.safetensors: expected an SDXL VAE \(size mismatch"
     with pytest.raises(CheckpointError, match=words) as caught:
         load(open_parts(saved["decoder"], saved["text"], file))
     assert len(str(caught.value).splitlines()) == 1
@@ -224,7 +224,7 @@ def mapped(server: ComfyServer) -> set[str]:
 def test_disable_mmap(
     server: ComfyServer, copying: ComfyServer, info: dict[str, Any], saved: dict[str, Path], scaled: Path, form: str
 ) -> None:
-    """Nothing of the model's files stays mapped."""
+    """No file of the model stays mapped."""
     graph = text_to_image(info)
     if form == "parts":
         graph = parts(graph)

@@ -1,4 +1,4 @@
-"""What people read of the nodes: strings in nine languages, and help pages, as the server hands them to the page."""
+"""The texts of the nodes: strings in nine languages, and help pages, as the server sends them to the page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def locale(language: str) -> dict[tuple[str, ...], str]:
 
 
 def plain(text: str) -> str:
-    """As the page shows it: it fills in what stands in braces, and reads | and @ as its own signs."""
+    """A text as the page shows it: it replaces placeholders in braces, and treats | and @ as special characters."""
     shown = text.replace("{'{'}", "\0").replace("{'}'}", "\1")
     assert not set(shown) & set("{}|@"), text
     return shown.replace("\0", "{").replace("\1", "}")

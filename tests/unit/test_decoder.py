@@ -34,7 +34,7 @@ def test_refiner(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
     close(decoder.refine(tensors["cond/t2i"])[1], tensors["refiner/t2i/vector"])
 
 
-# Where gradients are kept, nothing is overwritten; in sampling what nobody needs any more is.
+# With gradients no tensor is overwritten; in sampling, tensors that are not used again are.
 @pytest.fixture(params=[torch.enable_grad, torch.no_grad, torch.inference_mode], ids=["grad", "no_grad", "inference"])
 def mode(request: pytest.FixtureRequest) -> Iterator[None]:
     with request.param():
@@ -59,7 +59,7 @@ def test_positions_are_scaled_as_scale_rope_asks(decoder: Decoder, tensors: dict
     assert not torch.allclose(velocity(scale_y=0.5), velocity(), atol=1e-3)
     ids = positions(2, ((0, 3, 4), (1, 2, 2)), torch.device("cpu"))
     scaled = scaled_positions(ids, slice(2, 14), {"scale_y": 0.5, "shift_y": 3.0, "shift_x": -1.0, "shift_t": 2.0})
-    # As FLUX has it: from the shift on in equal steps.
+    # As in FLUX: equal steps, starting at the shift.
     assert torch.equal(scaled[2:14, 1].unique(), torch.linspace(3.0, 4.0, 3))
     assert torch.equal(scaled[2:14, 2].unique(), torch.linspace(-1.0, 2.0, 4))
     assert scaled[2:14, 0].unique().tolist() == [2.0]
@@ -138,7 +138,7 @@ def test_rotary_tables_serve_training_after_sampling(decoder: Decoder, tensors: 
 
 
 def test_a_compiler_takes_the_rotary_table_as_it_is(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
-    """It would compute the table's float64 sines again in each rotation."""
+    """Otherwise it would compute the table's float64 sines again in each rotation."""
     graphs: list[torch.fx.GraphModule] = []
 
     def record(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
@@ -152,7 +152,7 @@ def test_a_compiler_takes_the_rotary_table_as_it_is(decoder: Decoder, tensors: d
         close(torch.compile(decoder, backend=record, fullgraph=True)(*given), tensors["backbone/edit/t0.9"])
     (graph,) = graphs
     assert sum(node.target is torch.ops.ovis_u1.rotary_table.default for node in graph.graph.nodes) == 1
-    assert sum(node.target in ("sin", torch.sin) for node in graph.graph.nodes) == 1  # the time's
+    assert sum(node.target in ("sin", torch.sin) for node in graph.graph.nodes) == 1  # of the time embedding
 
 
 def test_velocity_with_a_reference(decoder: Decoder, tensors: dict[str, Tensor]) -> None:

@@ -38,7 +38,7 @@ def prompt(tokenizer: Tokenizer, parts: list[prompts.PromptPart], pictures: list
 
 @pytest.fixture(scope="module", params=["single", "multi", "video", "text_only"])
 def case(request: pytest.FixtureRequest, tokenizer: Tokenizer, golden: dict[str, Any]) -> tuple[list[Token], Any]:
-    """A prompt of the golden set, and what the authors' code answered."""
+    """A prompt of the golden set, and the authors' answer."""
     first, second = understanding_input([picture(256, 192)]), understanding_input([picture(200, 200, 1)])
     frames = understanding_input([picture(112, 84, k) for k in range(3)], Placeholder.VIDEO)
     made = {
@@ -79,7 +79,7 @@ def test_golden(text_model: Multimodal, case: tuple[list[Token], Any]) -> None:
 def test_the_repetition_penalty_of_greedy_text_is_that_of_transformers(
     text_model: Multimodal, config: Any, weights: dict[str, Tensor], case: tuple[list[Token], Any], penalty: float
 ) -> None:
-    """Asked as the authors' code asks it, with embeddings: it then counts the answer alone, not the prompt."""
+    """Called with embeddings like in the authors' code: `generate` then counts only the answer, not the prompt."""
     tokens, expected = case
     reference = Transformers(config.language, weights, CPU).model
     embeds = text_model.embed(tokens, CPU, torch.float32)[None]
@@ -109,7 +109,7 @@ def test_thoughts_are_split_off_and_left_out_of_the_conversation(tokenizer: Toke
     assert split_thinking(written) == (thoughts, answer)
     assert split_thinking([Control.THINK, *thoughts]) == (thoughts, [])
     assert split_thinking([*answer, Control.END_OF_TEXT]) == ([], answer)
-    # Without thinking, what is written stays as it is.
+    # Without thinking, the generated text is unchanged.
     assert with_answer(answer, written, False, tokenizer) == (*answer, *written, *tokenizer.encode(["\n"]))
     start = tokenizer.encode([*prompts.question("?"), *prompts.answer_start(thinking=True)])
     plain = tokenizer.encode([*prompts.question("?"), *prompts.answer_start()])
@@ -123,7 +123,7 @@ def test_200_tokens_equal_a_full_recomputation(text_model: Multimodal, tokenizer
         [*prompts.question("Write a haiku about \u96ea and émigrés \U0001f408."), *prompts.answer_start()]
     )
     written = generate(text_model, tokens, 200)
-    assert len(set(written)) > 20  # a loop of one word would prove little
+    assert len(set(written)) > 20  # a loop of one word would not test much
     again: list[int] = []
     for _ in range(200):
         embeds = text_model.embed([*tokens, *again], CPU, torch.float32)

@@ -1,4 +1,4 @@
-"""Logits to tokens, beside transformers' own steps of sampling."""
+"""Logits to tokens, compared with transformers' own sampling steps."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_penalties_act_on_greedy_text_as_in_transformers(temperature: float, pen
         written.append(int(expected.argmax()))
         assert int(sampler.sample(scores)) == written[-1]
     plain = Sampler(Sampling(temperature), 60, CPU)
-    # Under 1 what was written becomes likelier still.
+    # Under 1, generated tokens become more likely.
     assert (written == [int(plain.sample(logits(i % 3, words=30))) for i in range(60)]) == (penalty < 1)
 
 

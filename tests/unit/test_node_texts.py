@@ -1,4 +1,4 @@
-"""What is made from the nodes' schemas for the page."""
+"""The texts that are made from the nodes' schemas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The norms' eps. The small model's activations are too large for a wrong one to show in the other tests."""
+"""The norms' eps. The small model's activations are so large that a wrong eps has no effect in the other tests."""
 
 from __future__ import annotations
 

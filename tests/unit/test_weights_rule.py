@@ -1,4 +1,4 @@
-"""The small model that the other tests build is the one that the authors' code ran on."""
+"""The other tests build the same small model that the authors' code ran on."""
 
 from __future__ import annotations
 

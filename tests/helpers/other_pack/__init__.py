@@ -1,4 +1,4 @@
-"""A pack of somebody else's, whose node gives out anything over a link of any type, as some packs' nodes do."""
+"""Another pack, whose node returns any value over a link of any type, like nodes of some real packs."""
 
 from __future__ import annotations
 
