@@ -67,7 +67,16 @@ def load_file(comfyui: Path, file: Path, weight_dtype: str) -> tuple[int, int, f
     from ovis_core.weights.precision import PRECISIONS
 
     torch.zeros(1 << 20).bfloat16().float()
-    return measured(partial(load, open_model(file), PRECISIONS[weight_dtype]))
+
+    def load_and_read() -> tuple[Any, Any, Any]:
+        # Weights that are mapped come into memory when they are read.
+        model, clip, vae = loaded = load(open_model(file), PRECISIONS[weight_dtype])
+        for module in (model.model, clip.cond_stage_model, vae.first_stage_model):
+            for weight in (*module.parameters(), *module.buffers()):
+                weight.flatten().view(torch.uint8)[::PAGE].sum()
+        return loaded
+
+    return measured(load_and_read)
 
 
 def load_variant(comfyui: Path, on_cpu: bool, variant: str, release: Path, code: Path | None, dtype: str) -> float:

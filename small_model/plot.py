@@ -12,10 +12,12 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-PANELS = {
+# Stages of each panel, with what is shown: these names, or all that have the word in them.
+PANELS: dict[str, dict[str, str | tuple[str, ...]]] = {
     "VAE: error of a pixel": {"vae_whole": "error", "vae": "error"},
-    "language: share right": {"language": "right"},
-    "decoder: loss": {"decoder": ""},
+    "visual tokenizer: shapes right": {"eyes": "right"},
+    "language model: share right": {"language": "right"},
+    "decoder: loss of the velocity": {"decoder": ("text", "edit")},
 }
 
 
@@ -31,7 +33,8 @@ def main() -> int:
         for stage, wanted in stages.items():
             rows = [json.loads(line) for line in (args.folder / f"{stage}.jsonl").read_text("utf-8").splitlines()]
             rows = [row for i, row in enumerate(rows) if all(row["step"] < later["step"] for later in rows[i + 1 :])]
-            for name in dict.fromkeys(name for row in rows for name in row if name != "step" and wanted in name):
+            names = dict.fromkeys(name for row in rows for name in row)
+            for name in wanted if isinstance(wanted, tuple) else [name for name in names if wanted in name]:
                 points = [(begin + row["step"], row[name]) for row in rows if name in row]
                 label = name.replace("error", f"{stage}, crops of ") if wanted == "error" else name
                 axis.plot(*zip(*points, strict=True), label=label, linewidth=1)
@@ -40,7 +43,7 @@ def main() -> int:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     axes[0].set_yscale("log")
-    axes[2].set_yscale("log")
+    axes[3].set_yscale("log")
     figure.savefig(args.out, dpi=90)
     return 0
 

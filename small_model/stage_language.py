@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from training import Muon, Run, cosine, load_module, set_rate
 
 PICTURES, PART = 4000, 100
-STEPS = 3000
+STEPS = 6300
 RATE = 1.5e-3
 ROWS = 24  # conversations a step
 INSTRUCTIONS, CAPTIONS = 10, 8
