@@ -1,6 +1,6 @@
 """Sets up ComfyUI and runs three workflows in it, from a bare checkout: paint, edit and ask.
 
-    python scripts/demo.py                        a small model: random weights until a trained one ships
+    python scripts/demo.py                        the small model that comes with the pack
     python scripts/demo.py --model PATH --serve   real weights, and ComfyUI's page to continue with
 
 Standard library only; demo_run.py runs in the environment that this script creates.

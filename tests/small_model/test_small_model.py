@@ -191,5 +191,5 @@ def test_the_demo_says_so_if_it_runs_on_random_weights(
     demo = demo_run.choose(tmp_path / "base", None)
     assert (demo.name, demo.side) == (demo_run.TINY, 256)
     assert capsys.readouterr().out.startswith(
-        "The pack does not come with a trained small model yet, so one of random weights runs"
+        "This copy of the pack lacks its small model, so one of random weights runs"
     )
