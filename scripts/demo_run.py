@@ -28,8 +28,8 @@ from workspace import PACK, ComfyUI
 MODELS = Path("models") / "ovis_u1"
 TINY = "tiny-random"
 RANDOM = (
-    "This copy of the pack lacks its small model, so one of random weights runs: the images are noise and the answer is "
-    "nonsense. This only shows that the nodes run."
+    "This copy of the pack lacks its small model, so one of random weights runs: the images are noise and the answer "
+    "is nonsense. This only shows that the nodes run."
 )
 
 
