@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 WIDE = {"width": 2400, "height": 1400}  # of the window: a graph at its own size
-EDGE = 24  # pixels around a graph
+EDGE = 12  # pixels around a graph
 MODEL = {"OvisU1Loader": {"model_name": built_in.NAME}, "OvisU1Sampler": {"steps": 20, "seed": 1}}
 SOURCE = Scene("white", (Shape("square", "blue", "", "", 64, 64, 30),))
 CENTRE = "([x, y]) => { const {ds} = window.app.canvas; ds.scale = 1; ds.offset[0] = x; ds.offset[1] = y; }"
@@ -55,9 +55,9 @@ def run_and_shoot(page: Any, shots: Path, name: str, widgets: dict[str, dict[str
         for group in page.evaluate(GROUPS)
     ]
     boxes = [tuple(box) for box in boxes]
-    left, top = min(x for x, *_ in boxes), min(y for _, y, *_ in boxes) - 40
+    left, top = min(x for x, *_ in boxes), min(y for _, y, *_ in boxes)
     right, bottom = max(x + w for x, _, w, _ in boxes), max(y + h for _, y, _, h in boxes)
-    at = (140, 90)
+    at = (300, 160)
     page.evaluate(CENTRE, [at[0] - left, at[1] - top])
     run(page)
     page.wait_for_function(SHOWN)
