@@ -63,7 +63,7 @@ def numbers(version: str) -> tuple[int, ...]:
 def test_the_pages_name_the_pack_that_is_installed() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"`comfy node install {workspace.PACK}`" in readme
-    assert f"rename it to `{workspace.PACK}`" in readme
+    assert f"rename the pack's folder to `{workspace.PACK}`" in readme
 
 
 def test_a_file_is_named_as_the_template_browser_shows_it() -> None:
