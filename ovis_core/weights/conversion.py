@@ -102,7 +102,8 @@ def _write(files: Mapping[Path, dict[str, LazyTensor]], report: Report) -> None:
             checksum = _write_file(parts[file], tensors, count)
             if CAN_READ_BACK and _read_back(parts[file], count) != checksum:
                 raise CheckpointError(
-                    f"{parts[file]} read back differently, so it was deleted; the disk may be failing."
+                    f"{parts[file]} read back differently, so it was deleted; the disk may be failing: write to "
+                    "another one."
                 )
         for file, part in parts.items():
             part.replace(file)
@@ -156,7 +157,9 @@ def _read(name: str, tensor: LazyTensor) -> Tensor:
     try:
         return tensor.read()
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"tensor {name} of the source cannot be read ({error}); check its file.") from error
+        raise CheckpointError(
+            f"tensor {name} of the source cannot be read ({error}); download or save its file again."
+        ) from error
 
 
 def _read_back(file: Path, count: Callable[[int, str], None]) -> int:

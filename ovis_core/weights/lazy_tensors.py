@@ -116,7 +116,9 @@ def lazy_tensors(
         dtype = DTYPES.get(entry.dtype)
         origin = f"{entry.file}: tensor {entry.name}"
         if dtype is None:
-            raise CheckpointError(f"{origin} has dtype {entry.dtype}, which Ovis-U1 does not use.")
+            raise CheckpointError(
+                f"{origin} has dtype {entry.dtype}; expected {', '.join(DTYPES)}. Choose another file."
+            )
         found[name] = LazyTensor(entry.shape, dtype, partial(read, entry), origin, persistent, entry.file)
     return found
 

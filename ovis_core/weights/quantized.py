@@ -41,8 +41,8 @@ def scale_entries(
                 continue
             if entry.shape not in ((), (1,)):
                 raise CheckpointError(
-                    f"{source}: tensor {entry.name} has shape {list(entry.shape)}; only one scale for a whole matrix "
-                    "is supported. Convert the model with scripts/convert.py."
+                    f"{source}: tensor {entry.name} has shape {list(entry.shape)}; expected one scale for a whole "
+                    "matrix. Choose a file in bf16; scripts/convert.py makes fp8 from it."
                 )
             # Older ComfyUIs also write a scale of 1 for layers that are not quantized.
             if entries[layer + WEIGHT].dtype == FP8_IN_FILES:

@@ -143,7 +143,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP) and path.is_symlink():
             raise CheckpointError(f"{path} is a link to a missing file; replace it with the file.") from error
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); the release needs it.") from error
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check that ComfyUI may read it.") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}). Download it again.") from error
     if not isinstance(value, dict):
