@@ -88,8 +88,8 @@ def _need_number(spec: Any, value: Any) -> None:
 
 def _need_choice(spec: Any, value: Any) -> None:
     if spec.id not in FILES and value not in spec.options:
-        shown = ", ".join(map(str, spec.options[:8]))
-        raise ValueError(f"{spec.id}: {value!r} is not one of the choices; choose one of {shown}.")
+        shown = ", ".join([*map(str, spec.options[:8]), *["..."] * (len(spec.options) > 8)])
+        raise ValueError(f"{spec.id}: expected one of {shown}, got {value!r}; choose one of them.")
 
 
 def _need_pictures(spec: Any, batch: Any) -> None:

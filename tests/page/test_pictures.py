@@ -46,7 +46,7 @@ def run_and_shoot(page: Any, shots: Path, name: str, widgets: dict[str, dict[str
     page.set_viewport_size(WIDE)
     open_dropped(page, name)
     set_widgets(page, MODEL | widgets)
-    # A picture is shown when its widget is told of its name.
+    # The page shows a picture when its widget's callback gets the name.
     page.evaluate("""window.app.graph._nodes.filter((n) => n.type === 'LoadImage').forEach((n) => {
         const widget = n.widgets.find((w) => w.name === 'image'); widget.callback?.(widget.value); })""")
     boxes = [(*node["pos"], *node["size"]) for node in page.evaluate(NODES)]
