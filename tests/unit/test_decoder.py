@@ -151,7 +151,8 @@ def test_a_compiler_takes_the_rotary_table_as_it_is(decoder: Decoder, tensors: d
     with torch.no_grad():
         close(torch.compile(decoder, backend=record, fullgraph=True)(*given), tensors["backbone/edit/t0.9"])
     (graph,) = graphs
-    assert sum(node.target is torch.ops.ovis_u1.rotary_table.default for node in graph.graph.nodes) == 1
+    # By name: another copy of the pack in this process has an operation of the same name.
+    assert sum(str(node.target) == "ovis_u1.rotary_table.default" for node in graph.graph.nodes) == 1
     assert sum(node.target in ("sin", torch.sin) for node in graph.graph.nodes) == 1  # of the time embedding
 
 
