@@ -29,9 +29,9 @@ def main() -> int:
     parser.add_argument("--model", type=Path, metavar="PATH", help="a downloaded release, e.g. Ovis-U1-3B")
     parser.add_argument("--serve", action="store_true", help="leave ComfyUI running until Ctrl+C")
     parser.add_argument("--port", type=int, help="ComfyUI's port (default with --serve: 8188, or the next free one)")
-    parser.add_argument("--prompt", help="what to paint")
-    parser.add_argument("--edit", metavar="INSTRUCTION", help="what to change in that picture")
-    parser.add_argument("--question", help="what to ask about the changed picture")
+    parser.add_argument("--prompt", help="the image to make")
+    parser.add_argument("--edit", metavar="INSTRUCTION", help="what to change in that image")
+    parser.add_argument("--question", help="what to ask about the edited image")
     parser.add_argument("--seed", type=int, help="sampling seed")
     args = parser.parse_args()
 

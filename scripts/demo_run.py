@@ -313,7 +313,7 @@ def next_steps(demo: Demo) -> None:
     folder = workspace.home() / "Ovis-U1-3B"
     print()
     if demo.name == TINY:
-        print("The model's weights are random, so its pictures are noise.")
+        print("The model's weights are random, so its images are noise.")
     else:
         from ovis_core.weights import built_in
 

@@ -33,7 +33,9 @@ def both(feature: str, what: str) -> Callable[[Callable[[Lab, Bench, Link, Link]
     return register
 
 
-@both("ConditioningCombine", "two prompts give neither image alone; a prompt with itself gives its own image")
+@both(
+    "ConditioningCombine", "two prompts give an image that differs from both; a prompt with itself gives its own image"
+)
 def combine(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     pair = bench.node("ConditioningCombine", conditioning_1=one, conditioning_2=two)
     twice = bench.node("ConditioningCombine", conditioning_1=one, conditioning_2=one)
@@ -44,7 +46,7 @@ def combine(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     other(mixed, second)
 
 
-@both("ConditioningAverage", "strength 1 gives the first prompt's image, a strength between gives neither")
+@both("ConditioningAverage", "strength 1 gives the first prompt's image, strength 0.5 another image")
 def average(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     def blend(strength: float) -> Link:
         links = {"conditioning_to": one, "conditioning_from": two}
@@ -94,7 +96,10 @@ def mask(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     same(mixed[..., middle:], second[..., middle:])
 
 
-@both("ConditioningSetTimestepRange", "two prompts in sequence differ from each alone; the whole range changes nothing")
+@both(
+    "ConditioningSetTimestepRange",
+    "two prompts in sequence differ from each alone; the whole range does not change the result",
+)
 def timestep_range(lab: Lab, bench: Bench, one: Link, two: Link) -> None:
     def between(conditioning: Link, start: float, end: float) -> Link:
         return bench.node("ConditioningSetTimestepRange", conditioning=conditioning, start=start, end=end)

@@ -45,7 +45,7 @@ def rows(feature: str, what: str) -> Callable[[Callable[[Task], str | None]], No
 
 def patch(node: str, neutral: Inputs | None, strong: Inputs, steps: int = STEPS, least: float = 1e-3) -> None:
     """Rows for a node that takes a MODEL: neutral settings change nothing, strong ones do."""
-    what = "changes the image" if neutral is None else "changes the image, and with neutral settings does not"
+    what = "changes the image" if neutral is None else "changes the image; with neutral settings it does not"
 
     @rows(node, what)
     def check(task: Task) -> None:
@@ -90,7 +90,7 @@ for _cache in ("EasyCache", "LazyCache"):
     patch(_cache, {"reuse_threshold": 0.0, **CACHE}, {"reuse_threshold": 3.0, **CACHE}, steps=8, least=1e-4)
 
 
-@rows("APG", "changes the image; neutral settings guide by a scale higher by one, as core computes it")
+@rows("APG", "changes the image; with neutral settings the scale is higher by one, as core computes it")
 def apg(task: Task) -> None:
     bench, txt = task.bench, TXT - 1.0
     neutral = bench.node("APG", model=bench.model, eta=1.0, norm_threshold=0.0, momentum=0.0)
@@ -115,7 +115,7 @@ def perp_neg(task: Task) -> None:
     other(two, plain)
 
 
-@rows("LatentApplyOperationCFG", "changes the image; an operation that changes nothing does not")
+@rows("LatentApplyOperationCFG", "changes the image; with an operation that does nothing the image stays the same")
 def latent_operation(task: Task) -> None:
     bench = task.bench
 
@@ -178,7 +178,7 @@ refused("ChromaRadianceOptions", "the last layers of Chroma Radiance", "Chroma",
 def without_effect(node: str) -> None:
     """Rows for a node that multiplies weights by the names that they have in U-Nets."""
 
-    @rows(node, "is made for U-Nets; it changes nothing, and core reports nothing")
+    @rows(node, "is made for U-Nets; it has no effect, and core does not report it")
     def check(task: Task) -> str:
         bench = task.bench
         numbers = dict.fromkeys(bench.lab.info.get(node, {}).get("input", {}).get("required", {}), 1.5)

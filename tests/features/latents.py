@@ -103,7 +103,7 @@ def batches(lab: Lab) -> None:
     other(all_three[0], all_three[1])
 
 
-@row(AREA, "VAEDecodeTiled, VAEEncodeTiled", "near the result in one piece, except at the borders of tiles")
+@row(AREA, "VAEDecodeTiled, VAEEncodeTiled", "close to the result without tiles, except at the borders of tiles")
 def tiles(lab: Lab) -> None:
     bench = lab.bench(width=640, height=512)
     image = bench.node("LoadImage", image=lab.noise_picture(640, 512))

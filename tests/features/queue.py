@@ -72,7 +72,7 @@ def cache(lab: Lab) -> None:
     assert again == []
 
 
-@row(AREA, "/history, /view and the PNG", "hold the image, the prompt and the page's workflow")
+@row(AREA, "/history, /view and the PNG", "contain the image, the prompt and the page's workflow")
 def results(lab: Lab) -> None:
     bench = lab.bench()
     save = image_of(bench, 5)

@@ -65,7 +65,7 @@ def preview(lab: Lab, method: str) -> None:
 row("previews", "latent2rgb", "a preview at each step, of the image's shape")(lambda lab: preview(lab, "latent2rgb"))
 
 
-@row("previews", "TAESD", "the same through a (random) TAESD, and another picture")
+@row("previews", "TAESD", "the same with a (random) TAESD; its images differ from those of latent2rgb")
 def taesd(lab: Lab) -> None:
     file = lab.server.base / "models" / "vae_approx" / "taesdxl_decoder.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)

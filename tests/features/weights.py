@@ -85,7 +85,9 @@ def every_lora(lab: Lab, kind: str, style: str) -> None:
 for _kind in KINDS:
     for _style in STYLES:
         row(
-            AREA, f"LoraLoader, {_kind}, {_style} names", "strength 0 is bit-equal to no LoRA, 1 equals merged weights"
+            AREA,
+            f"LoraLoader, {_kind}, {_style} names",
+            "strength 0 gives the same bits as no LoRA; strength 1 equals merged weights",
         )(lambda lab, kind=_kind, style=_style: every_lora(lab, kind, style))
 
 
@@ -98,7 +100,7 @@ def model_only(lab: Lab) -> None:
     same(one, two)
 
 
-@row(AREA, "CreateHookLora, on a condition", "equals LoraLoader, the refiner included")
+@row(AREA, "CreateHookLora, on a condition", "equals LoraLoader, also in the refiner")
 def hook(lab: Lab) -> None:
     bench = lab.bench()
     name = lora(lab, "LoRA")
@@ -134,7 +136,7 @@ def hook_and_refine(lab: Lab) -> None:
 @row(
     AREA,
     "fp8 with scales",
-    "a LoRA and merges, in both directions, are near those in full precision; a hook works or raises an error",
+    "a LoRA and merges, in both directions, are close to those in full precision; a hook works or raises an error",
 )
 def scaled(lab: Lab) -> None:
     import comfy.ops
@@ -179,7 +181,11 @@ def scaled(lab: Lab) -> None:
             hooked.sampled(sampled)
 
 
-@row(AREA, "CreateHookLora with keyframes", "strength 0 equals no LoRA; switched on halfway, the result is neither")
+@row(
+    AREA,
+    "CreateHookLora with keyframes",
+    "strength 0 equals no LoRA; switched on halfway, the LoRA gives another result",
+)
 def hook_keyframes(lab: Lab) -> None:
     bench = lab.bench()
     hooks = bench.node("CreateHookLora", lora_name=lora(lab, "LoRA"), strength_model=1.0, strength_clip=0.0)
@@ -217,7 +223,7 @@ def clip_hooks(lab: Lab) -> None:
     other(hooked, lab.plain())
 
 
-@row(AREA, "ModelMergeSimple", "ratio 1 is the first model, 0 the second, 0.5 neither")
+@row(AREA, "ModelMergeSimple", "with ratio 1 the first model, with 0 the second, with 0.5 neither")
 def merge_simple(lab: Lab) -> None:
     bench = lab.bench()
     second, _ = bench.node("OvisU1Loader", model_name=merged(lab, "LoRA"), weight_dtype="default")
@@ -229,7 +235,7 @@ def merge_simple(lab: Lab) -> None:
     other(half, last)
 
 
-@row(AREA, "ModelMergeAdd, ModelMergeSubtract", "subtracting a model and adding it again gives the first model")
+@row(AREA, "ModelMergeAdd, ModelMergeSubtract", "a model that is subtracted and added again gives the first model")
 def merge_add(lab: Lab) -> None:
     bench = lab.bench()
     second, _ = bench.node("OvisU1Loader", model_name=merged(lab, "LoRA"), weight_dtype="default")
@@ -239,7 +245,11 @@ def merge_add(lab: Lab) -> None:
     same(one, two, 1e-4)
 
 
-@row(AREA, "OvisU1ModelMerge", "block by block: all at 1 is the first model, all at 0 the second, some neither")
+@row(
+    AREA,
+    "OvisU1ModelMerge",
+    "with all ratios at 1 the first model, with all at 0 the second, with mixed ratios neither",
+)
 def merge_blocks(lab: Lab) -> None:
     bench = lab.bench()
     second, _ = bench.node("OvisU1Loader", model_name=merged(lab, "LoRA"), weight_dtype="default")
