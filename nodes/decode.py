@@ -22,8 +22,8 @@ class OvisU1Decode(io.ComfyNode):
             display_name="Ovis-U1 Decode",
             category=CATEGORY,
             description=(
-                "Decodes latents to images, tile by tile if memory is short. Outside the mask of an edit the result is "
-                "the source image, encoded and decoded by the VAE."
+                "Decodes latents to images, in tiles if memory is short. If an edit has a mask, the image outside the "
+                "mask is the source image, encoded and decoded by the VAE."
             ),
             inputs=[
                 io.Latent.Input("samples", tooltip="From Ovis-U1 Sampler or any other sampler."),
@@ -32,7 +32,10 @@ class OvisU1Decode(io.ComfyNode):
                     "restore_size",
                     default=False,
                     optional=True,
-                    tooltip="For edits: resize the result to the source image's exact width and height.",
+                    tooltip=(
+                        "For edits: resizes the result to the exact width and height of the source image. Leave it off "
+                        "for text to image."
+                    ),
                 ),
             ],
             outputs=[io.Image.Output("image", display_name="image", tooltip="One image for each latent of the batch.")],

@@ -21,17 +21,23 @@ class OvisU1Download(io.ComfyNode):
             display_name="Ovis-U1 Download",
             category=CATEGORY,
             description=(
-                "Downloads the model's files (about 7 GB) into models/ovis_u1 and checks them. Nothing is downloaded "
-                "until you run it; a stopped download resumes. Then press R and choose the model in Ovis-U1 Load Model."
+                "Downloads the model (about 7 GB) into models/ovis_u1 and checks its files. The download starts when "
+                "you run this node, and resumes if it was stopped. Then press R and choose the model in Ovis-U1 Load "
+                "Model."
             ),
             is_output_node=True,
             inputs=[
                 io.String.Input(
                     "repository",
                     default=REPOSITORY,
-                    tooltip="Repository on the Hugging Face Hub, or on the mirror set in HF_ENDPOINT.",
+                    tooltip=(
+                        "The repository to download, as owner/name, from the Hugging Face Hub, or from the mirror that "
+                        "the environment variable HF_ENDPOINT names."
+                    ),
                 ),
-                io.String.Input("revision", default="main", tooltip="Branch, tag or commit.", optional=True),
+                io.String.Input(
+                    "revision", default="main", tooltip="Branch, tag or commit of the repository.", optional=True
+                ),
             ],
             outputs=[io.String.Output("folder", display_name="folder", tooltip="The folder with the model.")],
         )

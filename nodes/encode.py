@@ -13,6 +13,8 @@ from ..ovis_core.sizes import DEFAULT_BOUNDS, LATENT_FACTOR
 from .checks import checked, need_size
 from .schema import CATEGORY, found_by
 
+SIDE_TIP = "{} of the image in pixels, a multiple of 16. Set the same value in Empty Latent Image."
+
 
 class OvisU1TextEncode(io.ComfyNode):
     """Prompt -> positive and negative of text to image."""
@@ -40,8 +42,8 @@ class OvisU1TextEncode(io.ComfyNode):
                         "<tags> have no special meaning."
                     ),
                 ),
-                io.Int.Input("width", **side, tooltip="Width of the image in pixels, a multiple of 16."),
-                io.Int.Input("height", **side, tooltip="Height of the image in pixels, a multiple of 16."),
+                io.Int.Input("width", **side, tooltip=SIDE_TIP.format("Width")),
+                io.Int.Input("height", **side, tooltip=SIDE_TIP.format("Height")),
                 io.String.Input(
                     "negative_prompt",
                     multiline=True,
@@ -49,13 +51,18 @@ class OvisU1TextEncode(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip=(
-                        "Content to avoid in the image. Empty: the model's own prompt without text, as in its training."
+                        "Content to avoid in the image. If it is empty, the model's own prompt without a description "
+                        "is used, as in training."
                     ),
                 ),
             ],
             outputs=[
-                io.Conditioning.Output("positive", display_name="positive", tooltip="Positive conditioning."),
-                io.Conditioning.Output("negative", display_name="negative", tooltip="Negative conditioning."),
+                io.Conditioning.Output(
+                    "positive", display_name="positive", tooltip="The encoded prompt, for a sampler."
+                ),
+                io.Conditioning.Output(
+                    "negative", display_name="negative", tooltip="The encoded negative prompt, for a sampler."
+                ),
             ],
         )
 
@@ -78,14 +85,20 @@ class OvisU1EditEncode(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Encodes an image and an instruction for editing. Connect positive, image_only, negative and latent to "
-                "Ovis-U1 Sampler. A batch of images is edited one by one with the same instruction."
+                "Ovis-U1 Sampler. In a batch, each image is edited by the same instruction."
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
                 io.Vae.Input("vae", tooltip="The VAE of Ovis-U1 Load Model."),
-                io.Image.Input("image", tooltip="The image to edit, of any size, or a batch. Alpha is ignored."),
+                io.Image.Input(
+                    "image",
+                    tooltip="The image to edit, of any size, or a batch of images. An alpha channel is ignored.",
+                ),
                 io.String.Input(
-                    "prompt", multiline=True, dynamic_prompts=True, tooltip="The change to make, as an instruction."
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The change to make, as an instruction, for example: Make it night.",
                 ),
                 io.String.Input(
                     "negative_prompt",
@@ -93,7 +106,10 @@ class OvisU1EditEncode(io.ComfyNode):
                     dynamic_prompts=True,
                     default="",
                     optional=True,
-                    tooltip="Content to avoid in the edit. Empty: the model's own prompt without an instruction.",
+                    tooltip=(
+                        "Content to avoid in the edit. If it is empty, the model's own prompt without an instruction "
+                        "is used."
+                    ),
                 ),
                 io.Float.Input(
                     "megapixels",
@@ -103,8 +119,8 @@ class OvisU1EditEncode(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     tooltip=(
-                        "Largest size of the edit, in units of 1024 x 1024 pixels. 0: the authors' limit, 0.957. A "
-                        "larger image is scaled down; Ovis-U1 Decode can restore its size."
+                        "Maximum size of the edited image, in units of 1024 x 1024 pixels. 0: the authors' limit, "
+                        "0.957. A larger image is scaled down; Ovis-U1 Decode can restore its size."
                     ),
                 ),
             ],
@@ -115,19 +131,22 @@ class OvisU1EditEncode(io.ComfyNode):
                     tooltip="The instruction, with the image as reference latent.",
                 ),
                 io.Conditioning.Output(
-                    "image_only", display_name="image_only", tooltip="The image as reference, without the instruction."
+                    "image_only",
+                    display_name="image_only",
+                    tooltip="The image as reference latent, without the instruction.",
                 ),
                 io.Conditioning.Output(
                     "negative",
                     display_name="negative",
-                    tooltip="Negative conditioning, without the image and the instruction.",
+                    tooltip="Negative conditioning: neither the image nor the instruction.",
                 ),
                 io.Latent.Output(
                     "latent",
                     display_name="latent",
                     tooltip=(
-                        "The image encoded at the edit's size, for denoise below 1 and for masks. It keeps "
-                        "the size of the source image for restore_size."
+                        "The encoded image, at the size of the edit. Connect it to the sampler; for an edit inside a "
+                        "mask put Set Latent Noise Mask between them. It also stores the size of the source image for "
+                        "restore_size."
                     ),
                 ),
             ],

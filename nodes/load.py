@@ -18,9 +18,10 @@ WEIGHT_DTYPE = io.Combo.Input(
     options=list(PRECISIONS),
     default="default",
     tooltip=(
-        "Type of the weights of the decoder and the language model. default: as stored, or the best type for this "
-        "device. fp8: the large matrices in 8 bits, for half the memory and slightly less precision; fast: the "
-        "decoder also multiplies in 8 bits, on GPUs that support it."
+        "Data type of the weights of the decoder and the language model. default: the type in the file, or one that "
+        "suits this device better. If memory is short, choose fp8_e4m3fn: the large matrices take 8 bits, so the "
+        "weights need about half the memory, at slightly lower precision. fp8_e4m3fn_fast: the decoder also multiplies "
+        "in 8 bits, on GPUs that support it."
     ),
 )
 OUTPUTS = [
@@ -47,18 +48,19 @@ class OvisU1Loader(io.ComfyNode):
             display_name="Ovis-U1 Load Model",
             category=CATEGORY,
             description=(
-                "Loads Ovis-U1 from a folder in models/ovis_u1. The outputs are ComfyUI's own types: any sampler, "
-                "LoRA, VAE or save node takes them."
+                "Loads Ovis-U1 from a folder in models/ovis_u1, or from one file. The outputs are ComfyUI's own types, "
+                "so ComfyUI's nodes for sampling, LoRA, VAE and saving work with them."
             ),
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=catalogue.names(),
                     tooltip=(
-                        "Folder of the release (config.json, safetensors files) in models/ovis_u1, for example "
-                        "models/ovis_u1/Ovis-U1-3B, or one file written by Save Checkpoint, in models/checkpoints. "
-                        "Press R after adding one. ovis-u1-shapes (built in) needs no download: it draws one circle, "
-                        "square or triangle in one of eight colours on a plain background, at 128 x 128 pixels."
+                        "The model to load: a folder in models/ovis_u1 with config.json and safetensors files, for "
+                        "example models/ovis_u1/Ovis-U1-3B, or one file in models/checkpoints, written by Save "
+                        "Checkpoint. Press R after you add one. ovis-u1-shapes (built in) needs no download: this "
+                        "small model draws one circle, square or triangle in one of eight colours on a plain "
+                        "background, at 128 x 128 pixels."
                     ),
                 ),
                 WEIGHT_DTYPE,
@@ -94,8 +96,8 @@ class OvisU1LoadParts(io.ComfyNode):
             display_name="Ovis-U1 Load Parts",
             category=CATEGORY,
             description=(
-                "Loads Ovis-U1 from separate files, for example a finetuned part or an SDXL VAE. Takes files written "
-                "by ModelSave, CLIPSave and VAESave, and files that contain other parts as well."
+                "Loads Ovis-U1 from three files, one for each part. Use it for a finetuned part or another SDXL VAE. "
+                "It takes files that ModelSave, CLIPSave and VAESave write; a file may also contain other parts."
             ),
             inputs=[
                 *(

@@ -25,14 +25,16 @@ class OvisU1ModelMerge(io.ComfyNode):
             display_name="Ovis-U1 Model Merge",
             category=CATEGORY,
             description=(
-                "Mixes two Ovis-U1 decoders, with a ratio for each block. To use one ratio for all blocks, take "
-                "core's ModelMergeSimple. Save the result with ModelSave."
+                "Mixes the decoders of two Ovis-U1 models, with a ratio for each block. For one ratio in all blocks, "
+                "use core's ModelMergeSimple. Save the result with ModelSave."
             ),
             inputs=[
-                io.Model.Input("model1", tooltip="Used alone at a ratio of 1."),
-                io.Model.Input("model2", tooltip="Used alone at a ratio of 0."),
+                io.Model.Input("model1", tooltip="The first model. A block with ratio 1 is taken from it alone."),
+                io.Model.Input("model2", tooltip="The second model. A block with ratio 0 is taken from it alone."),
                 *(
-                    io.Float.Input(block, **RATIO, tooltip=f"Share of model1 in {block.rstrip('.')}.")
+                    io.Float.Input(
+                        block, **RATIO, tooltip=f"Share of model1 in {block.rstrip('.')}; the rest is from model2."
+                    )
                     for block in blocks(RELEASE.decoder)
                 ),
             ],

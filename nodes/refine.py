@@ -22,11 +22,12 @@ class OvisU1Refine(io.ComfyNode):
             display_name="Ovis-U1 Refine Conditioning",
             category=CATEGORY,
             description=(
-                "Runs the model's token refiner now, instead of at the start of sampling. The result is what the "
-                "decoder attends to, so it can be kept, saved, averaged or combined. Refining twice changes nothing."
+                "Runs the token refiner, the part of the MODEL that prepares an encoded prompt for the decoder. The "
+                "node is optional: without it, the sampler runs the refiner. Use it to average, combine or save "
+                "refined conditioning. Conditioning that was refined before stays unchanged."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model, with the LoRAs you sample with."),
+                io.Model.Input("model", tooltip="The MODEL that you sample with, including its LoRAs."),
                 io.Conditioning.Input(
                     "conditioning", tooltip="From Ovis-U1 Text Encode, Ovis-U1 Edit Encode or CLIP Text Encode."
                 ),
@@ -35,7 +36,7 @@ class OvisU1Refine(io.ComfyNode):
                 io.Conditioning.Output(
                     "refined",
                     display_name="conditioning",
-                    tooltip="Refined tokens; the pooled output is the vector that joins the time embedding.",
+                    tooltip="The refined conditioning, for a sampler or a node that combines conditioning.",
                 )
             ],
         )

@@ -13,13 +13,18 @@ from ..ovis_core.native.sigmas import SCHEDULER, sigmas_for
 from .checks import checked, need_image_latent
 from .schema import ADVANCED, CATEGORY, found_by
 
-STEPS = {"default": 50, "min": 1, "max": 10000, "tooltip": "Denoising steps. The model's authors use 50."}
+STEPS = {
+    "default": 50,
+    "min": 1,
+    "max": 10000,
+    "tooltip": "Number of denoising steps. The authors use 50; fewer steps are faster and can look worse.",
+}
 DENOISE = {
     "default": 1.0,
     "min": 0.0,
     "max": 1.0,
     "step": 0.01,
-    "tooltip": "1: start from pure noise. Lower values keep more of the latent's image.",
+    "tooltip": "1: start from pure noise. Lower it to keep more of an image that the latent contains.",
 }
 TXT_CFG = {
     "default": 5.0,
@@ -28,7 +33,8 @@ TXT_CFG = {
     "step": 0.1,
     "round": 0.01,
     "tooltip": (
-        "How strongly to follow the text. The authors use 5 for text to image, 6 for edits; 1 turns guidance off."
+        "How strongly to follow the prompt. The authors use 5 for text to image and 6 for edits. 1: no guidance by the "
+        "text."
     ),
 }
 IMG_CFG = {
@@ -37,13 +43,16 @@ IMG_CFG = {
     "max": 100.0,
     "step": 0.1,
     "round": 0.01,
-    "tooltip": "How strongly to keep to the source image. Used only if image_only is connected; the authors use 1.5.",
+    "tooltip": (
+        "How strongly to keep the source image. The authors use 1.5; raise it if an edit changes too much. It has an "
+        "effect only if image_only is connected."
+    ),
 }
 SHARE = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
 POSITIVE_TIP = "Positive conditioning, from Ovis-U1 Text Encode or Ovis-U1 Edit Encode."
 IMAGE_ONLY_TIP = (
-    "For edits: the conditioning with the source image and no text. Connect it to use the second guidance scale, "
-    "img_cfg."
+    "For edits: image_only of Ovis-U1 Edit Encode, the conditioning with the source image and without text. img_cfg "
+    "needs it."
 )
 
 
@@ -57,8 +66,10 @@ class OvisU1Scheduler(io.ComfyNode):
             **found_by("sigmas", "schedule"),
             display_name="Ovis-U1 Scheduler",
             category=CATEGORY,
-            description="The model's own schedule: evenly spaced times, shifted further toward noise for larger "
-            "images.",
+            description=(
+                "Makes the model's own noise schedule for SamplerCustomAdvanced. The larger the image, the longer the "
+                "schedule stays at high noise."
+            ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
                 io.Latent.Input("latent", tooltip="The latent that will be sampled; only its size is used."),
@@ -67,7 +78,9 @@ class OvisU1Scheduler(io.ComfyNode):
             ],
             outputs=[
                 io.Sigmas.Output(
-                    "sigmas", display_name="sigmas", tooltip="steps + 1 sigmas, from 1 (noise) to 0 (image)."
+                    "sigmas",
+                    display_name="sigmas",
+                    tooltip="For SamplerCustomAdvanced: steps + 1 noise levels, from 1 (noise) to 0 (image).",
                 )
             ],
         )
@@ -91,13 +104,13 @@ class OvisU1Guider(io.ComfyNode):
             display_name="Ovis-U1 Guider",
             category=CATEGORY,
             description=(
-                "The model's guidance for SamplerCustomAdvanced: by the text, and by the source image as well when "
-                "image_only is connected."
+                "Guides SamplerCustomAdvanced by the text, and also by the source image if image_only is connected. "
+                "Ovis-U1 Sampler does the same in one node."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
                 io.Conditioning.Input("positive", tooltip=POSITIVE_TIP),
-                io.Conditioning.Input("negative", tooltip="Negative conditioning, from the same node."),
+                io.Conditioning.Input("negative", tooltip="Negative conditioning, from the same node as positive."),
                 io.Float.Input("txt_cfg", **TXT_CFG),
                 io.Conditioning.Input("image_only", optional=True, tooltip=IMAGE_ONLY_TIP),
                 io.Float.Input("img_cfg", optional=True, **IMG_CFG),
@@ -108,8 +121,8 @@ class OvisU1Guider(io.ComfyNode):
                     default=0.0,
                     optional=True,
                     tooltip=(
-                        "Guidance starts at this fraction of the run. Before it, a step takes one pass of the decoder, "
-                        "with positive alone, instead of two, or three for edits."
+                        "Guidance starts at this fraction of the run. Raise it to save time: before it, a step runs "
+                        "the decoder once, with positive alone, instead of twice, or three times for edits."
                     ),
                 ),
                 io.Float.Input(
@@ -119,8 +132,8 @@ class OvisU1Guider(io.ComfyNode):
                     default=1.0,
                     optional=True,
                     tooltip=(
-                        "Guidance ends at this fraction of the run. After it, a step takes one pass of the decoder: "
-                        "0.8 saves a tenth of the passes of text to image."
+                        "Guidance ends at this fraction of the run. Lower it to save time: after it, a step runs the "
+                        "decoder once. 0.8 saves a tenth of the decoder passes of text to image."
                     ),
                 ),
             ],
@@ -157,21 +170,28 @@ class OvisU1Sampler(io.ComfyNode):
             display_name="Ovis-U1 Sampler",
             category=CATEGORY,
             description=(
-                "Samples with the model's schedule and guidance. Sets the shift for the latent's size automatically. "
-                "Ovis-U1 Scheduler, Ovis-U1 Guider and SamplerCustomAdvanced do the same in three nodes."
+                "Samples with the model's own schedule and guidance, for text to image and for edits. It sets the "
+                "schedule's shift for the size of the latent. Ovis-U1 Scheduler, Ovis-U1 Guider and "
+                "SamplerCustomAdvanced do the same in three nodes."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
                 io.Conditioning.Input("positive", tooltip=POSITIVE_TIP),
-                io.Conditioning.Input("negative", tooltip="Negative conditioning, from the same node."),
-                io.Latent.Input("latent", tooltip="Empty Latent Image of the prompt's size, or an image's latent."),
+                io.Conditioning.Input("negative", tooltip="Negative conditioning, from the same node as positive."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip=(
+                        "For text to image: Empty Latent Image, with the width and height of the prompt. For edits: "
+                        "the latent of Ovis-U1 Edit Encode."
+                    ),
+                ),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Seed of the noise that sampling starts from.",
+                    tooltip="Seed of the noise that sampling starts from. Another seed gives another image.",
                 ),
                 io.Int.Input("steps", **STEPS),
                 io.Float.Input("txt_cfg", **TXT_CFG),
@@ -179,22 +199,27 @@ class OvisU1Sampler(io.ComfyNode):
                     "sampler_name",
                     options=list(comfy.samplers.SAMPLER_NAMES),
                     default="euler",
-                    tooltip="ComfyUI's samplers. The authors use euler.",
+                    tooltip="One of ComfyUI's samplers. The authors use euler.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=[SCHEDULER, *comfy.samplers.SCHEDULER_NAMES],
                     default=SCHEDULER,
                     tooltip=(
-                        "ovis_u1: the model's own schedule. ComfyUI's schedulers use the shift for the latent's "
-                        "size, or that of a ModelSamplingFlux on the model."
+                        "ovis_u1: the model's own schedule, which the authors use. The others are ComfyUI's, with the "
+                        "shift for the size of the latent, or the shift of a ModelSamplingFlux that is connected to "
+                        "the model."
                     ),
                 ),
                 io.Float.Input("denoise", **DENOISE),
                 io.Conditioning.Input("image_only", optional=True, tooltip=IMAGE_ONLY_TIP),
                 io.Float.Input("img_cfg", optional=True, **IMG_CFG),
             ],
-            outputs=[io.Latent.Output("samples", display_name="latent", tooltip="For Ovis-U1 Decode or VAE Decode.")],
+            outputs=[
+                io.Latent.Output(
+                    "samples", display_name="latent", tooltip="The sampled latent, for Ovis-U1 Decode or VAE Decode."
+                )
+            ],
         )
 
     @classmethod

@@ -29,7 +29,7 @@ class OvisU1Understand(io.ComfyNode):
             display_name="Ovis-U1 Understand",
             category=CATEGORY,
             description=(
-                "Answers questions about images or a video, and questions without either. The text appears on the node "
+                "Answers a question about images, about a video, or about text alone. The answer appears on the node "
                 "while it is generated. Connect history to another Ovis-U1 Understand to continue the conversation."
             ),
             is_output_node=True,
@@ -41,20 +41,32 @@ class OvisU1Understand(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="Describe this image.",
-                    tooltip="The question. Refer to several images as Image 1, Image 2 and so on.",
+                    tooltip="The question or instruction. Call several images Image 1, Image 2 and so on.",
                 ),
                 io.Image.Input("image", optional=True, tooltip="One image, or a batch of several."),
                 io.Image.Input(
-                    "video", optional=True, tooltip="Frames as a batch, for example from Get Video Components."
+                    "video",
+                    optional=True,
+                    tooltip=(
+                        "The frames of a video as a batch, for example from Get Video Components. Connect either image "
+                        "or video."
+                    ),
                 ),
-                History.Input("history", optional=True, tooltip="The conversation that this question continues."),
+                History.Input(
+                    "history",
+                    optional=True,
+                    tooltip="The conversation that this question continues, from another Ovis-U1 Understand.",
+                ),
                 io.Int.Input(
                     "max_frames",
                     default=MAX_FRAMES,
                     min=1,
                     max=160,
                     optional=True,
-                    tooltip="A longer video is sampled evenly down to this many frames.",
+                    tooltip=(
+                        "Maximum number of frames. A longer video is sampled evenly down to this many. More frames "
+                        "take more time and memory."
+                    ),
                 ),
                 io.Int.Input(
                     "max_new_tokens",
@@ -63,24 +75,25 @@ class OvisU1Understand(io.ComfyNode):
                     max=32768,
                     optional=True,
                     tooltip=(
-                        "Maximum length of the answer, in tokens. A token is about three quarters of a word. Memory "
-                        "is reserved for "
-                        "all of them, 0.11 MB each, so set it near what you need."
+                        "Maximum length of the answer, in tokens. A token is about three quarters of a word. Raise it "
+                        "if answers are cut off. Memory is reserved for all of these tokens, 0.11 MB each."
                     ),
                 ),
                 io.Boolean.Input(
                     "thinking",
                     default=False,
                     optional=True,
-                    tooltip="Let the model reason before it answers. Takes many more tokens: raise max_new_tokens.",
+                    tooltip=(
+                        "The model reasons before it answers. This takes many more tokens: raise max_new_tokens too."
+                    ),
                 ),
                 io.Boolean.Input(
                     "sampling",
                     default=False,
                     optional=True,
                     tooltip=(
-                        "Off: always the most likely token; of the settings below only repetition_penalty has an "
-                        "effect. On: tokens are sampled."
+                        "Off: always the most likely token, so the answer is always the same; of the settings below, "
+                        "only repetition_penalty has an effect. On: tokens are sampled, so answers vary with the seed."
                     ),
                 ),
                 io.Float.Input(
@@ -91,7 +104,7 @@ class OvisU1Understand(io.ComfyNode):
                     max=2.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Above 1: less likely tokens are sampled more often. Toward 0: the most likely token.",
+                    tooltip="Higher values give more varied answers, lower values more predictable ones.",
                 ),
                 io.Float.Input(
                     "top_p",
@@ -101,7 +114,10 @@ class OvisU1Understand(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Sample from the most likely tokens that together have this probability. 1: from all.",
+                    tooltip=(
+                        "Samples only from the most likely tokens whose probabilities together reach this value. 1: "
+                        "from all tokens."
+                    ),
                 ),
                 io.Int.Input(
                     "top_k",
@@ -110,7 +126,7 @@ class OvisU1Understand(io.ComfyNode):
                     min=0,
                     max=1000,
                     optional=True,
-                    tooltip="Sample from this many of the most likely tokens. 0: from all.",
+                    tooltip="Samples only from this many of the most likely tokens. 0: from all tokens.",
                 ),
                 io.Float.Input(
                     "min_p",
@@ -121,8 +137,8 @@ class OvisU1Understand(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     tooltip=(
-                        "Sample from tokens with at least this fraction of the most likely token's probability. 0: "
-                        "from all."
+                        "Samples only from tokens whose probability is at least this fraction of the most likely "
+                        "token's probability. 0: from all tokens."
                     ),
                 ),
                 io.Float.Input(
@@ -133,7 +149,10 @@ class OvisU1Understand(io.ComfyNode):
                     max=5.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Above 1: tokens already in the answer become less likely. 1: no effect.",
+                    tooltip=(
+                        "Above 1: tokens that are already in the answer become less likely. Raise it if the answer "
+                        "repeats itself. 1: no effect."
+                    ),
                 ),
                 io.Int.Input(
                     "seed",
@@ -142,18 +161,20 @@ class OvisU1Understand(io.ComfyNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=FIXED_SEED,
                     optional=True,
-                    tooltip="Sampling seed.",
+                    tooltip="Sampling seed. It has an effect only if sampling is on.",
                 ),
             ],
             outputs=[
                 io.String.Output("text", display_name="text", tooltip="The answer."),
                 History.Output(
-                    "history_out", display_name="history", tooltip="The conversation with this question and answer."
+                    "history_out",
+                    display_name="history",
+                    tooltip="The conversation with this question and answer, for another Ovis-U1 Understand.",
                 ),
                 io.String.Output(
                     "reasoning",
                     display_name="reasoning",
-                    tooltip="The model's reasoning before the answer, with thinking on.",
+                    tooltip="The model's reasoning before the answer. Empty if thinking is off.",
                 ),
             ],
         )
@@ -214,25 +235,28 @@ class OvisU1Judge(io.ComfyNode):
             display_name="Ovis-U1 Judge",
             category=CATEGORY,
             description=(
-                "Asks a yes-or-no question about each image and compares the model's probability of yes with that of "
-                "no: make four images, keep the best."
+                "Asks a yes-or-no question about each image of a batch, and ranks the images by the probability that "
+                "the model gives to yes. Use it to make several images and keep the best."
             ),
             is_output_node=True,
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
-                io.Image.Input("images", tooltip="A batch of images."),
+                io.Image.Input("images", tooltip="The images to judge, as a batch."),
                 io.String.Input(
                     "question",
                     multiline=True,
                     default='Does this image fit the description "{prompt}"? Answer yes or no.',
-                    tooltip="A question that can be answered with yes or no. {prompt} stands for the prompt.",
+                    tooltip="A question that can be answered with yes or no. {prompt} is replaced by the prompt.",
                 ),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
                     default="",
-                    tooltip="The text that replaces {prompt} in the question.",
+                    tooltip=(
+                        "The text that replaces {prompt} in the question. Leave it empty if the question does not "
+                        "contain {prompt}."
+                    ),
                 ),
             ],
             outputs=[
@@ -240,10 +264,17 @@ class OvisU1Judge(io.ComfyNode):
                     "scores",
                     display_name="scores",
                     is_output_list=True,
-                    tooltip="For each image, in order: the probability of yes, normalised over yes and no.",
+                    tooltip=(
+                        "A number from 0 to 1 for each image, in order: the probability of yes, normalised over yes "
+                        "and no."
+                    ),
                 ),
                 io.Image.Output("best", display_name="best", tooltip="The image with the highest score."),
-                io.String.Output("ranking", display_name="ranking", tooltip="All images, highest score first."),
+                io.String.Output(
+                    "ranking",
+                    display_name="ranking",
+                    tooltip="Text with a line for each image and its score, highest score first.",
+                ),
             ],
         )
 
