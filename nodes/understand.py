@@ -29,8 +29,8 @@ class OvisU1Understand(io.ComfyNode):
             display_name="Ovis-U1 Understand",
             category=CATEGORY,
             description=(
-                "Answers a question about images, about a video, or about text alone. The answer appears on the node "
-                "while it is generated. Connect history to another Ovis-U1 Understand to continue the conversation."
+                "Answers a question, with or without images or a video. The answer appears on the node while it is "
+                "generated. Connect history to another Ovis-U1 Understand to continue the conversation."
             ),
             is_output_node=True,
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
@@ -41,9 +41,12 @@ class OvisU1Understand(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="Describe this image.",
-                    tooltip="The question or instruction. Call several images Image 1, Image 2 and so on.",
+                    tooltip=(
+                        "The question or instruction. If there are several images, call them Image 1, Image 2 and so "
+                        "on."
+                    ),
                 ),
-                io.Image.Input("image", optional=True, tooltip="One image, or a batch of several."),
+                io.Image.Input("image", optional=True, tooltip="One image, or a batch of several images."),
                 io.Image.Input(
                     "video",
                     optional=True,
@@ -75,8 +78,8 @@ class OvisU1Understand(io.ComfyNode):
                     max=32768,
                     optional=True,
                     tooltip=(
-                        "Maximum length of the answer, in tokens. A token is about three quarters of a word. Raise it "
-                        "if answers are cut off. Memory is reserved for all of these tokens, 0.11 MB each."
+                        "Maximum length of the answer, in tokens. A token is about three quarters of a word. Raise "
+                        "this value if answers are cut off. Memory is reserved for all of these tokens, 0.11 MB each."
                     ),
                 ),
                 io.Boolean.Input(
