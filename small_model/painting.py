@@ -27,12 +27,17 @@ from ovis_core.weights import built_in
 from ovis_core.weights.checkpoint import open_model
 from ovis_core.weights.precision import PRECISIONS
 
+SCHEDULERS = (SCHEDULER, "simple", "beta")
+
 Patch = Callable[[Any], Any]  # MODEL -> MODEL
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table; what is not named is the default: 20 steps, txt_cfg 5, euler on the model's schedule."""
+    """One row of the table; what is not named is the default: 20 steps, txt_cfg 5, euler on the model's schedule.
+
+    most  pictures at most
+    """
 
     group: str
     name: str
@@ -43,6 +48,7 @@ class Setting:
     scheduler: str = SCHEDULER
     guidance: dict[str, float] = field(default_factory=dict)
     tile: int | None = None  # pixels a side of the VAE's tiles
+    most: int | None = None
 
 
 def settings() -> Iterator[Setting]:
@@ -64,10 +70,10 @@ def settings() -> Iterator[Setting]:
         if name != "default":
             yield Setting("weight_dtype", name, weight_dtype=name)
     yield Setting("decode", "VAE Decode (Tiled), tiles of 64 pixels", tile=64)
-    for scheduler in (SCHEDULER, "simple", "beta"):
-        for sampler in comfy.samplers.KSampler.SAMPLERS:
-            if (sampler, scheduler) != ("euler", SCHEDULER):
-                yield Setting("samplers", f"{sampler}, {scheduler}", sampler=sampler, scheduler=scheduler)
+    for sampler in comfy.samplers.KSampler.SAMPLERS:
+        if not sampler.endswith("_gpu"):  # the same, with the noise made on the GPU
+            for scheduler in SCHEDULERS:
+                yield Setting("samplers", f"{sampler}, {scheduler}", sampler=sampler, scheduler=scheduler, most=10)
 
 
 def _cached(node: Any, threshold: float) -> Patch:
