@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 HERE = Path(__file__).resolve().parent
 
 if TYPE_CHECKING:
-    import world
+    from cases import Case
     from painting import Painter, Setting
 
 
@@ -37,7 +37,6 @@ def main() -> int:
 
     from ovis_core.weights import built_in
 
-    asked = list(cases(args.count))
     done = [json.loads(line) for line in args.json.read_text().splitlines()] if args.json and args.json.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         file = args.model or built_in.unpack(Path(folder))
@@ -50,7 +49,7 @@ def main() -> int:
             if row is None:
                 kind = setting.weight_dtype
                 painters[kind] = painters.get(kind) or Painter(file, kind)
-                row = _measure(painters[kind], setting, asked[: setting.most])
+                row = _measure(painters[kind], setting, cases(args.count, setting.task)[: setting.most])
                 if args.json:
                     with args.json.open("a", encoding="utf-8") as out:
                         out.write(json.dumps(row) + "\n")
@@ -101,18 +100,18 @@ def _prepare() -> None:
     import_core()
 
 
-def _measure(painter: Painter, setting: Setting, cases: list[tuple[str, world.Scene]]) -> dict[str, Any]:
+def _measure(painter: Painter, setting: Setting, asked: list[Case]) -> dict[str, Any]:
     begun, before = time.process_time(), painter.passes
-    from world import look, same
+    from cases import picture_verdict
 
     try:
-        hits = [same(look(painter.paint(setting, text, seed)), scene) for seed, (text, scene) in enumerate(cases)]
+        hits = [picture_verdict(case, painter.paint(setting, case, seed))[0] for seed, case in enumerate(asked)]
         right: float | None = sum(hits) / len(hits)
     except Exception as error:
         print(f"{setting.name}: {type(error).__name__}: {error}", file=sys.stderr)
         right = None
-    seconds = (time.process_time() - begun) / len(cases)
-    passes = (painter.passes - before) / len(cases)
+    seconds = (time.process_time() - begun) / len(asked)
+    passes = (painter.passes - before) / len(asked)
     return {"group": setting.group, "name": setting.name, "right": right, "passes": passes, "seconds": seconds}
 
 

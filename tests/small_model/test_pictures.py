@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import world
+from cases import picture_verdict
 from torch import Tensor
 from world import Scene, Shape
 
@@ -43,10 +44,7 @@ def share_right(painter: Any, **changes: Any) -> tuple[float, float]:
     from painting import Setting, cases
 
     setting, before = Setting("", "", **changes), painter.passes
-    hits = [
-        world.same(world.look(painter.paint(setting, text, seed)), scene)
-        for seed, (text, scene) in enumerate(cases(CASES))
-    ]
+    hits = [picture_verdict(case, painter.paint(setting, case, seed))[0] for seed, case in enumerate(cases(CASES))]
     return sum(hits) / CASES, (painter.passes - before) / CASES
 
 
@@ -188,13 +186,13 @@ def test_a_second_pass_makes_a_picture_of_half_the_size_right(painter: Any) -> N
     from nodes import LatentUpscale
 
     right = {0.1: 0, 0.6: 0}
-    for seed, (text, wanted) in enumerate(cases(CASES)):
-        own, none = conditions(painter, text, "")
+    for seed, case in enumerate(cases(CASES)):
+        own, none = conditions(painter, case.prompt, "")
         small = sampled(painter, own, none, {"samples": torch.zeros(1, 4, 8, 8)}, seed=seed)
         (large,) = LatentUpscale().upscale({"samples": small}, "bilinear", 128, 128, "disabled")
         for denoise in right:
             (seen,) = shown(painter, sampled(painter, own, none, large, seed=seed, denoise=denoise))
-            right[denoise] += world.same(seen, wanted)
+            right[denoise] += world.same(seen, case.scene)
     assert right[0.6] >= ENOUGH * CASES
     assert right[0.1] < right[0.6] - 2
 
