@@ -38,7 +38,7 @@ class Driver:
                 return self.folder.is_whole(result)
         except (OSError, ValueError):
             pass  # a missing picture counts as changed
-        changed = f"record {record.id!r} has changed since it was made (prompt, settings or images)"
+        changed = f"record {record.id!r} has changed since it was made (prompt, settings or pictures)"
         raise UserError(f"--data: {changed}; restore it, or name another folder for --out")
 
     def make(self, pending: Sequence[Record], workers: InProcess | RayActors, title: str) -> dict[str, Any]:
