@@ -34,7 +34,7 @@ from training import Muon, Run, average, cosine, load_module, set_rate
 FAMILIES = 1200
 PART = 50  # families in one file
 CAPTIONS = 3  # of each scene
-STEPS = 4000
+STEPS = 7600
 BATCH = 16
 RATE = 2.5e-3
 SHORT = (24, 32, 48)  # tokens of a condition, of which most say nothing
