@@ -130,7 +130,10 @@ class Variants:
         for what, error in errors.items():
             # Rounding can change a token, and then all that follow.
             if not error <= MOST_ERROR[self.dtype] and not (what.startswith("answer") and self.dtype != torch.float32):
-                raise SystemExit(f"--reference: {what} differs by {error:.1e}; they do not compute the same.")
+                raise SystemExit(
+                    f"{what}: expected a difference of at most {MOST_ERROR[self.dtype]:.0e}, got {error:.1e}; find the "
+                    "cause before you compare speeds."
+                )
         return errors
 
     def _tensor_errors(self) -> dict[str, float]:

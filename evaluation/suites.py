@@ -39,15 +39,20 @@ class Suite(NamedTuple):
         try:
             records = [self._record(i, folder, *row) for i, row in enumerate(self.rows(data))]
         except (AttributeError, LookupError, OSError, ValueError) as error:
-            raise UserError(f"--data: {data} cannot be read ({' '.join(str(error).split())})") from error
+            raise UserError(
+                f"--data: {data} cannot be read ({' '.join(str(error).split())}); correct the path or the file."
+            ) from error
         if all(record.wrong for record in records):
-            first = next((f"{record.id}: {record.wrong}" for record in records), f"{data} has no records")
+            first = next(
+                (f"{record.id}: {record.wrong}" for record in records),
+                f"{data} has no records; name another file or folder.",
+            )
             raise UserError(f"--data: {first}")
         names: dict[str, str] = {}  # ids and files, in lower case for systems that ignore case -> the record
         for record in records:
             for name in (f"id {record.id}", *record.files, *record.beside):
                 if other := names.get(name.casefold()):
-                    raise UserError(f"--data: records {other!r} and {record.id!r} have the same name; rename one")
+                    raise UserError(f"--data: records {other!r} and {record.id!r} have the same name; rename one.")
                 names[name.casefold()] = record.id
         return records
 
@@ -55,7 +60,7 @@ class Suite(NamedTuple):
         try:
             values = read()
             if not isinstance(values, dict):
-                raise ValueError("expected an object, {...}")
+                raise ValueError(f"expected an object, {{...}}, got {type(values).__name__}; correct it.")
             return self.record(DataRow(number, folder, values))
         except (AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError) as error:
             # Named by its place, because its id may be wrong.
@@ -114,7 +119,7 @@ def vqa(row: DataRow) -> Record:
     """A question; without options the answer is free text."""
     values = {key: value for key, value in row.values.items() if key != "image"}
     if None in values:
-        raise ValueError("it has more columns than the heading; put quotes around a text with tabs")
+        raise ValueError("it has more columns than the heading; put quotes around a text with tabs.")
     letters = tuple(letter for letter in string.ascii_uppercase if _filled(values.get(letter)))
     lines = [values["hint"]] if _filled(values.get("hint")) else []
     lines.append(row.text("question"))
@@ -122,7 +127,7 @@ def vqa(row: DataRow) -> Record:
         lines += [*(f"{letter}. {values[letter]}" for letter in letters), DIRECT]
     image, path = row.values["image"], values.get("image_path")
     if not image and not _filled(path):
-        raise ValueError("image: it is empty, or the index of a row that has no image")
+        raise ValueError("image: it is empty, or the index of a row that has no image; add the image.")
     images: tuple[Source, ...] = _listed(image) if image else row.paths([*_listed(path)])
     task = "choice" if letters else "question"
     return Record(row.text("index"), task, "\n".join(lines), images, choices=letters, row=values)
@@ -141,16 +146,20 @@ def job(row: DataRow) -> Record:
     """A job, as in docs/evaluation.md -> images/ID.png, or an answer in the results."""
     values, task = row.values, row.values.get("task", "image")
     if task not in list(REPORT):
-        raise ValueError(f"task: expected one of {', '.join(REPORT)}, got {task!r}")
+        raise ValueError(f"task: expected one of {', '.join(REPORT)}, got {task!r}; choose one.")
     known = REPORT[task].keys() | JOB_KEYS | KEYS_OF_TASKS[task]
     if unknown := sorted(values.keys() - known):
-        raise ValueError(f"{task} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{task}: expected only the settings {', '.join(sorted(known))}, got {', '.join(unknown)}; remove it."
+        )
     name, images = row.name(values.get("id", f"{row.number:05d}")), row.paths(values.get("image", []))
     if (task == "edit" and len(images) != 1) or (task != "image" and not images):
-        raise ValueError(f"image: {task} needs {'one' if task == 'edit' else 'at least one'}, got {len(images)}")
+        raise ValueError(
+            f"image: expected {'one' if task == 'edit' else 'at least one'} for {task}, got {len(images)}; correct it."
+        )
     choices = tuple(map(str, values.get("choices", ())))
     if task == "choice" and not choices:
-        raise ValueError("choices: expected a list of words")
+        raise ValueError("choices: expected a list of words, got none; add it.")
     settings = {key: values[key] for key in REPORT[task] if key in values}
     settings |= image_size(str(values["size"])) if "size" in values else {}
     samples, seed = int(values.get("samples", 1)), int(values["seed"]) if "seed" in values else None
@@ -163,7 +172,9 @@ def image_size(text: str) -> dict[str, int]:
     """ "1024x768" -> width and height. Raises ValueError."""
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not found or any(int(side) % 16 for side in found.groups()):
-        raise ValueError(f"size: expected WIDTHxHEIGHT in multiples of 16 pixels, such as 1024x768, got {text!r}")
+        raise ValueError(
+            f"size: expected WIDTHxHEIGHT in multiples of 16 pixels, such as 1024x768, got {text!r}; change it."
+        )
     return {"width": int(found[1]), "height": int(found[2])}
 
 

@@ -19,7 +19,7 @@ from console import UserError, guarded
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description="Paint, edit and ask with Ovis-U1's workflows in ComfyUI, which is set up first if need be."
+        description="Paint, edit and ask with Ovis-U1's workflows in ComfyUI, which is set up first if necessary."
     )
     parser.add_argument(
         "--comfyui",
@@ -29,15 +29,15 @@ def main() -> int:
     parser.add_argument("--model", type=Path, metavar="PATH", help="a downloaded release, e.g. Ovis-U1-3B")
     parser.add_argument("--serve", action="store_true", help="leave ComfyUI running until Ctrl+C")
     parser.add_argument("--port", type=int, help="ComfyUI's port (default with --serve: 8188, or the next free one)")
-    parser.add_argument("--prompt", help="what to paint")
-    parser.add_argument("--edit", metavar="INSTRUCTION", help="what to change in that picture")
-    parser.add_argument("--question", help="what to ask about the changed picture")
+    parser.add_argument("--prompt", help="the image to make")
+    parser.add_argument("--edit", metavar="INSTRUCTION", help="the change to make in that image")
+    parser.add_argument("--question", help="the question about the changed image")
     parser.add_argument("--seed", type=int, help="sampling seed")
     args = parser.parse_args()
 
     workspace.check_python()
     if args.port is not None and not 0 < args.port < 65536:
-        parser.error("--port takes a number from 1 to 65535")
+        parser.error(f"--port: expected a number from 1 to 65535, got {args.port}")
     if args.model is not None:
         check_release(args.model)
     comfyui = workspace.find_comfyui(args.comfyui, registry_only=False)
@@ -58,10 +58,13 @@ def check_release(folder: Path) -> None:
     """Raises UserError if the folder is not a release."""
     folder = folder.expanduser()
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
+        raise UserError(f"--model: {folder} does not exist; name the folder of a downloaded release.")
     for pattern in ("config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
-            raise UserError(f"{folder} is not a release of Ovis-U1: it has no {pattern}")
+            raise UserError(
+                f"--model: {folder} has no {pattern}, so it is not a release of Ovis-U1; name the folder of a "
+                "downloaded release."
+            )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Write locales/en and the lists of the help pages from the nodes.")
     parser.add_argument("--comfyui", metavar="PATH", help="the ComfyUI to ask, or 'registry' for the pinned copy")
-    parser.add_argument("--keep", action="store_true", help="keep translations of what has changed")
+    parser.add_argument("--keep", action="store_true", help="keep translations of changed texts")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
@@ -139,7 +139,9 @@ def with_lists(page: str, node: Mapping[str, Any], names: Iterable[str]) -> str:
             rf"(?m)^(## {heading}\n\n)(?:- .*\n)*", lambda found, lines=lines: found[1] + "".join(lines), page
         )
         if count != 1:
-            raise ValueError(f"{page.splitlines()[0]}: expected one heading '## {heading}', found {count}")
+            raise ValueError(
+                f"{page.splitlines()[0]}: expected one heading '## {heading}', got {count}; correct the page."
+            )
     return page
 
 

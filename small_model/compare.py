@@ -28,9 +28,9 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, help="a file or folder of weights (default: the built-in model)")
-    parser.add_argument("--count", type=int, default=40, help="pictures for each setting")
-    parser.add_argument("--only", help="groups, with commas between")
-    parser.add_argument("--json", type=Path, help="results also as JSON, one line a row; rows that are there are kept")
+    parser.add_argument("--count", type=int, default=40, help="images for each setting")
+    parser.add_argument("--only", help="only these groups of settings, separated by commas")
+    parser.add_argument("--json", type=Path, help="also add results to this file; its rows are not measured again")
     args = parser.parse_args()
     _prepare()
     from painting import Painter, cases, settings
@@ -42,7 +42,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         file = args.model or built_in.unpack(Path(folder))
         painters: dict[str, Painter] = {}
-        print("| setting | right | passes a picture | time |\n|---|---|---|---|")
+        print("| setting | right | passes per image | time |\n|---|---|---|---|")
         unit = next((row["seconds"] for row in done if row["group"] == "default"), None)
         for setting in settings():
             if args.only and setting.group not in {"default", *args.only.split(",")}:

@@ -35,7 +35,7 @@ def _make_home() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = f"the cache folder {folder} cannot be created ({error.strerror})"
-        raise UserError(f"{reason}; set OVIS_U1_HOME to another place") from error
+        raise UserError(f"{reason}; set OVIS_U1_HOME to another folder.") from error
     return folder
 
 

@@ -34,7 +34,7 @@ def logged(command: Sequence[str], log: Path, failure: str, lock: int, mode: str
         finally:
             end_tree(process)
     if code != 0:
-        raise UserError(f"{failure} (exit code {code}). The log is {log} and ends with:\n{tail(log)}")
+        raise UserError(f"{failure} (exit code {code}); read the log {log}, which ends with:\n{tail(log)}")
 
 
 def spawn(
