@@ -74,12 +74,12 @@ def test_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--sizes", "0x16"], "--sizes: write each as WIDTHxHEIGHT"),
-        (["--sizes", "40x64"], "--sizes, --edit-side: sides must be multiples of 16 pixels"),
+        (["--sizes", "0x16"], "--sizes: expected WIDTHxHEIGHT, such as 1024x768, got '0x16'"),
+        (["--sizes", "40x64"], "--sizes, --edit-side: expected multiples of 16 pixels, got 40"),
         (["--repeat", "0"], "--repeat: expected at least 1, got 0"),
         (["--tokens", "1"], "--tokens: expected at least 2, got 1"),
         (["--reference", "nowhere"], "--reference: nowhere has no modeling_ovis_u1.py"),
-        (["--json", "/nowhere/x.json"], "--json: there is no folder /nowhere"),
+        (["--json", "/nowhere/x.json"], "--json: the folder /nowhere does not exist"),
     ],
 )
 def test_wrong_arguments_are_told_first(options: list[str], told: str) -> None:

@@ -250,8 +250,8 @@ def test_what_is_refused_leaves_nothing(release: Path, tmp_path: Path) -> None:
         ((release, taken), "already exists"),
         ((cut, tmp_path / "a.safetensors"), "lacks model-00002"),
         ((tmp_path / "none", tmp_path / "a.safetensors"), "none does not exist"),
-        ((release, tmp_path / "a.bin"), "must end in .safetensors"),
-        ((release, tmp_path / "a.safetensors", "--parts"), f"name a folder, for {PARTS}"),
+        ((release, tmp_path / "a.bin"), "expected a file name that ends in .safetensors"),
+        ((release, tmp_path / "a.safetensors", "--parts"), f"name a folder for {PARTS}"),
         ((release, taken / "a.safetensors"), f"{taken} cannot be written"),
     ):
         ran = convert(*arguments)
@@ -339,6 +339,6 @@ def test_a_disk_that_changes_bytes_is_seen(release: Path, tmp_path: Path, monkey
         return sums
 
     monkeypatch.setattr(conversion, "_write_file", damage)
-    with pytest.raises(CheckpointError, match="read back differently"):
+    with pytest.raises(CheckpointError, match="differed when it was read back"):
         conversion.write_one(open_model(release), tmp_path / "one.safetensors", DEFAULT)
     assert not list(tmp_path.glob("one*"))

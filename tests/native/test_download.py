@@ -295,7 +295,9 @@ def test_it_resumes(mirror: Mirror, models: Path) -> None:
     from ovis_core.weights.release_folder import is_complete
 
     mirror.cut_after = 11 << 20
-    with pytest.raises(DownloadError, match=r"cannot be reached.* or put config\.json"):
+    with pytest.raises(
+        DownloadError, match=r"cannot be used .*; check HF_ENDPOINT, run the download again, or put config\.json"
+    ):
         fetch()
     assert not is_complete(models / NAME)
     (part,) = (models / NAME).glob("*.safetensors.*.part")
@@ -436,7 +438,7 @@ def test_an_answer_that_is_an_error(
 def test_names_that_are_none(models: Path, name: str) -> None:
     from ovis_core.weights.download import DownloadError
 
-    with pytest.raises(DownloadError, match=r"repository: .* is not the name of a repository; write it as"):
+    with pytest.raises(DownloadError, match=r"repository: expected a name such as .*, got .*; write it as owner/name"):
         fetch(name)
     assert not models.exists()
 
@@ -451,16 +453,16 @@ def test_no_such_repository(mirror: Mirror, models: Path) -> None:
 def test_no_network(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovis_core.weights.download import DownloadError
 
-    by_hand = r"set HF_ENDPOINT to a mirror of it, or put config\.json, .* of owner/small into .*small by hand\.$"
+    by_hand = r"set HF_ENDPOINT to a mirror of the hub, or put config\.json, .* of owner/small into .*small by hand\.$"
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    words = rf"http://127\.0\.0\.1:9 cannot be reached \(.*\); if the hub is blocked, {by_hand}"
+    words = rf"http://127\.0\.0\.1:9 cannot be reached \(.*\); check the connection, {by_hand}"
     with pytest.raises(DownloadError, match=words):
         fetch()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DownloadError) as refusal:
         fetch()
     assert str(refusal.value) == (
-        "http://127.0.0.1:9 is not asked because HF_HUB_OFFLINE is set; unset it and restart ComfyUI."
+        "HF_HUB_OFFLINE is set, so nothing is downloaded from http://127.0.0.1:9; unset it and restart ComfyUI."
     )
 
 
@@ -561,7 +563,7 @@ def test_no_room(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) 
 
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    words = r"disk of .* has 0\.0 GB free and the download needs .* GB more; free some space and run it again\."
+    words = r"small: expected .* GB of free disk space, got 0\.0 GB; free some space and run the download again\."
     with pytest.raises(download.DownloadError, match=words):
         download.download("owner/small", models / "small", "main")
     assert not list((models / "small").glob("*.safetensors"))
@@ -592,20 +594,20 @@ def test_a_full_disk(mirror: Mirror, tmp_path: Path) -> None:
     folder.mkdir()
     part_of(folder, RepositoryFile(WEIGHTS, weights["size"], weights["lfs"]["sha256"])).symlink_to("/dev/full")
     said = refused(mirror, folder)
-    assert said.startswith(f"the disk of {folder} is full (No space left on device); free some space and run it")
+    assert said.startswith(f"the disk of {folder} is full (No space left on device); free some space and run the")
 
 
 def test_what_is_in_the_way(mirror: Mirror, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     (folder / WEIGHTS).mkdir(parents=True)
     said = refused(mirror, folder)
-    assert said == f"{folder / WEIGHTS} must be a file, but is a folder; move it away and run it again."
+    assert said == f"{folder / WEIGHTS}: expected a file, got a folder; move it away and run the download again."
     assert not [path for _, path, _ in mirror.asked if "safetensors" in path]
     file = tmp_path / "file"
     file.write_text("mine")
     for place in (file, file / "below" / "it"):
         said = refused(mirror, place)
-        assert said == f"{file} must be a folder, but is a file; move it away and run it again."
+        assert said == f"{file}: expected a folder, got a file; move it away and run the download again."
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="this user may write anywhere")
@@ -624,7 +626,7 @@ def test_the_script(mirror: Mirror, tmp_path: Path) -> None:
     assert (folder / WEIGHTS).is_file()
     for name, words in (
         ("owner/other", "has no owner/other"),
-        ("a b", "repository: 'a b' is not the name of"),
+        ("a b", "repository: expected a name such as AIDC-AI/Ovis-U1-3B, got 'a b'"),
     ):
         ran = script(folder, name)
         assert ran.returncode == 1

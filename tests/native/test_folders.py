@@ -430,11 +430,11 @@ FAULTS = {
     ),
     "a config that is not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
     "an empty config": (lambda f: (f / "config.json").write_text(""), "config.json is not JSON"),
-    "another model's config": (another_model, "config.json: model_type is 'qwen3', not \"ovis_u1\""),
-    "an older model's config": (wider, "config.json: model_type is 'ovis', not \"ovis_u1\""),
+    "another model's config": (another_model, "config.json: model_type: expected 'ovis_u1', got 'qwen3'"),
+    "an older model's config": (wider, "config.json: model_type: expected 'ovis_u1', got 'ovis'"),
     "a link to nothing": (dangling, "config.json is a link to a missing file; replace it with the file"),
     "half a download": (unfinished, "half contains an unfinished download; run Ovis-U1 Download again"),
-    "nothing": (empty, "half contains no model; put the files of AIDC-AI/Ovis-U1-3B there"),
+    "nothing": (empty, "half does not contain a model; put the files of AIDC-AI/Ovis-U1-3B into it"),
 }
 
 
@@ -597,7 +597,7 @@ def test_a_model_where_none_is_listed(release: Path, models: Path, place: str) -
     else:
         copy(release, models / place)
     assert find() == {}
-    words = f"is a complete model, but models are not listed from there; move it into {models / 'ovis_u1'}."
+    words = f"is a complete model, but its folder is not searched; move it into {models / 'ovis_u1'}."
     assert f"{models / place} {words}" in missing(place.removeprefix("ovis_u1/"))
 
 
@@ -612,7 +612,10 @@ def test_one_file_of_a_release_without_its_config(release: Path, models: Path, p
     file = models / place / "all.safetensors"
     save_file(tensors, file)
     assert find() == {}
-    words = "has the tensor names of a release; rename it to model.safetensors and put config.json beside it."
+    words = (
+        "has the tensor names of a release; rename it to model.safetensors and put the release's config.json into its "
+        "folder."
+    )
     assert f"no Ovis-U1 model was found: {file} {words}" in missing("x")
     name = f"{place}/all.safetensors".removeprefix("ovis_u1/")
     assert missing(name) == f"model_name: {name!r} cannot be used: {file} {words}"
@@ -626,8 +629,8 @@ def test_a_folder_with_a_model_inside(release: Path, models: Path) -> None:
     """The message depends on the folder inside."""
     inner = copy(release, models / "ovis_u1" / "half" / "Ovis-U1-3B")
     assert "the model in" in missing("half")
-    assert "is listed as 'half/Ovis-U1-3B'; choose that name" in missing("half")
-    assert "is listed as 'half/Ovis-U1-3B'; choose that name" in missing("half/Ovis-U1-3B/")
+    assert "has the name 'half/Ovis-U1-3B' in the list; choose that name" in missing("half")
+    assert "has the name 'half/Ovis-U1-3B' in the list; choose that name" in missing("half/Ovis-U1-3B/")
     (inner / "config.json").unlink()
     assert f"'half' cannot be used: {inner} has no config.json" in missing("half")
     assert f"'Ovis-U1-3B' cannot be used: {inner} has no config.json" in missing("Ovis-U1-3B")
@@ -705,7 +708,9 @@ def test_a_file_that_cannot_be_used_is_named(release: Path, models: Path, place:
 def test_a_name_that_leads_out_is_not_looked_at(release: Path, models: Path, name: Any) -> None:
     copy(release, models / "ovis_u1" / "hidden")
     empty(copy(release, models / "ovis_u1" / "half"))
-    assert missing(name) == f"model_name: {name!r} was not found; choose hidden, or press R after adding one."
+    assert missing(name) == (
+        f"model_name: {name!r} was not found; choose hidden, or add the model and press R to refresh."
+    )
 
 
 @pytest.fixture(autouse=True)

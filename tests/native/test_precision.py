@@ -148,7 +148,7 @@ def test_values_that_float16_cannot_hold_are_reported(comfyui: Path, release: Pa
             if key.endswith("double_blocks.0.img_attn.qkv.weight"):
                 tensors[key][1, 2] = 1e5
         save_file(tensors, file, metadata={"format": "pt"})
-    words = r"img_attn\.qkv\.weight has values that are too large for float16; choose bf16 or fp32"
+    words = r"img_attn\.qkv\.weight has values that are too large for float16; set weight_dtype .* to bf16 or fp32"
     with pytest.raises(CheckpointError, match=words):
         load(open_model(damaged), PRECISIONS["fp16"])
 
@@ -197,8 +197,8 @@ def test_8_bit_files_load_on_a_device_that_does_not_have_the_type(
     small = stored(torch.float8_e4m3fn, torch.bfloat16)
     assert for_device(DEFAULT, small, MPS) == PRECISIONS["bf16"]
     assert caplog.messages == [
-        "Ovis-U1: weights of type torch.float8_e4m3fn cannot be used on this device (mps); they are loaded as "
-        "torch.bfloat16."
+        "Ovis-U1: weights of type torch.float8_e4m3fn are not supported on this device (mps), so they are loaded "
+        "as torch.bfloat16."
     ]
     assert for_device(DEFAULT, small, torch.device("cpu")) == PRECISIONS["fp8_e4m3fn"]
     for name in ("bf16", "fp16", "fp32"):

@@ -129,11 +129,11 @@ def test_images_of_all_batches_are_seen_in_order(clip: Any) -> None:
     assert grids(image=FIRST[None], images=[SECOND[None]]) == [*first, *second]
     assert grids(images=pair) == [*first, *first]
     assert grids(images=[]) == grids(images={}) == grids(images=None) == []
-    with pytest.raises(ValueError, match=r"video: .*not at both"):
+    with pytest.raises(ValueError, match=r"video: .*got both; disconnect one of them"):
         grids(images=[FIRST[None]], video=torch.stack(FRAMES))
     with pytest.raises(ValueError, match="images: expected an IMAGE of 4 dimensions, none of them 0, got shape"):
         grids(images=[FIRST])
-    with pytest.raises(ValueError, match=r"images: expected an IMAGE.*got str; connect an IMAGE"):
+    with pytest.raises(ValueError, match=r"images: expected an IMAGE.*got str; connect Load Image"):
         grids(images=["photo.png"])
 
 
@@ -155,7 +155,9 @@ def test_a_system_prompt_is_a_turn_before_the_question(clip: Any) -> None:
         as_the_newest_generate_text(clip, WORDS, system_prompt=said)[0] for said in ("Answer in verse.", "")
     )
     assert said != unsaid
-    with pytest.raises(ValueError, match="system_prompt: it works only with the default template; turn on"):
+    with pytest.raises(
+        ValueError, match="system_prompt: expected no text, because use_default_template is off; turn on"
+    ):
         clip.tokenize("x", system_prompt="Answer in verse.", skip_template=True)
     for template in ({}, {"skip_template": True}):
         with pytest.raises(ValueError, match=r"^system_prompt: expected text, got list; connect a STRING"):
@@ -202,8 +204,8 @@ UNKNOWN = {"lyrics": "la", "image_embeds": torch.ones(1, 2), "llama_template": "
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_we_do_not_know_is_refused_and_not_dropped(clip: Any, name: str) -> None:
-    off = "it is 2; set it to 0" if name == "image_interleave" else "empty it"
-    words = rf"^{name}: Ovis-U1 does not take this input; {off}, or remove the node that sets it\.$"
+    off = ", got 2; set it to 0" if name == "image_interleave" else "; clear it"
+    words = rf"^{name}: Ovis-U1 does not support this input{off}, or remove the node that sets it\.$"
     encoding = rf"^clip: this node is made for another model and sets {name}, which Ovis-U1 does not have; use"
     for question, refusal in (({}, encoding), ({"image": None}, words), ({"thinking": False}, words)):
         with pytest.raises(ValueError, match=refusal):
@@ -228,10 +230,11 @@ def test_a_number_of_a_newer_node_that_changes_nothing_is_taken(clip: Any, neutr
 
 
 @pytest.mark.parametrize(
-    ("value", "mend"), [(0.5, "it is 0.5; set it to 0"), (True, "turn it off"), (torch.ones(()), "empty it")]
+    ("value", "remedy"),
+    [(0.5, ", got 0.5; set it to 0"), (True, "; turn it off"), (torch.ones(()), "; clear it")],
 )
-def test_a_number_that_changes_something_is_refused_with_what_can_be_done(clip: Any, value: Any, mend: str) -> None:
-    words = rf"^frequency_penalty: Ovis-U1 does not take this input; {mend}, or remove the node that sets it\.$"
+def test_a_number_that_changes_something_is_refused_with_what_can_be_done(clip: Any, value: Any, remedy: str) -> None:
+    words = rf"^frequency_penalty: Ovis-U1 does not support this input{remedy}, or remove the node that sets it\.$"
     tokens = clip.tokenize("x", image=None)
     with pytest.raises(ValueError, match=words):
         clip.cond_stage_model.generate(tokens, max_length=1, frequency_penalty=value)
@@ -244,9 +247,9 @@ def test_options_for_other_tokenizers_are_refused(clip: Any) -> None:
     if not hasattr(other, "set_tokenizer_option"):
         pytest.skip("this ComfyUI has no options of tokenizers")
     other.set_tokenizer_option("t5xxl_min_padding", 3)
-    with pytest.raises(ValueError, match="tokenizer_options: Ovis-U1 does not take"):
+    with pytest.raises(ValueError, match="tokenizer_options: Ovis-U1 does not support"):
         other.tokenize("x", thinking=False)
-    words = r"min_length: expected at most \d+, the prompt's length, got 5000; Ovis-U1 cannot pad prompts"
+    words = r"min_length: expected at most \d+, the length of the prompt, .*, got 5000; set min_length to 1"
     with pytest.raises(ValueError, match=words):
         clip.tokenize("x", min_length=5000)
 
@@ -379,7 +382,7 @@ def test_what_is_too_long_is_refused_before_it_is_cut_into_patches(clip: Any, mo
     from ovis_core.native import tokens
 
     monkeypatch.setattr(tokens, "understanding_input", None)
-    with pytest.raises(ValueError, match=r"for pictures\).*use fewer or smaller pictures or frames"):
+    with pytest.raises(ValueError, match=r"for images\); use fewer or smaller images or frames"):
         ask(clip, "?", frames=[torch.zeros(1500, 1500, 3)] * 16)
 
 
@@ -441,10 +444,12 @@ def test_seeds_and_temperature(clip: Any) -> None:
 
 def test_too_long_is_refused_with_the_count(clip: Any) -> None:
     limit = clip.cond_stage_model.config.language.max_position_embeddings
-    with pytest.raises(ValueError, match=rf"prompt: .*\d+ positions.*{limit}; shorten the text"):
+    with pytest.raises(ValueError, match=rf"prompt: expected at most {limit} tokens, got \d+ .*; shorten the text"):
         ask(clip, "word " * limit)
     huge = torch.zeros(1500, 1500, 3)
-    with pytest.raises(ValueError, match=rf"\(\d+ for pictures\).*{limit}; use fewer or smaller pictures or frames"):
+    with pytest.raises(
+        ValueError, match=rf"{limit} tokens, .* \(\d+ of them for images\); use fewer or smaller images or"
+    ):
         ask(clip, "?", frames=[huge] * 16)
 
 

@@ -94,7 +94,7 @@ def test_it_loads_at_once_and_takes_little_memory(
 
 def test_it_says_one_line(installed: ComfyServer) -> None:
     (said,) = [line for line in installed.log_text().splitlines() if "Ovis-U1:" in line]
-    assert said.endswith(f"Ovis-U1: ready; models belong in {installed.base / 'models' / 'ovis_u1'}")
+    assert said.endswith(f"Ovis-U1: the nodes are loaded; put models into {installed.base / 'models' / 'ovis_u1'}.")
 
 
 def test_its_nodes_stand_beside_the_other_pack_s(installed: ComfyServer) -> None:
@@ -161,7 +161,7 @@ def test_a_package_that_is_missing_is_named_in_one_line(pack: Path, release: Pat
     assert not NODES & nodes
     (said,) = [line for line in log.splitlines() if "nobody_s" in line]
     assert FOLDER in said
-    assert "needs ComfyUI" not in said
+    assert "expected ComfyUI" not in said
     assert "Traceback" not in log
 
 
@@ -191,9 +191,10 @@ def test_a_comfyui_that_is_too_old_is_named_in_one_line(
     nodes, log = changed_pack(pack, release, tmp_path, file, old, new)
     assert nodes >= TAKEN
     assert not NODES & nodes
-    (said,) = [line for line in log.splitlines() if "Ovis-U1 needs" in line]
+    (said,) = [line for line in log.splitlines() if "Ovis-U1: expected" in line]
     version = workspace.describe_comfyui(comfyui_path(), "").version
-    assert f"Ovis-U1 needs ComfyUI 0.3.75 or newer and this one is {version}; update ComfyUI ({reason}" in said
+    assert f"Ovis-U1: expected ComfyUI 0.3.75 or newer, got {version} ({reason}" in said
+    assert said.endswith("; update ComfyUI.")
     assert "Traceback" not in log
 
 
@@ -208,7 +209,7 @@ spec.loader.exec_module(pack)
 """
     ran = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True)
     (said,) = ran.stderr.splitlines()
-    assert "Ovis-U1 needs ComfyUI 0.3.75 or newer and this one is older; update ComfyUI" in said
+    assert "Ovis-U1: expected ComfyUI 0.3.75 or newer, got an older one; update ComfyUI." in said
 
 
 def test_the_comfyui_that_is_needed_is_the_same_everywhere() -> None:

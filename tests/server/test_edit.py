@@ -227,5 +227,5 @@ def test_core_reference_latent_and_timestep_range(server: ComfyServer, info: dic
 def test_restore_size_without_a_source_is_refused(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = load("text_to_image", info).set("OvisU1Decode", restore_size=True).set("OvisU1Sampler", steps=1)
     graph.set("OvisU1TextEncode", width=64, height=64).set("EmptyLatentImage", width=64, height=64)
-    with pytest.raises(PromptFailed, match="samples: they have no source image size"):
+    with pytest.raises(PromptFailed, match="samples: expected the latent of an edit, because restore_size is on"):
         server.run(graph.prompt)

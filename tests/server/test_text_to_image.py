@@ -303,10 +303,12 @@ def test_denoise_keeps_some_of_the_image(server: ComfyServer, info: dict[str, An
 
 
 def test_what_is_refused_is_said_in_a_sentence(server: ComfyServer, info: dict[str, Any]) -> None:
-    with pytest.raises(PromptFailed, match="width: 1000 pixels is not a multiple of 16; use 992 or 1008"):
+    with pytest.raises(PromptFailed, match="width: expected a multiple of 16 pixels, got 1000; use 992 or 1008"):
         server.run(text_to_image(info, width=1000).prompt)
     graph = text_to_image(info).set("EmptyLatentImage", width=1000, height=1016)
-    with pytest.raises(PromptFailed, match=r"latent: its image is 1000 x 1016 pixels.*multiple of 16; use 992 x 1008"):
+    with pytest.raises(
+        PromptFailed, match=r"latent: expected sides .* 16 pixels, got 1000 x 1016 pixels; use 992 x 1008"
+    ):
         server.run(graph.prompt)
     graph = text_to_image(info).set("OvisU1Loader", model_name="../../tiny")
     with pytest.raises(PromptRejected, match=r"model_name: '../../tiny' was not found; choose one of .*tiny"):

@@ -327,23 +327,23 @@ def refused(server: ComfyServer, graph: Graph, words: str) -> None:
 
 def test_too_long_a_question_is_refused(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
     graph = understand(info, photo, prompt="word " * 50000)
-    refused(server, graph, r"prompt: text and pictures take \d+ positions.*40960; shorten the text\.")
+    refused(server, graph, r"prompt: expected at most 40960 tokens, got \d+ .*; shorten the text\.")
 
 
 def test_too_many_frames_are_refused(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = about(info, 1500, 1500, 16, slot="video", max_frames=16)
-    refused(server, graph, r"prompt: .*for pictures\).*40960; use fewer or smaller pictures or frames")
+    refused(server, graph, r"prompt: .* 40960 tokens, .* for images\); use fewer or smaller images or frames")
 
 
 def test_image_and_video_together_are_refused(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
     graph = understand(info, photo)
     graph.set("OvisU1Understand", video=graph.out("LoadImage"))
-    refused(server, graph, r"video: .*not at both; disconnect image or video\.")
+    refused(server, graph, r"video: expected either images or a video, got both; disconnect image or video\.")
 
 
 def test_a_prompt_that_nothing_reads_is_refused(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = load("pick_the_best", info).set("OvisU1Sampler", steps=1).set_all("PrimitiveInt", value=64)
-    refused(server, graph.set("OvisU1Judge", question="Is it good?"), r"question: without \{prompt\}")
+    refused(server, graph.set("OvisU1Judge", question="Is it good?"), r"question: expected \{prompt\}")
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_wrong_files_are_named(server: ComfyServer, info: dict[str, Any], saved:
         ),
         ({"text_encoder_name": "other.safetensors"}, r"other\.safetensors: .*it has no Ovis-U1 text encoder"),
         ({"diffusion_model_name": "bare.safetensors"}, r"bare\.safetensors.*do not match|has shape"),
-        ({"vae_name": "short.safetensors"}, r"VAE: missing tensor decoder\.mid\.block_1\.conv1\.weight"),
+        ({"vae_name": "short.safetensors"}, r"short\.safetensors: missing tensor decoder\.mid\.block_1\.conv1\.weight"),
         ({"vae_name": "page.safetensors"}, r"page\.safetensors is a web page"),
     ):
         with pytest.raises((PromptFailed, PromptRejected), match=words):

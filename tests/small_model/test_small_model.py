@@ -139,7 +139,7 @@ def test_it_is_the_default_where_there_is_no_other(bare: ComfyServer) -> None:
     info = bare.object_info()
     assert choices(info) == [built_in.NAME]
     missing = load("text_to_image", info).set("OvisU1Loader", model_name="Ovis-U1-3B")
-    words = rf"run Ovis-U1 Download, .*; or choose '{built_in.NAME[:14]}.*', which needs no download and draws one c"
+    words = rf"run Ovis-U1 Download, .*, or choose '{built_in.NAME[:14]}.*', which needs no download and draws one c"
     with pytest.raises(PromptRejected, match=words):
         bare.run(missing.prompt)
 

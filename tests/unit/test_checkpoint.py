@@ -74,7 +74,7 @@ def test_missing_shard(folder: Path) -> None:
         (b"PK\x03\x04" + bytes(300), "is a pickle, which can run code"),
         (b"\x80\x02}q\x00." + bytes(300), "is a pickle, which can run code"),
         (b"GGUF" + bytes(300), "is a GGUF file"),
-        (b"", "is empty. Delete it and download it again"),
+        (b"", "is empty; delete it and download it again"),
         (b"\xff" * 300, "is damaged or incomplete"),
         (bytes(8), "is damaged or incomplete"),
     ],
@@ -192,29 +192,41 @@ def test_config_that_is_not_ours(folder: Path, text: str) -> None:
     ("path", "value", "message"),
     [
         (("visual_generator_config", "depth"), None, "visual_generator_config.depth is missing"),
-        (("visual_tokenizer_config", "tokenize_function"), "gumbel_argmax", "tokenize_function is 'gumbel_argmax'"),
-        (("visual_generator_config", "guidance_embed"), True, "guidance_embed is True; only False"),
-        (("visual_generator_config", "context_in_dim"), 64, "must be twice llm_config.hidden_size"),
-        (("visual_generator_config", "axes_dim"), [4, 8, 10], "must add up to hidden_size / num_heads"),
-        (("visual_generator_config", "axes_dim"), [24], "axes_dim [24] must be three even numbers"),
-        (("visual_generator_config", "in_channels"), 64, "in_channels is 64; only 16 is supported"),
-        (("visual_generator_config", "vec_in_dim"), 7, "vec_in_dim is 7; only 96 is supported"),
-        (("visual_tokenizer_config", "backbone_config", "patch_size"), 16, "patch_size is 16; only 14 is supported"),
-        (("visual_generator_config", "vae_config", "latent_channels"), 16, "latent_channels is 16; only 4 is"),
-        (("llm_config", "num_key_value_heads"), 3, "must be a multiple of num_key_value_heads (3)"),
-        (("llm_config", "vocab_size"), 1000, "vocab_size is 1000; it must be greater than 151668"),
+        (
+            ("visual_tokenizer_config", "tokenize_function"),
+            "gumbel_argmax",
+            "tokenize_function: expected 'softmax', got 'gumbel_argmax'",
+        ),
+        (("visual_generator_config", "guidance_embed"), True, "guidance_embed: expected False, got True"),
+        (("visual_generator_config", "context_in_dim"), 64, "context_in_dim: expected twice llm_config.hidden_size"),
+        (
+            ("visual_generator_config", "axes_dim"),
+            [4, 8, 10],
+            "axes_dim: expected numbers that add up to hidden_size / num_heads",
+        ),
+        (("visual_generator_config", "axes_dim"), [24], "axes_dim: expected three even numbers, got [24]"),
+        (("visual_generator_config", "in_channels"), 64, "in_channels: expected 16, got 64"),
+        (("visual_generator_config", "vec_in_dim"), 7, "vec_in_dim: expected 96, got 7"),
+        (("visual_tokenizer_config", "backbone_config", "patch_size"), 16, "patch_size: expected 14, got 16"),
+        (("visual_generator_config", "vae_config", "latent_channels"), 16, "latent_channels: expected 4, got 16"),
+        (("llm_config", "num_key_value_heads"), 3, "expected a multiple of num_key_value_heads (3)"),
+        (("llm_config", "vocab_size"), 1000, "vocab_size: expected more than 151668, got 1000"),
         (("visual_generator_config", "vae_config"), None, "visual_generator_config.vae_config is missing"),
-        (("llm_config", "num_hidden_layers"), -1, "num_hidden_layers is -1; it must be a positive whole number"),
-        (("visual_generator_config", "axes_dim"), 64, "axes_dim is 64; it must be a list of positive whole numbers"),
-        (("llm_config", "num_hidden_layers"), 10**9, "num_hidden_layers is 1000000000; it must be at most 1024"),
+        (("llm_config", "num_hidden_layers"), -1, "num_hidden_layers: expected a positive whole number, got -1"),
+        (("visual_generator_config", "axes_dim"), 64, "axes_dim: expected a list of positive whole numbers, got 64"),
+        (("llm_config", "num_hidden_layers"), 10**9, "num_hidden_layers: expected at most 1024, got 1000000000"),
         (
             ("llm_config", "hidden_size"),
             10**30,
-            "hidden_size is 1000000000000000000000000000000; it must be at most",
+            "hidden_size: expected at most 16777216, got 1000000000000000000000000000000",
         ),
-        (("visual_generator_config", "axes_dim"), [1] * 10**6, "...; it must be a list of positive whole numbers"),
-        (("llm_config", "hidden_act"), "gelu", "hidden_act is 'gelu'; only 'silu'"),
-        (("llm_config", "attention_bias"), True, "llm_config.attention_bias is True"),
+        (
+            ("visual_generator_config", "axes_dim"),
+            [1] * 10**6,
+            "axes_dim: expected a list of positive whole numbers, got [1, 1",
+        ),
+        (("llm_config", "hidden_act"), "gelu", "hidden_act: expected 'silu', got 'gelu'"),
+        (("llm_config", "attention_bias"), True, "llm_config.attention_bias: expected False, got True"),
     ],
 )
 def test_config_that_cannot_be_built(
@@ -244,5 +256,5 @@ def test_config_travels(config: Any) -> None:
 def test_parts_of_other_sizes_are_refused(config: Any) -> None:
     """Parts whose config is in their metadata, which did not go through `read_config`."""
     vision = dataclasses.replace(config.vision, patch_size=16)
-    with pytest.raises(ConfigError, match=r"backbone_config\.patch_size is 16; only 14"):
+    with pytest.raises(ConfigError, match=r"backbone_config\.patch_size: expected 14, got 16"):
         check_together(dataclasses.replace(config, **load_sections(dump_sections(vision=vision))))

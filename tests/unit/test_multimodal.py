@@ -75,5 +75,5 @@ def test_begin_atom_end_stand_where_the_release_puts_them(qwen25_tokenizer: Path
 
 def test_too_long_is_refused_with_the_count(text_model: Multimodal) -> None:
     limit = text_model.config.language.max_position_embeddings
-    with pytest.raises(ValueError, match=f"{limit + 1} positions.*{limit}; shorten the text"):
+    with pytest.raises(ValueError, match=f"at most {limit} tokens, got {limit + 1} .*; shorten the text"):
         text_model.condition([0] * (limit + 1), CPU, torch.float32)

@@ -54,7 +54,7 @@ def test_lists_are_made_anew_and_other_text_stays() -> None:
 
 
 def test_a_page_without_a_heading_is_named() -> None:
-    with pytest.raises(ValueError, match="# Ovis-U1 Example: expected one heading '## Outputs', found 0"):
+    with pytest.raises(ValueError, match="# Ovis-U1 Example: expected one heading '## Outputs', got 0"):
         with_lists(PAGE.replace("## Outputs", "## Results"), NODE, ["Ovis-U1 Example"])
 
 
