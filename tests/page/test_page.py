@@ -180,7 +180,7 @@ def test_a_wrong_value_shows_its_message(page: Any, shots: Path) -> None:
     open_dropped(page, "text_to_image")
     set_widgets(page, SMALL | {"PrimitiveInt": {"value": 1000}})
     run(page)
-    sentence = page.get_by_text("width: 1000 pixels is not a multiple of 16; use 992 or 1008.")
+    sentence = page.get_by_text("width: expected a multiple of 16 pixels, got 1000; use 992 or 1008.")
     details = page.get_by_role("button", name="View details")
     sentence.or_(details).first.wait_for()
     # The page draws a border around the node that it keeps here.

@@ -155,7 +155,9 @@ def test_a_size_that_it_was_not_made_for_is_noticed(bare: ComfyServer) -> None:
         result = bare.run(graph.prompt)
         log = bare.log_text()[before:]
         said = [event["data"]["text"] for event in result.events if event["type"] == "progress_text"]
-        warned = "Ovis-U1: This model was trained on pictures of 128 x 128 pixels, and 160 x 160 will not look right"
+        warned = (
+            "Ovis-U1: This model was trained on images of 128 x 128 pixels, and images of 160 x 160 will not look right"
+        )
         assert log.count(warned) == (side == 160)
         assert any("set width and height to 128" in text for text in said) == (side == 160)
     assert "Ovis-U1: ovis-u1-shapes (built in) draws one circle, square or triangle" in bare.log_text()
