@@ -126,7 +126,7 @@ class Variants:
         ours = ours().tokens
         for variant, other in others:
             differing = sum(a != b for a, b in zip(ours, other().tokens, strict=True))
-            errors[f"answer about an image, beside {variant}"] = differing / len(ours)
+            errors[f"answer about an image, compared with {variant}"] = differing / len(ours)
         for what, error in errors.items():
             # Rounding can change a token, and then all that follow.
             if not error <= MOST_ERROR[self.dtype] and not (what.startswith("answer") and self.dtype != torch.float32):

@@ -99,7 +99,7 @@ def gedit_rows(data: Path) -> Rows:
 
 
 def gedit(row: DataRow) -> Record:
-    """{task_type, key, instruction, ...} -> KEY.png, and its source beside it as KEY_SRCIMG.png."""
+    """{task_type, key, instruction, ...} -> KEY.png, and its source as KEY_SRCIMG.png."""
     kind, key = row.name(row.text("task_type")), row.name(row.text("key"))
     source = row.values["input_image_raw"]["bytes"]
     shown = (row.values.get("input_image") or {}).get("bytes") or source

@@ -109,7 +109,7 @@ class Multimodal(nn.Module):
 
 
 def check_positions(words: int, pictures: int, limit: int) -> None:
-    """Raises ValueError if words and pictures take more positions than `limit`, which is the language model's."""
+    """Raises ValueError if words and pictures take more positions than `limit`, the language model's maximum."""
     if words + pictures > limit:
         remedy = "use fewer or smaller images or frames" if pictures > words else "shorten the text"
         raise ValueError(

@@ -297,7 +297,7 @@ def new_files(folder: Path, *names: str) -> list[Path]:
 
 
 def report(comfyui: ComfyUI, demo: Demo, device: str, made: Made, seconds: float) -> None:
-    """Prints the results and where they are."""
+    """Prints the results and their paths."""
     print()
     print(f"Answer       {made.answer}")
     print(f"Strip        {made.strip}")

@@ -85,7 +85,7 @@ def texts(info: Mapping[str, Any]) -> dict[Path, str]:
 
 
 def nodes(info: Mapping[str, Any]) -> Tree:
-    """Our nodes among them."""
+    """The pack's nodes, without those of others."""
     return {name: node for name, node in info.items() if name.startswith(OURS)}
 
 

@@ -1,9 +1,9 @@
-"""What settings cost in pictures: for each the share painted right beside the decoder's passes.
+"""Compares settings of the sampler: the share of correct images, the decoder's passes and the time.
 
     COMFYUI_PATH=... python small_model/compare.py [--only caches] [--count 40] [--model FILE]
 
 It runs the pack in a real ComfyUI inside this process, on the CPU, with the Python of an environment that ComfyUI runs
-in. The cases are those of `cases.py`: combinations and phrasings that training never met.
+in. The cases are those of `cases.py`: combinations and phrasings that training does not use.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Trains the small model: `train.py STAGE --folder FOLDER`, with the Python of an environment that has diffusers.
 
 Stages: vae, then latents; eyes, then seen, language, conditions; decoder, which needs all of these; export, which
-writes the checkpoint. The first two lines can run side by side. Each resumes where it was stopped. `COMFYUI_PATH` names
+writes the checkpoint. The first two lines can run side by side. A stage that was stopped resumes. `COMFYUI_PATH` names
 a ComfyUI, for its tokenizer's files.
 """
 

@@ -1,4 +1,4 @@
-"""Where ComfyUI keeps Ovis-U1 models."""
+"""Finds Ovis-U1 models in ComfyUI's folders."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..weights.hub_cache import REPOSITORY_FOLDER, cached_repositories, hub_cach
 from ..weights.release_folder import CONFIG, SINGLE, has_pieces, is_complete, is_release, looks_like_release
 
 KIND = "ovis_u1"
-CHECKPOINTS = "checkpoints"  # ComfyUI's folder for files that hold all parts
-ELSEWHERE = "ovis"  # where other packs put the release
-# Other folders where people put it, in upper or lower case; they contain other models as well.
+CHECKPOINTS = "checkpoints"  # ComfyUI's folder for files with all parts
+ELSEWHERE = "ovis"  # the folder in which other packs put the release
+# Other folders in which people put it, in upper or lower case; they contain other models as well.
 SHARED = (
     "checkpoints",
     "diffusion_models",
@@ -47,7 +47,7 @@ def roots() -> list[Path]:
 
 
 def find_models(fresh: bool = False) -> dict[str, Path]:
-    """Name shown in the loader -> release folder, or file that holds all parts.
+    """Name shown in the loader -> release folder, or file with all parts.
 
     The last result is reused while the names in the folders are the same. Files that changed in place are noticed when
     the page asks for its list of nodes, as it does after R is pressed.

@@ -30,7 +30,7 @@ def scale_entries(
 ) -> Mapping[str, TensorEntry]:
     """The scales of these layers, by their newer names.
 
-    source  where the entries come from, for messages
+    source  the path of the entries, for messages
 
     Raises `CheckpointError` if a layer has more than one scale.
     """

@@ -1,4 +1,4 @@
-"""The one folder outside the checkout where the scripts write."""
+"""The only folder outside the checkout that the scripts write to."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def _make_home() -> Path:
 
 @contextlib.contextmanager
 def set_up_lock() -> Iterator[int]:
-    """A lock, so that one process at a time does the set-up. The system releases it when its holders end for any
-    reason.
+    """A lock, so that one process at a time does the set-up. The system releases it when the processes that
+    have it end, for any reason.
     """
     with (_make_home() / "lock").open("a+b") as file:
         if not _try_lock(file):

@@ -65,7 +65,7 @@ def test_run(tmp_path: Path) -> None:
     floors = {name: variants["ours"]["floor"] for name, variants in rows.items()}
     made = floors["both conditions of a text to image, 64x64"] + floors["VAE decode, 64x64"]
     assert floors["text to image, 64x64"] == pytest.approx(made + 4 * floors["one pass, 64x64"], rel=0.1)
-    assert found["errors"] == {"answer about an image, beside generate": 0.0}
+    assert found["errors"] == {"answer about an image, compared with generate": 0.0}
     weights = found["weights"]["ours"]
     assert weights < rows["one pass, 64x64"]["ours"]["peak"] < rows["text to image, 64x64"]["ours"]["peak"]
     assert "seconds" not in printed  # times on a CPU are not printed

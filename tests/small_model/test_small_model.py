@@ -160,7 +160,7 @@ def test_a_size_that_it_was_not_made_for_is_noticed(bare: ComfyServer) -> None:
         )
         assert log.count(warned) == (side == 160)
         assert any("set width and height to 128" in text for text in said) == (side == 160)
-    assert "Ovis-U1: ovis-u1-shapes (built in) draws one circle, square or triangle" in bare.log_text()
+    assert "Ovis-U1: ovis-u1-shapes (built in) draws only one circle, square or triangle" in bare.log_text()
 
 
 # ---- the demo
