@@ -1,4 +1,4 @@
-"""Compares settings of the sampler: the share of correct images, the decoder's passes and the time.
+"""Compares sampling settings and weight dtypes: the share of correct images, the decoder's passes and the time.
 
     COMFYUI_PATH=... python small_model/compare.py [--only caches] [--count 40] [--model FILE]
 

@@ -25,7 +25,7 @@ def run(script: str, out: Path, *options: str) -> Any:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's memory this way")
-def test_loading_takes_little_more_than_the_weights(tmp_path: Path) -> None:
+def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> None:
     """The VAE is kept in float32, and it is a larger part of this model than of the full one."""
     found, _ = run("load_memory.py", tmp_path / "memory.json", "--small", "--weight-dtype", "bf16")
     vae = 2 * sum(torch.Size(shape).numel() for shape in layout.vae_shapes(SHALLOW.vae).values())
@@ -33,7 +33,7 @@ def test_loading_takes_little_more_than_the_weights(tmp_path: Path) -> None:
     assert found["peak"] < 1.1 * found["file"] + 2 * vae
 
 
-def test_run(tmp_path: Path) -> None:
+def test_benchmark_run(tmp_path: Path) -> None:
     options = ["--device", "cpu", "--sizes", "64x64", "--edit-side", "64", "--steps", "2", "--tokens", "2"]
     options += ["--repeat", "1", "--variants", "ours", "EasyCache", "LazyCache", "interval", "generate"]
     options += ["--rows", "image,", "1 image", "edit", "pass", "conditions", "VAE", "load"]
@@ -82,14 +82,14 @@ def test_run(tmp_path: Path) -> None:
         (["--json", "/nowhere/x.json"], "--json: the folder /nowhere does not exist"),
     ],
 )
-def test_wrong_arguments_are_told_first(options: list[str], told: str) -> None:
+def test_errors_for_wrong_arguments(options: list[str], told: str) -> None:
     command = [sys.executable, ROOT / "benchmarks" / "run.py", "--comfyui", comfyui_path(), *options]
     ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert told in ran.stderr
 
 
-def test_what_compiling_costs_is_told(comfyui: Path) -> None:
+def test_table_of_first_passes(comfyui: Path) -> None:
     from measuring import Measured
     from tables import first_table
 
@@ -98,7 +98,7 @@ def test_what_compiling_costs_is_told(comfyui: Path) -> None:
     assert "| a pass | 40.00 s (20) |" in first_table(rows, seconds=True)
 
 
-def test_count(tmp_path: Path) -> None:
+def test_counts_at_full_size(tmp_path: Path) -> None:
     """Counts at full size without weights, which are the same on every device."""
     found, printed = run("run.py", tmp_path / "counts.json", "--count")
     text, edit, refiner = found["passes"]

@@ -99,7 +99,7 @@ def graphs(info: dict[str, Any]) -> dict[str, Graph]:
 
 
 @pytest.mark.parametrize(("node", "name", "value", "words"), CHECKS)
-def test_what_does_not_fit_is_refused(
+def test_errors_for_wrong_inputs(
     server: ComfyServer, graphs: dict[str, Graph], node: str, name: str, value: str, words: str
 ) -> None:
     graph = graphs[node].copy()
@@ -110,11 +110,11 @@ def test_what_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize("node", ["OvisU1Sampler", "OvisU1EditEncode", "OvisU1Understand", "OvisU1Judge"])
-def test_the_same_graphs_run_as_they_are(server: ComfyServer, graphs: dict[str, Graph], node: str) -> None:
+def test_graphs_without_wrong_inputs_run(server: ComfyServer, graphs: dict[str, Graph], node: str) -> None:
     assert server.run(graphs[node].prompt).outputs
 
 
-def test_a_scheduler_and_a_guider_check_too(server: ComfyServer, info: dict[str, Any]) -> None:
+def test_errors_for_wrong_inputs_of_scheduler_and_guider(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = text_to_image(info, 64, 64, steps=1)
     model, latent = graph.out("OvisU1Loader"), graph.out("EmptyLatentImage")
     positive = graph.out("OvisU1TextEncode")
@@ -142,7 +142,7 @@ def test_a_scheduler_and_a_guider_check_too(server: ComfyServer, info: dict[str,
             server.run(wrong.prompt)
 
 
-def test_names_of_parts_over_links(server: ComfyServer, info: dict[str, Any]) -> None:
+def test_error_for_a_missing_part_file_from_a_link(server: ComfyServer, info: dict[str, Any]) -> None:
     """Missing files, named over links, which no list can check."""
     graph = text_to_image(info, 64, 64, steps=1)
     word = [graph.add("OtherValue", name="a word"), 0]
@@ -153,7 +153,7 @@ def test_names_of_parts_over_links(server: ComfyServer, info: dict[str, Any]) ->
         server.run(graph.prompt)
 
 
-def test_image_only_and_negative_swapped(server: ComfyServer, graphs: dict[str, Graph]) -> None:
+def test_error_if_image_only_and_negative_are_swapped(server: ComfyServer, graphs: dict[str, Graph]) -> None:
     graph = graphs["OvisU1EditEncode"].copy()
     sampler = graph.prompt[graph.find("OvisU1Sampler")]["inputs"]
     graph.set("OvisU1Sampler", image_only=sampler["negative"], negative=sampler["image_only"])

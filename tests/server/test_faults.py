@@ -111,7 +111,9 @@ def broken(server: ComfyServer, release: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_one_sentence(server: ComfyServer, info: dict[str, Any], broken: Path, fault: str) -> None:
+def test_errors_for_broken_models_are_one_sentence(
+    server: ComfyServer, info: dict[str, Any], broken: Path, fault: str
+) -> None:
     damage, words = FAULTS[fault]
     damage(broken)
     with pytest.raises((PromptFailed, PromptRejected), match=words) as caught:
@@ -122,7 +124,7 @@ def test_a_fault_is_one_sentence(server: ComfyServer, info: dict[str, Any], brok
     assert server.run(text_to_image(info, 64, 64, steps=1).prompt).outputs
 
 
-def test_it_is_gone_between_listing_and_loading(server: ComfyServer, info: dict[str, Any], broken: Path) -> None:
+def test_error_for_a_file_deleted_after_listing(server: ComfyServer, info: dict[str, Any], broken: Path) -> None:
     graph = text_to_image(info, 64, 64, steps=1).set("OvisU1Loader", model_name=broken.name)
     server.run(graph.prompt)
     (broken / FIRST).unlink()
@@ -130,15 +132,13 @@ def test_it_is_gone_between_listing_and_loading(server: ComfyServer, info: dict[
         server.run(graph.prompt)
 
 
-def test_a_name_that_leads_out(server: ComfyServer, info: dict[str, Any]) -> None:
+def test_error_for_a_model_name_outside_the_folder(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = text_to_image(info, 64, 64, steps=1).set("OvisU1Loader", model_name="../ovis_u1/tiny")
     with pytest.raises(PromptRejected, match=r"'\.\./ovis_u1/tiny' was not found; choose"):
         server.run(graph.prompt)
 
 
-def test_a_folder_in_itself_and_a_name_of_all_letters_load(
-    server: ComfyServer, info: dict[str, Any], broken: Path
-) -> None:
+def test_nested_folder_with_a_unicode_name_loads(server: ComfyServer, info: dict[str, Any], broken: Path) -> None:
     inner = broken / broken.name
     inner.mkdir()
     for file in [*broken.iterdir()]:

@@ -34,7 +34,7 @@ def change(file: Path, edit: Any) -> None:
     save_file(tensors, file)
 
 
-def test_a_whole_folder(folder: Path, config: Any) -> None:
+def test_open_release_folder(folder: Path, config: Any) -> None:
     checkpoint = open_model(folder)
     assert checkpoint.config == config
     parts = checkpoint.components.values()
@@ -45,7 +45,7 @@ def test_a_whole_folder(folder: Path, config: Any) -> None:
     assert is_complete(folder)
 
 
-def test_one_file(folder: Path) -> None:
+def test_open_single_file(folder: Path) -> None:
     tensors = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
@@ -58,7 +58,7 @@ def test_one_file(folder: Path) -> None:
     assert "llm.lm_head.weight" not in text.files
 
 
-def test_missing_shard(folder: Path) -> None:
+def test_error_for_a_missing_shard(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert is_release(folder)
     assert not is_complete(folder)
@@ -80,13 +80,13 @@ def test_missing_shard(folder: Path) -> None:
     ],
     ids=["web page", "LFS pointer", "zip pickle", "pickle", "GGUF", "empty", "huge header", "zeros"],
 )
-def test_a_file_that_is_something_else(folder: Path, content: bytes, words: str) -> None:
+def test_errors_for_files_that_are_not_safetensors(folder: Path, content: bytes, words: str) -> None:
     (folder / "model-00002-of-00002.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"model-00002-of-00002\.safetensors {words}"):
         open_model(folder)
 
 
-def test_only_pickles(folder: Path) -> None:
+def test_error_for_a_folder_of_pickles(folder: Path) -> None:
     for file in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
         file.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
@@ -95,13 +95,13 @@ def test_only_pickles(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is permitted to root")
-def test_a_file_that_may_not_be_read(folder: Path) -> None:
+def test_error_for_a_file_without_read_permission(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").chmod(0)
     with pytest.raises(CheckpointError, match=r"model-00002.* cannot be read .*permissions"):
         open_model(folder)
 
 
-def test_a_folder_in_place_of_a_file(folder: Path) -> None:
+def test_error_for_a_folder_in_place_of_a_file(folder: Path) -> None:
     file = folder / "model-00002-of-00002.safetensors"
     file.unlink()
     file.mkdir()
@@ -109,7 +109,7 @@ def test_a_folder_in_place_of_a_file(folder: Path) -> None:
         open_model(folder)
 
 
-def test_spaces_and_letters_of_all_kinds(folder: Path) -> None:
+def test_folder_names_with_spaces_and_unicode(folder: Path) -> None:
     renamed = folder.rename(folder.with_name("Ovis U1 é \u96ea (\u043a\u043e\u043f\u0438\u044f)"))
     assert open_model(renamed).components[TEXT].files
 
@@ -138,7 +138,7 @@ def test_mutated_files(folder: Path, tmp_path: Path) -> None:
     assert 5000 < len(refused) < 10_000
 
 
-def test_half_a_shard(folder: Path) -> None:
+def test_error_for_a_truncated_shard(folder: Path) -> None:
     file = folder / "model-00002-of-00002.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors is damaged or incomplete"):
@@ -146,14 +146,14 @@ def test_half_a_shard(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["vte.weight", "llm.model.norm.weight", "visual_generator.vae.quant_conv.bias"])
-def test_missing_tensor(folder: Path, name: str) -> None:
+def test_error_for_a_missing_tensor(folder: Path, name: str) -> None:
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     change(folder / index[name], lambda tensors: tensors.pop(name))
     with pytest.raises(CheckpointError, match=f"missing tensor {name}"):
         open_model(folder)
 
 
-def test_misshapen_tensor(folder: Path) -> None:
+def test_error_for_a_tensor_of_the_wrong_shape(folder: Path) -> None:
     name = "visual_generator.backbone.img_in.weight"
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
 
@@ -165,7 +165,7 @@ def test_misshapen_tensor(folder: Path) -> None:
         open_model(folder)
 
 
-def test_an_index_that_leads_elsewhere(folder: Path) -> None:
+def test_error_for_an_index_with_paths_outside_its_folder(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"vte.weight": "../other.safetensors"}}))
     with pytest.raises(CheckpointError, match="outside its folder"):
@@ -173,7 +173,7 @@ def test_an_index_that_leads_elsewhere(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [1, ["a"], None])
-def test_an_index_that_names_no_files(folder: Path, value: Any) -> None:
+def test_error_for_an_index_without_file_names(folder: Path, value: Any) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"vte.weight": value, "b": "c"}}))
     assert not is_complete(folder)
     with pytest.raises(CheckpointError, match="does not name files"):
@@ -181,7 +181,7 @@ def test_an_index_that_names_no_files(folder: Path, value: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "", "[]", "{", '{"model_type": "qwen3"}'])
-def test_config_that_is_not_ours(folder: Path, text: str) -> None:
+def test_error_for_an_unusable_config_file(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     assert not is_release(folder)
     with pytest.raises(CheckpointError, match=r"config\.json"):
@@ -229,7 +229,7 @@ def test_config_that_is_not_ours(folder: Path, text: str) -> None:
         (("llm_config", "attention_bias"), True, "llm_config.attention_bias: expected False, got True"),
     ],
 )
-def test_config_that_cannot_be_built(
+def test_errors_for_unsupported_config_values(
     raw_config: dict[str, Any], path: tuple[str, ...], value: Any, message: str
 ) -> None:
     broken = copy.deepcopy(raw_config)
@@ -245,7 +245,7 @@ def test_config_that_cannot_be_built(
     assert message in str(caught.value)
 
 
-def test_config_travels(config: Any) -> None:
+def test_stored_config_round_trip(config: Any) -> None:
     data = dump_sections(decoder=config.decoder, language=config.language)
     assert load_sections(data) == {"decoder": config.decoder, "language": config.language}
     for broken in (b"{", b"[]", b"[" * 100_000, data.replace(b'"depth": 2', b'"depth": "2"'), b'{"vae": {"a": 1}}'):
@@ -253,7 +253,7 @@ def test_config_travels(config: Any) -> None:
             load_sections(broken)
 
 
-def test_parts_of_other_sizes_are_refused(config: Any) -> None:
+def test_error_for_unsupported_values_in_stored_configs(config: Any) -> None:
     """Parts whose config is in their metadata, which did not go through `read_config`."""
     vision = dataclasses.replace(config.vision, patch_size=16)
     with pytest.raises(ConfigError, match=r"backbone_config\.patch_size: expected 14, got 16"):
