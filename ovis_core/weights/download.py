@@ -156,8 +156,8 @@ def download(
         ) from error
     except (hub.UnusableAnswer, http.client.HTTPException, ValueError) as error:
         raise DownloadError(
-            f"{hub.endpoint()} sent an answer that cannot be used ({_line(error)}); check HF_ENDPOINT, run the "
-            f"download again, {by_hand}"
+            f"{hub.endpoint()} sent an answer that cannot be used ({_line(error)}); run the download again, "
+            f"check HF_ENDPOINT, {by_hand}"
         ) from error
     except OSError as error:
         if not isinstance(error, urllib.error.URLError) and (error.filename is not None or error.errno in DISK):

@@ -300,7 +300,7 @@ def test_interrupted_download_resumes(mirror: Mirror, models: Path) -> None:
 
     mirror.cut_after = 11 << 20
     with pytest.raises(
-        DownloadError, match=r"cannot be used .*; check HF_ENDPOINT, run the download again, or put config\.json"
+        DownloadError, match=r"cannot be used .*; run the download again, check HF_ENDPOINT, or put config\.json"
     ):
         fetch()
     assert not is_complete(models / NAME)
