@@ -72,7 +72,7 @@ def test_benchmark_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--sizes", "0x16"], "--sizes: expected WIDTHxHEIGHT, such as 1024x768, got '0x16'"),
         (["--sizes", "40x64"], "--sizes, --edit-side: expected multiples of 16 pixels, got 40"),
@@ -82,11 +82,11 @@ def test_benchmark_run(tmp_path: Path) -> None:
         (["--json", "/nowhere/x.json"], "--json: the folder /nowhere does not exist"),
     ],
 )
-def test_errors_for_wrong_arguments(options: list[str], told: str) -> None:
+def test_errors_for_wrong_arguments(options: list[str], message: str) -> None:
     command = [sys.executable, ROOT / "benchmarks" / "run.py", "--comfyui", comfyui_path(), *options]
     ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert ran.returncode == 2
-    assert told in ran.stderr
+    assert message in ran.stderr
 
 
 def test_table_of_first_passes(comfyui: Path) -> None:

@@ -62,34 +62,34 @@ def test_vqa_reads_paths(tmp_path: Path) -> None:
 
 # Faults of the data as a whole, or of its only record: no run begins.
 WRONG: dict[str, tuple[str, str, str]] = {
-    "not there": ("geneval", "", "cannot be read .*No such file"),
-    "no JSON": ("geneval", "{", "line 1: it cannot be read .Expecting property name"),
-    "no object": ("geneval", "[5]", "line 1: expected an object"),
+    "a missing file": ("geneval", "", "cannot be read .*No such file"),
+    "broken JSON": ("geneval", "{", "line 1: it cannot be read .Expecting property name"),
+    "a list in place of an object": ("geneval", "[5]", "line 1: expected an object"),
     "no prompt": ("geneval", '{"tag": "x"}', "prompt: expected a text, got None"),
-    "no UTF-8": ("geneval", '{"tag": "x", "prompt": "\udce9"}', "cannot be read"),
+    "invalid UTF-8": ("geneval", '{"tag": "x", "prompt": "\udce9"}', "cannot be read"),
     "no prompts": ("dpg", "x", "has no records"),
     "no records": ("imgedit", "[]", "cannot be read"),
     "no image id": ("imgedit", '{"1": {"prompt": "x"}}', "id: expected a text, got None"),
     "a key that is a path": ("imgedit", '{"../1": {"prompt": "x", "id": "x"}}', "cannot be the name"),
-    "a record that is none": ("imgedit", '{"1": 5}', "record .1.: expected an object"),
+    "a record that is not an object": ("imgedit", '{"1": 5}', "record .1.: expected an object"),
     "no parquet": ("gedit", "x", "has no records"),
     "no questions": ("vqa", "index\ttext\n1\tx\n", "question: expected a text, got None"),
     "an unknown task": ("jobs", '{"task": "sing", "prompt": "x"}', "expected one of image.*, got 'sing'"),
     "an unknown key": ("jobs", '{"prompt": "x", "stepz": 1}', "image: expected only the settings .*, got stepz"),
     "an id that is a path": ("jobs", '{"prompt": "x", "id": "a/b"}', "cannot be the name"),
-    "an edit of nothing": ("jobs", '{"task": "edit", "prompt": "x"}', "image: expected one for edit, got 0"),
-    "a size": ("jobs", '{"prompt": "x", "size": "100x64"}', "multiples of 16"),
+    "an edit without an image": ("jobs", '{"task": "edit", "prompt": "x"}', "image: expected one for edit, got 0"),
+    "a wrong size": ("jobs", '{"prompt": "x", "size": "100x64"}', "multiples of 16"),
     "a size of an edit": (
         "jobs",
         '{"task": "edit", "prompt": "x", "image": "a", "size": "64x64"}',
         "edit: expected only the settings .*, got size",
     ),
-    "choices that are none": (
+    "choices that are not a list": (
         "jobs",
         '{"task": "choice", "image": "a", "prompt": "x", "choices": 5}',
         "choices: expected a list of words, got 5",
     ),
-    "no choices": ("jobs", '{"task": "choice", "image": "a", "prompt": "x"}', "choices: expected a list of words"),
+    "missing choices": ("jobs", '{"task": "choice", "image": "a", "prompt": "x"}', "choices: expected a list of words"),
 }
 
 

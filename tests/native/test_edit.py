@@ -189,7 +189,7 @@ def test_each_network_runs_only_as_often_as_needed(loaded: tuple[Any, ...]) -> N
     image = to_tensor(picture(256, 192))
     with counted(*loaded) as calls:
         edit(loaded[1], loaded[2], image[None], PROMPT)
-    # The source and the blank are seen once each; three prompts; one encoding.
+    # The source and the blank are encoded once each; three prompts; one encoding by the VAE.
     assert calls == {"vision": 2, "language model": 3, "vae encoder": 1}
     with counted(*loaded) as calls:
         text_to_image(loaded[1], "a cute cat", "", 128, 96)

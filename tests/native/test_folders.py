@@ -312,7 +312,7 @@ def test_incomplete_release_in_another_folder_is_not_listed(release: Path, model
 
 
 def test_extra_model_paths_for_ovis_and_ovis_u1(release: Path, models: Path, tmp_path: Path) -> None:
-    """What ComfyUI does with a line; `tests/server/test_text_to_image.py` reads the list with a real file."""
+    """As ComfyUI does for a line of the file; `tests/server/test_text_to_image.py` uses a real file."""
     import folder_paths
 
     copy(release, tmp_path / "disk" / "here" / "AIDC-AI" / "Ovis-U1-3B")
@@ -474,7 +474,7 @@ DEEPER = (
 def test_errors_for_broken_folders_in_any_place(
     release: Path, models: Path, place: str, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By the names of its tensors, if it is in a folder that holds other models too."""
+    """By the names of its tensors, if it is in a folder that also contains other models."""
     damage, words = FAULTS[fault]
     copy(release, models / "ovis_u1" / "hidden")
     damage(copy(release, models / place))

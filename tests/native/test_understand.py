@@ -110,7 +110,7 @@ def as_the_newest_generate_text(
 
 @pytest.mark.parametrize("name", CASES)
 def test_newest_generate_text_uses_images_and_video(clip: Any, golden: dict[str, Any], name: str) -> None:
-    """Its pictures come as a list of batches, each of its own size."""
+    """It passes images as a list of batches, which may have different sizes."""
     prompt, images, frames = CASES[name]
     inputs = {"images": [image[None] for image in images] or None, "video": torch.stack(frames) if frames else None}
     assert as_the_newest_generate_text(clip, prompt, **inputs) == (golden["generate"][name]["text"].strip(), "")

@@ -41,14 +41,14 @@ SCROLL = """const scroll = () => {
     const end = box.scrollTop + box.clientHeight >= box.scrollHeight - 1;
     box.scrollTop = end ? 0 : box.scrollTop + box.clientHeight / 2;
 };"""
-# Whether the template of this name has come; scrolls on where it has not.
+# Whether the template of this name is loaded; scrolls if it is not.
 SCROLLED = f"""(name) => {{
     {SCROLL}
     const found = [...document.querySelectorAll("[role=dialog] img")].some((image) => image.alt === name);
     if (!found) scroll();
     return found;
 }}"""
-# Those of these names whose picture is there; scrolls on where there are none.
+# Those of these names whose thumbnail is loaded; scrolls if there are none.
 LOADED = f"""(names) => {{
     {SCROLL}
     const images = [...document.querySelectorAll("[role=dialog] img")];
@@ -135,7 +135,7 @@ def test_a_workflow_opens_from_the_templates_and_runs(page: Any, shots: Path, in
     prompt = page.evaluate("(async () => (await window.app.graphToPrompt()).output)()")
     for node in prompt.values():
         if node["class_type"] == "PreviewAny":
-            node["inputs"].pop("preview", None)  # where the page keeps what it showed
+            node["inputs"].pop("preview", None)  # the page stores the last text here
     ours = to_api(workflow, info)
     assert {i: (node["class_type"], node["inputs"]) for i, node in prompt.items()} == {
         i: (node["class_type"], node["inputs"]) for i, node in ours.items()

@@ -16,10 +16,10 @@ SHORT = {
     "OvisU1Sampler": {"steps": 2, "control_after_generate": "fixed"},
 }
 RUNS = "Ovis-U1: prefilled "  # the log has it once for each answer
-# What a node of a class shows: the values of its widgets that are texts and not inputs.
+# The text that a node of a class shows: the values of its widgets that are texts and not inputs.
 SHOWN = """(type) => window.app.graph._nodes.filter((n) => n.type === type).map((n) =>
     n.widgets.filter((w) => w.name === "$$node-text-preview").map((w) => w.value).join("|"))"""
-# Whether a node of a class shows a text in a field of its own that can be seen.
+# Whether a node of a class shows a text in a visible field.
 SEEN = """([type, text]) => window.app.graph._nodes.filter((n) => n.type === type).some((n) => n.widgets.some((w) => {
     const box = w.element?.getBoundingClientRect();
     return w.name === "$$node-text-preview" && w.element?.value === text && box.width > 20 && box.height > 20 &&

@@ -1,4 +1,4 @@
-"""The registry's archive, installed beside other packs in folders of any name."""
+"""The registry's archive, installed together with other packs in folders of any name."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def misses(tried: ast.Try) -> bool:
 
 
 def modules(statement: ast.AST) -> set[str]:
-    """Modules that a statement and those within it import, relative ones aside."""
+    """Modules that a statement and those within it import, except relative ones."""
     found = set()
     for node in ast.walk(statement):
         if isinstance(node, ast.Import):

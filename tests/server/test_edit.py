@@ -114,7 +114,7 @@ def test_masked_edit_keeps_the_image_outside_the_mask(
     """Only the left quarter may change; its edge is that of the latent's 8 pixels."""
     rgba = picture(256, 192).convert("RGBA")
     alpha = np.full((192, 256), 255, np.uint8)
-    alpha[:, :64] = 0  # LoadImage's mask is where the image is transparent
+    alpha[:, :64] = 0  # LoadImage's mask is the transparent part of the image
     rgba.putalpha(Image.fromarray(alpha))
     graph = edit(info, upload(server, tmp_path, rgba, "masked"), steps=4, name="edit_masked")
     own = graph.out("OvisU1EditEncode", 3)

@@ -62,7 +62,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].update(more="model-00003-of-00003.safetensors")),
         r"lacks model-00003-of-00003\.safetensors",
     ),
-    "an index that leads out": (
+    "an index with a path outside its folder": (
         lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].update(more="../tiny/model.safetensors")),
         r"index\.json names files outside its folder",
     ),
@@ -77,7 +77,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "pickles": (pickles, r"contains pytorch_model\.bin and no safetensors files.*download the release's safetensors"),
     "no config": (lambda f: (f / CONFIG).unlink(), r"cannot be used: .* has no config\.json; copy the release's"),
-    "a config that is no JSON": (lambda f: (f / CONFIG).write_text("{"), r"cannot be used: .*config\.json is not JSON"),
+    "a config that is not JSON": (
+        lambda f: (f / CONFIG).write_text("{"),
+        r"cannot be used: .*config\.json is not JSON",
+    ),
     "another model's config": (
         lambda f: edit_json(f / CONFIG, lambda v: v.update(model_type="ovis")),
         r"cannot be used: .*config\.json: model_type: expected 'ovis_u1', got 'ovis'",
@@ -97,7 +100,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         r"missing tensor llm\.model\.norm\.weight",
     ),
-    "it is gone": (shutil.rmtree, r"was not found; choose"),
+    "a deleted folder": (shutil.rmtree, r"was not found; choose"),
 }
 
 

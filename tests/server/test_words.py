@@ -61,9 +61,9 @@ def test_translations_match_the_english_texts(info: dict[str, Any], language: st
 
 def test_server_sends_the_translations(server: ComfyServer) -> None:
     with urllib.request.urlopen(f"{server.url}/i18n") as answer:
-        told = json.load(answer)
+        texts = json.load(answer)
     for language in LANGUAGES:
-        handed = {name: words for name, words in told[language]["nodeDefs"].items() if name.startswith(OURS)}
+        handed = {name: words for name, words in texts[language]["nodeDefs"].items() if name.startswith(OURS)}
         assert {place: plain(text) for place, text in leaves(handed).items()} == locale(language)
 
 

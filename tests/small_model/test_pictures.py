@@ -1,6 +1,6 @@
-"""What settings and core's nodes do to pictures: that they are right, not only that they are as before.
+"""Settings and core's nodes: images are correct, not only unchanged.
 
-On the small model that comes with the pack, whose pictures `world.look` recognises.
+With the small model that comes with the pack, whose images `world.look` recognises.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The small model that comes with the pack: it is unpacked, listed and loaded, and does what it is made for."""
+"""The small model that comes with the pack: it is unpacked, listed and loaded, and it draws, edits and answers."""
 
 from __future__ import annotations
 

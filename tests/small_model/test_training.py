@@ -89,7 +89,7 @@ def test_conditions_of_batches_match_the_pack(model: torch.nn.Module) -> None:
         rows = {token: row for row, token in enumerate(networks.used_tokens())}
         ids = [rows[t] if isinstance(t, int) else source for t in networks.tokenizer().encode(parts)]
         expected = model.condition(ids, torch.device("cpu"), torch.float32)[0]
-        # The two differ by one step of 8 bits in a few pixels, where PIL's sum falls on the other side of a half.
+        # The two differ by one step of 8 bits in a few pixels, because PIL's sums round differently at halves.
         close(torch.cat((prefix[0], text)), expected, 5e-3)
 
 
@@ -123,7 +123,7 @@ def test_outlines_have_the_directions_of_the_shape() -> None:
 
 
 def test_targets_of_visual_tokens_match_the_scene(model: torch.nn.Module) -> None:
-    """The targets of the visual tokens: a shape's kind and colour where it lies, the ground elsewhere."""
+    """The targets of the visual tokens: a shape's kind and colour at its place, the background elsewhere."""
     scene = world.make_scene(Random(2), False)
     targets = stage_eyes.regions(scene)
     ground = stage_language.COLOURS.index(scene.background)
