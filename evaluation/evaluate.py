@@ -85,7 +85,7 @@ def main() -> int:
     settings = {task: {name: own.get(name, usual[name]) for name in usual} for task, usual in suite.settings.items()}
     model = checked_model(args.model, args.weight_dtype)
     records = suite.records(args.data)
-    with Ticker("reading the weights for their hash"):
+    with Ticker("hashing the weights"):
         here = identity(args.comfyui, model)
     made_of = {"benchmark": args.name, "seed": args.seed, "settings": settings, "weight_dtype": args.weight_dtype}
     with open_run(args.out, {**made_of, "identity": here}) as folder:

@@ -54,7 +54,7 @@ def ask(comfyui: Path) -> Tree:
     """ComfyUI's description of its nodes, by their ids."""
     from comfy_server import ComfyServer
 
-    with tempfile.TemporaryDirectory() as folder, Ticker("asking ComfyUI"):
+    with tempfile.TemporaryDirectory() as folder, Ticker("reading the schemas from ComfyUI"):
         base = workspace.make_base(Path(folder), ROOT, comfyui)
         with ComfyServer(comfyui, base, ["--cpu"]) as server:
             return server.object_info()

@@ -46,7 +46,7 @@ def set_up_lock() -> Iterator[int]:
     """
     with (_make_home() / "lock").open("a+b") as file:
         if not _try_lock(file):
-            with Ticker("waiting for another start to finish its set-up"):
+            with Ticker("waiting for another process to finish its set-up"):
                 while not _try_lock(file):
                     time.sleep(0.5)
         for left in home().glob("tmp-*"):
