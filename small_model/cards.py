@@ -53,9 +53,12 @@ class Runner:
 
     def upload(self, workflow: dict[str, Any], image: Image.Image) -> None:
         """Takes an image as the source."""
-        file = self.folder / "source.png"
-        image.save(file)
-        put(workflow, "LoadImage", 0, self.server.upload(file))
+        put(workflow, "LoadImage", 0, self.uploaded(image, "source.png"))
+
+    def uploaded(self, image: Image.Image, name: str) -> str:
+        """Its name among ComfyUI's inputs."""
+        image.save(self.folder / name)
+        return self.server.upload(self.folder / name)
 
     def run(self, workflow: dict[str, Any]) -> Any:
         """The result of a workflow."""
@@ -169,6 +172,37 @@ def pick_the_best(run: Runner) -> list[Tile]:
     return [*((image, "") for image in run.shown(result)[:4]), (run.image(result), f"the best: {prompt}")]
 
 
+def multi_image(run: Runner) -> list[Tile]:
+    """Two pictures and a question about one of them."""
+    question = "What color is the circle?"
+    images = [drawn(SOURCE), drawn(Scene("yellow", (Shape("circle", "red", "", "", 64, 64, 30),)))]
+    workflow = run.load("multi_image")
+    loaders = (node for node in workflow["nodes"] if node["type"] == "LoadImage")
+    for number, (node, image) in enumerate(zip(loaders, images, strict=True)):
+        node["widgets_values"][0] = run.uploaded(image, f"{number}.png")
+    put(workflow, "ResizeAndPadImage", 0, world.SIDE)
+    put(workflow, "ResizeAndPadImage", 1, world.SIDE)
+    put(workflow, "OvisU1Understand", 0, question)
+    answer = text_of(run.run(workflow))
+    return [(images[0], question), (images[1], answer)]
+
+
+def video(run: Runner) -> list[Tile]:
+    """Frames in which a circle moves, and what the model says."""
+    frames = [drawn(Scene("white", (Shape("circle", "red", "small", "", x, 64, 24),))) for x in (30.0, 64.0, 98.0)]
+    prompt = to_api(run.load("video"), run.info)
+    (repeated,) = (key for key, node in prompt.items() if node["class_type"] == "RepeatImageBatch")
+    for number, frame in enumerate(frames):
+        prompt[f"frame {number}"] = {
+            "class_type": "LoadImage",
+            "inputs": {"image": run.uploaded(frame, f"{number}.png")},
+        }
+    prompt["first two"] = {"class_type": "ImageBatch", "inputs": {"image1": ["frame 0", 0], "image2": ["frame 1", 0]}}
+    prompt[repeated] = {"class_type": "ImageBatch", "inputs": {"image1": ["first two", 0], "image2": ["frame 2", 0]}}
+    answer = text_of(run.server.run(prompt, timeout=None))
+    return [(frames[0], "Describe the video."), (frames[1], answer), (frames[2], "")]
+
+
 CARDS: dict[str, Callable[[Runner], list[Tile]]] = {
     function.__name__: function
     for function in (
@@ -177,6 +211,8 @@ CARDS: dict[str, Callable[[Runner], list[Tile]]] = {
         edit_masked,
         edit_chain,
         understand,
+        multi_image,
+        video,
         chat,
         describe_and_redraw,
         pick_the_best,
@@ -216,6 +252,7 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI")
+    parser.add_argument("--only", choices=CARDS, nargs="+", default=list(CARDS), help="only these workflows")
     parser.add_argument("--out", type=Path, default=WORKFLOWS, help="folder for the images")
     args = parser.parse_args()
     import_core()
@@ -225,9 +262,9 @@ def main() -> int:
         base = workspace.make_base(Path(folder) / "base", workspace.ROOT, args.comfyui)
         with ComfyServer(args.comfyui, base, ["--cpu"]) as server:
             run = Runner(server, Path(folder), built_in.NAME)
-            for name, make in CARDS.items():
+            for name in args.only:
                 file = args.out / f"{TITLES[name]}.jpg"
-                tiles = make(run)
+                tiles = CARDS[name](run)
                 card(tiles).save(file, quality=88)
                 print(file.name, [words for _, words in tiles])
     return 0

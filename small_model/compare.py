@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 HERE = Path(__file__).resolve().parent
 
 if TYPE_CHECKING:
-    import world
+    from cases import Case
     from painting import Painter, Setting
 
 
@@ -28,7 +28,7 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, help="a file or folder of weights (default: the built-in model)")
-    parser.add_argument("--count", type=int, default=40, help="images for each setting")
+    parser.add_argument("--count", type=int, default=40, help="images for each setting; for a sampler at most 10")
     parser.add_argument("--only", help="only these groups of settings, separated by commas")
     parser.add_argument("--json", type=Path, help="also add results to this file; its rows are not measured again")
     args = parser.parse_args()
@@ -37,27 +37,53 @@ def main() -> int:
 
     from ovis_core.weights import built_in
 
-    asked = list(cases(args.count))
     done = [json.loads(line) for line in args.json.read_text().splitlines()] if args.json and args.json.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         file = args.model or built_in.unpack(Path(folder))
         painters: dict[str, Painter] = {}
-        print("| setting | right | passes per image | time |\n|---|---|---|---|")
-        unit = next((row["seconds"] for row in done if row["group"] == "default"), None)
+        rows = []
         for setting in settings():
             if args.only and setting.group not in {"default", *args.only.split(",")}:
                 continue
             row = next((row for row in done if (row["group"], row["name"]) == (setting.group, setting.name)), None)
             if row is None:
-                painter = painters.setdefault(setting.weight_dtype, Painter(file, setting.weight_dtype))
-                row = _measure(painter, setting, asked)
+                kind = setting.weight_dtype
+                painters[kind] = painters.get(kind) or Painter(file, kind)
+                row = _measure(painters[kind], setting, cases(args.count, setting.task)[: setting.most])
                 if args.json:
                     with args.json.open("a", encoding="utf-8") as out:
                         out.write(json.dumps(row) + "\n")
-            unit = unit or row["seconds"]
-            shown = f"{row['right']:.0%}" if row["right"] is not None else "fails"
-            print(f"| {row['name']} | {shown} | {row['passes']:.0f} | {row['seconds'] / unit:.2f} |", flush=True)
+            rows.append(row)
+            print(f"{row['name']}: {_share(row)}, {row['passes']:.0f} passes", file=sys.stderr, flush=True)
+    print(table(rows))
     return 0
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each setting, then a row for each sampler with a column for each scheduler."""
+    unit = rows[0]["seconds"]
+    lines = ["| setting | right | passes an image | time |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['name']} | {_share(row)} | {row['passes']:.0f} | {row['seconds'] / unit:.2f} |"
+        for row in rows
+        if row["group"] != "samplers"
+    ]
+    samplers: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        if row["group"] == "samplers":
+            sampler, scheduler = row["name"].split(", ")
+            samplers.setdefault(sampler, {})[scheduler] = row
+    if samplers:
+        schedulers = list(next(iter(samplers.values())))
+        lines += ["", f"| sampler | {' | '.join(schedulers)} | passes an image |", "|---" * (len(schedulers) + 2) + "|"]
+    for sampler, found in samplers.items():
+        shares = " | ".join(_share(row) for row in found.values())
+        lines.append(f"| {sampler} | {shares} | {max(row['passes'] for row in found.values()):.0f} |")
+    return "\n".join(lines)
+
+
+def _share(row: dict[str, Any]) -> str:
+    return "fails" if row["right"] is None else f"{row['right']:.0%}"
 
 
 def _prepare() -> None:
@@ -74,18 +100,18 @@ def _prepare() -> None:
     import_core()
 
 
-def _measure(painter: Painter, setting: Setting, cases: list[tuple[str, world.Scene]]) -> dict[str, Any]:
-    begun, before = time.perf_counter(), painter.passes
-    from world import look, same
+def _measure(painter: Painter, setting: Setting, asked: list[Case]) -> dict[str, Any]:
+    begun, before = time.process_time(), painter.passes
+    from cases import picture_verdict
 
     try:
-        hits = [same(look(painter.paint(setting, text, seed)), scene) for seed, (text, scene) in enumerate(cases)]
+        hits = [picture_verdict(case, painter.paint(setting, case, seed))[0] for seed, case in enumerate(asked)]
         right: float | None = sum(hits) / len(hits)
     except Exception as error:
         print(f"{setting.name}: {type(error).__name__}: {error}", file=sys.stderr)
         right = None
-    seconds = (time.perf_counter() - begun) / len(cases)
-    passes = (painter.passes - before) / len(cases)
+    seconds = (time.process_time() - begun) / len(asked)
+    passes = (painter.passes - before) / len(asked)
     return {"group": setting.group, "name": setting.name, "right": right, "passes": passes, "seconds": seconds}
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import comfy.samplers
 import torch
 import world
-from cases import make_case
+from cases import Case, make_case
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from torch import Tensor
 
 from nodes import VAEDecodeTiled
-from ovis_core.native.conditions import text_to_image
+from ovis_core.native.conditions import edit, text_to_image
 from ovis_core.native.guider import OvisGuider
 from ovis_core.native.loading import load
 from ovis_core.native.sampling import sample
@@ -27,12 +27,18 @@ from ovis_core.weights import built_in
 from ovis_core.weights.checkpoint import open_model
 from ovis_core.weights.precision import PRECISIONS
 
+SCHEDULERS = (SCHEDULER, "simple", "beta")
+
 Patch = Callable[[Any], Any]  # MODEL -> MODEL
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table; what is not named is the default: 20 steps, txt_cfg 5, euler on the model's schedule."""
+    """One row of the table; what is not named is the default: 20 steps, the report's scales, euler, ovis_u1.
+
+    task  of `cases.py`: "paint" or "edit"
+    most  pictures at most
+    """
 
     group: str
     name: str
@@ -43,6 +49,8 @@ class Setting:
     scheduler: str = SCHEDULER
     guidance: dict[str, float] = field(default_factory=dict)
     tile: int | None = None  # pixels a side of the VAE's tiles
+    task: str = "paint"
+    most: int | None = None
 
 
 def settings() -> Iterator[Setting]:
@@ -52,6 +60,10 @@ def settings() -> Iterator[Setting]:
         yield Setting("steps", f"{steps} steps", steps=steps)
     for scale in (1.0, 2.0, 3.0, 8.0):
         yield Setting("guidance", f"txt_cfg {scale:g}", guidance={"txt_cfg": scale})
+    yield Setting("edit", "edit: txt_cfg 6, img_cfg 1.5", task="edit")
+    for txt_cfg, img_cfg in ((1.0, 1.0), (6.0, 1.0), (6.0, 3.0), (3.0, 1.5), (10.0, 1.5)):
+        scales = {"txt_cfg": txt_cfg, "img_cfg": img_cfg}
+        yield Setting("edit", f"edit: txt_cfg {txt_cfg:g}, img_cfg {img_cfg:g}", task="edit", guidance=scales)
     for start, end in ((0.0, 0.5), (0.0, 0.8), (0.1, 1.0), (0.2, 0.8)):
         yield Setting(
             "guidance", f"cfg_start {start:g}, cfg_end {end:g}", guidance={"cfg_start": start, "cfg_end": end}
@@ -64,10 +76,10 @@ def settings() -> Iterator[Setting]:
         if name != "default":
             yield Setting("weight_dtype", name, weight_dtype=name)
     yield Setting("decode", "VAE Decode (Tiled), tiles of 64 pixels", tile=64)
-    for scheduler in (SCHEDULER, "simple", "beta"):
-        for sampler in comfy.samplers.KSampler.SAMPLERS:
-            if (sampler, scheduler) != ("euler", SCHEDULER):
-                yield Setting("samplers", f"{sampler}, {scheduler}", sampler=sampler, scheduler=scheduler)
+    for sampler in comfy.samplers.KSampler.SAMPLERS:
+        if not sampler.endswith("_gpu"):  # the same, with the noise made on the GPU
+            for scheduler in SCHEDULERS:
+                yield Setting("samplers", f"{sampler}, {scheduler}", sampler=sampler, scheduler=scheduler, most=10)
 
 
 def _cached(node: Any, threshold: float) -> Patch:
@@ -86,13 +98,19 @@ class Painter:
         self.passes += len(out)
 
     @torch.inference_mode()
-    def paint(self, setting: Setting, prompt: str, seed: int) -> Tensor:
+    def paint(self, setting: Setting, case: Case, seed: int) -> Tensor:
         """(3, 128, 128) in 0..1."""
         side = world.SIDE
-        positive, negative = text_to_image(self.clip, prompt, "", side, side)
-        guider = OvisGuider(setting.patch(self.model), positive, negative, **{"txt_cfg": 5.0, **setting.guidance})
-        empty = {"samples": torch.zeros(1, 4, side // 8, side // 8)}
-        latent = sample(guider, empty, seed, setting.sampler, setting.scheduler, setting.steps, 1.0)
+        if case.task == "edit":
+            source = world.draw(case.sources).permute(0, 2, 3, 1)
+            positive, image_only, negative, latent = edit(self.clip, self.vae, source, case.prompt)
+            scales = {"txt_cfg": 6.0, "img_cfg": 1.5, **setting.guidance}
+        else:
+            positive, negative = text_to_image(self.clip, case.prompt, "", side, side)
+            image_only, latent = None, {"samples": torch.zeros(1, 4, side // 8, side // 8)}
+            scales = {"txt_cfg": 5.0, **setting.guidance}
+        guider = OvisGuider(setting.patch(self.model), positive, negative, image_only=image_only, **scales)
+        latent = sample(guider, latent, seed, setting.sampler, setting.scheduler, setting.steps, 1.0)
         if setting.tile:
             (image,) = VAEDecodeTiled().decode(self.vae, latent, setting.tile, 16)
         else:
@@ -100,8 +118,6 @@ class Painter:
         return image[0].permute(2, 0, 1).float()
 
 
-def cases(count: int) -> Iterator[tuple[str, world.Scene]]:
-    """Prompts for text to image with what they ask for; combinations and phrasings that training never met."""
-    for case in (make_case("paint", number) for number in range(count)):
-        assert case.scene is not None
-        yield case.prompt, case.scene
+def cases(count: int, task: str = "paint") -> list[Case]:
+    """Combinations and phrasings that training never met."""
+    return [make_case(task, number) for number in range(count)]
