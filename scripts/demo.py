@@ -30,8 +30,8 @@ def main() -> int:
     parser.add_argument("--serve", action="store_true", help="leave ComfyUI running until Ctrl+C")
     parser.add_argument("--port", type=int, help="ComfyUI's port (default with --serve: 8188, or the next free one)")
     parser.add_argument("--prompt", help="the image to make")
-    parser.add_argument("--edit", metavar="INSTRUCTION", help="the change to make in that image")
-    parser.add_argument("--question", help="the question about the changed image")
+    parser.add_argument("--edit", metavar="INSTRUCTION", help="what to change in that image")
+    parser.add_argument("--question", help="what to ask about the edited image")
     parser.add_argument("--seed", type=int, help="sampling seed")
     args = parser.parse_args()
 
