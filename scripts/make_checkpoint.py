@@ -104,7 +104,10 @@ def main(argv: list[str] | None = None) -> int:
     if not args.config.is_file():
         parser.error(f"config: {args.config} does not exist; run this in the pack's folder, or name another file")
     config = json.loads(args.config.read_text(encoding="utf-8"))
-    folder = write_release(args.folder, config, dtype=args.dtype, shards=args.shards)
+    try:
+        folder = write_release(args.folder, config, dtype=args.dtype, shards=args.shards)
+    except import_core().weights.config.ConfigError as error:
+        parser.error(f"config: {error}; name a config.json of Ovis-U1")
     print(f"{folder.resolve()} is written; press R in ComfyUI and choose it in Ovis-U1 Load Model.")
     return 0
 

@@ -190,19 +190,19 @@ def check_together(config: OvisConfig) -> None:
         )
     if language.num_attention_heads % language.num_key_value_heads:
         raise ConfigError(
-            f"llm_config.num_attention_heads: expected a multiple of num_key_value_heads "
+            "llm_config.num_attention_heads: expected a multiple of num_key_value_heads "
             f"({language.num_key_value_heads}), got {language.num_attention_heads}"
         )
     if language.vocab_size <= max(Control):
         raise ConfigError(f"llm_config.vocab_size: expected more than {int(max(Control))}, got {language.vocab_size}")
     if config.vision.hidden_size % config.vision.num_attention_heads:
         raise ConfigError(
-            f"visual_tokenizer_config.backbone_config.hidden_size: expected a multiple of num_attention_heads "
+            "visual_tokenizer_config.backbone_config.hidden_size: expected a multiple of num_attention_heads "
             f"({config.vision.num_attention_heads}), got {config.vision.hidden_size}"
         )
     if sum(decoder.axes_dim) * decoder.num_heads != decoder.hidden_size:
         raise ConfigError(
-            f"visual_generator_config.axes_dim: expected numbers that add up to hidden_size / num_heads "
+            "visual_generator_config.axes_dim: expected numbers that add up to hidden_size / num_heads "
             f"({decoder.hidden_size} / {decoder.num_heads}), got {list(decoder.axes_dim)}"
         )
     if len(config.vae.block_out_channels) != VAE_LEVELS:
