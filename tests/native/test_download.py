@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -299,9 +300,7 @@ def test_interrupted_download_resumes(mirror: Mirror, models: Path) -> None:
     from ovis_core.weights.release_folder import is_complete
 
     mirror.cut_after = 11 << 20
-    with pytest.raises(
-        DownloadError, match=r"cannot be used .*; run the download again, check HF_ENDPOINT, or put config\.json"
-    ):
+    with pytest.raises(DownloadError, match=r"cannot be reached .*; check the connection, .* or put config\.json"):
         fetch()
     assert not is_complete(models / NAME)
     (part,) = (models / NAME).glob("*.safetensors.*.part")
@@ -426,6 +425,31 @@ def test_interrupt_while_files_are_checked(mirror: Mirror, models: Path, monkeyp
         fetch()
     model_management.interrupt_current_processing(False)
     assert fetch() == folder
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"[]"])
+def test_error_for_a_server_that_is_not_a_hub(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """Such as the page of a firewall, with status 200."""
+    from ovis_core.weights.download import DownloadError, download
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        words = (
+            r"sent an answer that cannot be used \(.*\); run the download again, check HF_ENDPOINT, or put config\.json"
+        )
+        with pytest.raises(DownloadError, match=words):
+            download("owner/small", tmp_path / "here")
+        server.shutdown()
 
 
 @pytest.mark.parametrize(("code", "words"), [(500, "answered with an error"), (403, "or it needs a login; check")])
