@@ -194,7 +194,7 @@ def test_error_for_an_old_comfyui_is_one_line(
     (said,) = [line for line in log.splitlines() if "Ovis-U1: expected" in line]
     version = workspace.describe_comfyui(comfyui_path(), "").version
     assert f"Ovis-U1: expected ComfyUI 0.3.75 or newer, got {version} ({reason}" in said
-    assert said.endswith("; update ComfyUI.")
+    assert "; update ComfyUI." in said
     assert "Traceback" not in log
 
 
