@@ -22,18 +22,18 @@ async def comfy_entrypoint() -> OvisU1Extension:
     except (ImportError, AttributeError) as error:
         module = error.name if isinstance(error, ImportError) else getattr(error.obj, "__name__", None)
         if (module or "").startswith("comfy"):
-            raise ImportError(f"{_too_old()} ({error})") from error
+            raise ImportError(_too_old(f" ({error})")) from error
         raise
 
     folders.register()
     lora_keys.register()
-    logging.info("Ovis-U1: ready; models belong in %s", folders.roots()[0])
+    logging.info("Ovis-U1: the nodes are loaded; put models into %s.", folders.roots()[0])
     return OvisU1Extension()
 
 
-def _too_old() -> str:
-    version = getattr(sys.modules.get("comfyui_version"), "__version__", "older")
-    return f"Ovis-U1 needs ComfyUI {COMFYUI} or newer and this one is {version}; update ComfyUI"
+def _too_old(reason: str = "") -> str:
+    version = getattr(sys.modules.get("comfyui_version"), "__version__", "an older one")
+    return f"Ovis-U1: expected ComfyUI {COMFYUI} or newer, got {version}{reason}; update ComfyUI."
 
 
 def _calls_entrypoint() -> bool:

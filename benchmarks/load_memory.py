@@ -24,7 +24,7 @@ PAGE = 4096  # bytes per page of memory
 def main() -> None:
     """Writes a file and loads it, each in its own process."""
     line = parser(__doc__.split("\n")[0])
-    line.add_argument("--small", action="store_true", help="a small model: fewer layers")
+    line.add_argument("--small", action="store_true", help="measure a small model with fewer layers")
     line.add_argument("--weight-dtype", default="default", help="as in Ovis-U1 Load Model")
     args = parse(line)
     with tempfile.TemporaryDirectory() as folder:

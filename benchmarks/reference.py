@@ -32,7 +32,10 @@ PACKAGE = "ovis_u1_reference"
 def authors(code: Path, name: str) -> Any:
     """Imports a module of the authors' code, with the modules that it imports from the folder `code`."""
     if not transformers.__version__.startswith("4.51."):
-        raise SystemExit(f"--reference: the authors' code needs transformers 4.51, found {transformers.__version__}.")
+        raise SystemExit(
+            f"--reference: expected transformers 4.51, which the authors' code needs, got {transformers.__version__}; "
+            "install transformers 4.51.3."
+        )
     package = sys.modules.setdefault(PACKAGE, types.ModuleType(PACKAGE))
     package.__path__ = [str(code)]
     with _flash_attn():

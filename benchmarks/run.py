@@ -38,13 +38,18 @@ def arguments() -> argparse.Namespace:
     import torch
 
     line = parser(__doc__.split("\n")[0])
-    line.add_argument("--small", action="store_true", help="a small model: fewer, narrower layers")
-    line.add_argument("--device", choices=("gpu", "cpu"), default="gpu" if torch.cuda.is_available() else "cpu")
+    line.add_argument("--small", action="store_true", help="measure a small model with fewer, narrower layers")
+    line.add_argument(
+        "--device",
+        choices=("gpu", "cpu"),
+        default="gpu" if torch.cuda.is_available() else "cpu",
+        help="device (default: gpu, if there is one)",
+    )
     line.add_argument("--full", action="store_true", help="use the full size on a CPU too")
     line.add_argument("--reference", type=Path, help="folder of a release: its own code runs too, on the same weights")
     line.add_argument("--sizes", nargs="+", metavar="WIDTHxHEIGHT", help="image sizes of text to image")
     line.add_argument("--edit-side", type=int, help="side of the square image of an edit, in pixels")
-    line.add_argument("--steps", type=int)
+    line.add_argument("--steps", type=int, help="denoising steps of an image")
     line.add_argument("--tokens", type=int, help="tokens of each answer about images")
     line.add_argument("--batch", type=int, help="images per batch, in the rows with batches")
     line.add_argument("--repeat", type=int, default=3, help="runs of each variant, of which the median is reported")
@@ -62,22 +67,22 @@ def arguments() -> argparse.Namespace:
     line.add_argument("--count", action="store_true", help="count kernels, bytes and graphs instead of measuring time")
     args = parse(line)
     args.sizes = args.sizes or SIZES[args.device]
-    if not all(re.fullmatch(r"[1-9]\d*x[1-9]\d*", size) for size in args.sizes):
-        line.error("--sizes: write each as WIDTHxHEIGHT, such as 1024x768")
+    if wrong := [size for size in args.sizes if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size)]:
+        line.error(f"--sizes: expected WIDTHxHEIGHT, such as 1024x768, got {wrong[0]!r}")
     args.sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
-    if any(side % 16 for side in (*sum(args.sizes, ()), args.edit_side or 0)):
-        line.error("--sizes, --edit-side: sides must be multiples of 16 pixels")
+    if wrong := [side for side in (*sum(args.sizes, ()), args.edit_side or 0) if side % 16]:
+        line.error(f"--sizes, --edit-side: expected multiples of 16 pixels, got {wrong[0]}")
     # The first token of an answer is timed separately.
     for name, least in {"edit_side": 16, "steps": 1, "tokens": 2, "batch": 1, "repeat": 1}.items():
         value = getattr(args, name)
         if value is not None and value < least:
             line.error(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
     if args.json and not args.json.absolute().parent.is_dir():
-        line.error(f"--json: there is no folder {args.json.absolute().parent}")
+        line.error(f"--json: the folder {args.json.absolute().parent} does not exist; create it, or name another file")
     if args.reference and not (args.reference / "modeling_ovis_u1.py").is_file():
-        line.error(f"--reference: {args.reference} has no modeling_ovis_u1.py; name a folder of the release")
+        line.error(f"--reference: {args.reference} has no modeling_ovis_u1.py; name the folder of a release")
     if args.variants and args.variants == ["authors"] and not args.reference:
-        line.error("--variants: for the authors' code name a folder of the release with --reference")
+        line.error("--variants: authors needs the authors' code; name the folder of a release with --reference")
     args.edit_side = args.edit_side or EDIT_SIDE[args.device]
     args.steps = args.steps or STEPS[args.device]
     args.tokens = args.tokens or TOKENS[args.device]
@@ -177,7 +182,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             measured += found
             print(time_table(found, seconds=on_gpu).splitlines()[-1], file=sys.stderr, flush=True)
     if not measured:
-        raise SystemExit(f"--rows: no row has {' or '.join(args.rows)} in its name.")
+        raise SystemExit(f"--rows: no row has {' or '.join(args.rows)} in its name; leave out --rows to see all names.")
     print(time_table(measured, seconds=on_gpu), "\n")
     print(memory_table(measured), "\n")
     if any(row.first for row in measured):

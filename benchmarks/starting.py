@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 if importlib.util.find_spec("torch") is None:
-    sys.exit(f"error: {sys.executable} has no torch; run this with the Python of your ComfyUI")
+    sys.exit(f"error: {sys.executable} has no torch; run this with the Python of your ComfyUI.")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,7 +34,7 @@ def parse(line: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments, after checking the folder of ComfyUI."""
     args = line.parse_args()
     if not args.comfyui or not (args.comfyui / "main.py").is_file():
-        line.error("--comfyui: name the folder of a ComfyUI, which has main.py in it")
+        line.error(f"--comfyui: expected the folder of a ComfyUI, got {args.comfyui}; name one that has main.py")
     return args
 
 

@@ -126,11 +126,14 @@ class Variants:
         ours = ours().tokens
         for variant, other in others:
             differing = sum(a != b for a, b in zip(ours, other().tokens, strict=True))
-            errors[f"answer about an image, beside {variant}"] = differing / len(ours)
+            errors[f"answer about an image, compared with {variant}"] = differing / len(ours)
         for what, error in errors.items():
             # Rounding can change a token, and then all that follow.
             if not error <= MOST_ERROR[self.dtype] and not (what.startswith("answer") and self.dtype != torch.float32):
-                raise SystemExit(f"--reference: {what} differs by {error:.1e}; they do not compute the same.")
+                raise SystemExit(
+                    f"{what}: expected a difference of at most {MOST_ERROR[self.dtype]:.0e}, got {error:.1e}; find the "
+                    "cause before you compare speeds."
+                )
         return errors
 
     def _tensor_errors(self) -> dict[str, float]:

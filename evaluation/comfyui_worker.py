@@ -49,7 +49,7 @@ class ComfyUIWorker:
 
         comfy.utils.PROGRESS_BAR_ENABLED = False  # the driver shows one for all records
         if "OvisU1Loader" not in nodes.NODE_CLASS_MAPPINGS:
-            raise UserError("ComfyUI did not load the pack; start ComfyUI itself to see why")
+            raise UserError("ComfyUI did not load the pack; start ComfyUI and read its log.")
         nodes.NODE_CLASS_MAPPINGS[CHOOSE] = _choose_node(nodes.NODE_CLASS_MAPPINGS["OvisU1Loader"])
 
     def ready(self) -> None:
@@ -112,7 +112,7 @@ def _checked(files: Sequence[bytes]) -> list[bytes]:
         for picture in pictures:
             picture.load()
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"its image is damaged: {error}") from error
+        raise UserError(f"image: it is damaged ({error}); replace its file.") from error
     if len(pictures) < 2:
         return list(files)
     size = tuple(map(max, zip(*(picture.size for picture in pictures), strict=True)))

@@ -18,9 +18,13 @@ Rows = Iterator[tuple[str, Callable[[], Any]]]
 """The place of each row, for messages, and a function that reads its values; it raises OSError or ValueError."""
 
 
+class RowError(ValueError):
+    """A row has a wrong value; the message names it and says what to do."""
+
+
 class DataRow(NamedTuple):
     """A row: its number, from 0, the folder that its paths are relative to, and its values. Its methods raise
-    ValueError.
+    `RowError`.
     """
 
     number: int
@@ -31,21 +35,21 @@ class DataRow(NamedTuple):
         """A text that every record needs."""
         value = self.values.get(key)
         if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{key} is missing or empty; every record needs it")
+            raise RowError(f"{key}: expected a text, got {value!r}; every record needs one.")
         return value
 
     def name(self, value: Any) -> str:
         """A value that becomes the name of a file."""
         text = str(value)
         if not FILE_NAME.fullmatch(text) or text.strip(". ") != text:
-            raise ValueError(f"{text[:40]!r} cannot be the name of a file; change it")
+            raise RowError(f"{text[:40]!r} cannot be the name of a file; change it.")
         return text
 
     def paths(self, value: Any) -> tuple[Path, ...]:
         """A path or a list of paths."""
         paths = [value] if isinstance(value, str) else value
         if not isinstance(paths, list) or not all(path and isinstance(path, str) for path in paths):
-            raise ValueError("image: expected a path or a list of paths")
+            raise RowError(f"image: expected a path or a list of paths, got {value!r}; correct it.")
         return tuple(self.folder / path for path in paths)
 
 
@@ -82,6 +86,8 @@ def parquet(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         from pyarrow.parquet import read_table
     except ModuleNotFoundError as error:
-        raise UserError("GEdit-Bench's parquet files need pyarrow: pip install pyarrow") from error
+        raise UserError(
+            "--data: GEdit-Bench's parquet files need pyarrow; run pip install pyarrow with ComfyUI's Python."
+        ) from error
     for file in sorted(folder.rglob("*.parquet")):
         yield from ((f"{file}, row {number}", row) for number, row in enumerate(read_table(file).to_pylist()))

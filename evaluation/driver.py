@@ -37,9 +37,9 @@ class Driver:
             if record.load(self.settings, self.seed).asked == result["asked"]:
                 return self.folder.is_whole(result)
         except (OSError, ValueError):
-            pass  # a missing picture counts as changed
-        changed = f"record {record.id!r} has changed since it was made (prompt, settings or pictures)"
-        raise UserError(f"--data: {changed}; restore it, or name another folder for --out")
+            pass  # a missing image counts as changed
+        changed = f"record {record.id!r} has changed since it was made (prompt, settings or images)"
+        raise UserError(f"--data: {changed}; restore it, or name another folder for --out.")
 
     def make(self, pending: Sequence[Record], workers: InProcess | RayActors, title: str) -> dict[str, Any]:
         """Makes the pending records; returns rates. scheduling_ms is the median time outside ComfyUI."""
@@ -62,7 +62,9 @@ class Driver:
             try:
                 yield record.load(self.settings, self.seed)
             except (OSError, ValueError) as error:
-                self._keep(record, Output(error=record.wrong or f"its image cannot be read: {error}"), bar)
+                self._keep(
+                    record, Output(error=record.wrong or f"image: it cannot be read ({error}); correct its path."), bar
+                )
 
     def _keep(self, record: Record, made: Output, bar: tqdm, task: LoadedRecord | None = None) -> None:
         result: dict[str, Any] = {"id": record.id, "seconds": round(made.seconds, 3)}

@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
     line.add_argument("name", choices=list(SUITES))
     comfyui = os.environ.get("COMFYUI_PATH")
     line.add_argument("--comfyui", type=Path, default=comfyui, required=not comfyui, help="folder of a ComfyUI")
-    line.add_argument("--data", type=Path, help="the benchmark's records, see docs/evaluation.md")
+    line.add_argument("--data", type=Path, help="the benchmark's records (docs/evaluation.md)")
     line.add_argument("--out", type=Path, required=True, help="folder for the run")
     line.add_argument("--model", type=Path, help="folder of a release, or a file (default: the built-in model)")
     line.add_argument("--weight-dtype", default="default", help="as in Ovis-U1 Load Model")
@@ -44,12 +44,12 @@ def arguments() -> argparse.Namespace:
         "--limit", type=int, help="only this many records, the first ones; for shapes, cases of each task"
     )
     line.add_argument("--seed", type=int, default=0, help="the seed of each record is derived from this one and its id")
-    line.add_argument("--workers", type=int, default=1, help="number of workers; more than one need Ray")
+    line.add_argument("--workers", type=int, default=1, help="number of workers; more than one needs Ray")
     line.add_argument("--retry-failed", action="store_true", help="try failed records again")
     line.add_argument("--cpu", action="store_true", help="run on the CPU even if there is a GPU")
     own = line.add_argument_group("settings that replace the report's")
     own.add_argument(
-        "--size", type=image_size, default={}, help="image size, such as 1024x768; sides are multiples of 16"
+        "--size", type=size_argument, default={}, help="image size, such as 1024x768; sides are multiples of 16"
     )
     own.add_argument("--steps", type=int, help="denoising steps, instead of 50")
     own.add_argument("--txt-cfg", type=float, help="instead of 5, or of 6 for edits")
@@ -57,10 +57,22 @@ def arguments() -> argparse.Namespace:
     own.add_argument("--max-new-tokens", type=int, help="for answers in words, instead of 512")
     args = line.parse_args()
     if (args.data is None) != (args.name == "shapes"):
-        line.error(f"--data: {args.name} {'needs it' if args.data is None else 'makes its own cases; leave it out'}")
+        line.error(
+            f"--data: {args.name} needs records; name their file or folder"
+            if args.data is None
+            else f"--data: {args.name} makes its own cases; leave out --data"
+        )
     for name in ("comfyui", "model", "data", "out"):
         setattr(args, name, getattr(args, name) and getattr(args, name).expanduser().resolve())
     return args
+
+
+def size_argument(text: str) -> dict[str, int]:
+    """`image_size` for argparse, which shows only the message of this kind of error."""
+    try:
+        return image_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def main() -> int:
@@ -69,11 +81,11 @@ def main() -> int:
     suite, own = SUITES[args.name], dict(args.size)
     own |= {name: value for name in OWN if (value := getattr(args, name)) is not None}
     if unknown := own.keys() - {name for settings in suite.settings.values() for name in settings}:
-        raise UserError(f"--{min(unknown).replace('_', '-')}: {args.name} has no such setting; leave it out")
+        raise UserError(f"--{min(unknown).replace('_', '-')}: {args.name} has no such setting; leave it out.")
     settings = {task: {name: own.get(name, usual[name]) for name in usual} for task, usual in suite.settings.items()}
     model = checked_model(args.model, args.weight_dtype)
     records = suite.records(args.data)
-    with Ticker("reading the weights for their hash"):
+    with Ticker("hashing the weights"):
         here = identity(args.comfyui, model)
     made_of = {"benchmark": args.name, "seed": args.seed, "settings": settings, "weight_dtype": args.weight_dtype}
     with open_run(args.out, {**made_of, "identity": here}) as folder:
@@ -117,12 +129,14 @@ def checked_model(model: Path | None, weight_dtype: str) -> Path:
     from ovis_core.weights.safetensors_file import CheckpointError
 
     if weight_dtype not in PRECISIONS:
-        raise UserError(f"--weight-dtype: expected one of {', '.join(PRECISIONS)}, got {weight_dtype!r}")
+        raise UserError(f"--weight-dtype: expected one of {', '.join(PRECISIONS)}, got {weight_dtype!r}; choose one.")
     try:
         if model in (None, built_in.FILE) and built_in.is_there():
             model = built_in.unpack(workspace.home() / "built_in")
         if not model or not model.exists():
-            raise UserError(f"--model: {model or built_in.FILE.name} does not exist; name a release's folder or a file")
+            raise UserError(
+                f"--model: {model or built_in.FILE.name} does not exist; name a release's folder or a file."
+            )
         open_model(model)
     except CheckpointError as error:
         raise UserError(f"--model: {error}") from error

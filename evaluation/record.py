@@ -38,7 +38,7 @@ class Record:
     prompt    prompt, instruction or question
     images    the input pictures
     files     names of the results in the run's folder, one for each image
-    beside    name -> a file that is written beside them unchanged
+    beside    name -> a further file that is written unchanged
     settings  settings that differ from the run's
     seed      of the first image; None derives one from the run's seed and the id
     samples   how many images are made

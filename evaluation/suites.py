@@ -1,4 +1,4 @@
-"""The benchmarks by name: how their data becomes records. A wrong row raises ValueError, and only that record fails."""
+"""The benchmarks by name: how their data becomes records. If a row is wrong, only its record fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import workspace
 from console import UserError
-from data_files import DataRow, Rows, json_lines, json_records, parquet, tab_separated, text_files
+from data_files import DataRow, RowError, Rows, json_lines, json_records, parquet, tab_separated, text_files
 from record import REPORT, Record, Settings, Source
 
 sys.path.append(str(workspace.ROOT / "small_model"))  # for its module `cases`
@@ -39,15 +39,20 @@ class Suite(NamedTuple):
         try:
             records = [self._record(i, folder, *row) for i, row in enumerate(self.rows(data))]
         except (AttributeError, LookupError, OSError, ValueError) as error:
-            raise UserError(f"--data: {data} cannot be read ({' '.join(str(error).split())})") from error
+            raise UserError(
+                f"--data: {data} cannot be read ({' '.join(str(error).split())}); correct the path or the file."
+            ) from error
         if all(record.wrong for record in records):
-            first = next((f"{record.id}: {record.wrong}" for record in records), f"{data} has no records")
+            first = next(
+                (f"{record.id}: {record.wrong}" for record in records),
+                f"{data} has no records; name another file or folder.",
+            )
             raise UserError(f"--data: {first}")
         names: dict[str, str] = {}  # ids and files, in lower case for systems that ignore case -> the record
         for record in records:
             for name in (f"id {record.id}", *record.files, *record.beside):
                 if other := names.get(name.casefold()):
-                    raise UserError(f"--data: records {other!r} and {record.id!r} have the same name; rename one")
+                    raise UserError(f"--data: records {other!r} and {record.id!r} have the same name; rename one.")
                 names[name.casefold()] = record.id
         return records
 
@@ -55,11 +60,14 @@ class Suite(NamedTuple):
         try:
             values = read()
             if not isinstance(values, dict):
-                raise ValueError("expected an object, {...}")
+                raise RowError(f"expected an object, {{...}}, got {type(values).__name__}; correct it.")
             return self.record(DataRow(number, folder, values))
+        except RowError as error:
+            wrong = str(error)
         except (AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError) as error:
-            # Named by its place, because its id may be wrong.
-            return Record(where, next(iter(self.settings)), "", wrong=" ".join(str(error).split()))
+            wrong = f"it cannot be read ({' '.join(str(error).split())}); correct it."
+        # Named by its place, because its id may be wrong.
+        return Record(where, next(iter(self.settings)), "", wrong=wrong)
 
 
 def geneval(row: DataRow) -> Record:
@@ -91,7 +99,7 @@ def gedit_rows(data: Path) -> Rows:
 
 
 def gedit(row: DataRow) -> Record:
-    """{task_type, key, instruction, ...} -> KEY.png, and its source beside it as KEY_SRCIMG.png."""
+    """{task_type, key, instruction, ...} -> KEY.png, and its source as KEY_SRCIMG.png."""
     kind, key = row.name(row.text("task_type")), row.name(row.text("key"))
     source = row.values["input_image_raw"]["bytes"]
     shown = (row.values.get("input_image") or {}).get("bytes") or source
@@ -114,7 +122,7 @@ def vqa(row: DataRow) -> Record:
     """A question; without options the answer is free text."""
     values = {key: value for key, value in row.values.items() if key != "image"}
     if None in values:
-        raise ValueError("it has more columns than the heading; put quotes around a text with tabs")
+        raise RowError("it has more columns than the heading; put quotes around a text with tabs.")
     letters = tuple(letter for letter in string.ascii_uppercase if _filled(values.get(letter)))
     lines = [values["hint"]] if _filled(values.get("hint")) else []
     lines.append(row.text("question"))
@@ -122,7 +130,7 @@ def vqa(row: DataRow) -> Record:
         lines += [*(f"{letter}. {values[letter]}" for letter in letters), DIRECT]
     image, path = row.values["image"], values.get("image_path")
     if not image and not _filled(path):
-        raise ValueError("image: it is empty, or the index of a row that has no image")
+        raise RowError("image: it is empty, or the index of a row that has no image; add the image.")
     images: tuple[Source, ...] = _listed(image) if image else row.paths([*_listed(path)])
     task = "choice" if letters else "question"
     return Record(row.text("index"), task, "\n".join(lines), images, choices=letters, row=values)
@@ -141,29 +149,37 @@ def job(row: DataRow) -> Record:
     """A job, as in docs/evaluation.md -> images/ID.png, or an answer in the results."""
     values, task = row.values, row.values.get("task", "image")
     if task not in list(REPORT):
-        raise ValueError(f"task: expected one of {', '.join(REPORT)}, got {task!r}")
+        raise RowError(f"task: expected one of {', '.join(REPORT)}, got {task!r}; choose one.")
     known = REPORT[task].keys() | JOB_KEYS | KEYS_OF_TASKS[task]
     if unknown := sorted(values.keys() - known):
-        raise ValueError(f"{task} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        raise RowError(
+            f"{task}: expected only the settings {', '.join(sorted(known))}, got {', '.join(unknown)}; remove it."
+        )
     name, images = row.name(values.get("id", f"{row.number:05d}")), row.paths(values.get("image", []))
     if (task == "edit" and len(images) != 1) or (task != "image" and not images):
-        raise ValueError(f"image: {task} needs {'one' if task == 'edit' else 'at least one'}, got {len(images)}")
-    choices = tuple(map(str, values.get("choices", ())))
-    if task == "choice" and not choices:
-        raise ValueError("choices: expected a list of words")
+        raise RowError(
+            f"image: expected {'one' if task == 'edit' else 'at least one'} for {task}, got {len(images)}; correct it."
+        )
+    choices = values.get("choices", [])
+    if not isinstance(choices, list) or (task == "choice" and not choices):
+        raise RowError(f"choices: expected a list of words, got {choices!r}; correct it.")
     settings = {key: values[key] for key in REPORT[task] if key in values}
     settings |= image_size(str(values["size"])) if "size" in values else {}
     samples, seed = int(values.get("samples", 1)), int(values["seed"]) if "seed" in values else None
     names = [name] if samples == 1 else [f"{name}_{i:02d}" for i in range(samples)]
     files = tuple(f"images/{file}.png" for file in names) if task in ("image", "edit") else ()
-    return Record(name, task, row.text("prompt"), images, files, {}, settings, seed, samples, choices=choices)
+    return Record(
+        name, task, row.text("prompt"), images, files, {}, settings, seed, samples, choices=tuple(map(str, choices))
+    )
 
 
 def image_size(text: str) -> dict[str, int]:
-    """ "1024x768" -> width and height. Raises ValueError."""
+    """ "1024x768" -> width and height. Raises `RowError`."""
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not found or any(int(side) % 16 for side in found.groups()):
-        raise ValueError(f"size: expected WIDTHxHEIGHT in multiples of 16 pixels, such as 1024x768, got {text!r}")
+        raise RowError(
+            f"size: expected WIDTHxHEIGHT in multiples of 16 pixels, such as 1024x768, got {text!r}; change it."
+        )
     return {"width": int(found[1]), "height": int(found[2])}
 
 

@@ -38,7 +38,10 @@ class RayActors:
         unit, needs = ("CPU", {"num_cpus": 1}) if setup.cpu else ("GPU", {"num_gpus": 1, "num_cpus": 1})
         there = int(self._ray.cluster_resources().get(unit, 0))
         if count > there:
-            raise UserError(f"--workers: {count} need {count} {unit}s, this cluster has {there}")
+            raise UserError(
+                f"--workers: expected at most {there}, because this cluster has {there} {unit}s, got {count}; use "
+                "fewer."
+            )
         remote = self._ray.remote(max_restarts=-1, max_task_retries=-1, **needs)(RemoteWorker)
         self._actors = [remote.remote(setup) for _ in range(count)]
         for actor in self._actors:
@@ -64,7 +67,10 @@ class RayActors:
                 idle.append(actor)
             except self._ray.exceptions.ActorUnavailableError:
                 busy[actor.ready.remote()] = actor, None
-                made = Output(error=f"{TRIES} workers were lost while they worked on it")
+                made = Output(
+                    error=f"{TRIES} workers were lost while they worked on it; check their memory, then use "
+                    "--retry-failed."
+                )
                 losses.update([task.record.id] if task else [])
                 if task and losses[task.record.id] < TRIES:
                     again.append(task)
@@ -77,7 +83,9 @@ class RayActors:
             return self._ray.get(reference)
         except self._ray.exceptions.ActorDiedError as error:
             cause = getattr(error, "cause", None) or error
-            raise UserError(f"a worker did not start: {str(cause).strip().splitlines()[-1]}") from error
+            raise UserError(
+                f"a worker did not start ({str(cause).strip().splitlines()[-1]}); correct this and start again."
+            ) from error
 
 
 class RemoteWorker(ComfyUIWorker):
@@ -85,7 +93,7 @@ class RemoteWorker(ComfyUIWorker):
 
     def __init__(self, setup: Setup) -> None:
         if differs := difference(setup.identity, identity(setup.comfyui, setup.model)):
-            raise UserError(f"this machine differs from the one where the run began: {differs}")
+            raise UserError(f"a machine differs from the one where the run began ({differs}); make them equal.")
         super().__init__(setup)
 
 
@@ -95,7 +103,7 @@ def _connected_ray(count: int, cpu: bool) -> Any:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise UserError("--workers: more than one needs Ray; run pip install ray with ComfyUI's Python") from error
+        raise UserError("--workers: more than one needs Ray; run pip install ray with ComfyUI's Python.") from error
     # Every machine has this checkout in the same place.
     environment = {"PYTHONPATH": os.pathsep.join(str(workspace.ROOT / name) for name in ("evaluation", "scripts"))}
     if cpu:

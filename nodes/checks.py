@@ -83,7 +83,9 @@ def _need_number(spec: Any, value: Any) -> None:
     right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not right or not spec.min <= value <= spec.max:
         kind = "whole number" if whole else "number"
-        raise ValueError(f"{spec.id}: expected a {kind} from {spec.min} to {spec.max}, got {value!r}; change it.")
+        raise ValueError(
+            f"{spec.id}: expected a {kind} from {spec.min} to {spec.max}, got {value!r}; use a number in this range."
+        )
 
 
 def _need_choice(spec: Any, value: Any) -> None:
@@ -95,9 +97,13 @@ def _need_choice(spec: Any, value: Any) -> None:
 def _need_pictures(spec: Any, batch: Any) -> None:
     if not isinstance(batch, Tensor) or batch.ndim != 4:
         found = f"{batch.ndim} dimensions" if isinstance(batch, Tensor) else type(batch).__name__
-        raise ValueError(f"{spec.id}: expected an IMAGE of 4 dimensions, got {found}; connect an IMAGE.")
+        raise ValueError(
+            f"{spec.id}: expected an IMAGE of 4 dimensions, got {found}; connect Load Image or VAE Decode."
+        )
     if 0 in batch.shape:
-        raise ValueError(f"{spec.id}: the batch is empty; connect at least one image.")
+        raise ValueError(
+            f"{spec.id}: expected at least one image, got an empty batch; connect a node that returns images."
+        )
 
 
 def _need_conditioning(spec: Any, conditioning: Any) -> None:
@@ -117,8 +123,8 @@ def _need_latent(spec: Any, latent: Any) -> None:
         )
     if samples.ndim != 4 or 0 in samples.shape:
         raise ValueError(
-            f"{spec.id}: expected a LATENT of 4 dimensions, none of them 0, got shape {list(samples.shape)}; use Empty "
-            "Latent Image or VAE Encode."
+            f"{spec.id}: expected a LATENT of 4 dimensions, none of them 0, got shape {list(samples.shape)}; connect "
+            "Empty Latent Image or VAE Encode."
         )
 
 
@@ -156,7 +162,8 @@ def need_size(**sides: int) -> None:
         lower = _allowed(side)
         if side != lower:
             raise ValueError(
-                f"{name}: {side} pixels is not a multiple of {LATENT_FACTOR}; use {lower} or {lower + LATENT_FACTOR}."
+                f"{name}: expected a multiple of {LATENT_FACTOR} pixels, got {side}; use {lower} or "
+                f"{lower + LATENT_FACTOR}."
             )
 
 
@@ -171,7 +178,7 @@ def need_image_latent(latent: dict[str, Any]) -> None:
     height, width = (side * LATENT_SCALE for side in samples.shape[-2:])
     if (height, width) != (_allowed(height), _allowed(width)):
         raise ValueError(
-            f"latent: its image is {width} x {height} pixels and each side must be a multiple of {LATENT_FACTOR}; "
+            f"latent: expected sides that are multiples of {LATENT_FACTOR} pixels, got {width} x {height} pixels; "
             f"use {_allowed(width)} x {_allowed(height)}."
         )
 

@@ -131,5 +131,8 @@ class OvisU1LoadParts(io.ComfyNode):
     def _paths(cls, *names: str) -> list[Path]:
         for name, (key, kind, _) in zip(names, PARTS, strict=True):
             if name not in folders.part_names(kind):
-                raise ValueError(f"{key}: {name!r} was not found in models/{kind}; choose another, or press R.")
+                raise ValueError(
+                    f"{key}: {name!r} was not found in models/{kind}; choose another file, or add it and press R to "
+                    "refresh."
+                )
         return [folders.part_path(kind, name) for name, (_, kind, _) in zip(names, PARTS, strict=True)]

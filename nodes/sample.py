@@ -155,7 +155,10 @@ class OvisU1Guider(io.ComfyNode):
     ) -> io.NodeOutput:
         scales = {"txt_cfg": txt_cfg, "img_cfg": img_cfg, "cfg_start": cfg_start, "cfg_end": cfg_end}
         if cfg_start >= cfg_end:
-            raise ValueError(f"cfg_start: {cfg_start} is not before cfg_end {cfg_end}; lower it, or raise cfg_end.")
+            raise ValueError(
+                f"cfg_start: expected less than cfg_end ({cfg_end}), got {cfg_start}; lower cfg_start, or raise "
+                "cfg_end."
+            )
         return io.NodeOutput(OvisGuider(model, positive, negative, image_only=image_only, **scales))
 
 

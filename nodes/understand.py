@@ -204,7 +204,7 @@ class OvisU1Understand(io.ComfyNode):
     ) -> io.NodeOutput:
         images, frames = (() if batch is None else batch for batch in (image, video))
         if len(images) and len(frames):
-            raise ValueError("video: the model looks at images or at a video, not at both; disconnect image or video.")
+            raise ValueError("video: expected either images or a video, got both; disconnect image or video.")
         if not sampling:
             temperature = GREEDY.temperature
         answer = understand(
@@ -286,11 +286,13 @@ class OvisU1Judge(io.ComfyNode):
     def execute(cls, clip: Any, images: Any, question: str, prompt: str) -> io.NodeOutput:
         if not prompt.strip() and PROMPT_SLOT in question:
             raise ValueError(
-                f"prompt: it is empty, but question contains {PROMPT_SLOT}; write a prompt, or change question."
+                f"prompt: expected a text for {PROMPT_SLOT} in question, got none; write a prompt, or remove "
+                f"{PROMPT_SLOT}."
             )
         if prompt.strip() and PROMPT_SLOT not in question:
             raise ValueError(
-                f"question: without {PROMPT_SLOT} in it the prompt is not used; add {PROMPT_SLOT}, or clear prompt."
+                f"question: expected {PROMPT_SLOT}, because there is a prompt, got none; add {PROMPT_SLOT}, or clear "
+                "prompt."
             )
         verdict = judge(clip, images, question.replace(PROMPT_SLOT, prompt))
         best = images[verdict.order[0], None]

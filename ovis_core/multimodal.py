@@ -109,12 +109,12 @@ class Multimodal(nn.Module):
 
 
 def check_positions(words: int, pictures: int, limit: int) -> None:
-    """Raises ValueError if words and pictures take more positions than `limit`, which is the language model's."""
+    """Raises ValueError if words and pictures take more positions than `limit`, the language model's maximum."""
     if words + pictures > limit:
-        mend = "use fewer or smaller pictures or frames" if pictures > words else "shorten the text"
+        remedy = "use fewer or smaller images or frames" if pictures > words else "shorten the text"
         raise ValueError(
-            f"prompt: text and pictures take {words + pictures} positions ({pictures} for pictures), and the "
-            f"language model has {limit}; {mend}."
+            f"prompt: expected at most {limit} tokens, got {words + pictures} ({pictures} of them for images); "
+            f"{remedy}."
         )
 
 

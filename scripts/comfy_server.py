@@ -98,7 +98,7 @@ class ComfyServer:
             return self
         chosen = self.port
         if chosen is not None and not _is_free(chosen):
-            raise ServerError(f"port {chosen} is used by another program")
+            raise ServerError(f"port {chosen} is used by another program; choose another port.")
         for attempt in range(3):
             self.port = chosen or _free_port()
             try:
@@ -140,7 +140,7 @@ class ComfyServer:
                 if str(self._temp) in self._json("/system_stats", timeout=10.0)["system"]["argv"]:
                     return
             time.sleep(0.2)
-        raise ServerError(f"ComfyUI did not answer within {timeout:.0f} s.{self._log_tail()}")
+        raise ServerError(f"ComfyUI did not answer within {timeout:.0f} s{self._log_tail()}")
 
     def stop(self) -> None:
         """Ends ComfyUI and the processes that it started."""
@@ -170,10 +170,10 @@ class ComfyServer:
     def _check_alive(self, what: str) -> None:
         if not self.alive():
             code = self._process.returncode if self._process else "none"
-            raise ServerError(f"ComfyUI {what} (exit code {code}).{self._log_tail()}")
+            raise ServerError(f"ComfyUI {what} (exit code {code}){self._log_tail()}")
 
     def _log_tail(self) -> str:
-        return f" Its log is {self.log} and ends with:\n{COLOR.sub('', tail(self.log))}"
+        return f"; read its log {self.log}, which ends with:\n{COLOR.sub('', tail(self.log))}"
 
     def object_info(self, node_id: str | None = None) -> dict[str, Any]:
         """ComfyUI's description of all nodes by class, or of one class."""
@@ -181,7 +181,9 @@ class ComfyServer:
             return self._json("/object_info")
         found = self._json(f"/object_info/{urllib.parse.quote(node_id)}")
         if node_id not in found:
-            raise ServerError(f"this ComfyUI has no node {node_id}")
+            raise ServerError(
+                f"ComfyUI does not have the node {node_id}; update ComfyUI, or install the pack of this node."
+            )
         return found[node_id]
 
     def queue(self, prompt: Prompt, client_id: str | None = None) -> str:
@@ -264,7 +266,7 @@ class ComfyServer:
             raise _HttpError(path, error.code, error.read().decode("utf-8", "replace")) from None
         except OSError as error:
             self._check_alive("has stopped")
-            raise ServerError(f"ComfyUI does not answer at {self.url}: {error}") from error
+            raise ServerError(f"ComfyUI does not answer at {self.url} ({error}); read its log {self.log}.") from error
 
     def run(
         self,
@@ -321,7 +323,7 @@ class ComfyServer:
                         with contextlib.suppress(subprocess.TimeoutExpired):
                             self._process.wait(3.0)
                     self._check_alive("has stopped while it ran the prompt")
-                    raise ServerError(f"ComfyUI at {self.url} has closed the connection")
+                    raise ServerError(f"ComfyUI at {self.url} closed the connection; read its log {self.log}.")
                 elif message.type == aiohttp.WSMsgType.TEXT:
                     event = json.loads(message.data)
                     if result.take(event):
@@ -333,13 +335,17 @@ class ComfyServer:
                     result.events.extend(shown(message.data))
                 if deadline is not None and time.monotonic() > deadline:
                     self.interrupt()
-                    raise ServerError(f"the prompt did not end within {timeout:.0f} s and was interrupted")
+                    raise ServerError(
+                        f"the prompt did not end within {timeout:.0f} s and was interrupted; allow more seconds."
+                    )
 
 
 class _HttpError(ServerError):
     def __init__(self, path: str, code: int, body: str) -> None:
         self.body = body
-        super().__init__(f"ComfyUI answered {code} to {path.split('?')[0]}: {body[:500] or 'nothing'}")
+        super().__init__(
+            f"ComfyUI answered {path.split('?')[0]} with status {code} ({body[:500] or 'empty'}); read its log."
+        )
 
 
 def usual_port() -> int:

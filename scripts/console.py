@@ -83,14 +83,14 @@ def guarded(main: Callable[[], int]) -> int:
     except ModuleNotFoundError as error:
         _trace_if_asked()
         print(
-            f"error: {sys.executable} has no {error.name}; run this with the Python of your ComfyUI",
+            f"error: {sys.executable} has no {error.name}; run this with the Python of your ComfyUI.",
             file=sys.stderr,
         )
     except Exception as error:
         _trace_if_asked()
         text = " ".join(str(error).split()) or "no message"
-        hint = "set OVIS_U1_DEBUG=1 to see where"
-        print(f"error: unexpected {type(error).__name__}: {text} ({hint})", file=sys.stderr)
+        hint = "set OVIS_U1_DEBUG=1 to print the traceback"
+        print(f"error: unexpected {type(error).__name__}: {text}; {hint}.", file=sys.stderr)
     return 1
 
 

@@ -50,18 +50,22 @@ def main() -> int:
     )
     args, unknown = parser.parse_known_args()
     if unknown:
-        always = f"; --parts takes no file names, it writes {listed(names)}" if args.parts else ""
+        always = f"; leave out file names with --parts, which writes {listed(names)}" if args.parts else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{always}")
     if not args.source or not args.out:
-        parser.error("source and out must not be empty")
+        parser.error("source and out: expected two paths, got an empty one; name both")
     args.source, args.out = Path(args.source), Path(args.out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that partial files are removed then too
     write = write_parts if args.parts else write_one
     try:
         if not args.parts and args.out.suffix != ".safetensors":
-            raise CheckpointError(f"{args.out}: the name of the file to write must end in .safetensors.")
+            raise CheckpointError(
+                f"out: expected a file name that ends in .safetensors, got {args.out}; change it, or use --parts."
+            )
         if args.parts and args.out.suffix == ".safetensors":
-            raise CheckpointError(f"{args.out}: with --parts name a folder, for {listed(names)}.")
+            raise CheckpointError(
+                f"out: expected a folder with --parts, got {args.out}; name a folder for {listed(names)}."
+            )
         opened = open_model(args.source)
         if args.check_values:
             for component in opened.components.values():

@@ -19,7 +19,7 @@ from console import UserError, guarded
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description="Paint, edit and ask with Ovis-U1's workflows in ComfyUI, which is set up first if need be."
+        description="Paint, edit and ask with Ovis-U1's workflows in ComfyUI, which is set up first if necessary."
     )
     parser.add_argument(
         "--comfyui",
@@ -37,7 +37,7 @@ def main() -> int:
 
     workspace.check_python()
     if args.port is not None and not 0 < args.port < 65536:
-        parser.error("--port takes a number from 1 to 65535")
+        parser.error(f"--port: expected a number from 1 to 65535, got {args.port}")
     if args.model is not None:
         check_release(args.model)
     comfyui = workspace.find_comfyui(args.comfyui, registry_only=False)
@@ -58,10 +58,13 @@ def check_release(folder: Path) -> None:
     """Raises UserError if the folder is not a release."""
     folder = folder.expanduser()
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
+        raise UserError(f"--model: {folder} does not exist; name the folder of a downloaded release.")
     for pattern in ("config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
-            raise UserError(f"{folder} is not a release of Ovis-U1: it has no {pattern}")
+            raise UserError(
+                f"--model: {folder} has no {pattern}, so it is not a release of Ovis-U1; name the folder of a "
+                "downloaded release."
+            )
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def main() -> int:
     port = args.port or (usual_port() if args.serve else None)
     device, device_args = find_device()
     if demo.real and device == "cpu":
-        print("No GPU was found, so this runs on the CPU: correct, but very slow.", _windows_hint(), sep="")
+        print("No GPU was found, so this runs on the CPU, which is very slow.", _windows_hint(), sep="")
 
     server = ComfyServer(comfyui.path, base, args=device_args, port=port)
     try:
@@ -169,7 +169,9 @@ def link_model(base: Path, model: Path) -> str:
     try:
         workspace.link_folder(model, base / MODELS / model.name)
     except OSError as error:
-        raise UserError(f"{model} could not be linked into {base / MODELS}: {error}") from error
+        raise UserError(
+            f"--model: {model} cannot be linked into {base / MODELS} ({error}); copy it into that folder."
+        ) from error
     return model.name
 
 
@@ -196,7 +198,7 @@ def make(server: ComfyServer, demo: Demo, folder: Path) -> Made:
     """Paints an image, edits it, and asks about the result; writes files to `folder` without replacing any."""
     info = server.object_info()
     if "OvisU1Loader" not in info:
-        raise UserError(f"ComfyUI did not load the pack; its log {server.log} says why")
+        raise UserError(f"ComfyUI did not load the pack; read its log {server.log}.")
     painted, edited, strip_file = new_files(folder, "ovis_u1_demo", "ovis_u1_demo_edit", "ovis_u1_demo_strip")
 
     painting = workflow_of("text_to_image", demo)
@@ -250,7 +252,7 @@ def run(server: ComfyServer, info: dict[str, Any], workflow: dict[str, Any], doi
     try:
         prompt = to_api(workflow, info)
     except ValueError as error:
-        raise UserError(f"the workflow does not run here: {error}") from error
+        raise UserError(str(error)) from error
     begun = time.monotonic()
     show(f"{doing} ...")
 
@@ -272,7 +274,7 @@ def image_of(server: ComfyServer, result: Result) -> bytes:
     entries = [entry for output in result.outputs.values() for entry in output.get("images", [])]
     saved = [entry for entry in entries if entry.get("type") == "output"]
     if not saved:
-        raise UserError("the workflow ended without an image")
+        raise UserError(f"the workflow ended without an image; read ComfyUI's log {server.log}.")
     return server.image(saved[0])
 
 
@@ -280,7 +282,7 @@ def text_of(result: Result) -> str:
     """The first text that a workflow shows."""
     texts = [text for output in result.outputs.values() for text in output.get("text", [])]
     if not texts:
-        raise UserError("the workflow ended without an answer")
+        raise UserError("the workflow ended without an answer; read ComfyUI's log.")
     return str(texts[0]).strip()
 
 
@@ -295,7 +297,7 @@ def new_files(folder: Path, *names: str) -> list[Path]:
 
 
 def report(comfyui: ComfyUI, demo: Demo, device: str, made: Made, seconds: float) -> None:
-    """Prints the results and where they are."""
+    """Prints the results and their paths."""
     print()
     print(f"Answer       {made.answer}")
     print(f"Strip        {made.strip}")
@@ -327,9 +329,9 @@ def next_steps(demo: Demo) -> None:
 def serve(server: ComfyServer, image: Path, demo: Demo) -> None:
     """Keeps ComfyUI running for the user until Ctrl+C."""
     print()
-    print(f"ComfyUI is at {server.url}. Drop {image.name} onto its page: the image contains this graph.")
+    print(f"ComfyUI is at {server.url}. Drop {image.name} onto its page: the image contains its workflow.")
     size = f", and {demo.side} for width and height" if demo.side else ""
-    print(f"For others open the page's template browser under {PACK}, and choose")
+    print(f"For other workflows open the page's template browser under {PACK}, and choose")
     print(f"{demo.name} in Ovis-U1 Load Model{size}.")
     print("Ctrl+C stops it.", flush=True)
     try:
@@ -339,7 +341,7 @@ def serve(server: ComfyServer, image: Path, demo: Demo) -> None:
         print("\nStopping ComfyUI.")
         return
     end = workspace.tail(server.log)
-    raise UserError(f"ComfyUI stopped unexpectedly. Its log {server.log} ends with:\n{end}")
+    raise UserError(f"ComfyUI stopped unexpectedly; read its log {server.log}, which ends with:\n{end}")
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Download the release of Ovis-U1, or its missing files.")
     default = f" (default: {own})" if own else f", such as {FOLDER} of a ComfyUI"
     parser.add_argument("folder", type=Path, nargs="?" if own else None, default=own, help=f"where to put it{default}")
-    parser.add_argument("--repository", default=REPOSITORY)
-    parser.add_argument("--revision", default="main")
+    parser.add_argument("--repository", default=REPOSITORY, help=f"owner/name on the hub (default: {REPOSITORY})")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit (default: main)")
     parser.add_argument(
         "--check-values", action="store_true", help="also read every weight, and fail if one is NaN or infinite"
     )

@@ -17,7 +17,7 @@ try:
     import numpy as np
     from safetensors.numpy import save_file
 except ModuleNotFoundError as error:
-    sys.exit(f"error: {sys.executable} has no {error.name}; run this with the Python of your ComfyUI")
+    sys.exit(f"error: {sys.executable} has no {error.name}; run this with the Python of your ComfyUI.")
 
 from import_core import import_core
 
@@ -98,13 +98,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write a random checkpoint in the release's layout.")
     parser.add_argument("config", type=Path, help="a config.json")
     parser.add_argument("folder", type=Path, help="where to write, e.g. ComfyUI/models/ovis_u1/tiny-random")
-    parser.add_argument("--dtype", choices=("F32", "BF16"), default="F32")
-    parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--dtype", choices=("F32", "BF16"), default="F32", help="type of the weights (default: F32)")
+    parser.add_argument("--shards", type=int, default=2, help="number of files for the weights (default: 2)")
     args = parser.parse_args(argv)
     if not args.config.is_file():
-        parser.error(f"config: there is no file {args.config}; run this in the pack's folder, or name one")
+        parser.error(f"config: {args.config} does not exist; run this in the pack's folder, or name another file")
     config = json.loads(args.config.read_text(encoding="utf-8"))
-    folder = write_release(args.folder, config, dtype=args.dtype, shards=args.shards)
+    try:
+        folder = write_release(args.folder, config, dtype=args.dtype, shards=args.shards)
+    except import_core().weights.config.ConfigError as error:
+        parser.error(f"config: {error}; name a config.json of Ovis-U1")
     print(f"{folder.resolve()} is written; press R in ComfyUI and choose it in Ovis-U1 Load Model.")
     return 0
 

@@ -37,7 +37,7 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Write locales/en and the lists of the help pages from the nodes.")
     parser.add_argument("--comfyui", metavar="PATH", help="the ComfyUI to ask, or 'registry' for the pinned copy")
-    parser.add_argument("--keep", action="store_true", help="keep translations of what has changed")
+    parser.add_argument("--keep", action="store_true", help="keep translations of changed texts")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
@@ -54,7 +54,7 @@ def ask(comfyui: Path) -> Tree:
     """ComfyUI's description of its nodes, by their ids."""
     from comfy_server import ComfyServer
 
-    with tempfile.TemporaryDirectory() as folder, Ticker("asking ComfyUI"):
+    with tempfile.TemporaryDirectory() as folder, Ticker("reading the schemas from ComfyUI"):
         base = workspace.make_base(Path(folder), ROOT, comfyui)
         with ComfyServer(comfyui, base, ["--cpu"]) as server:
             return server.object_info()
@@ -85,7 +85,7 @@ def texts(info: Mapping[str, Any]) -> dict[Path, str]:
 
 
 def nodes(info: Mapping[str, Any]) -> Tree:
-    """Our nodes among them."""
+    """The pack's nodes, without those of others."""
     return {name: node for name, node in info.items() if name.startswith(OURS)}
 
 
@@ -139,7 +139,9 @@ def with_lists(page: str, node: Mapping[str, Any], names: Iterable[str]) -> str:
             rf"(?m)^(## {heading}\n\n)(?:- .*\n)*", lambda found, lines=lines: found[1] + "".join(lines), page
         )
         if count != 1:
-            raise ValueError(f"{page.splitlines()[0]}: expected one heading '## {heading}', found {count}")
+            raise ValueError(
+                f"{page.splitlines()[0]}: expected one heading '## {heading}', got {count}; correct the page."
+            )
     return page
 
 

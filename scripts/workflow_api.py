@@ -38,7 +38,7 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, d
     nodes = [node for node in workflow["nodes"] if node["type"] not in NOTES]
     missing = sorted({node["type"] for node in nodes} - object_info.keys())
     if missing:
-        raise ValueError(f"this ComfyUI has no node {', '.join(missing)}")
+        raise ValueError(f"the workflow needs {', '.join(missing)}, which this ComfyUI does not have; update ComfyUI.")
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
     for node in nodes:

@@ -251,9 +251,9 @@ def _tile(page: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, x: int, y: in
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--comfyui", type=Path, required=True)
-    parser.add_argument("--only", choices=CARDS, nargs="+", default=list(CARDS))
-    parser.add_argument("--out", type=Path, default=WORKFLOWS, help="folder for the pictures")
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI")
+    parser.add_argument("--only", choices=CARDS, nargs="+", default=list(CARDS), help="only these workflows")
+    parser.add_argument("--out", type=Path, default=WORKFLOWS, help="folder for the images")
     args = parser.parse_args()
     import_core()
     from ovis_core.weights import built_in

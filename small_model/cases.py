@@ -88,7 +88,7 @@ def picture_verdict(case: Case, picture: Tensor) -> tuple[bool, str]:
     assert case.scene is not None
     seen = world.look(picture)
     if not world.same(seen, case.scene):
-        shown = words.describe(seen) if seen.shapes else f"an empty {seen.background} picture"
+        shown = words.describe(seen) if seen.shapes else f"an empty {seen.background} image"
         return False, f"wrong: {shown}, not {words.describe(case.scene)}"
     if case.task != "paint" and not world.kept(seen, case.scene):
         return False, "wrong: the shape was moved or has another size"

@@ -1,9 +1,9 @@
-"""What settings cost in pictures: for each the share painted right beside the decoder's passes.
+"""Compares sampling settings and weight dtypes: the share of correct images, the decoder's passes and the time.
 
     COMFYUI_PATH=... python small_model/compare.py [--only caches] [--count 40] [--model FILE]
 
 It runs the pack in a real ComfyUI inside this process, on the CPU, with the Python of an environment that ComfyUI runs
-in. The cases are those of `cases.py`: combinations and phrasings that training never met.
+in. The cases are those of `cases.py`: combinations and phrasings that training does not use.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, help="a file or folder of weights (default: the built-in model)")
-    parser.add_argument("--count", type=int, default=40, help="pictures for each setting; of a sampler at most 10")
-    parser.add_argument("--only", help="groups, with commas between")
-    parser.add_argument("--json", type=Path, help="results also as JSON, one line a row; rows that are there are kept")
+    parser.add_argument("--count", type=int, default=40, help="images for each setting; for a sampler at most 10")
+    parser.add_argument("--only", help="only these groups of settings, separated by commas")
+    parser.add_argument("--json", type=Path, help="also add results to this file; its rows are not measured again")
     args = parser.parse_args()
     _prepare()
     from painting import Painter, cases, settings

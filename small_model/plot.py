@@ -24,8 +24,10 @@ PANELS: dict[str, dict[str, str | tuple[str, ...]]] = {
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Draw the curves of a training run.")
-    parser.add_argument("--folder", type=Path, default=Path("small_model_run"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "curves.png")
+    parser.add_argument("--folder", type=Path, default=Path("small_model_run"), help="folder of the training run")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).resolve().parent / "curves.png", help="the image to write"
+    )
     args = parser.parse_args()
     figure, axes = plt.subplots(1, len(PANELS), figsize=(13, 3.4), layout="constrained")
     for axis, (title, stages) in zip(axes, PANELS.items(), strict=True):

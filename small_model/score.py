@@ -185,10 +185,10 @@ def _share(values: object) -> float:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Score the trained stages in a folder.")
-    parser.add_argument("--folder", type=Path, default=Path("small_model_run"))
+    parser.add_argument("--folder", type=Path, default=Path("small_model_run"), help="folder of the stages")
     parser.add_argument("--count", type=int, default=200, help="cases of each task")
-    parser.add_argument("--tasks", default="paint,edit,ask,judge")
-    parser.add_argument("--seen", action="store_true", help="on what training shows")
+    parser.add_argument("--tasks", default="paint,edit,ask,judge", help="tasks to score, separated by commas")
+    parser.add_argument("--seen", action="store_true", help="score cases that training uses, instead of new ones")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)

@@ -1,7 +1,7 @@
 """Trains the small model: `train.py STAGE --folder FOLDER`, with the Python of an environment that has diffusers.
 
 Stages: vae, then latents; eyes, then seen, language, conditions; decoder, which needs all of these; export, which
-writes the checkpoint. The first two lines can run side by side. Each resumes where it was stopped. `COMFYUI_PATH` names
+writes the checkpoint. The first two lines can run side by side. A stage that was stopped resumes. `COMFYUI_PATH` names
 a ComfyUI, for its tokenizer's files.
 """
 
@@ -23,13 +23,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train the small model, one stage at a time.")
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
-        "--folder", type=Path, default=Path("small_model_run"), help="where the stages keep their files"
+        "--folder", type=Path, default=Path("small_model_run"), help="folder for the files of the stages"
     )
-    parser.add_argument("--threads", type=int, default=1, help="of this process; one each for two stages is fastest")
     parser.add_argument(
-        "--worker", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="the I-th of N that write data"
+        "--threads", type=int, default=1, help="threads of this process; two stages with one thread each are fastest"
     )
-    parser.add_argument("--scale", type=float, default=1.0, help="times as many steps")
+    parser.add_argument(
+        "--worker",
+        type=int,
+        nargs=2,
+        default=(0, 1),
+        metavar=("I", "N"),
+        help="write part I of N of the data, so that N processes share the work",
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for the number of steps")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.stage == "vae":

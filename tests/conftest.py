@@ -108,7 +108,7 @@ def qwen25_tokenizer() -> Path:
 
 @pytest.fixture(scope="session")
 def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A running ComfyUI with the pack and the small model, in the folders where users keep models."""
+    """A running ComfyUI with the pack and the small model, in the folders in which users keep models."""
     base = workspace.make_base(tmp_path_factory.mktemp("comfyui"), ROOT, comfyui_path())
     models = base / "models"
     workspace.link_folder(release, models / "ovis_u1" / "tiny")

@@ -28,7 +28,7 @@ def missing(name: str) -> str:
     problem = folders.missing(name)
     if problem and names() == [built_in.NAME]:
         return (
-            f"{problem.removesuffix('.')}; or choose {built_in.NAME!r}, which needs no download and draws "
+            f"{problem.removesuffix('.')}, or choose {built_in.NAME!r}, which needs no download and draws "
             f"{built_in.DRAWS}."
         )
     return problem
@@ -50,7 +50,7 @@ def open_named(name: str) -> Checkpoint:
     if _is_built_in(name):
         file = built_in.unpack(Path(folder_paths.get_temp_directory()) / FOLDER)
         side = built_in.SIDE
-        logging.info("Ovis-U1: %s draws %s, at %d x %d pixels.", built_in.NAME, built_in.DRAWS, side, side)
+        logging.info("Ovis-U1: %s draws only %s, at %d x %d pixels.", built_in.NAME, built_in.DRAWS, side, side)
         return dataclasses.replace(open_model(file), side=side)
     path = folders.find_model(name)
     if path is None:

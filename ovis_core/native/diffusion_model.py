@@ -65,5 +65,5 @@ class DiffusionModel(Decoder):
         if y is None:
             context, y = self.refine(context)
         if control is not None:
-            raise ValueError("conditioning: Ovis-U1 does not support ControlNet; disconnect it.")
+            raise ValueError("conditioning: Ovis-U1 does not support ControlNet; remove the ControlNet node.")
         return super().forward(x, timestep, context, y, ref_latents or (), transformer_options, text_lengths)

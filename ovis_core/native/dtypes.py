@@ -69,7 +69,7 @@ def for_device(precision: Precision, tensors: Mapping[str, LazyTensor], device: 
     if precision != DEFAULT:
         chosen = next(name for name, other in PRECISIONS.items() if other == precision)
         raise ValueError(
-            f"weight_dtype: {chosen} does not work on this device ({device.type}); choose default or one of "
+            f"weight_dtype: {chosen} is not supported on this device ({device.type}); choose default or one of "
             f"{', '.join(possible)}."
         )
     wide = wide_dtype(device)
@@ -135,7 +135,8 @@ def text_dtypes(
         if castable(chosen, device):
             return chosen, compute
         logging.warning(
-            "Ovis-U1: the text encoder type %s from the command line does not work on this device (%s) and is ignored.",
+            "Ovis-U1: the command line's text encoder type %s is not supported on this device (%s), so it is ignored; "
+            "start ComfyUI without that option.",
             chosen,
             device.type,
         )
@@ -146,7 +147,7 @@ def text_dtypes(
 
 def _warn_of_wide(lacking: object, device: torch.device, wide: torch.dtype) -> None:
     logging.warning(
-        "Ovis-U1: weights of type %s cannot be used on this device (%s); they are loaded as %s.",
+        "Ovis-U1: weights of type %s are not supported on this device (%s), so they are loaded as %s.",
         lacking,
         device.type,
         wide,

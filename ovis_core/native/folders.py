@@ -1,4 +1,4 @@
-"""Where ComfyUI keeps Ovis-U1 models."""
+"""Finds Ovis-U1 models in ComfyUI's folders."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..weights.hub_cache import REPOSITORY_FOLDER, cached_repositories, hub_cach
 from ..weights.release_folder import CONFIG, SINGLE, has_pieces, is_complete, is_release, looks_like_release
 
 KIND = "ovis_u1"
-CHECKPOINTS = "checkpoints"  # ComfyUI's folder for files that hold all parts
-ELSEWHERE = "ovis"  # where other packs put the release
-# Other folders where people put it, in upper or lower case; they contain other models as well.
+CHECKPOINTS = "checkpoints"  # ComfyUI's folder for files with all parts
+ELSEWHERE = "ovis"  # the folder in which other packs put the release
+# Other folders in which people put it, in upper or lower case; they contain other models as well.
 SHARED = (
     "checkpoints",
     "diffusion_models",
@@ -47,7 +47,7 @@ def roots() -> list[Path]:
 
 
 def find_models(fresh: bool = False) -> dict[str, Path]:
-    """Name shown in the loader -> release folder, or file that holds all parts.
+    """Name shown in the loader -> release folder, or file with all parts.
 
     The last result is reused while the names in the folders are the same. Files that changed in place are noticed when
     the page asks for its list of nodes, as it does after R is pressed.
@@ -102,7 +102,7 @@ def missing(name: str) -> str:
     names = list(listing.found)
     if names:
         choice = f"one of {', '.join(names)}" if len(names) > 1 else names[0]
-        return f"model_name: {name!r} was not found; choose {choice}, or press R after adding one."
+        return f"model_name: {name!r} was not found; choose {choice}, or add the model and press R to refresh."
     if refused:
         return f"model_name: no Ovis-U1 model was found: {refused[0][1]}"
     return (
@@ -328,7 +328,10 @@ def _why_not(path: Path) -> str:
     """An error message if a folder or file cannot be listed; empty for a model, and for a folder without a model."""
     reason = why_not(path)
     if not reason and path.is_file() and not _is_ours(path):
-        return f"{path} has the tensor names of a release; rename it to {SINGLE} and put {CONFIG} beside it."
+        return (
+            f"{path} has the tensor names of a release; rename it to {SINGLE} and put the release's {CONFIG} into its "
+            "folder."
+        )
     return reason
 
 
@@ -339,13 +342,13 @@ def _why_not_this(place: Path, listing: _Listing, refused: list[tuple[Path, str]
             return reason
     listed = next((name for name, path in listing.found.items() if place in (path, *path.parents)), "")
     if listed:
-        return f"the model in {place} is listed as {listed!r}; choose that name."
+        return f"the model in {place} has the name {listed!r} in the list; choose that name."
     reason = _why_not(place)
     if reason:
         return reason
     if is_complete(place) or _is_ours(place):
-        return f"{place} is a complete model, but models are not listed from there; move it into {roots()[0]}."
-    return f"{place} contains no model; put the files of AIDC-AI/Ovis-U1-3B there."
+        return f"{place} is a complete model, but its folder is not searched; move it into {roots()[0]}."
+    return f"{place} does not contain a model; put the files of AIDC-AI/Ovis-U1-3B into it."
 
 
 def _places(name: str) -> Iterator[Path]:
@@ -364,7 +367,7 @@ def _report(listing: _Listing) -> None:
     for _, reason in listing.refused():
         if reason not in _reported:
             _reported.add(reason)
-            logging.warning("Ovis-U1: a folder is not listed as a model: %s", reason)
+            logging.warning("Ovis-U1: a model is not in the list, because it cannot be used: %s", reason)
 
 
 def _subfolders(root: Path) -> list[Path]:

@@ -59,7 +59,8 @@ class OvisGuider(comfy.samplers.CFGGuider):
         if image_only is not None:
             if not any(values.get("reference_latents") for _, values in image_only):
                 raise ValueError(
-                    "image_only: it has no reference image; connect image_only of Ovis-U1 Edit Encode, not negative."
+                    "image_only: expected conditioning with a reference image, got none; connect image_only of Ovis-U1 "
+                    "Edit Encode."
                 )
             # The mark that core's DualCFGGuider uses.
             conds["middle"] = node_helpers.conditioning_set_values(image_only, {"prompt_type": "negative"})

@@ -35,7 +35,10 @@ def merge(first: ModelPatcher, second: ModelPatcher, ratios: Mapping[str, float]
         for patcher in (first, second)
     ]
     if shapes[0] != shapes[1]:
-        raise ValueError("model2: its layers differ from those of model1; merge Ovis-U1 models of the same size.")
+        raise ValueError(
+            "model2: expected layers of the same shapes as in model1, got others; connect an Ovis-U1 MODEL of the same "
+            "size."
+        )
     mixed = first.clone()
     for name, patches in second.get_key_patches(PREFIX).items():
         block = next((block for block in ratios if name.startswith(f"{PREFIX}{block}")), None)

@@ -97,8 +97,8 @@ class OvisU1(comfy.model_base.BaseModel):
         hooks = kwargs.get("hooks")
         if hooks is not None and scales_are_fixed(self.diffusion_model) and hooks.get_type(EnumHookType.Weight):
             raise ValueError(
-                "conditioning: ComfyUI cannot apply hooks to weights that have scales; load the model with "
-                "weight_dtype bf16, or use Load LoRA instead of the hook."
+                "conditioning: ComfyUI cannot apply hooks to scaled fp8 weights; set weight_dtype to bf16 in Ovis-U1 "
+                "Load Model, or use Load LoRA instead of the hook."
             )
         tokens, vector = self._text(**kwargs)
         # CONDRegular keeps conditions of different length apart; CONDCrossAttn would repeat the shorter one.
@@ -125,13 +125,13 @@ class OvisU1(comfy.model_base.BaseModel):
         """The decoder's `context` and `y`; `y` is None if the refiner must run in each pass."""
         condition = kwargs.get("cross_attn")
         if condition is None:
-            raise ValueError("conditioning: it has no text; encode a prompt with Ovis-U1 Text Encode.")
+            raise ValueError("conditioning: expected an encoded prompt, got none; connect Ovis-U1 Text Encode.")
         if kwargs.get(REFINED):
             width = self.diffusion_model.config.hidden_size
             if condition.shape[-1] != width:
                 raise ValueError(
-                    f"conditioning: it was refined by a model of width {condition.shape[-1]}, and this model has "
-                    f"width {width}; refine it with this MODEL."
+                    f"conditioning: expected refined conditioning of width {width}, got width {condition.shape[-1]} "
+                    "from another model; connect this MODEL to Ovis-U1 Refine Conditioning."
                 )
             return condition.to(device), kwargs["pooled_output"].to(device)
         if torch.is_grad_enabled() or kwargs.get("hooks") is not None:
@@ -145,7 +145,7 @@ class OvisU1(comfy.model_base.BaseModel):
         if latent.shape[1] != channels:
             raise ValueError(
                 f"conditioning: expected reference latents with {channels} channels, got {latent.shape[1]}; encode "
-                "them with the VAE of Ovis-U1 Load Model."
+                "the reference images with the VAE of Ovis-U1 Load Model."
             )
         return self.process_latent_in(latent)
 

@@ -16,8 +16,8 @@ def warn_of_size(side: int | None, height: int, width: int) -> None:
     """Warns if a model that was trained on images of side x side will make one of height x width pixels."""
     if side is not None and (height, width) != (side, side):
         _warn(
-            f"This model was trained on pictures of {side} x {side} pixels, and {width} x {height} will not look "
-            f"right; set width and height to {side}, or load another model."
+            f"This model was trained on images of {side} x {side} pixels, and images of {width} x {height} will not "
+            f"look right; set width and height to {side}, or load another model."
         )
 
 
@@ -25,8 +25,8 @@ def warn_of_picture(side: int | None, height: int, width: int) -> None:
     """Warns if a question is about a picture of another size than the model was trained on."""
     if side is not None and understanding_size(height, width) != understanding_size(side, side):
         _warn(
-            f"This model was trained on pictures of {side} x {side} pixels, and its answer about a picture of "
-            f"{width} x {height} may be wrong; scale the picture to {side} x {side}, or load another model."
+            f"This model was trained on images of {side} x {side} pixels, and its answer about an image of "
+            f"{width} x {height} may be wrong; scale the image to {side} x {side}, or load another model."
         )
 
 

@@ -66,8 +66,8 @@ class PatchChecks:
         self._alone = (options.get("sigmas"), alone | pair)
         if len(alone | pair) == 2:
             raise ValueError(
-                "model: NAGuidance needs positive and negative in one batch, and they came separately; use reference "
-                "images and hooks on both or on neither, free memory, or remove NAGuidance."
+                "model: NAGuidance needs positive and negative in one batch, got them in separate batches; use "
+                "reference images and hooks for both or for neither, free memory, or remove NAGuidance."
             )
 
 

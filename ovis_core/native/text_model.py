@@ -57,7 +57,8 @@ class OvisTextModel(Multimodal):
         """Takes ComfyUI's options. Raises ValueError if a layer is chosen, because two fixed layers are used."""
         if options.get("layer") is not None:
             raise ValueError(
-                "clip: CLIP Set Last Layer chose a layer, and Ovis-U1 encodes with two fixed layers; remove that node."
+                "clip: CLIP Set Last Layer chose a layer, but Ovis-U1 always uses the same two layers; remove that "
+                "node."
             )
         self.execution_device = options.get("execution_device", self.execution_device)
 
@@ -92,7 +93,9 @@ class OvisTextModel(Multimodal):
         """
         sections = own_section(tokens)
         if len({len(section) for section in sections}) > 1:
-            raise ValueError("tokens: prompts of different length cannot share a batch; encode each of them alone.")
+            raise ValueError(
+                "tokens: expected prompts of one length in a batch, got several; encode each prompt separately."
+            )
         conditions = [
             self.condition([token[0] for token in section], self.run_device, self.compute_dtype) for section in sections
         ]

@@ -187,23 +187,24 @@ class OvisTokenizer:
     ) -> list[Token]:
         refuse_unknown(unknown)
         if not is_empty(audio):
-            raise ValueError("audio: Ovis-U1 does not take audio; disconnect it.")
+            raise ValueError("audio: Ovis-U1 does not support audio; disconnect audio.")
         batches = images.values() if isinstance(images, Mapping) else [images] if _is_batch(images) else images or ()
         seen = [*_images("image", image), *(one for batch in batches for one in _images("images", batch))]
         frames = sample_frames(_images("video", video), MAX_FRAMES)
         system_prompt = system_prompt or ""
         if not isinstance(system_prompt, str):
             raise ValueError(
-                f"system_prompt: expected text, got {type(system_prompt).__name__}; connect a STRING, or empty it."
+                f"system_prompt: expected text, got {type(system_prompt).__name__}; connect a STRING, or clear "
+                "system_prompt."
             )
         if seen and frames:
-            raise ValueError("video: Ovis-U1 looks at images or at a video, not at both; disconnect one of them.")
+            raise ValueError("video: expected either images or a video, got both; disconnect one of them.")
         if not skip_template:
             tokens = self.question(text, seen, frames, thinking=thinking, system_prompt=system_prompt)
         elif system_prompt.strip():
             raise ValueError(
-                "system_prompt: it works only with the default template; turn on use_default_template, or empty "
-                "system_prompt."
+                "system_prompt: expected no text, because use_default_template is off; turn on use_default_template, "
+                "or clear system_prompt."
             )
         else:
             self._check_length([text], seen, frames)
@@ -211,8 +212,8 @@ class OvisTokenizer:
             tokens = self.fill_placeholders([*(picture.kind for picture in pictures), text], pictures)
         if min_length is not None and sequence_length(tokens) < min_length:
             raise ValueError(
-                f"min_length: expected at most {sequence_length(tokens)}, the prompt's length, got {min_length}; "
-                "Ovis-U1 cannot pad prompts, so set it to 1."
+                f"min_length: expected at most {sequence_length(tokens)}, the length of the prompt, which Ovis-U1 "
+                f"cannot pad, got {min_length}; set min_length to 1."
             )
         return tokens
 
@@ -250,8 +251,8 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if not is_empty(value):
             number = isinstance(value, Number) and not isinstance(value, bool)
-            off = f"it is {value}; set it to 0" if number else "turn it off" if value is True else "empty it"
-            raise ValueError(f"{name}: Ovis-U1 does not take this input; {off}, or remove the node that sets it.")
+            off = f", got {value}; set it to 0" if number else "; turn it off" if value is True else "; clear it"
+            raise ValueError(f"{name}: Ovis-U1 does not support this input{off}, or remove the node that sets it.")
 
 
 def _is_batch(value: Any) -> bool:
@@ -263,11 +264,11 @@ def _images(name: str, batch: Tensor | None) -> list[Tensor]:
     if batch is None:
         return []
     if not isinstance(batch, Tensor):
-        raise ValueError(f"{name}: expected an IMAGE, got {type(batch).__name__}; connect an IMAGE.")
+        raise ValueError(f"{name}: expected an IMAGE, got {type(batch).__name__}; connect Load Image or VAE Decode.")
     if batch.ndim != 4 or 0 in batch.shape:
         raise ValueError(
-            f"{name}: expected an IMAGE of 4 dimensions, none of them 0, got shape {list(batch.shape)}; connect an "
-            "IMAGE."
+            f"{name}: expected an IMAGE of 4 dimensions, none of them 0, got shape {list(batch.shape)}; connect "
+            "Load Image or VAE Decode."
         )
     return list(batch)
 
@@ -282,7 +283,7 @@ def _numbered(tokens: dict[str, list[list[tuple]]], number: bool) -> dict[str, l
 def _refuse_more_than_text(options: dict[str, Any]) -> None:
     """Raises ValueError if a node that encodes prompts passes an argument that would be ignored."""
     if not is_empty(options.pop("images", None)):
-        raise ValueError("images: this node cannot pass images to Ovis-U1; use Ovis-U1 Edit Encode.")
+        raise ValueError("images: Ovis-U1 does not support images from this node; use Ovis-U1 Edit Encode.")
     for name, value in options.items():
         if not is_empty(value) and (name not in OTHER_MODELS_OPTIONS or value == TEXT_ALONE):
             raise ValueError(
@@ -301,7 +302,9 @@ def own_section(tokens: dict[str, list[list[tuple]]]) -> list[list[tuple]]:
     Raises ValueError for another CLIP's tokens, and if a node gave different prompts to several text encoders.
     """
     if SECTION not in tokens:
-        raise ValueError("tokens: they were not made by this CLIP; tokenize with the CLIP of Ovis-U1 Load Model.")
+        raise ValueError(
+            "tokens: expected tokens of this CLIP, got those of another CLIP; connect the CLIP of Ovis-U1 Load Model."
+        )
     if len(tokens) == 1:
         return tokens[SECTION]
     sections = [section for section in tokens.values() if isinstance(section, list) and section]
@@ -311,7 +314,7 @@ def own_section(tokens: dict[str, list[list[tuple]]]) -> list[list[tuple]]:
         found = {ids: section for ids, section in found.items() if set(ids) != empty}
     if len(found) > 1:
         raise ValueError(
-            "clip: this node gives several text encoders different prompts, and Ovis-U1 has one text encoder; write "
-            "the same prompt in each input, or use Ovis-U1 Text Encode."
+            "clip: expected the same prompt for every text encoder, because Ovis-U1 has only one, got different "
+            "prompts; write the same prompt in each input of this node, or use Ovis-U1 Text Encode."
         )
     return next(iter(found.values()))

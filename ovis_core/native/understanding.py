@@ -77,7 +77,12 @@ def understand(
     tokens = [*before.tokens, *clip.tokenizer.question(prompt, images, frames, max_frames, thinking)]
     limit = model.limit_new_tokens(tokens, max_new_tokens)
     if limit < max_new_tokens:
-        logging.warning("Ovis-U1: only %d of max_new_tokens %d fit after the conversation.", limit, max_new_tokens)
+        logging.warning(
+            "Ovis-U1: max_new_tokens is %d, but only %d tokens fit after the prompt; shorten the conversation for a "
+            "longer answer.",
+            max_new_tokens,
+            limit,
+        )
     with _loaded(clip, model.memory_for(tokens, limit)):
         weights = _weights_id(clip)
         past = before.cache
@@ -117,7 +122,10 @@ def choose(clip: comfy.sd.CLIP, images: Sequence[Tensor], question: str, choices
     for choice in choices:
         other = first.setdefault(clip.tokenizer.tokenizer.encode([choice])[0], choice)
         if other != choice:
-            raise ValueError(f"choices: {other!r} and {choice!r} begin with the same token; change one of them.")
+            raise ValueError(
+                f"choices: expected choices that begin with different tokens, got {other!r} and {choice!r}; change one "
+                "of them."
+            )
     tokens = clip.tokenizer.question(question, images)
     return _first_words(clip, [tokens], [(choice,) for choice in choices])[0]
 

@@ -40,17 +40,19 @@ def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor]) -> comfy.sd.
     }
     weights = {name: tensor.read() for name, tensor in tensors.items()}
     params = {"ddconfig": ddconfig, "embed_dim": config.latent_channels}
+    file = next(iter(tensors.values())).file
     try:
         vae = comfy.sd.VAE(sd=weights, config={"params": params})
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
-        file = next(iter(tensors.values())).file
         wrong = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
         raise CheckpointError(f"{file}: expected an SDXL VAE ({wrong.rstrip('.')}); choose another file.") from error
     missing = sorted(set(vae.get_sd()) - set(tensors))
     if missing and "encoder.down.0.block.0.conv1.weight" in tensors:
-        raise CheckpointError(f"VAE: missing tensor {some(missing)}; choose another file.")
+        raise CheckpointError(
+            f"{file}: missing tensor {some(missing)} of the VAE; choose another file, or download it again."
+        )
     if vae.device.type == "cpu" and not args.use_split_cross_attention:
         _attend_by_torch(vae)
     keep_patchable(vae.patcher)
@@ -74,11 +76,8 @@ def decode(vae: comfy.sd.VAE, latent: dict[str, Any], restore_size: bool = False
     """
     samples: Tensor = latent["samples"]
     source: EditSource | None = latent.get(SOURCE)
-    if restore_size and not (source and _same_aspect(samples, source.samples)):
-        raise ValueError(
-            "samples: they have no source image size, or another aspect ratio than the source; sample the latent of "
-            "Ovis-U1 Edit Encode, or turn restore_size off."
-        )
+    if restore_size:
+        _check_size(samples, source)
 
     def pixels(samples: Tensor) -> Tensor:
         images = vae.decode(samples)
@@ -101,10 +100,19 @@ def decode(vae: comfy.sd.VAE, latent: dict[str, Any], restore_size: bool = False
     )
 
 
-def _same_aspect(samples: Tensor, source: Tensor) -> bool:
-    """Whether latents have the source's aspect ratio, at its size or scaled."""
-    (height, width), (own_height, own_width) = samples.shape[-2:], source.shape[-2:]
-    return abs(height * own_width - width * own_height) <= max(own_height, own_width)
+def _check_size(samples: Tensor, source: EditSource | None) -> None:
+    """Raises ValueError if latents have no source image, or another aspect ratio than it; they may be scaled."""
+    if source is None:
+        raise ValueError(
+            "samples: expected the latent of an edit, because restore_size is on, got another latent; connect Ovis-U1 "
+            "Sampler with the latent of Ovis-U1 Edit Encode, or turn off restore_size."
+        )
+    (height, width), (own_height, own_width) = samples.shape[-2:], source.samples.shape[-2:]
+    if abs(height * own_width - width * own_height) > max(own_height, own_width):
+        raise ValueError(
+            "samples: expected the aspect ratio of the edit's source image, because restore_size is on, got another; "
+            "remove the node that changes the latent's shape, or turn off restore_size."
+        )
 
 
 def _kept_sources(samples: Tensor, sources: Tensor, mask: Tensor) -> list[int | None]:

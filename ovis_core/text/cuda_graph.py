@@ -69,9 +69,9 @@ def capture(model: LanguageModel, cache: KVCache, tokens: int) -> CapturedDecode
         if not isinstance(error, torch.cuda.OutOfMemoryError):
             _failures[device] += 1
         again = _failures[device] < MAX_FAILURES
-        then = "the next answer tries again" if again else "this stays so until ComfyUI restarts"
+        then = "the next answer tries again" if again else "restart ComfyUI to try again"
         logging.warning(
-            "Ovis-U1: the CUDA graph could not be captured, so text is generated more slowly (%s): %s", then, error
+            "Ovis-U1: text is generated more slowly, because a CUDA graph could not be captured (%s); %s.", error, then
         )
         return None
     del _failures[device]

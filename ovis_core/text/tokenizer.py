@@ -24,7 +24,9 @@ PIECES = (
 PROBE = "Describe a caf\u00e9, \u6f22\u5b57 and \u043a\u043e\u0448\u043a\u0438 3\u2f57"
 PROBE_IDS = [74785, 264, 51950, 11, 6567, 120, 95, 18600, 323, 87415, 133041, 220, 18, 151642]
 EMPTY: Mapping[int, str] = MappingProxyType({})
-MEND = "Download them again, or delete them to use those that ComfyUI ships."
+# Remedies in messages.
+REPLACE = "download its files again, or delete them to use those of ComfyUI"
+SAVE_AGAIN = "save or download the model again"
 
 
 class Tokenizer:
@@ -44,11 +46,11 @@ class Tokenizer:
             with tempfile.TemporaryDirectory() as folder:
                 for name, data in source.items():
                     (Path(folder) / name).write_bytes(data)
-                self._read(Path(folder), "the tokenizer stored with the weights")
+                self._read(Path(folder), "the tokenizer stored with the weights", SAVE_AGAIN)
         else:
-            self._read(Path(source), source)
+            self._read(Path(source), f"the tokenizer in {source}", REPLACE)
 
-    def _read(self, folder: Path, called: str | Path) -> None:
+    def _read(self, folder: Path, called: str, remedy: str) -> None:
         try:
             self._bpe = Backend(_vocabulary(folder))
             self._bpe.normalizer = normalizers.NFC()
@@ -63,9 +65,9 @@ class Tokenizer:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # errors differ from file to file; a panic in the library is not an Exception
-            raise ValueError(f"{called}: its tokenizer files cannot be read ({error}). {MEND}") from error
+            raise ValueError(f"{called} cannot be read ({error}); {remedy}.") from error
         if ids != PROBE_IDS:
-            raise ValueError(f"{called}: its tokenizer is not Qwen3's, or is incomplete. {MEND}")
+            raise ValueError(f"{called}: expected Qwen3's vocabulary, got another or an incomplete one; {remedy}.")
 
     def encode(self, parts: Sequence[PromptPart]) -> list[int | Placeholder]:
         """Token ids of a prompt's parts, with placeholders left in their positions.

@@ -43,7 +43,7 @@ def fingerprint() -> str:
 def unpack(folder: Path) -> Path:
     """Writes the model as a safetensors file into `folder`, which is made if it is missing, and returns the file.
 
-    A file that is there already is used if it holds the same bytes; otherwise it is replaced in one step, so that
+    A file that is there already is used if it has the same bytes; otherwise it is replaced in one step, so that
     several threads and processes can do this at once.
 
     Raises `CheckpointError` if the packed file is damaged, or if `folder` cannot be written to.

@@ -85,7 +85,7 @@ def find(kind: Kind, entries: Mapping[str, TensorEntry], source: Path) -> Compon
             own = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
             return Component(kind, prefix, own)
     raise CheckpointError(
-        f"{source}: missing tensor {kind.prefixes[0]}{kind.probe}, so it has no Ovis-U1 {kind.title}. Choose another "
+        f"{source}: missing tensor {kind.prefixes[0]}{kind.probe}, so it has no Ovis-U1 {kind.title}; choose another "
         "file, or download the model again."
     )
 
@@ -103,14 +103,16 @@ def describe(
         try:
             own, tokenizer = read_metadata(components[kind].entries)
         except ConfigError as error:
-            raise CheckpointError(f"{sources[kind]}: {error} Save or download it again.") from error
+            raise CheckpointError(f"{sources[kind]}: {error}; save or download the file again.") from error
         sections |= {name: own[name] for name in kind.sections if name in own}
     config = dataclasses.replace(RELEASE, **sections)
     try:
         check_together(config)
     except ConfigError as error:
         decoder, text, vae = sources.values()
-        raise CheckpointError(f"{decoder}, {text} and {vae} do not match: {error}") from error
+        raise CheckpointError(
+            f"{decoder}, {text} and {vae} do not match: {error}; choose the parts of one model."
+        ) from error
     return config, tokenizer
 
 
@@ -125,7 +127,7 @@ def _vae_config(vae: Component, source: Path) -> VaeConfig:
             images = shapes["encoder.conv_in.weight"][1] if "encoder.conv_in.weight" in shapes else 0
             if latents == LATENT_CHANNELS and images == 3:
                 return VaeConfig(images, images, latents, tuple(widths), layers)
-    raise CheckpointError(f"{source}: expected an SDXL VAE, found another kind; choose another file.")
+    raise CheckpointError(f"{source}: expected an SDXL VAE, got another kind of VAE; choose another file.")
 
 
 def check(component: Component, config: OvisConfig, source: Path, config_name: str) -> Component:
@@ -146,10 +148,10 @@ def check(component: Component, config: OvisConfig, source: Path, config_name: s
         elif entry.shape != shape:
             raise CheckpointError(
                 f"{source}: tensor {entry.name} has shape {list(entry.shape)}, but {config_name} requires "
-                f"{list(shape)}. The weights do not match the config; download both again."
+                f"{list(shape)}; download the weights and the config again."
             )
     if missing:
-        raise CheckpointError(f"{source}: missing tensor {some(missing)}. Download the model again.")
+        raise CheckpointError(f"{source}: missing tensor {some(missing)}; download the model again.")
     layers = [name.removesuffix(WEIGHT) for name in wanted if name.endswith(WEIGHT)]
     scales = scale_entries(component.entries, layers, source)
     return dataclasses.replace(component, entries={name: component.entries[name] for name in wanted} | scales)

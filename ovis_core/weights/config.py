@@ -10,10 +10,10 @@ from ..special_tokens import Control
 
 # Names for the types of the dataclasses' fields, in messages.
 KINDS = {
-    "int": "positive whole number",
-    "float": "positive number",
+    "int": "a positive whole number",
+    "float": "a positive number",
     "bool": "true or false",
-    "tuple[int, ...]": "list of positive whole numbers",
+    "tuple[int, ...]": "a list of positive whole numbers",
 }
 
 
@@ -38,7 +38,10 @@ MOST_AXES = 16
 
 
 class ConfigError(ValueError):
-    """A `config.json` that does not describe an Ovis-U1 which this package can run."""
+    """A `config.json` that does not describe an Ovis-U1 which this package can run.
+
+    The message names the entry. Callers add the file before it, and a remedy after it.
+    """
 
     __module__ = "builtins"  # ComfyUI shows the module before the name, and the pack's is a long path
 
@@ -124,9 +127,7 @@ def read_config(config: dict[str, Any]) -> OvisConfig:
     Raises `ConfigError`, naming the entry, if one is missing or has an unsupported value.
     """
     if config.get("model_type") != "ovis_u1":
-        raise ConfigError(
-            f'model_type is {_shown(config.get("model_type"))}, not "ovis_u1": this is another model; download Ovis-U1.'
-        )
+        raise ConfigError(f"model_type: expected 'ovis_u1', got {_shown(config.get('model_type'))}")
     llm = _Section(config, "llm_config")
     visual = _Section(config, "visual_tokenizer_config")
     backbone = _Section(visual.values, "backbone_config", visual.name)
@@ -167,8 +168,8 @@ def check_together(config: OvisConfig) -> None:
     decoder, language = config.decoder, config.language
     if decoder.context_in_dim != 2 * language.hidden_size:
         raise ConfigError(
-            f"visual_generator_config.context_in_dim is {decoder.context_in_dim}; it must be twice "
-            f"llm_config.hidden_size ({language.hidden_size})."
+            f"visual_generator_config.context_in_dim: expected twice llm_config.hidden_size ({language.hidden_size}), "
+            f"got {decoder.context_in_dim}"
         )
     packed = LATENT_CHANNELS * LATENT_PATCH**2
     for path, part, name, right in (
@@ -182,32 +183,32 @@ def check_together(config: OvisConfig) -> None:
     ):
         found = getattr(part, name)
         if found != right:
-            raise ConfigError(f"{path}.{name} is {found}; only {right} is supported.")
+            raise ConfigError(f"{path}.{name}: expected {right}, got {found}")
     if len(decoder.axes_dim) != 3 or any(dim % 2 for dim in decoder.axes_dim):
-        raise ConfigError(f"visual_generator_config.axes_dim {list(decoder.axes_dim)} must be three even numbers.")
+        raise ConfigError(
+            f"visual_generator_config.axes_dim: expected three even numbers, got {_shown(list(decoder.axes_dim))}"
+        )
     if language.num_attention_heads % language.num_key_value_heads:
         raise ConfigError(
-            f"llm_config.num_attention_heads ({language.num_attention_heads}) must be a multiple of "
-            f"num_key_value_heads ({language.num_key_value_heads})."
+            "llm_config.num_attention_heads: expected a multiple of num_key_value_heads "
+            f"({language.num_key_value_heads}), got {language.num_attention_heads}"
         )
     if language.vocab_size <= max(Control):
-        raise ConfigError(
-            f"llm_config.vocab_size is {language.vocab_size}; it must be greater than {int(max(Control))}."
-        )
+        raise ConfigError(f"llm_config.vocab_size: expected more than {int(max(Control))}, got {language.vocab_size}")
     if config.vision.hidden_size % config.vision.num_attention_heads:
         raise ConfigError(
-            f"visual_tokenizer_config.backbone_config.hidden_size ({config.vision.hidden_size}) must be a multiple of "
-            f"num_attention_heads ({config.vision.num_attention_heads})."
+            "visual_tokenizer_config.backbone_config.hidden_size: expected a multiple of num_attention_heads "
+            f"({config.vision.num_attention_heads}), got {config.vision.hidden_size}"
         )
     if sum(decoder.axes_dim) * decoder.num_heads != decoder.hidden_size:
         raise ConfigError(
-            f"visual_generator_config.axes_dim {list(decoder.axes_dim)} must add up to hidden_size / num_heads = "
-            f"{decoder.hidden_size} / {decoder.num_heads}."
+            "visual_generator_config.axes_dim: expected numbers that add up to hidden_size / num_heads "
+            f"({decoder.hidden_size} / {decoder.num_heads}), got {list(decoder.axes_dim)}"
         )
     if len(config.vae.block_out_channels) != VAE_LEVELS:
         raise ConfigError(
-            f"visual_generator_config.vae_config.block_out_channels has {len(config.vae.block_out_channels)} "
-            f"entries; it must have {VAE_LEVELS}, because latents are {LATENT_SCALE} times smaller than the image."
+            f"visual_generator_config.vae_config.block_out_channels: expected {VAE_LEVELS} numbers, because latents "
+            f"are {LATENT_SCALE} times smaller than the image, got {len(config.vae.block_out_channels)}"
         )
 
 
@@ -229,9 +230,9 @@ def load_sections(data: bytes | str) -> dict[str, Any]:
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the config is not JSON ({error}).") from error
+        raise ConfigError(f"the stored config is not JSON ({error})") from error
     if not isinstance(values, dict):
-        raise ConfigError("the config is not a JSON object.")
+        raise ConfigError("the stored config is not a JSON object")
     return {name: kind(**_Section(values, name).fields(kind)) for name, kind in SECTIONS.items() if values.get(name)}
 
 
@@ -241,20 +242,22 @@ class _Section:
     def __init__(self, parent: dict[str, Any], key: str, path: str = "") -> None:
         self.name = f"{path}.{key}" if path else key
         values = parent.get(key)
+        if values is None:
+            raise ConfigError(f"{self.name} is missing")
         if not isinstance(values, dict):
-            raise ConfigError(f"{self.name} is missing.")
+            raise ConfigError(f"{self.name}: expected an object, got {_shown(values)}")
         self.values: dict[str, Any] = values
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.values:
-            raise ConfigError(f"{self.name}.{key} is missing.")
+            raise ConfigError(f"{self.name}.{key} is missing")
         return self.values[key]
 
     def expect(self, key: str, value: Any) -> None:
         """Raises `ConfigError` if an entry has another value. A missing entry counts as the expected value."""
         found = self.values.get(key, value)
         if found != value:
-            raise ConfigError(f"{self.name}.{key} is {_shown(found)}; only {value!r} is supported.")
+            raise ConfigError(f"{self.name}.{key}: expected {value!r}, got {_shown(found)}")
 
     def fields(self, cls: type, **given: Any) -> dict[str, Any]:
         """The values for a dataclass's fields, lists as tuples."""
@@ -262,10 +265,10 @@ class _Section:
         for name, field in cls.__dataclass_fields__.items():
             value = given[name] if name in given else self[name]
             if not _fits(value, field.type):
-                raise ConfigError(f"{self.name}.{name} is {_shown(value)}; it must be a {KINDS[field.type]}.")
+                raise ConfigError(f"{self.name}.{name}: expected {KINDS[field.type]}, got {_shown(value)}")
             most = MOST_LAYERS if name in LAYERS else LARGEST
             if any(number > most for number in (value if isinstance(value, list) else [value])):
-                raise ConfigError(f"{self.name}.{name} is {_shown(value)}; it must be at most {most}.")
+                raise ConfigError(f"{self.name}.{name}: expected at most {most}, got {_shown(value)}")
             values[name] = tuple(value) if isinstance(value, list) else value
         return values
 

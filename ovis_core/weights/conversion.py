@@ -79,7 +79,7 @@ def _tensors(checkpoint: Checkpoint, component: Component, prefix: str, precisio
 def _write(files: Mapping[Path, dict[str, LazyTensor]], report: Report) -> None:
     for file in files:
         if file.exists():
-            raise CheckpointError(f"{file} already exists; delete it, or choose another name.")
+            raise CheckpointError(f"{file} already exists; delete it, or choose another name or folder.")
     needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
     folder = next(iter(files)).parent
     total, done = (2 if CAN_READ_BACK else 1) * needed, 0
@@ -95,22 +95,25 @@ def _write(files: Mapping[Path, dict[str, LazyTensor]], report: Report) -> None:
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise CheckpointError(
-                f"the disk of {folder} has {free / 1e9:.1f} GB free and the files need {needed / 1e9:.1f} GB; free "
-                "some space."
+                f"{folder}: expected {needed / 1e9:.1f} GB of free disk space, got {free / 1e9:.1f} GB; free some "
+                "space, or choose another disk."
             )
         for file, tensors in files.items():
             checksum = _write_file(parts[file], tensors, count)
             if CAN_READ_BACK and _read_back(parts[file], count) != checksum:
                 raise CheckpointError(
-                    f"{parts[file]} read back differently, so it was deleted; the disk may be failing: write to "
-                    "another one."
+                    f"{parts[file]} differed when it was read back, and was deleted; check the disk, or choose another "
+                    "one."
                 )
         for file, part in parts.items():
             part.replace(file)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise CheckpointError(f"the disk of {folder} is full; free some space and run it again.") from error
-        raise CheckpointError(f"{error.filename or folder} cannot be written ({error.strerror or error}).") from error
+            raise CheckpointError(f"the disk of {folder} is full; free some space and convert again.") from error
+        raise CheckpointError(
+            f"{error.filename or folder} cannot be written ({error.strerror or error}); check its permissions, or "
+            "choose another folder."
+        ) from error
     finally:
         for part in parts.values():
             with contextlib.suppress(OSError):
@@ -158,7 +161,7 @@ def _read(name: str, tensor: LazyTensor) -> Tensor:
         return tensor.read()
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"tensor {name} of the source cannot be read ({error}); download or save its file again."
+            f"{tensor.origin or f'tensor {name}'} cannot be read ({error}); download or save the file again."
         ) from error
 
 

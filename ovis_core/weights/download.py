@@ -76,7 +76,7 @@ def repository_name(text: str) -> str:
     """The name as owner/name, from that form or from the address of the repository's page. Raises `DownloadError`."""
     name = PAGE.sub("", text.strip()).strip("/")
     if not NAME.fullmatch(name):
-        raise DownloadError(f"repository: {name!r} is not the name of a repository; write it as owner/name.")
+        raise DownloadError(f"repository: expected a name such as {REPOSITORY}, got {name!r}; write it as owner/name.")
     return name
 
 
@@ -105,12 +105,13 @@ def download(
         from filelock import FileLock, Timeout
     except ImportError as error:
         raise DownloadError(
-            f"filelock cannot be imported ({_line(error)}); run this with ComfyUI's Python, or install it there."
+            f"the package filelock cannot be imported ({_line(error)}); run this with ComfyUI's Python, or install "
+            "filelock there."
         ) from error
 
     by_hand = (
-        "if the hub is blocked, set HF_ENDPOINT to a mirror of it, or put config.json, model.safetensors.index.json "
-        f"and every model-*.safetensors of {repository} into {folder} by hand."
+        "or put config.json, model.safetensors.index.json and every model-*.safetensors of "
+        f"{repository} into {folder} by hand."
     )
     try:
         try:
@@ -119,12 +120,14 @@ def download(
             if not _is_out_of_reach(error) or recheck or not CheckedFiles(folder).is_complete(repository, revision):
                 raise
             logging.warning(
-                "Ovis-U1: the hub cannot be reached (%s); using %s, which was checked before", _line(error), folder
+                "Ovis-U1: the hub cannot be reached (%s), so %s is used, which was checked earlier.",
+                _line(error),
+                folder,
             )
             return folder
         files = list(_wanted(info.get("siblings") or []))
         if not any(file.name.endswith(".safetensors") for file in files):
-            raise DownloadError(f"repository: {repository} has no safetensors files; choose another one.")
+            raise DownloadError(f"repository: {repository} has no safetensors files; choose another repository.")
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=0), _reporting(folder, files, report) as say:
             commit = str(info.get("sha") or revision)
@@ -139,21 +142,30 @@ def download(
                 f"repository: {hub.endpoint()} has no {repository} at {revision}, or it needs a login; check the "
                 "name and the revision, or set HF_TOKEN."
             ) from error
-        raise DownloadError(f"{hub.endpoint()} answered with an error ({_line(error)}); {by_hand}") from error
+        raise DownloadError(
+            f"{hub.endpoint()} answered with an error ({_line(error)}); try again later, set HF_ENDPOINT to a mirror "
+            f"of the hub, {by_hand}"
+        ) from error
     except NotImplementedError as error:
         raise DownloadError(f"{folder} cannot be locked ({_line(error)}); choose a folder on another disk.") from error
     except Timeout as error:
-        raise DownloadError(f"another download into {folder} is running; wait for it.") from error
+        raise DownloadError(f"another download into {folder} is running; wait until it ends.") from error
     except hub.Offline as error:
         raise DownloadError(
-            f"{hub.endpoint()} is not asked because HF_HUB_OFFLINE is set; unset it and restart ComfyUI."
+            f"HF_HUB_OFFLINE is set, so nothing is downloaded from {hub.endpoint()}; unset it and restart ComfyUI."
+        ) from error
+    except (hub.UnusableAnswer, http.client.HTTPException, ValueError) as error:
+        raise DownloadError(
+            f"{hub.endpoint()} sent an answer that cannot be used ({_line(error)}); run the download again, "
+            f"check HF_ENDPOINT, {by_hand}"
         ) from error
     except OSError as error:
         if not isinstance(error, urllib.error.URLError) and (error.filename is not None or error.errno in DISK):
             raise DownloadError(_disk_error(error, folder)) from error
-        raise DownloadError(f"{hub.endpoint()} cannot be reached ({_line(error)}); {by_hand}") from error
-    except (http.client.HTTPException, ValueError) as error:
-        raise DownloadError(f"{hub.endpoint()} cannot be reached ({_line(error)}); {by_hand}") from error
+        raise DownloadError(
+            f"{hub.endpoint()} cannot be reached ({_line(error)}); check the connection, set HF_ENDPOINT to a mirror "
+            f"of the hub, {by_hand}"
+        ) from error
     return folder
 
 
@@ -162,14 +174,16 @@ def _disk_error(error: OSError, folder: Path) -> str:
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else folder
     why = error.strerror or _line(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {path} is full ({why}); free some space and run it again; it resumes."
+        return f"the disk of {path} is full ({why}); free some space and run the download again, which resumes."
     if error.errno == errno.EFBIG:
-        return f"the file system of {path} cannot hold a file of that size ({why}); choose a folder on another disk."
+        return (
+            f"the file system of {path} does not support files of this size ({why}); choose a folder on another disk."
+        )
     if isinstance(error, IsADirectoryError):
-        return f"{path} must be a file, but is a folder; move it away and run it again."
+        return f"{path}: expected a file, got a folder; move it away and run the download again."
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         file = next((place for place in (path, *path.parents) if place.is_file()), path)
-        return f"{file} must be a folder, but is a file; move it away and run it again."
+        return f"{file}: expected a folder, got a file; move it away and run the download again."
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"{path} cannot be read or written ({why}); check its permissions, or choose another folder."
     return f"{path} cannot be read or written ({why}); check its disk, or choose another folder."
@@ -280,8 +294,8 @@ class _Fetcher:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise DownloadError(
-                f"the disk of {self.folder} has {free / 1e9:.1f} GB free and the download needs "
-                f"{needed / 1e9:.1f} GB more; free some space and run it again."
+                f"{self.folder}: expected {needed / 1e9:.1f} GB of free disk space, got {free / 1e9:.1f} GB; free some "
+                "space and run the download again."
             )
 
     def _fetch(self, file: RepositoryFile) -> None:
@@ -337,7 +351,7 @@ class _Fetcher:
         except Exception as error:  # the client raises many kinds of errors
             self._raise_if_stopped()
             logging.warning(
-                "Ovis-U1: Xet stopped at %s (%s); the download continues over HTTP", file.name, _line(error)
+                "Ovis-U1: the download of %s over Xet failed (%s) and continues over HTTP.", file.name, _line(error)
             )
         self._raise_if_stopped()
 

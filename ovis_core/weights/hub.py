@@ -37,6 +37,10 @@ class Offline(OSError):
     """HF_HUB_OFFLINE is set."""
 
 
+class UnusableAnswer(OSError):
+    """The server's answer is not that of a hub."""
+
+
 @dataclass(frozen=True)
 class RepositoryFile:
     """A file of a repository.
@@ -71,7 +75,7 @@ def model_info(repository: str, revision: str) -> dict[str, Any]:
     with _open(url, {}) as answer:
         found = json.load(answer)
     if not isinstance(found, dict):
-        raise OSError("the answer is not a JSON object")
+        raise UnusableAnswer("it is not a JSON object")
     return found
 
 

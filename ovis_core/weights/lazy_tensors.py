@@ -58,7 +58,10 @@ class LazyTensor:
     def _read_as(self, dtype: torch.dtype) -> Tensor:
         values = saturated(self.read(), dtype)
         if dtype == torch.float16 and not is_finite(values):
-            raise CheckpointError(f"{self.origin} has values that are too large for float16; choose bf16 or fp32.")
+            raise CheckpointError(
+                f"{self.origin} has values that are too large for float16; set weight_dtype (--dtype of "
+                "scripts/convert.py) to bf16 or fp32."
+            )
         return values
 
     @property
@@ -117,7 +120,7 @@ def lazy_tensors(
         origin = f"{entry.file}: tensor {entry.name}"
         if dtype is None:
             raise CheckpointError(
-                f"{origin} has dtype {entry.dtype}; expected {', '.join(DTYPES)}. Choose another file."
+                f"{origin}: expected dtype {', '.join(DTYPES)}, got {entry.dtype}; choose another file."
             )
         found[name] = LazyTensor(entry.shape, dtype, partial(read, entry), origin, persistent, entry.file)
     return found

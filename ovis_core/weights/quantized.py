@@ -30,7 +30,7 @@ def scale_entries(
 ) -> Mapping[str, TensorEntry]:
     """The scales of these layers, by their newer names.
 
-    source  where the entries come from, for messages
+    source  the path of the entries, for messages
 
     Raises `CheckpointError` if a layer has more than one scale.
     """
@@ -41,8 +41,8 @@ def scale_entries(
                 continue
             if entry.shape not in ((), (1,)):
                 raise CheckpointError(
-                    f"{source}: tensor {entry.name} has shape {list(entry.shape)}; expected one scale for a whole "
-                    "matrix. Choose a file in bf16; scripts/convert.py makes fp8 from it."
+                    f"{source}: tensor {entry.name}: expected one scale for a whole matrix, got shape "
+                    f"{list(entry.shape)}; choose a file in bf16, which scripts/convert.py can convert to fp8."
                 )
             # Older ComfyUIs also write a scale of 1 for layers that are not quantized.
             if entries[layer + WEIGHT].dtype == FP8_IN_FILES:

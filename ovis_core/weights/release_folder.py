@@ -39,16 +39,20 @@ def read_folder(folder: Path) -> ReleaseFolder:
     try:
         config = read_config(_read_json(folder / CONFIG))
     except ConfigError as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+        raise CheckpointError(
+            f"{folder / CONFIG}: {error}; choose another folder, or replace the file with the release's."
+        ) from error
     files = _weight_files(folder)
     missing = [file.name for file in files if not file.is_file()]
     gone = [name for name in missing if (folder / name).is_symlink()]
     if gone:
-        raise CheckpointError(f"{folder}: {some(gone)} are links to missing files; replace them with the files.")
+        raise CheckpointError(
+            f"{folder}: expected files, got links to missing files ({some(gone)}); replace the links with the files."
+        )
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {some(missing)}: the download is incomplete; run Ovis-U1 Download "
-            "again, or fetch the missing files into that folder."
+            f"{folder} lacks {some(missing)}: the download is incomplete; run Ovis-U1 Download again, or put the "
+            "missing files into that folder."
         )
     own = any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES)
     return ReleaseFolder(config, files, folder if own else None)
@@ -74,7 +78,9 @@ def why_no_release(folder: Path) -> str:
     """An error message for a folder without a config.json; empty if it has no model files."""
     names = _names(folder)
     if any(name.endswith(UNFINISHED) for name in names):
-        return f"{folder} contains an unfinished download; run Ovis-U1 Download again, or fetch the missing files."
+        return (
+            f"{folder} contains an unfinished download; run Ovis-U1 Download again, or put the missing files into it."
+        )
     if any(name.endswith((".safetensors", *(pattern[1:] for pattern in PICKLES))) for name in names):
         return f"{folder} has no {CONFIG}; copy the release's {CONFIG} into it."
     return ""
@@ -117,18 +123,18 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         entries = _read_json(folder / INDEX).get("weight_map")
         if not isinstance(entries, dict) or not entries:
-            raise CheckpointError(f"{folder / INDEX} has no weight_map. Download it again.")
+            raise CheckpointError(f"{folder / INDEX} has no weight_map; download it again.")
         if not all(isinstance(name, str) for name in entries.values()):
-            raise CheckpointError(f"{folder / INDEX} has a weight_map that does not name files. Download it again.")
+            raise CheckpointError(f"{folder / INDEX} has a weight_map that does not name files; download it again.")
         names = sorted(set(entries.values()))
         if any(Path(name).name != name for name in names):
-            raise CheckpointError(f"{folder / INDEX} names files outside its folder. Download it again.")
+            raise CheckpointError(f"{folder / INDEX} names files outside its folder; download it again.")
         return [folder / name for name in names]
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles and not (folder / SINGLE).is_file():
         raise CheckpointError(
-            f"{folder} contains {some(pickles)} and no safetensors files. Pickles can run code when they are loaded, "
-            "so they are not read; download the release's safetensors files."
+            f"{folder} contains {some(pickles)} and no safetensors files, and pickles are not read, because they can "
+            "run code; download the release's safetensors files."
         )
     if any(folder.glob(SHARDS)) and not (folder / SINGLE).is_file():
         raise CheckpointError(
@@ -143,9 +149,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP) and path.is_symlink():
             raise CheckpointError(f"{path} is a link to a missing file; replace it with the file.") from error
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check that ComfyUI may read it.") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}); check that it exists, and its permissions."
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}). Download it again.") from error
+        raise CheckpointError(f"{path} is not JSON ({error}); download it again.") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object. Download it again.")
+        raise CheckpointError(f"{path} is not a JSON object; download it again.")
     return value

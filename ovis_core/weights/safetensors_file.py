@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-AGAIN = "Delete it and download it again."
+AGAIN = "delete it and download it again."
 LONGEST_HEADER = 100_000_000  # bytes; safetensors does not read longer ones
 METADATA = "ovis_u1."  # in the names of tensors that store metadata of the model, as bytes
 SHOWN = 3  # most names in a message
@@ -52,9 +52,9 @@ def read_entries(file: Path) -> dict[str, TensorEntry]:
                 found[name] = TensorEntry(name, shape, dtype, file, data)
             return found
     except SafetensorError as error:
-        raise CheckpointError(f"{file} {_instead(file) or f'is damaged or incomplete ({error}). {AGAIN}'}") from error
+        raise CheckpointError(f"{file} {_instead(file) or f'is damaged or incomplete ({error}); {AGAIN}'}") from error
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file} does not exist.") from error
+        raise CheckpointError(f"{file} does not exist; download it, or choose another file.") from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror or error}); check its permissions.") from error
 
@@ -83,17 +83,17 @@ def _instead(file: Path) -> str:
         start = opened.read(200)
     text = start.lstrip().lower()
     if not start:
-        return f"is empty. {AGAIN}"
+        return f"is empty; {AGAIN}"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return f"is a web page, not a weights file: the site sent it instead of the file. {AGAIN}"
+        return f"is a web page, not a weights file; {AGAIN}"
     if text.startswith(b"version https://git-lfs"):
         return (
-            "is a Git LFS pointer, not a weights file. Run `git lfs pull` in its folder, or download the file itself."
+            "is a Git LFS pointer, not a weights file; run `git lfs pull` in its folder, or download the file itself."
         )
     if text.startswith(b"gguf"):
-        return "is a GGUF file. Download the release's safetensors files."
+        return "is a GGUF file, not a safetensors file; download the release's safetensors files."
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return "is a pickle, which can run code when it is loaded, so it is not read. Download the safetensors files."
+        return "is a pickle, which can run code and so is not read; download the release's safetensors files."
     return ""
 
 

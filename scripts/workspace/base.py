@@ -40,4 +40,4 @@ def link_folder(target: Path, link: Path) -> None:
     # A junction, because Windows allows symbolic links only for administrators.
     done = subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], capture_output=True)
     if done.returncode != 0:
-        raise OSError(f"{link} could not be linked to {target}")
+        raise OSError(f"mklink /J {link} {target} failed")

@@ -1,4 +1,4 @@
-"""The one folder outside the checkout where the scripts write."""
+"""The only folder outside the checkout that the scripts write to."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def _make_home() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = f"the cache folder {folder} cannot be created ({error.strerror})"
-        raise UserError(f"{reason}; set OVIS_U1_HOME to another place") from error
+        raise UserError(f"{reason}; set OVIS_U1_HOME to another folder.") from error
     return folder
 
 
 @contextlib.contextmanager
 def set_up_lock() -> Iterator[int]:
-    """A lock, so that one process at a time does the set-up. The system releases it when its holders end for any
-    reason.
+    """A lock, so that one process at a time does the set-up. The system releases it when the processes that
+    have it end, for any reason.
     """
     with (_make_home() / "lock").open("a+b") as file:
         if not _try_lock(file):
-            with Ticker("waiting for another start to finish its set-up"):
+            with Ticker("waiting for another process to finish its set-up"):
                 while not _try_lock(file):
                     time.sleep(0.5)
         for left in home().glob("tmp-*"):

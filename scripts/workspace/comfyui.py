@@ -41,10 +41,13 @@ def describe_comfyui(path: Path, where: str) -> ComfyUI:
     """The ComfyUI in that folder. Raises UserError if it is not a ComfyUI, or too old for this pack."""
     path = path.expanduser().resolve()
     if not (path / "main.py").is_file() or not (path / "comfy").is_dir():
-        raise UserError(f"{path} is not a ComfyUI folder: it has no main.py and comfy/")
+        raise UserError(
+            f"{path} is not the folder of a ComfyUI, because it lacks main.py or comfy/; name another one with "
+            "--comfyui or COMFYUI_PATH."
+        )
     options = path / "comfy" / "cli_args.py"
     if not options.is_file() or "--base-directory" not in options.read_text(encoding="utf-8"):
-        raise UserError(f"the ComfyUI in {path} is too old: it has no --base-directory; update it")
+        raise UserError(f"the ComfyUI in {path} is too old, because it lacks the option --base-directory; update it.")
     return ComfyUI(path, _version(path), where)
 
 
@@ -152,7 +155,10 @@ def _unpack(archive: Path, prefix: str, target: Path) -> None:
                 continue
             file = (base / relative).resolve()
             if base not in file.parents:
-                raise UserError(f"{archive.name} holds a file outside its folder: {entry.filename}")
+                raise UserError(
+                    f"{archive.name} contains a file outside its folder ({entry.filename}); use a ComfyUI of your own "
+                    "with --comfyui."
+                )
             file.parent.mkdir(parents=True, exist_ok=True)
             with bundle.open(entry) as source, file.open("wb") as sink:
                 shutil.copyfileobj(source, sink)

@@ -35,7 +35,7 @@ def prepare_env(comfyui: Path, tests: bool = False) -> Path:
     check_python()
     requirements = comfyui / "requirements.txt"
     if not requirements.is_file():
-        raise UserError(f"the ComfyUI in {comfyui} has no requirements.txt")
+        raise UserError(f"the ComfyUI in {comfyui} has no requirements.txt; name a complete ComfyUI.")
     text = requirements.read_text(encoding="utf-8")
     system = f"{sys.version_info[0]}.{sys.version_info[1]} {platform.system()} {platform.machine()}"
     key = hashlib.sha256("\n".join((system, text, *PINS)).encode()).hexdigest()[:12]
@@ -56,11 +56,13 @@ def check_python() -> None:
     """Raises UserError if this Python cannot create the environment."""
     if sys.version_info < PYTHON_MIN:
         have = platform.python_version()
-        raise UserError(f"Python {'.'.join(map(str, PYTHON_MIN))} or newer is needed, and this is {have}")
+        raise UserError(
+            f"expected Python {'.'.join(map(str, PYTHON_MIN))} or newer, got {have}; run this with a newer one."
+        )
     for module in ("venv", "ensurepip"):
         if importlib.util.find_spec(module) is None:
             hint = "on Debian and Ubuntu: apt install python3-venv"
-            raise UserError(f"this Python has no {module} module, which creates the environment ({hint})")
+            raise UserError(f"this Python has no {module} module, which creates the environment; install it ({hint}).")
 
 
 def env_python(env: Path) -> Path:
@@ -112,8 +114,8 @@ def _missing(env: Path, wanted: Sequence[str]) -> list[str] | None:
 def _build(env: Path, requirements: Path, wanted: Sequence[str], lock: int) -> None:
     free = shutil.disk_usage(home()).free
     if free < ENV_BYTES:
-        need = f"{ENV_BYTES / 1e9:.0f} GB free in {home()} and there are {free / 1e9:.1f}"
-        raise UserError(f"the environment needs {need}; free some space or set OVIS_U1_HOME to another disk")
+        found = f"expected {ENV_BYTES / 1e9:.0f} GB of free disk space, got {free / 1e9:.1f} GB"
+        raise UserError(f"{home()}: {found}; free some space, or set OVIS_U1_HOME to a folder on another disk.")
     log = env.with_suffix(".log")
     with Ticker(f"installing PyTorch and ComfyUI's requirements ({ENV_SIZE}, a few minutes)"):
         remove(env)
@@ -152,7 +154,7 @@ def make_venv(env: Path, log: Path, lock: int) -> Path:
     """Creates an empty environment; returns its interpreter."""
     check_python()
     command = [sys.executable, "-m", "venv", str(env)]
-    logged(command, log, "the environment could not be made", lock, mode="w")
+    logged(command, log, "the environment could not be created", lock, mode="w")
     return env_python(env)
 
 

@@ -27,14 +27,14 @@ def logged(command: Sequence[str], log: Path, failure: str, lock: int, mode: str
         environment.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)))
         sink.write(f"$ {' '.join(command)}\n")
         sink.flush()
-        # The child holds the lock too, so that no other process interferes with pip if this one is killed.
+        # The child has the lock too, so that no other process interferes with pip if this one is killed.
         process = spawn(command, sink, environment, lock)
         try:
             code = process.wait()
         finally:
             end_tree(process)
     if code != 0:
-        raise UserError(f"{failure} (exit code {code}). The log is {log} and ends with:\n{tail(log)}")
+        raise UserError(f"{failure} (exit code {code}); read the log {log}, which ends with:\n{tail(log)}")
 
 
 def spawn(
@@ -44,9 +44,9 @@ def spawn(
     lock: int | None = None,
     cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts a process in its own group, where Ctrl+C does not reach it; see `end_tree`.
+    """Starts a process in its own group, which Ctrl+C does not reach; end it with `end_tree`.
 
-    lock  a file descriptor for the child to hold too
+    lock  a file descriptor that the child inherits
     """
     options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": sink, "stderr": subprocess.STDOUT}
     if sys.platform == "win32":

@@ -25,7 +25,7 @@ def run(script: str, out: Path, *options: str) -> Any:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's memory this way")
-def test_loading_takes_little_more_than_the_weights(tmp_path: Path) -> None:
+def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> None:
     """The VAE is kept in float32, and it is a larger part of this model than of the full one."""
     found, _ = run("load_memory.py", tmp_path / "memory.json", "--small", "--weight-dtype", "bf16")
     vae = 2 * sum(torch.Size(shape).numel() for shape in layout.vae_shapes(SHALLOW.vae).values())
@@ -33,7 +33,7 @@ def test_loading_takes_little_more_than_the_weights(tmp_path: Path) -> None:
     assert found["peak"] < 1.1 * found["file"] + 2 * vae
 
 
-def test_run(tmp_path: Path) -> None:
+def test_benchmark_run(tmp_path: Path) -> None:
     options = ["--device", "cpu", "--sizes", "64x64", "--edit-side", "64", "--steps", "2", "--tokens", "2"]
     options += ["--repeat", "1", "--variants", "ours", "EasyCache", "LazyCache", "interval", "generate"]
     options += ["--rows", "image,", "1 image", "edit", "pass", "conditions", "VAE", "load"]
@@ -65,31 +65,31 @@ def test_run(tmp_path: Path) -> None:
     floors = {name: variants["ours"]["floor"] for name, variants in rows.items()}
     made = floors["both conditions of a text to image, 64x64"] + floors["VAE decode, 64x64"]
     assert floors["text to image, 64x64"] == pytest.approx(made + 4 * floors["one pass, 64x64"], rel=0.1)
-    assert found["errors"] == {"answer about an image, beside generate": 0.0}
+    assert found["errors"] == {"answer about an image, compared with generate": 0.0}
     weights = found["weights"]["ours"]
     assert weights < rows["one pass, 64x64"]["ours"]["peak"] < rows["text to image, 64x64"]["ours"]["peak"]
     assert "seconds" not in printed  # times on a CPU are not printed
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        (["--sizes", "0x16"], "--sizes: write each as WIDTHxHEIGHT"),
-        (["--sizes", "40x64"], "--sizes, --edit-side: sides must be multiples of 16 pixels"),
+        (["--sizes", "0x16"], "--sizes: expected WIDTHxHEIGHT, such as 1024x768, got '0x16'"),
+        (["--sizes", "40x64"], "--sizes, --edit-side: expected multiples of 16 pixels, got 40"),
         (["--repeat", "0"], "--repeat: expected at least 1, got 0"),
         (["--tokens", "1"], "--tokens: expected at least 2, got 1"),
         (["--reference", "nowhere"], "--reference: nowhere has no modeling_ovis_u1.py"),
-        (["--json", "/nowhere/x.json"], "--json: there is no folder /nowhere"),
+        (["--json", "/nowhere/x.json"], "--json: the folder /nowhere does not exist"),
     ],
 )
-def test_wrong_arguments_are_told_first(options: list[str], told: str) -> None:
+def test_errors_for_wrong_arguments(options: list[str], message: str) -> None:
     command = [sys.executable, ROOT / "benchmarks" / "run.py", "--comfyui", comfyui_path(), *options]
     ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert ran.returncode == 2
-    assert told in ran.stderr
+    assert message in ran.stderr
 
 
-def test_what_compiling_costs_is_told(comfyui: Path) -> None:
+def test_table_of_first_passes(comfyui: Path) -> None:
     from measuring import Measured
     from tables import first_table
 
@@ -98,7 +98,7 @@ def test_what_compiling_costs_is_told(comfyui: Path) -> None:
     assert "| a pass | 40.00 s (20) |" in first_table(rows, seconds=True)
 
 
-def test_count(tmp_path: Path) -> None:
+def test_counts_at_full_size(tmp_path: Path) -> None:
     """Counts at full size without weights, which are the same on every device."""
     found, printed = run("run.py", tmp_path / "counts.json", "--count")
     text, edit, refiner = found["passes"]

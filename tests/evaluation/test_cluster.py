@@ -39,7 +39,7 @@ def processes(node: Any) -> list[psutil.Process]:
     return [own, *own.children(recursive=True)]
 
 
-def test_a_run_ends_whole_after_a_node_was_killed(release: Path, cluster: Any, tmp_path: Path) -> None:
+def test_run_completes_after_a_node_is_killed(release: Path, cluster: Any, tmp_path: Path) -> None:
     rows = [{"prompt": f"thing {i}", "size": "64x64"} for i in range(RECORDS)]
     jobs = benchmark_data.write_lines(tmp_path / "jobs.jsonl", rows)
     line = [sys.executable, str(ROOT / "evaluation" / "evaluate.py"), "jobs", "--comfyui", str(comfyui_path())]

@@ -87,7 +87,7 @@ def alone(command: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_one_worker_makes_the_official_layout(alone: Callable[[str], Path], name: str) -> None:
+def test_one_worker_writes_the_official_layout(alone: Callable[[str], Path], name: str) -> None:
     out = alone(name)
     assert sorted(files(out)) == sorted(MADE[name])
     assert "<img loading" in (out / "index.html").read_text(encoding="utf-8")
@@ -97,7 +97,9 @@ def test_one_worker_makes_the_official_layout(alone: Callable[[str], Path], name
 
 # The driver handles readers and layouts, so two benchmarks are enough: jobs has every task.
 @pytest.mark.parametrize("name", ["geneval", "jobs"])
-def test_two_workers_make_the_same(alone: Callable[[str], Path], command: Any, tmp_path: Path, name: str) -> None:
+def test_two_workers_write_the_same_files(
+    alone: Callable[[str], Path], command: Any, tmp_path: Path, name: str
+) -> None:
     pytest.importorskip("ray", reason="several workers need Ray")
     out = tmp_path / name
     process = start(command(name, out, "--workers", "2"))
@@ -111,7 +113,7 @@ def test_two_workers_make_the_same(alone: Callable[[str], Path], command: Any, t
     same(out, alone(name))
 
 
-def test_images_are_what_scorers_expect(alone: Callable[[str], Path]) -> None:
+def test_images_have_the_form_that_scorers_expect(alone: Callable[[str], Path]) -> None:
     size = {name: Image.open(alone(name) / MADE[name][-1]).size for name in ("geneval", "dpg", "imgedit")}
     assert size == {"geneval": (64, 80), "dpg": (128, 160), "imgedit": benchmark_data.SIDES}
     edited, source = (Image.open(alone("gedit") / name).size for name in MADE["gedit"][:2])
@@ -127,7 +129,7 @@ def test_images_are_what_scorers_expect(alone: Callable[[str], Path]) -> None:
     }
 
 
-def test_answers_are_kept_as_vlmevalkit_keeps_them(alone: Callable[[str], Path]) -> None:
+def test_answers_have_the_format_of_vlmevalkit(alone: Callable[[str], Path]) -> None:
     out = alone("vqa")
     with (out / "predictions.tsv").open(encoding="utf-8", newline="") as source:
         rows = list(csv.DictReader(source, delimiter="\t"))
@@ -142,7 +144,7 @@ def test_answers_are_kept_as_vlmevalkit_keeps_them(alone: Callable[[str], Path])
     assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["scores"]["answers"]["cases"] == 2
 
 
-def test_what_fails_is_written_down(alone: Callable[[str], Path], data: dict[str, Path]) -> None:
+def test_errors_of_failed_records_are_in_the_results(alone: Callable[[str], Path], data: dict[str, Path]) -> None:
     results = said(alone("jobs"))
     wrong = f"{data['jobs']}, line 21"
     assert [name for name, result in results.items() if result["error"]] == ["broken", "missing", wrong]
@@ -152,7 +154,7 @@ def test_what_fails_is_written_down(alone: Callable[[str], Path], data: dict[str
     assert results["three"]["seeds"] == [5, 6, 7]
 
 
-def test_what_is_asked_twice_is_answered_twice(alone: Callable[[str], Path]) -> None:
+def test_equal_records_get_equal_results(alone: Callable[[str], Path]) -> None:
     """One after the other on one worker, whose ComfyUI has the first in its cache."""
     results, images = said(alone("jobs")), files(alone("jobs"))
     for first, second in zip(TWINS[::2], TWINS[1::2], strict=True):
@@ -162,7 +164,7 @@ def test_what_is_asked_twice_is_answered_twice(alone: Callable[[str], Path]) -> 
         assert pictures[0] or results[first]["answer"]
 
 
-def test_a_run_that_was_killed_goes_on(alone: Callable[[str], Path], command: Any, tmp_path: Path) -> None:
+def test_killed_run_resumes(alone: Callable[[str], Path], command: Any, tmp_path: Path) -> None:
     out = tmp_path / "jobs"
     process = start(command("jobs", out))
     wait_for_lines(out, 4, process)
@@ -186,7 +188,7 @@ def test_a_run_that_was_killed_goes_on(alone: Callable[[str], Path], command: An
     assert "seed is 1 and was 0" in run(command("jobs", out, "--seed", "1"), 1).stderr
 
 
-def test_what_was_corrected_or_damaged_is_made(command: Any, tmp_path: Path) -> None:
+def test_corrected_records_and_damaged_files_are_made_again(command: Any, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"prompt": f"thing {i}", "size": "64x64"} for i in range(2)]
     asked = command("jobs", tmp_path / "out")
     asked[asked.index("--data") + 1] = str(tmp_path / "jobs.jsonl")
@@ -211,7 +213,7 @@ def test_what_was_corrected_or_damaged_is_made(command: Any, tmp_path: Path) -> 
     assert "has record '00001', which is not in --data" in run(asked, 1).stderr
 
 
-def test_a_picture_that_changed_is_noticed(
+def test_error_if_a_source_image_has_changed(
     alone: Callable[[str], Path], command: Any, data: dict[str, Path], tmp_path: Path
 ) -> None:
     out = shutil.copytree(alone("imgedit"), tmp_path / "out")
@@ -226,7 +228,7 @@ def test_a_picture_that_changed_is_noticed(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
-def test_a_full_disk_loses_nothing(alone: Callable[[str], Path], command: Any, tmp_path: Path) -> None:
+def test_run_resumes_after_a_full_disk(alone: Callable[[str], Path], command: Any, tmp_path: Path) -> None:
     out = tmp_path / "dpg"
     out.mkdir()
     shutil.copy(alone("dpg") / "run.json", out)
@@ -237,13 +239,13 @@ def test_a_full_disk_loses_nothing(alone: Callable[[str], Path], command: Any, t
     same(out, alone("dpg"))
 
 
-def test_scheduling_takes_little(alone: Callable[[str], Path]) -> None:
+def test_scheduling_takes_less_than_20_ms(alone: Callable[[str], Path]) -> None:
     summary = json.loads((alone("jobs") / "summary.json").read_text(encoding="utf-8"))
     assert summary["records_a_second"] > 0
     assert summary["scheduling_ms"] < 20
 
 
-def test_shapes_are_made_from_seeds_and_scored_here(release: Path, tmp_path: Path) -> None:
+def test_shapes_are_generated_and_scored(release: Path, tmp_path: Path) -> None:
     out = tmp_path / "shapes"
     line = [sys.executable, str(ROOT / "evaluation" / "evaluate.py"), "shapes", "--comfyui", str(comfyui_path())]
     line += ["--model", str(release), "--out", str(out), "--cpu", "--steps", "1", "--max-new-tokens", "2"]

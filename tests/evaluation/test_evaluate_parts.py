@@ -25,7 +25,7 @@ from suites import SUITES, image_size
 RUN = {"benchmark": "jobs", "settings": {"image": {"steps": 50}}}
 
 
-def test_seeds_follow_from_the_record_alone() -> None:
+def test_seeds_depend_only_on_the_record_and_the_run_seed() -> None:
     record = Record("a", "image", "", samples=4)
     drawn = record.seeds(0)
     assert drawn == Record("a", "image", "other words", samples=4).seeds(0)
@@ -34,7 +34,7 @@ def test_seeds_follow_from_the_record_alone() -> None:
     assert Record("a", "image", "", seed=5, samples=2).seeds(9) == [5, 6]
 
 
-def test_gedit_takes_english_records(tmp_path: Path) -> None:
+def test_gedit_reads_only_english_records(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="GEdit-Bench is published as parquet")
     records = SUITES["gedit"].records(benchmark_data.gedit(tmp_path / "g"))
     assert [record.id for record in records] == ["color_alter/a1", "ps_human/b2"]
@@ -62,35 +62,39 @@ def test_vqa_reads_paths(tmp_path: Path) -> None:
 
 # Faults of the data as a whole, or of its only record: no run begins.
 WRONG: dict[str, tuple[str, str, str]] = {
-    "not there": ("geneval", "", "cannot be read .*No such file"),
-    "no JSON": ("geneval", "{", "line 1: Expecting property name"),
-    "no object": ("geneval", "[5]", "line 1: expected an object"),
-    "no prompt": ("geneval", '{"tag": "x"}', "prompt is missing"),
-    "no UTF-8": ("geneval", '{"tag": "x", "prompt": "\udce9"}', "cannot be read"),
+    "a missing file": ("geneval", "", "cannot be read .*No such file"),
+    "broken JSON": ("geneval", "{", "line 1: it cannot be read .Expecting property name"),
+    "a list in place of an object": ("geneval", "[5]", "line 1: expected an object"),
+    "no prompt": ("geneval", '{"tag": "x"}', "prompt: expected a text, got None"),
+    "invalid UTF-8": ("geneval", '{"tag": "x", "prompt": "\udce9"}', "cannot be read"),
     "no prompts": ("dpg", "x", "has no records"),
     "no records": ("imgedit", "[]", "cannot be read"),
-    "no image id": ("imgedit", '{"1": {"prompt": "x"}}', "id is missing"),
+    "no image id": ("imgedit", '{"1": {"prompt": "x"}}', "id: expected a text, got None"),
     "a key that is a path": ("imgedit", '{"../1": {"prompt": "x", "id": "x"}}', "cannot be the name"),
-    "a record that is none": ("imgedit", '{"1": 5}', "record .1.: expected an object"),
+    "a record that is not an object": ("imgedit", '{"1": 5}', "record .1.: expected an object"),
     "no parquet": ("gedit", "x", "has no records"),
-    "no questions": ("vqa", "index\ttext\n1\tx\n", "question is missing"),
+    "no questions": ("vqa", "index\ttext\n1\tx\n", "question: expected a text, got None"),
     "an unknown task": ("jobs", '{"task": "sing", "prompt": "x"}', "expected one of image.*, got 'sing'"),
-    "an unknown key": ("jobs", '{"prompt": "x", "stepz": 1}', "image has no setting stepz"),
+    "an unknown key": ("jobs", '{"prompt": "x", "stepz": 1}', "image: expected only the settings .*, got stepz"),
     "an id that is a path": ("jobs", '{"prompt": "x", "id": "a/b"}', "cannot be the name"),
-    "an edit of nothing": ("jobs", '{"task": "edit", "prompt": "x"}', "edit needs one, got 0"),
-    "a size": ("jobs", '{"prompt": "x", "size": "100x64"}', "multiples of 16"),
+    "an edit without an image": ("jobs", '{"task": "edit", "prompt": "x"}', "image: expected one for edit, got 0"),
+    "a wrong size": ("jobs", '{"prompt": "x", "size": "100x64"}', "multiples of 16"),
     "a size of an edit": (
         "jobs",
         '{"task": "edit", "prompt": "x", "image": "a", "size": "64x64"}',
-        "edit has no setting size",
+        "edit: expected only the settings .*, got size",
     ),
-    "choices that are none": ("jobs", '{"task": "choice", "image": "a", "prompt": "x", "choices": 5}', "not iterable"),
-    "no choices": ("jobs", '{"task": "choice", "image": "a", "prompt": "x"}', "choices: expected a list of words"),
+    "choices that are not a list": (
+        "jobs",
+        '{"task": "choice", "image": "a", "prompt": "x", "choices": 5}',
+        "choices: expected a list of words, got 5",
+    ),
+    "missing choices": ("jobs", '{"task": "choice", "image": "a", "prompt": "x"}', "choices: expected a list of words"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_data_gets_one_sentence(tmp_path: Path, case: str) -> None:
+def test_errors_for_unusable_data_are_one_sentence(tmp_path: Path, case: str) -> None:
     name, text, says = WRONG[case]
     file = tmp_path / "data"
     if text:
@@ -101,7 +105,7 @@ def test_wrong_data_gets_one_sentence(tmp_path: Path, case: str) -> None:
     assert str(file) in str(caught.value)
 
 
-def test_the_others_go_on(tmp_path: Path) -> None:
+def test_one_wrong_row_does_not_affect_the_others(tmp_path: Path) -> None:
     sound = '{"prompt": "x", "size": "64x64"}'
     file = tmp_path / "jobs.jsonl"
     file.write_text(f"\ufeff{sound}\n{{\n{sound}\n", encoding="utf-8")
@@ -111,7 +115,7 @@ def test_the_others_go_on(tmp_path: Path) -> None:
     assert "Expecting property name" in wrong.wrong
 
 
-def test_dpg_prompts_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_dpg_prompts(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeffgood".encode())
     (tmp_path / "b.txt").write_bytes(b"caf\xe9")
     (tmp_path / "c.txt").mkdir()
@@ -122,7 +126,7 @@ def test_dpg_prompts_that_cannot_be_read(tmp_path: Path) -> None:
     assert "Is a directory" in folder.wrong
 
 
-def test_rows_of_a_tsv_are_wrong_one_by_one(tmp_path: Path) -> None:
+def test_each_wrong_row_of_a_tsv_is_its_own_error(tmp_path: Path) -> None:
     file = tmp_path / "q.tsv"
     image = "aGVsbG8=" * 20
     rows = [f"1\tgood\t{image}", f"2\ta\t{image}\tmore", "3\tlost\t99", f"4\tlist\t['{image}'"]
@@ -134,7 +138,7 @@ def test_rows_of_a_tsv_are_wrong_one_by_one(tmp_path: Path) -> None:
         assert said in record.wrong
 
 
-def test_two_records_never_share_a_name(tmp_path: Path) -> None:
+def test_error_for_records_with_the_same_name(tmp_path: Path) -> None:
     rows = [{"prompt": "x", "id": "Cow"}, {"prompt": "x", "id": "cow"}]
     with pytest.raises(UserError, match=r"'Cow' and 'cow' have the same name"):
         SUITES["jobs"].records(benchmark_data.write_lines(tmp_path / "a.jsonl", rows))
@@ -142,7 +146,7 @@ def test_two_records_never_share_a_name(tmp_path: Path) -> None:
         SUITES["jobs"].records(benchmark_data.write_lines(tmp_path / "b.jsonl", [rows[1], rows[1]]))
 
 
-def test_sizes() -> None:
+def test_image_size() -> None:
     assert image_size("1024x768") == {"width": 1024, "height": 768}
     with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
         image_size("0x16")
@@ -159,7 +163,7 @@ def test_answers_are_scored() -> None:
     assert answer_scores(records[5:6], results) == {}
 
 
-def test_a_folder_goes_on(tmp_path: Path) -> None:
+def test_run_folder_resumes(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / ".partial").write_bytes(b"of a run that was killed as it began")
@@ -185,7 +189,7 @@ def test_a_folder_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"pn", b"PNG", None])
-def test_a_damaged_file_is_not_whole(tmp_path: Path, damage: bytes | None) -> None:
+def test_damaged_files_are_detected(tmp_path: Path, damage: bytes | None) -> None:
     with open_run(tmp_path, RUN) as folder:
         folder.keep({"id": "a", "seconds": 0}, {"images/a.png": b"png"})
         assert folder.is_whole(folder.results["a"])
@@ -196,7 +200,7 @@ def test_a_damaged_file_is_not_whole(tmp_path: Path, damage: bytes | None) -> No
         assert not folder.is_whole(folder.results["a"])
 
 
-def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_error_for_a_folder_of_another_run(tmp_path: Path) -> None:
     other = {"benchmark": "jobs", "settings": {"image": {"steps": 20}}}
     # A run without results may start again with other settings.
     with open_run(tmp_path / "out", other):
@@ -211,7 +215,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_what_was_asked_is_told_from_what_is(tmp_path: Path) -> None:
+def test_hash_of_a_record_changes_with_its_inputs(tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     picture.write_bytes(b"one")
     record = Record("a", "edit", "x", (picture,), ("images/a.png",), {"images/b.png": b"two"})
@@ -226,7 +230,7 @@ def test_what_was_asked_is_told_from_what_is(tmp_path: Path) -> None:
     assert len({asked, *(task.asked for task in others)}) == 6
 
 
-def test_the_page_quotes_what_it_shows(tmp_path: Path) -> None:
+def test_contact_sheet_escapes_texts_and_links(tmp_path: Path) -> None:
     name = "images/a b#1%20'<\">?.png"
     record = Record("x", "edit", "<b>0</b>", (benchmark_data.picture(), b"damaged"), (name,))
     results = {"x": {"id": "x", "seconds": 0.1, "answer": "a & b", "files": {name: ""}}}
@@ -273,7 +277,7 @@ def test_shapes_are_the_same_cases_each_time() -> None:
     assert len({r.prompt + str(r.images) for r in first}) > 0.95 * len(first)
 
 
-def test_shapes_scores_what_is_right_and_what_is_wrong(tmp_path: Path) -> None:
+def test_shapes_scores_correct_and_wrong_results(tmp_path: Path) -> None:
     records = SUITES["shapes"].records(None)[: 14 * len(cases.TASKS)]
     right = shapes_answers(records, tmp_path)
     verdicts, scored = shapes_scores(tmp_path, records, right)
@@ -295,7 +299,7 @@ def test_shapes_scores_what_is_right_and_what_is_wrong(tmp_path: Path) -> None:
     assert not any(share["right"] for share in shapes_scores(tmp_path, records, failed)[1].values())
 
 
-def test_shapes_notices_what_an_edit_should_have_kept(tmp_path: Path) -> None:
+def test_shapes_detects_changes_outside_the_edit(tmp_path: Path) -> None:
     records = [r for r in SUITES["shapes"].records(None)[:70] if r.row["case"].task in ("edit", "masked")]
     results = shapes_answers(records, tmp_path)
     for record in records:

@@ -17,7 +17,7 @@ def understand(bench: Bench, **inputs: Any) -> list[Any]:
 
 
 def shown(lab: Lab, bench: Bench, *links: list[Any]) -> list[str]:
-    """What PreviewAny shows of each."""
+    """The text that PreviewAny shows of each."""
     nodes = [bench.add("PreviewAny", source=link) for link in links]
     result = bench.execute()
     return ["".join(result.outputs[node]["text"]) for node in nodes]

@@ -177,7 +177,7 @@ def scaled(lab: Lab) -> None:
     if hasattr(comfy.ops, "scaled_fp8_ops"):
         assert hooked.sampled(sampled).isfinite().all()
     else:
-        with pytest.raises(PromptFailed, match=r"cannot apply hooks to weights that have scales; load the model with"):
+        with pytest.raises(PromptFailed, match=r"cannot apply hooks to scaled fp8 weights; set weight_dtype to bf16"):
             hooked.sampled(sampled)
 
 

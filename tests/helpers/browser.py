@@ -39,7 +39,7 @@ SMALL = {
     "EmptyLatentImage": {"width": 128, "height": 128},
     "OvisU1Understand": {"max_new_tokens": 8},
 }
-# Nodes as they are drawn. An element of Nodes 2.0 holds its title, and may be larger than the graph says.
+# Nodes as they are drawn. An element of Nodes 2.0 includes its title, and may be larger than the graph says.
 NODES = """() => {
     const {ds, canvas} = window.app.canvas, origin = canvas.getBoundingClientRect();
     const title = window.LiteGraph.NODE_TITLE_HEIGHT;

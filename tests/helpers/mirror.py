@@ -35,7 +35,7 @@ class Mirror:
     damage: bool = False
     pause: float = 0.0  # seconds after each 64 KiB
     xet: bool = False
-    xet_tokens: str = ""  # another mirror, where readers get a token
+    xet_tokens: str = ""  # address of another mirror that gives out tokens
     storage_fails_after: int = -1  # pieces that Xet sends; -1: it does not fail
     storage_pause: float = 0.0  # seconds before each of them
     token: str = ""  # the token that a reader must send

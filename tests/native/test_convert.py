@@ -47,7 +47,9 @@ def contents(checkpoint: Any) -> dict[str, Tensor]:
     return found
 
 
-def test_there_and_back(release: Path, qwen25_tokenizer: Path, tmp_path: Path) -> None:
+def test_conversion_to_one_file_and_to_parts_keeps_everything(
+    release: Path, qwen25_tokenizer: Path, tmp_path: Path
+) -> None:
     source = Path(shutil.copytree(release, tmp_path / "source"))
     make_checkpoint.write_tokenizer(source, qwen25_tokenizer)
     one, parts, again = tmp_path / "one.safetensors", tmp_path / "parts", tmp_path / "again.safetensors"
@@ -67,7 +69,7 @@ def test_there_and_back(release: Path, qwen25_tokenizer: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("dtype", ["default", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_scaled"])
 @pytest.mark.parametrize("source", ["F32", "BF16"])
-def test_every_tensor_is_aligned(
+def test_tensors_in_converted_files_are_aligned(
     raw_config: dict[str, Any], qwen25_tokenizer: Path, tmp_path: Path, source: str, dtype: str
 ) -> None:
     """In one file and in parts; metadata of any length come after the weights."""
@@ -95,7 +97,7 @@ def test_every_tensor_is_aligned(
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_every_weight(release: Path, tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+def test_converted_weights_have_the_chosen_dtype(release: Path, tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     one = tmp_path / "one.safetensors"
     converted(release, one, "--dtype", name)
     expected, found = contents(open_model(release)), contents(open_model(one))
@@ -104,7 +106,7 @@ def test_every_weight(release: Path, tmp_path: Path, name: str, dtype: torch.dty
         assert torch.equal(tensor, wanted)
 
 
-def test_eight_bits_load_as_they_are(release: Path, comfyui: Path, tmp_path: Path) -> None:
+def test_fp8_files_load_unchanged(release: Path, comfyui: Path, tmp_path: Path) -> None:
     from ovis_core.native.loading import load
     from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.precision import PRECISIONS
@@ -132,7 +134,7 @@ def scaled(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return one
 
 
-def test_scales_use_the_whole_range(release: Path, scaled: Path) -> None:
+def test_scales_use_the_full_range_of_fp8(release: Path, scaled: Path) -> None:
     expected, found = contents(open_model(release)), contents(open_model(scaled))
     scales = {name for name in found if name.endswith(".weight_scale")}
     assert scales == {
@@ -147,7 +149,7 @@ def test_scales_use_the_whole_range(release: Path, scaled: Path) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected if f"{name}_scale" not in scales)
 
 
-def test_small_weights_gain_by_scales() -> None:
+def test_scales_reduce_the_error_of_small_weights() -> None:
     """Below 2^-6 the steps of float8_e4m3fn no longer shrink with the value."""
     from ovis_core.weights.lazy_tensors import LazyTensor
     from ovis_core.weights.precision import PRECISIONS, SCALED, in_precision
@@ -168,7 +170,7 @@ def test_small_weights_gain_by_scales() -> None:
     assert moved(plain, 0.005) > 3 * moved(scaled, 0.005)
 
 
-def test_scaled_files_load_as_they_are(
+def test_scaled_fp8_files_load_unchanged(
     scaled: Path, comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The results equal those of dequantized weights, also after core has saved and loaded the model."""
@@ -222,7 +224,7 @@ def with_scales_by_row(file: Path, out: Path) -> Path:
 
 
 @torch.no_grad()
-def test_a_patch_on_scaled_weights(scaled: Path, comfyui: Path) -> None:
+def test_patch_on_scaled_weights(scaled: Path, comfyui: Path) -> None:
     """A LoRA takes effect, whether the weight is patched in place or at each use."""
     from ovis_core.native.loading import load
 
@@ -241,7 +243,7 @@ def test_a_patch_on_scaled_weights(scaled: Path, comfyui: Path) -> None:
         assert torch.equal(layer(x), before)
 
 
-def test_what_is_refused_leaves_nothing(release: Path, tmp_path: Path) -> None:
+def test_failed_conversion_leaves_no_files(release: Path, tmp_path: Path) -> None:
     taken = tmp_path / "taken.safetensors"
     taken.write_bytes(b"mine")
     cut = Path(shutil.copytree(release, tmp_path / "cut"))
@@ -250,8 +252,8 @@ def test_what_is_refused_leaves_nothing(release: Path, tmp_path: Path) -> None:
         ((release, taken), "already exists"),
         ((cut, tmp_path / "a.safetensors"), "lacks model-00002"),
         ((tmp_path / "none", tmp_path / "a.safetensors"), "none does not exist"),
-        ((release, tmp_path / "a.bin"), "must end in .safetensors"),
-        ((release, tmp_path / "a.safetensors", "--parts"), f"name a folder, for {PARTS}"),
+        ((release, tmp_path / "a.bin"), "expected a file name that ends in .safetensors"),
+        ((release, tmp_path / "a.safetensors", "--parts"), f"name a folder for {PARTS}"),
         ((release, taken / "a.safetensors"), f"{taken} cannot be written"),
     ):
         ran = convert(*arguments)
@@ -265,7 +267,7 @@ def test_what_is_refused_leaves_nothing(release: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_damaged_values_are_found_if_asked(release: Path, tmp_path: Path, value: float) -> None:
+def test_check_values_finds_damaged_values(release: Path, tmp_path: Path, value: float) -> None:
     damaged, one = Path(shutil.copytree(release, tmp_path / "damaged")), tmp_path / "one.safetensors"
     for file in damaged.glob("*.safetensors"):
         tensors = load_file(file)
@@ -282,7 +284,7 @@ def test_damaged_values_are_found_if_asked(release: Path, tmp_path: Path, value:
     converted(release, one, "--check-values")
 
 
-def test_the_names_of_parts_are_told() -> None:
+def test_help_and_errors_list_the_part_files() -> None:
     for arguments in (("--help",), ("source", "out", "--parts", "decoder")):
         ran = convert(*arguments)
         assert PARTS in " ".join((ran.stdout + ran.stderr).split())
@@ -301,7 +303,7 @@ def resident(file: Path) -> float:
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system does not drop a file from its cache")
-def test_it_is_read_back_from_the_disk(release: Path, tmp_path: Path) -> None:
+def test_converted_file_is_read_back_from_the_disk(release: Path, tmp_path: Path) -> None:
     from ovis_core.weights import conversion
     from ovis_core.weights.precision import DEFAULT
 
@@ -323,7 +325,7 @@ def test_it_is_read_back_from_the_disk(release: Path, tmp_path: Path) -> None:
     assert seen["checking"] < 0.8  # the first block, and what the system reads ahead
 
 
-def test_a_disk_that_changes_bytes_is_seen(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_if_the_disk_changes_bytes(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovis_core.weights import conversion
     from ovis_core.weights.precision import DEFAULT
 
@@ -339,6 +341,6 @@ def test_a_disk_that_changes_bytes_is_seen(release: Path, tmp_path: Path, monkey
         return sums
 
     monkeypatch.setattr(conversion, "_write_file", damage)
-    with pytest.raises(CheckpointError, match="read back differently"):
+    with pytest.raises(CheckpointError, match="differed when it was read back"):
         conversion.write_one(open_model(release), tmp_path / "one.safetensors", DEFAULT)
     assert not list(tmp_path.glob("one*"))

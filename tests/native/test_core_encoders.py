@@ -61,7 +61,7 @@ def test_one_prompt_in_every_input(loaded: tuple[Any, ...], plain: Tensor, node:
 @torch.inference_mode()
 @pytest.mark.parametrize("padding", ["empty_prompt", "none"])
 @pytest.mark.parametrize("node", list(SEVERAL))
-def test_inputs_that_are_left_empty(loaded: tuple[Any, ...], plain: Tensor, node: str, padding: str) -> None:
+def test_empty_inputs_are_ignored(loaded: tuple[Any, ...], plain: Tensor, node: str, padding: str) -> None:
     module, names, more = SEVERAL[node]
     clip = loaded[1]
     for name in names:
@@ -74,7 +74,7 @@ def test_inputs_that_are_left_empty(loaded: tuple[Any, ...], plain: Tensor, node
 
 @torch.inference_mode()
 @pytest.mark.parametrize("node", list(SEVERAL))
-def test_different_prompts_are_named(loaded: tuple[Any, ...], node: str) -> None:
+def test_error_for_different_prompts(loaded: tuple[Any, ...], node: str) -> None:
     module, names, more = SEVERAL[node]
     for name in names:
         with pytest.raises(ValueError, match=r"^clip: .* different prompts.*, or use Ovis-U1 Text Encode\.$"):
@@ -93,7 +93,7 @@ COPIES = {
 
 @torch.inference_mode()
 @pytest.mark.parametrize("how", list(COPIES))
-def test_different_prompts_are_named_after_a_copy(loaded: tuple[Any, ...], plain: Tensor, how: str) -> None:
+def test_error_for_different_prompts_after_a_copy(loaded: tuple[Any, ...], plain: Tensor, how: str) -> None:
     clip = loaded[1]
 
     def encode(prompt: str, other: str) -> Tensor:
@@ -118,7 +118,7 @@ def test_nodes_with_one_prompt(loaded: tuple[Any, ...], plain: Tensor, node: str
 
 
 @torch.inference_mode()
-def test_lumina(loaded: tuple[Any, ...]) -> None:
+def test_lumina_system_prompt_is_part_of_the_text(loaded: tuple[Any, ...]) -> None:
     """Its system prompt is a part of the text."""
     encoded = run("nodes_lumina2", "CLIPTextEncodeLumina2", loaded[1], user_prompt=PROMPT, system_prompt="superior")
     assert encoded[0][0].isfinite().all()
@@ -138,7 +138,7 @@ def test_lumina(loaded: tuple[Any, ...]) -> None:
         ("nodes_ace", "TextEncodeAceStepAudio", {"tags": PROMPT, "lyrics": "la la", "lyrics_strength": 1.0}),
     ],
 )
-def test_pictures_and_lyrics_are_not_dropped(loaded: tuple[Any, ...], module: str, node: str, inputs: Any) -> None:
+def test_errors_for_images_and_lyrics(loaded: tuple[Any, ...], module: str, node: str, inputs: Any) -> None:
     with pytest.raises(ValueError, match=r"^(images|clip): .*use Ovis-U1 (Edit|Text) Encode"):
         run(module, node, loaded[1], **inputs)
 
@@ -147,12 +147,12 @@ def test_pictures_and_lyrics_are_not_dropped(loaded: tuple[Any, ...], module: st
 @pytest.mark.parametrize(
     "said", [{"lyrics": "la"}, {"image_embeds": torch.zeros(1, 4, 8)}, {"llama_template": "{}"}, {"bpm": 120}]
 )
-def test_what_would_be_dropped_is_named(loaded: tuple[Any, ...], said: dict[str, Any]) -> None:
+def test_errors_for_unsupported_arguments(loaded: tuple[Any, ...], said: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"^clip: .* {next(iter(said))}, which Ovis-U1 does not have; use"):
         loaded[1].tokenize(PROMPT, **said)
 
 
-def test_empty_words_are_not_refused(loaded: tuple[Any, ...]) -> None:
+def test_empty_arguments_are_accepted(loaded: tuple[Any, ...]) -> None:
     given = loaded[1].tokenize(PROMPT, images=[], lyrics="", llama_template="<|im_start|>{}", other=None)
     assert [token[0] for token in given["ovis_u1"][0]][:3] == [t[0] for t in loaded[1].tokenize(PROMPT)["ovis_u1"][0]][
         :3
@@ -160,7 +160,7 @@ def test_empty_words_are_not_refused(loaded: tuple[Any, ...]) -> None:
 
 
 @torch.inference_mode()
-def test_a_layer_cannot_be_chosen(loaded: tuple[Any, ...], plain: Tensor) -> None:
+def test_error_for_clip_set_last_layer(loaded: tuple[Any, ...], plain: Tensor) -> None:
     from nodes import CLIPSetLastLayer
 
     clip = loaded[1]

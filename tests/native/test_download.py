@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -102,7 +103,9 @@ def heard(hook: None) -> Iterator[list[tuple[str, str]]]:
     _listening.clear()
 
 
-def test_a_whole_release(mirror: Mirror, way: str, models: Path, config: Any, heard: list[tuple[str, str]]) -> None:
+def test_download_of_a_release(
+    mirror: Mirror, way: str, models: Path, config: Any, heard: list[tuple[str, str]]
+) -> None:
     from ovis_core.weights.checkpoint import open_model
 
     folder = fetch()
@@ -115,7 +118,7 @@ def test_a_whole_release(mirror: Mirror, way: str, models: Path, config: Any, he
     assert {event for event, _ in heard} == {"open"}  # and no process was started
 
 
-def test_what_was_checked_is_not_read_again(mirror: Mirror, models: Path, heard: list[tuple[str, str]]) -> None:
+def test_checked_files_are_not_read_again(mirror: Mirror, models: Path, heard: list[tuple[str, str]]) -> None:
     from ovis_core.weights.download import download
 
     folder = fetch()
@@ -135,7 +138,7 @@ def test_what_was_checked_is_not_read_again(mirror: Mirror, models: Path, heard:
     assert weights <= {path for _, path in heard}
 
 
-def test_the_record_is_of_these_files(mirror: Mirror, models: Path) -> None:
+def test_broken_or_outdated_record_is_not_used(mirror: Mirror, models: Path) -> None:
     """A record that is broken, or of another revision, is not used."""
     folder = fetch()
     for text in ("{", "[]", '{"config.json": 3}', "[" * 100_000):
@@ -148,7 +151,7 @@ def test_the_record_is_of_these_files(mirror: Mirror, models: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["hf_xet", "huggingface_hub"])
-def test_a_package_that_is_missing_or_broken(
+def test_download_without_optional_packages(
     mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     """Files come over plain HTTP then, which needs neither."""
@@ -159,7 +162,9 @@ def test_a_package_that_is_missing_or_broken(
 
 
 @pytest.mark.parametrize("reason", ["off", "old", "the mirror has none", "it fails", "nothing comes"])
-def test_no_xet(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+def test_download_over_http_if_xet_fails(
+    mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
     mirror.xet = reason != "the mirror has none"
     if reason == "off":
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
@@ -178,7 +183,7 @@ def test_no_xet(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, r
 
 
 @pytest.mark.parametrize("where", ["environment", "file"])
-def test_a_token(
+def test_token_is_sent_only_to_the_hub(
     mirror: Mirror, way: str, models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
 ) -> None:
     """The token is sent to the hub, and not to storage on another host."""
@@ -202,7 +207,7 @@ def test_a_token(
     assert f"Bearer {mirror.token}" not in stored
 
 
-def test_a_token_is_not_shown_to_whom_the_mirror_names(
+def test_token_is_not_sent_to_another_host_for_xet(
     mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -214,7 +219,7 @@ def test_a_token_is_not_shown_to_whom_the_mirror_names(
     assert WEIGHTS in files_asked(mirror)
 
 
-def test_a_repository_that_was_renamed(mirror: Mirror, way: str, models: Path) -> None:
+def test_renamed_repository(mirror: Mirror, way: str, models: Path) -> None:
     mirror.token = ""
     assert (fetch("owner/renamed") / WEIGHTS).is_file()
     assert (xet_asked(mirror) > 0) == (way == "xet")
@@ -232,7 +237,7 @@ def client(mirror: Mirror, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("how", ["link", "copy", "no links in the cache", "changed"])
-def test_what_the_cache_has_is_taken(
+def test_files_in_the_hub_cache_are_used(
     mirror: Mirror, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Only damaged files are downloaded again."""
@@ -262,7 +267,7 @@ def test_what_the_cache_has_is_taken(
     assert (folder / WEIGHTS).read_bytes() == (mirror.folder / WEIGHTS).read_bytes()
 
 
-def test_what_another_folder_has_is_taken(mirror: Mirror, models: Path, release: Path) -> None:
+def test_files_in_another_folder_are_used(mirror: Mirror, models: Path, release: Path) -> None:
     """Where another pack put the release."""
     shutil.copytree(release, models.parent / "ovis" / "AIDC-AI" / "Ovis-U1-3B")
     folder = fetch()
@@ -270,7 +275,7 @@ def test_what_another_folder_has_is_taken(mirror: Mirror, models: Path, release:
     assert (folder / WEIGHTS).read_bytes() == (mirror.folder / WEIGHTS).read_bytes()
 
 
-def test_reports_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_reports_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise two reports would be printed on one line."""
     from ovis_core.weights import download
 
@@ -290,12 +295,12 @@ def test_reports_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert met == []
 
 
-def test_it_resumes(mirror: Mirror, models: Path) -> None:
+def test_interrupted_download_resumes(mirror: Mirror, models: Path) -> None:
     from ovis_core.weights.download import DownloadError
     from ovis_core.weights.release_folder import is_complete
 
     mirror.cut_after = 11 << 20
-    with pytest.raises(DownloadError, match=r"cannot be reached.* or put config\.json"):
+    with pytest.raises(DownloadError, match=r"cannot be reached .*; check the connection, .* or put config\.json"):
         fetch()
     assert not is_complete(models / NAME)
     (part,) = (models / NAME).glob("*.safetensors.*.part")
@@ -308,7 +313,9 @@ def test_it_resumes(mirror: Mirror, models: Path) -> None:
     assert not list((models / NAME).glob("*.part"))
 
 
-def test_a_line_that_is_cut_now_and_then(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_continues_after_lost_connections(
+    mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The download resumes by itself as long as data comes."""
     from ovis_core.weights import download
 
@@ -319,7 +326,7 @@ def test_a_line_that_is_cut_now_and_then(mirror: Mirror, models: Path, monkeypat
     assert len([path for method, path, _ in mirror.asked if method == "GET" and path.endswith(WEIGHTS)]) > 2
 
 
-def test_a_server_that_cannot_skip(mirror: Mirror, models: Path) -> None:
+def test_download_from_a_server_without_ranges(mirror: Mirror, models: Path) -> None:
     from ovis_core.weights.download import part_of
     from ovis_core.weights.hub import RepositoryFile
 
@@ -330,7 +337,7 @@ def test_a_server_that_cannot_skip(mirror: Mirror, models: Path) -> None:
     assert (fetch() / WEIGHTS).read_bytes() == (mirror.folder / WEIGHTS).read_bytes()
 
 
-def test_damage_is_seen(mirror: Mirror, way: str, models: Path) -> None:
+def test_damaged_download_is_detected(mirror: Mirror, way: str, models: Path) -> None:
     from ovis_core.weights.download import DownloadError
     from ovis_core.weights.release_folder import is_complete
 
@@ -343,7 +350,7 @@ def test_damage_is_seen(mirror: Mirror, way: str, models: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
-def test_a_file_of_the_same_size_is_not_taken_for_it(mirror: Mirror, models: Path, name: str) -> None:
+def test_changed_file_of_the_same_size_is_downloaded_again(mirror: Mirror, models: Path, name: str) -> None:
     """Bytes that changed on the disk, or another revision's file."""
     file = fetch() / name
     right = file.read_bytes()
@@ -354,7 +361,7 @@ def test_a_file_of_the_same_size_is_not_taken_for_it(mirror: Mirror, models: Pat
     assert files_asked(mirror) == {name}
 
 
-def test_two_at_once(mirror: Mirror, models: Path) -> None:
+def test_error_for_two_downloads_into_one_folder(mirror: Mirror, models: Path) -> None:
     from filelock import FileLock
 
     from ovis_core.weights.download import LOCK, DownloadError
@@ -365,7 +372,7 @@ def test_two_at_once(mirror: Mirror, models: Path) -> None:
     assert (fetch() / WEIGHTS).is_file()
 
 
-def test_a_page_s_address_is_a_name_too(mirror: Mirror, models: Path) -> None:
+def test_address_of_a_repository_is_accepted_as_its_name(mirror: Mirror, models: Path) -> None:
     assert fetch(" https://huggingface.co/owner/small/ ") == models / NAME
 
 
@@ -405,7 +412,7 @@ def test_interrupt(mirror: Mirror, way: str, models: Path) -> None:
         assert [wanted for _, _, wanted in mirror.asked if wanted and not wanted.startswith("bytes=0-")]
 
 
-def test_interrupt_while_it_is_checked(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_while_files_are_checked(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from comfy import model_management
 
     from ovis_core.weights import download
@@ -420,8 +427,33 @@ def test_interrupt_while_it_is_checked(mirror: Mirror, models: Path, monkeypatch
     assert fetch() == folder
 
 
+@pytest.mark.parametrize("content", [b"<html>", b"[]"])
+def test_error_for_a_server_that_is_not_a_hub(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """Such as the page of a firewall, with status 200."""
+    from ovis_core.weights.download import DownloadError, download
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        words = (
+            r"sent an answer that cannot be used \(.*\); run the download again, check HF_ENDPOINT, or put config\.json"
+        )
+        with pytest.raises(DownloadError, match=words):
+            download("owner/small", tmp_path / "here")
+        server.shutdown()
+
+
 @pytest.mark.parametrize(("code", "words"), [(500, "answered with an error"), (403, "or it needs a login; check")])
-def test_an_answer_that_is_an_error(
+def test_errors_for_http_error_statuses(
     mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
 ) -> None:
     from ovis_core.weights import download
@@ -433,40 +465,38 @@ def test_an_answer_that_is_an_error(
 
 
 @pytest.mark.parametrize("name", ["small", "../small", "owner/..", "a/b/c", "", "owner/sm all", "-x"])
-def test_names_that_are_none(models: Path, name: str) -> None:
+def test_errors_for_invalid_repository_names(models: Path, name: str) -> None:
     from ovis_core.weights.download import DownloadError
 
-    with pytest.raises(DownloadError, match=r"repository: .* is not the name of a repository; write it as"):
+    with pytest.raises(DownloadError, match=r"repository: expected a name such as .*, got .*; write it as owner/name"):
         fetch(name)
     assert not models.exists()
 
 
-def test_no_such_repository(mirror: Mirror, models: Path) -> None:
+def test_error_for_an_unknown_repository(mirror: Mirror, models: Path) -> None:
     from ovis_core.weights.download import DownloadError
 
     with pytest.raises(DownloadError, match=r"repository: http://127\S+ has no owner/other at main"):
         fetch("owner/other")
 
 
-def test_no_network(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_without_network(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovis_core.weights.download import DownloadError
 
-    by_hand = r"set HF_ENDPOINT to a mirror of it, or put config\.json, .* of owner/small into .*small by hand\.$"
+    by_hand = r"set HF_ENDPOINT to a mirror of the hub, or put config\.json, .* of owner/small into .*small by hand\.$"
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    words = rf"http://127\.0\.0\.1:9 cannot be reached \(.*\); if the hub is blocked, {by_hand}"
+    words = rf"http://127\.0\.0\.1:9 cannot be reached \(.*\); check the connection, {by_hand}"
     with pytest.raises(DownloadError, match=words):
         fetch()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DownloadError) as refusal:
         fetch()
     assert str(refusal.value) == (
-        "http://127.0.0.1:9 is not asked because HF_HUB_OFFLINE is set; unset it and restart ComfyUI."
+        "HF_HUB_OFFLINE is set, so nothing is downloaded from http://127.0.0.1:9; unset it and restart ComfyUI."
     )
 
 
-def test_no_network_and_a_release_that_was_checked(
-    mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checked_release_is_used_without_network(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The node may stay in a graph; a changed folder, or one of another repository, is not accepted."""
     from ovis_core.weights.download import DownloadError, download
 
@@ -491,7 +521,7 @@ def test_no_network_and_a_release_that_was_checked(
 
 @pytest.mark.parametrize("source", ["network", "cache"])
 @pytest.mark.parametrize("full", [False, True])
-def test_no_network_and_an_update_that_was_interrupted(
+def test_interrupted_update_is_not_used_without_network(
     mirror: Mirror, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, full: bool
 ) -> None:
     """A folder with files of two revisions is incomplete, however the first ones were downloaded."""
@@ -536,7 +566,7 @@ def hub_blob(mirror: Mirror, tmp_path: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("kept", [1000, 12_345_678])
-def test_it_resumes_over_xet(mirror: Mirror, models: Path, kept: int) -> None:
+def test_xet_download_resumes(mirror: Mirror, models: Path, kept: int) -> None:
     from ovis_core.weights.download import part_of
     from ovis_core.weights.hub import RepositoryFile
 
@@ -556,12 +586,12 @@ def _asked_of(mirror: Mirror, part: str) -> list[tuple[str, str, str | None]]:
     return [(path, method, wanted) for method, path, wanted in mirror.asked if part in path]
 
 
-def test_no_room(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_too_little_free_space(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovis_core.weights import download
 
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    words = r"disk of .* has 0\.0 GB free and the download needs .* GB more; free some space and run it again\."
+    words = r"small: expected .* GB of free disk space, got 0\.0 GB; free some space and run the download again\."
     with pytest.raises(download.DownloadError, match=words):
         download.download("owner/small", models / "small", "main")
     assert not list((models / "small").glob("*.safetensors"))
@@ -581,7 +611,7 @@ def refused(mirror: Mirror, folder: Path) -> str:
     return ran.stderr.strip().splitlines()[-1]
 
 
-def test_a_full_disk(mirror: Mirror, tmp_path: Path) -> None:
+def test_error_for_a_full_disk(mirror: Mirror, tmp_path: Path) -> None:
     from ovis_core.weights.download import part_of
     from ovis_core.weights.hub import RepositoryFile
 
@@ -592,31 +622,31 @@ def test_a_full_disk(mirror: Mirror, tmp_path: Path) -> None:
     folder.mkdir()
     part_of(folder, RepositoryFile(WEIGHTS, weights["size"], weights["lfs"]["sha256"])).symlink_to("/dev/full")
     said = refused(mirror, folder)
-    assert said.startswith(f"the disk of {folder} is full (No space left on device); free some space and run it")
+    assert said.startswith(f"the disk of {folder} is full (No space left on device); free some space and run the")
 
 
-def test_what_is_in_the_way(mirror: Mirror, tmp_path: Path) -> None:
+def test_errors_for_files_and_folders_in_the_way(mirror: Mirror, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     (folder / WEIGHTS).mkdir(parents=True)
     said = refused(mirror, folder)
-    assert said == f"{folder / WEIGHTS} must be a file, but is a folder; move it away and run it again."
+    assert said == f"{folder / WEIGHTS}: expected a file, got a folder; move it away and run the download again."
     assert not [path for _, path, _ in mirror.asked if "safetensors" in path]
     file = tmp_path / "file"
     file.write_text("mine")
     for place in (file, file / "below" / "it"):
         said = refused(mirror, place)
-        assert said == f"{file} must be a folder, but is a file; move it away and run it again."
+        assert said == f"{file}: expected a folder, got a file; move it away and run the download again."
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="this user may write anywhere")
-def test_a_folder_that_may_not_be_written(mirror: Mirror, tmp_path: Path) -> None:
+def test_error_for_a_folder_without_write_permission(mirror: Mirror, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     folder.mkdir(mode=0o500)
     said = refused(mirror, folder)
     assert re.match(rf"{folder}\S* cannot be read or written \(Permission denied\); check its permissions", said)
 
 
-def test_the_script(mirror: Mirror, tmp_path: Path) -> None:
+def test_download_script(mirror: Mirror, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     ran = script(folder)
     assert ran.returncode == 0, ran.stderr
@@ -624,7 +654,7 @@ def test_the_script(mirror: Mirror, tmp_path: Path) -> None:
     assert (folder / WEIGHTS).is_file()
     for name, words in (
         ("owner/other", "has no owner/other"),
-        ("a b", "repository: 'a b' is not the name of"),
+        ("a b", "repository: expected a name such as AIDC-AI/Ovis-U1-3B, got 'a b'"),
     ):
         ran = script(folder, name)
         assert ran.returncode == 1
@@ -632,7 +662,7 @@ def test_the_script(mirror: Mirror, tmp_path: Path) -> None:
         assert "Traceback" not in ran.stderr
 
 
-def test_the_script_checks_values_if_asked(mirror: Mirror, tmp_path: Path) -> None:
+def test_download_script_checks_values(mirror: Mirror, tmp_path: Path) -> None:
     """The files of the mirror can be damaged themselves."""
     command = [sys.executable, ROOT / "scripts" / "download.py", tmp_path / "here", "--repository", "owner/small"]
 
@@ -658,7 +688,7 @@ def test_the_script_checks_values_if_asked(mirror: Mirror, tmp_path: Path) -> No
         ("https://hub.example:8443/moved", False),
     ],
 )
-def test_a_redirect_carries_the_token_only_to_the_same_scheme_and_host(
+def test_redirects_keep_the_token_only_on_the_same_scheme_and_host(
     monkeypatch: pytest.MonkeyPatch, onward: str, same: bool
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")

@@ -78,9 +78,7 @@ def test_conditions(loaded: tuple[Any, ...], edited: tuple[Any, ...], tensors: d
     assert "reference_latents" not in negative[0][1]
 
 
-def test_a_source_that_must_be_resized(
-    loaded: tuple[Any, ...], golden: dict[str, Any], tensors: dict[str, Tensor]
-) -> None:
+def test_source_that_is_resized(loaded: tuple[Any, ...], golden: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     from ovis_core.native.conditions import edit
     from ovis_core.pixels import resize
 
@@ -120,7 +118,7 @@ def test_final_latent_and_image(loaded: tuple[Any, ...], edited: tuple[Any, ...]
 @pytest.mark.parametrize(
     ("txt_cfg", "img_cfg", "branches"), [(6.0, 1.5, 3), (6.0, 1.0, 2), (3.0, 3.0, 2), (1.0, 1.0, 1), (1.0, 3.0, 3)]
 )
-def test_branches_that_cancel_are_not_run(
+def test_branches_of_weight_zero_are_not_run(
     loaded: tuple[Any, ...],
     edited: tuple[Any, ...],
     tensors: dict[str, Tensor],
@@ -147,7 +145,7 @@ def test_branches_that_cancel_are_not_run(
 @pytest.mark.parametrize(
     ("start", "end", "guided"), [(0.0, 1.0, 10), (0.0, 0.5, 5), (0.2, 0.8, 6), (0.3, 1.0, 7), (0.0, 0.01, 1)]
 )
-def test_guidance_in_a_part_of_the_run(
+def test_guidance_in_an_interval(
     loaded: tuple[Any, ...], edited: tuple[Any, ...], tensors: dict[str, Tensor], start: float, end: float, guided: int
 ) -> None:
     import comfy.samplers
@@ -172,7 +170,7 @@ def test_guidance_in_a_part_of_the_run(
     close(out, model.model.process_latent_in(latent), 1e-4)
 
 
-def test_dual_cfg_guider_is_the_same(
+def test_dual_cfg_guider_gives_the_same_result(
     loaded: tuple[Any, ...], edited: tuple[Any, ...], tensors: dict[str, Tensor]
 ) -> None:
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG
@@ -185,20 +183,20 @@ def test_dual_cfg_guider_is_the_same(
     assert torch.equal(sample(core, noise, 4), sample(guider(loaded[0], edited, 6.0, 1.5), noise, 4))
 
 
-def test_each_network_runs_no_more_often_than_it_must(loaded: tuple[Any, ...]) -> None:
+def test_each_network_runs_only_as_often_as_needed(loaded: tuple[Any, ...]) -> None:
     from ovis_core.native.conditions import edit, text_to_image
 
     image = to_tensor(picture(256, 192))
     with counted(*loaded) as calls:
         edit(loaded[1], loaded[2], image[None], PROMPT)
-    # The source and the blank are seen once each; three prompts; one encoding.
+    # The source and the blank are encoded once each; three prompts; one encoding by the VAE.
     assert calls == {"vision": 2, "language model": 3, "vae encoder": 1}
     with counted(*loaded) as calls:
         text_to_image(loaded[1], "a cute cat", "", 128, 96)
     assert calls == {"vision": 1, "language model": 2}
 
 
-def test_a_batch_is_edited_one_by_one(loaded: tuple[Any, ...], tensors: dict[str, Tensor]) -> None:
+def test_batch_equals_its_single_edits(loaded: tuple[Any, ...], tensors: dict[str, Tensor]) -> None:
     from ovis_core.native.conditions import edit
 
     model, clip, vae = loaded
@@ -213,7 +211,7 @@ def test_a_batch_is_edited_one_by_one(loaded: tuple[Any, ...], tensors: dict[str
     assert not torch.allclose(batch[0], batch[1], atol=1e-2)
 
 
-def test_a_negative_prompt_takes_the_place_of_the_models_own(loaded: tuple[Any, ...], edited: tuple[Any, ...]) -> None:
+def test_negative_prompt_replaces_the_model_s_own(loaded: tuple[Any, ...], edited: tuple[Any, ...]) -> None:
     from ovis_core.native.conditions import edit
     from ovis_core.text.prompts import UNCONDITIONAL
 
@@ -225,7 +223,7 @@ def test_a_negative_prompt_takes_the_place_of_the_models_own(loaded: tuple[Any, 
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_grey_and_alpha(loaded: tuple[Any, ...], channels: int) -> None:
+def test_grey_is_expanded_and_alpha_is_dropped(loaded: tuple[Any, ...], channels: int) -> None:
     from ovis_core.native.conditions import edit
 
     rgb = to_tensor(picture(64, 64))

@@ -84,7 +84,7 @@ def cache(text: Any) -> KVCache:
     return prefill(text, list(range(20)), 8, GPU, HALF)[0]
 
 
-def test_what_leaves_the_gpu_is_seen() -> None:
+def test_watch_detects_tensors_that_leave_the_gpu() -> None:
     x = torch.ones(3, device=GPU)
     with Watch() as watch:
         x + torch.tensor(2.0)
@@ -97,7 +97,7 @@ def test_what_leaves_the_gpu_is_seen() -> None:
 @pytest.mark.parametrize("refined", [False, True])
 @pytest.mark.parametrize("references", [0, 2])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_pass(model: Any, batch: int, references: int, refined: bool) -> None:
+def test_decoder_pass_stays_on_the_gpu(model: Any, batch: int, references: int, refined: bool) -> None:
     """A pass as in a sampling step, with conditions from RAM."""
     from ovis_core.native.model import REFINED
 
@@ -117,7 +117,7 @@ def test_a_pass(model: Any, batch: int, references: int, refined: bool) -> None:
         assert not watch.in_ram
 
 
-def test_reading_copies_what_is_asked_and_no_more(text: Any) -> None:
+def test_prefill_copies_only_its_inputs_to_the_gpu(text: Any) -> None:
     picture = VisualInput(torch.empty(16 * 20, 3 * 14 * 14), (1, 16, 20))
     for read in (text.condition, lambda tokens, *where: prefill(text, tokens, 8, *where)[1]):
         with Watch() as watch:
@@ -128,7 +128,7 @@ def test_reading_copies_what_is_asked_and_no_more(text: Any) -> None:
 
 
 @pytest.mark.parametrize("captured", [True, False])
-def test_a_step(text: Any, cache: KVCache, captured: bool) -> None:
+def test_decode_step_stays_on_the_gpu(text: Any, cache: KVCache, captured: bool) -> None:
     token, position = (torch.zeros(1, dtype=torch.int64, device=GPU) for _ in range(2))
     with Watch() as watch:
         logits = text.llm.decode_at(token, position, cache) if captured else text.llm.decode(token, cache)
@@ -138,7 +138,7 @@ def test_a_step(text: Any, cache: KVCache, captured: bool) -> None:
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN, Sampling()], ids=["greedy", "everything", "default"])
-def test_a_choice(sampling: Sampling) -> None:
+def test_sampling_a_token_stays_on_the_gpu(sampling: Sampling) -> None:
     sampler, logits = Sampler(sampling, 8, GPU), torch.empty(300, device=GPU)
     for _ in range(2):
         with Watch() as watch:
@@ -148,7 +148,7 @@ def test_a_choice(sampling: Sampling) -> None:
         assert not watch.in_ram
 
 
-def test_what_comes_once_attends_without_a_plan_for_its_length(model: Any, text: Any, cache: KVCache) -> None:
+def test_attention_of_single_calls_does_not_use_cudnn(model: Any, text: Any, cache: KVCache) -> None:
     seen = []
 
     class Attentions(TorchFunctionMode):
@@ -167,7 +167,7 @@ def test_what_comes_once_attends_without_a_plan_for_its_length(model: Any, text:
     assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
-def test_rotation_takes_a_kernel_of_comfyui_where_there_is_one(
+def test_rotation_uses_comfyui_s_kernel_if_there_is_one(
     model: Any, fake: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import comfy.quant_ops
@@ -197,7 +197,7 @@ def test_rotation_takes_a_kernel_of_comfyui_where_there_is_one(
         assert kernels() == 0
 
 
-def test_a_failed_capture_is_tried_again_and_given_up_after_several(
+def test_failed_captures_are_tried_again_up_to_a_limit(
     text: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from ovis_core.text import cuda_graph

@@ -187,7 +187,7 @@ class Work:
         self.asked["open"] = len(_opened)
 
 
-def test_a_thousand_foreign_files(
+def test_files_of_other_models_are_opened_once(
     release: Path, pack: Any, models: Path, hook: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each file is opened once, for its header; the next prompt uses the cached answers."""
@@ -243,7 +243,7 @@ def test_checks_do_not_define_the_schema(pack: Any, models: Path, monkeypatch: p
     assert asked == []
 
 
-def test_a_file_that_changes_in_place_is_seen(release: Path, models: Path) -> None:
+def test_file_that_changes_in_place_is_noticed(release: Path, models: Path) -> None:
     """One that is still being copied when it is listed first."""
     import folder_paths
 
@@ -293,7 +293,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_release_is_found_where_people_put_it(release: Path, models: Path, place: str, config: Any) -> None:
+def test_release_is_found_in_common_places(release: Path, models: Path, place: str, config: Any) -> None:
     assert find() == {}
     copy(release, models / place)
     assert find() == {PLACES[place]: models / place}
@@ -301,7 +301,7 @@ def test_a_release_is_found_where_people_put_it(release: Path, models: Path, pla
     assert open_model(find()[PLACES[place]]).config == config
 
 
-def test_a_half_of_one_elsewhere_is_not_listed(release: Path, models: Path) -> None:
+def test_incomplete_release_in_another_folder_is_not_listed(release: Path, models: Path) -> None:
     folder = copy(release, models / "ovis" / "Ovis-U1-3B")
     shard = (folder / "model-00002-of-00002.safetensors").rename(models / "later")
     assert find() == {}
@@ -311,8 +311,8 @@ def test_a_half_of_one_elsewhere_is_not_listed(release: Path, models: Path) -> N
     assert list(find()) == ["ovis/Ovis-U1-3B"]
 
 
-def test_a_line_of_extra_model_paths(release: Path, models: Path, tmp_path: Path) -> None:
-    """What ComfyUI does with a line; `tests/server/test_text_to_image.py` reads the list with a real file."""
+def test_extra_model_paths_for_ovis_and_ovis_u1(release: Path, models: Path, tmp_path: Path) -> None:
+    """As ComfyUI does for a line of the file; `tests/server/test_text_to_image.py` uses a real file."""
     import folder_paths
 
     copy(release, tmp_path / "disk" / "here" / "AIDC-AI" / "Ovis-U1-3B")
@@ -327,7 +327,7 @@ def test_a_line_of_extra_model_paths(release: Path, models: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["AIDC-AI", "Ovis", "ovis-u1", "Ovis-U1", "OVIS", "LLM", "vlm"])
-def test_other_lines_of_extra_model_paths(release: Path, models: Path, tmp_path: Path, kind: str) -> None:
+def test_extra_model_paths_of_other_kinds(release: Path, models: Path, tmp_path: Path, kind: str) -> None:
     import folder_paths
 
     folder = copy(release, tmp_path / "disk" / "Ovis-U1-3B")
@@ -342,7 +342,7 @@ def test_other_lines_of_extra_model_paths(release: Path, models: Path, tmp_path:
 
 
 @pytest.mark.parametrize("place", ["diffusers", "LLM", "ovis_u1", "ovis", "."])
-def test_a_cache_of_the_hub_in_a_folder_of_models(
+def test_hub_cache_in_a_folder_of_models(
     release: Path, models: Path, place: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its revisions are listed, and its unfinished blobs are not reported."""
@@ -356,7 +356,7 @@ def test_a_cache_of_the_hub_in_a_folder_of_models(
     assert not [record for record in caplog.records if str(models) in record.getMessage()]
 
 
-def test_the_cache_is_not_listed_twice(release: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_cache_is_not_listed_twice(release: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(models / "huggingface"))
     assert find() == {}
     snapshot = cache(release, models / "huggingface" / "hub")
@@ -364,7 +364,7 @@ def test_the_cache_is_not_listed_twice(release: Path, models: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "HOME"])
-def test_the_hub_s_cache(
+def test_hub_cache_is_listed(
     release: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, config: Any
 ) -> None:
     inside = {"HF_HOME": "hub", "XDG_CACHE_HOME": "huggingface/hub", "HOME": ".cache/huggingface/hub"}.get(variable, "")
@@ -383,7 +383,7 @@ def test_the_hub_s_cache(
     assert find() == {name: older}
 
 
-def test_the_cache_is_where_the_hub_s_client_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_cache_is_the_folder_of_the_hub_s_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import subprocess
 
     command = [sys.executable, "-c", "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"]
@@ -430,18 +430,16 @@ FAULTS = {
     ),
     "a config that is not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
     "an empty config": (lambda f: (f / "config.json").write_text(""), "config.json is not JSON"),
-    "another model's config": (another_model, "config.json: model_type is 'qwen3', not \"ovis_u1\""),
-    "an older model's config": (wider, "config.json: model_type is 'ovis', not \"ovis_u1\""),
+    "another model's config": (another_model, "config.json: model_type: expected 'ovis_u1', got 'qwen3'"),
+    "an older model's config": (wider, "config.json: model_type: expected 'ovis_u1', got 'ovis'"),
     "a link to nothing": (dangling, "config.json is a link to a missing file; replace it with the file"),
     "half a download": (unfinished, "half contains an unfinished download; run Ovis-U1 Download again"),
-    "nothing": (empty, "half contains no model; put the files of AIDC-AI/Ovis-U1-3B there"),
+    "nothing": (empty, "half does not contain a model; put the files of AIDC-AI/Ovis-U1-3B into it"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_folder_that_cannot_be_used_is_named(
-    release: Path, models: Path, fault: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_errors_for_unusable_folders(release: Path, models: Path, fault: str, caplog: pytest.LogCaptureFixture) -> None:
     """Beside a good one, and in the log when the list is made."""
     damage, words = FAULTS[fault]
     copy(release, models / "ovis_u1" / "hidden")
@@ -473,10 +471,10 @@ DEEPER = (
 
 @pytest.mark.parametrize("place", DEEPER)
 @pytest.mark.parametrize("fault", ["no config", "a config that is not JSON", "another model's config"])
-def test_a_broken_folder_anywhere_is_named(
+def test_errors_for_broken_folders_in_any_place(
     release: Path, models: Path, place: str, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By the names of its tensors, if it is in a folder that holds other models too."""
+    """By the names of its tensors, if it is in a folder that also contains other models."""
     damage, words = FAULTS[fault]
     copy(release, models / "ovis_u1" / "hidden")
     damage(copy(release, models / place))
@@ -495,7 +493,7 @@ def test_a_broken_folder_anywhere_is_named(
 
 
 @pytest.mark.parametrize("place", ["half-ovis", "LLM/Ovis-U1-3B", "diffusers/my_ovis_u1"])
-def test_a_folder_with_the_name_of_ours_is_named(
+def test_errors_for_unusable_folders_named_ovis(
     release: Path, models: Path, place: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Even if none of its files can be recognised."""
@@ -517,7 +515,7 @@ def model_of_another(folder: Path, kind: str) -> None:
         (folder / "config.json").write_text(json.dumps({"model_type": kind}))
 
 
-def test_no_other_model_is_reported(release: Path, models: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_models_are_not_reported(release: Path, models: Path, caplog: pytest.LogCaptureFixture) -> None:
     """In folders that are not ours: complete or sharded, also by the same authors."""
     for place in ("diffusers/Wan", "LLM/Qwen3", "LLM/AIDC-AI/Ovis2-8B", "AIDC-AI/Ovis2.5-2B", "ovis/Ovis1.6-Gemma2-9B"):
         model_of_another(models / place, "another")
@@ -564,7 +562,7 @@ def half_a_file(root: Path, release: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("place", ["ovis_u1", "ovis_u1/AIDC-AI", "ovis"])
-def test_files_put_straight_into_a_folder_of_models(
+def test_errors_for_files_directly_in_a_folder_of_models(
     release: Path, models: Path, place: str, put: Any, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (models / place).mkdir(parents=True, exist_ok=True)
@@ -580,7 +578,7 @@ def test_files_put_straight_into_a_folder_of_models(
 
 
 @pytest.mark.parametrize("place", ["ovis_u1/sub", "ovis_u1/a/b", "ovis", "ovis/sub", "AIDC-AI"])
-def test_a_file_with_all_parts_is_listed_in_our_folders(release: Path, models: Path, place: str) -> None:
+def test_file_with_all_parts_is_listed(release: Path, models: Path, place: str) -> None:
     (models / place).mkdir(parents=True, exist_ok=True)
     assert find() == {}
     file = whole_file(release, models / place / "all.safetensors")
@@ -590,19 +588,19 @@ def test_a_file_with_all_parts_is_listed_in_our_folders(release: Path, models: P
 
 
 @pytest.mark.parametrize("place", ["diffusers/all.safetensors", "ovis_u1/a/b/c/d/all.safetensors", "LLM/a/b/c/d"])
-def test_a_model_where_none_is_listed(release: Path, models: Path, place: str) -> None:
+def test_error_for_a_model_in_a_folder_that_is_not_searched(release: Path, models: Path, place: str) -> None:
     (models / place).parent.mkdir(parents=True, exist_ok=True)
     if place.endswith(".safetensors"):
         write_one(open_model(release), models / place, PRECISIONS["default"], lambda *_: None)
     else:
         copy(release, models / place)
     assert find() == {}
-    words = f"is a complete model, but models are not listed from there; move it into {models / 'ovis_u1'}."
+    words = f"is a complete model, but its folder is not searched; move it into {models / 'ovis_u1'}."
     assert f"{models / place} {words}" in missing(place.removeprefix("ovis_u1/"))
 
 
 @pytest.mark.parametrize("place", ["ovis_u1", "ovis_u1/sub", "ovis"])
-def test_one_file_of_a_release_without_its_config(release: Path, models: Path, place: str, config: Any) -> None:
+def test_error_for_a_release_file_without_its_config(release: Path, models: Path, place: str, config: Any) -> None:
     """Its tensors have the release's names, so it needs what a release needs."""
     (models / place).mkdir(exist_ok=True)
     tensors = {f"{layout.DECODER}{name}": tensor for name, tensor in metadata(decoder=config.decoder).items()}
@@ -612,7 +610,10 @@ def test_one_file_of_a_release_without_its_config(release: Path, models: Path, p
     file = models / place / "all.safetensors"
     save_file(tensors, file)
     assert find() == {}
-    words = "has the tensor names of a release; rename it to model.safetensors and put config.json beside it."
+    words = (
+        "has the tensor names of a release; rename it to model.safetensors and put the release's config.json into its "
+        "folder."
+    )
     assert f"no Ovis-U1 model was found: {file} {words}" in missing("x")
     name = f"{place}/all.safetensors".removeprefix("ovis_u1/")
     assert missing(name) == f"model_name: {name!r} cannot be used: {file} {words}"
@@ -622,18 +623,18 @@ def test_one_file_of_a_release_without_its_config(release: Path, models: Path, p
     assert open_model(models / place).config == config
 
 
-def test_a_folder_with_a_model_inside(release: Path, models: Path) -> None:
+def test_error_for_a_folder_with_a_model_inside(release: Path, models: Path) -> None:
     """The message depends on the folder inside."""
     inner = copy(release, models / "ovis_u1" / "half" / "Ovis-U1-3B")
     assert "the model in" in missing("half")
-    assert "is listed as 'half/Ovis-U1-3B'; choose that name" in missing("half")
-    assert "is listed as 'half/Ovis-U1-3B'; choose that name" in missing("half/Ovis-U1-3B/")
+    assert "has the name 'half/Ovis-U1-3B' in the list; choose that name" in missing("half")
+    assert "has the name 'half/Ovis-U1-3B' in the list; choose that name" in missing("half/Ovis-U1-3B/")
     (inner / "config.json").unlink()
     assert f"'half' cannot be used: {inner} has no config.json" in missing("half")
     assert f"'Ovis-U1-3B' cannot be used: {inner} has no config.json" in missing("Ovis-U1-3B")
 
 
-def test_a_file_in_the_checkpoints_with_the_name_of_ours(release: Path, models: Path) -> None:
+def test_error_for_a_damaged_file_in_checkpoints(release: Path, models: Path) -> None:
     (models / "checkpoints" / "sub").mkdir()
     half_a_file(models / "checkpoints" / "sub", release)
     file = models / "checkpoints" / "sub" / "all.safetensors"
@@ -643,7 +644,7 @@ def test_a_file_in_the_checkpoints_with_the_name_of_ours(release: Path, models: 
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is permitted to root")
-def test_permissions(release: Path, models: Path) -> None:
+def test_errors_without_read_permission(release: Path, models: Path) -> None:
     copy(release, models / "ovis_u1" / "hidden")
     folder = copy(release, models / "ovis_u1" / "half")
     folder.chmod(0)
@@ -659,7 +660,7 @@ def test_permissions(release: Path, models: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is permitted to root")
 @pytest.mark.parametrize("mode", [0, 0o444, 0o111])
-def test_folders_that_may_not_be_read(release: Path, models: Path, mode: int) -> None:
+def test_unreadable_folders_do_not_prevent_listing(release: Path, models: Path, mode: int) -> None:
     """They prevent neither the listing of a good folder nor a message."""
     copy(release, models / "ovis_u1" / "hidden")
     closed = [models / place for place in ("ovis_u1/half", "ovis_u1/deep", "diffusers/half", "LLM/Ovis-U1", "ovis")]
@@ -678,7 +679,7 @@ def test_folders_that_may_not_be_read(release: Path, models: Path, mode: int) ->
 
 
 @pytest.mark.parametrize("place", ["ovis_u1", "checkpoints"])
-def test_a_file_that_cannot_be_used_is_named(release: Path, models: Path, place: str) -> None:
+def test_errors_for_unusable_files(release: Path, models: Path, place: str) -> None:
     copy(release, models / "ovis_u1" / "hidden")
     name = "one.safetensors" if place == "ovis_u1" else f"{place}/one.safetensors"
     file = whole_file(release, models / place / "one.safetensors")
@@ -702,10 +703,12 @@ def test_a_file_that_cannot_be_used_is_named(release: Path, models: Path, place:
 
 
 @pytest.mark.parametrize("name", ["", "../ovis_u1/hidden", "/etc", "ovis/../ovis_u1/half", None, ["half"], 3])
-def test_a_name_that_leads_out_is_not_looked_at(release: Path, models: Path, name: Any) -> None:
+def test_names_outside_the_folder_are_not_opened(release: Path, models: Path, name: Any) -> None:
     copy(release, models / "ovis_u1" / "hidden")
     empty(copy(release, models / "ovis_u1" / "half"))
-    assert missing(name) == f"model_name: {name!r} was not found; choose hidden, or press R after adding one."
+    assert missing(name) == (
+        f"model_name: {name!r} was not found; choose hidden, or add the model and press R to refresh."
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -76,7 +76,7 @@ SCALES = [(6.0, 1.5), (6.0, 0.7), (2.0, 5.0), (1.0, 1.5), (0.0, 1.5), (0.4, 1.5)
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("txt_cfg", "img_cfg"), SCALES)
-def test_a_patch_that_changes_nothing_changes_nothing(
+def test_a_guidance_patch_without_effect_leaves_the_result_unchanged(
     loaded: tuple[Any, ...], edited: tuple[Any, ...], txt_cfg: float, img_cfg: float
 ) -> None:
     plain = sample(loaded[0], edited, txt_cfg, img_cfg)
@@ -87,7 +87,7 @@ def test_a_patch_that_changes_nothing_changes_nothing(
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", list(PLAIN))
 @pytest.mark.parametrize(("txt_cfg", "img_cfg"), [(6.0, 1.5), (1.0, 1.5), (6.0, 1.0), (0.0, 1.5)])
-def test_a_patch_acts(
+def test_a_guidance_patch_changes_the_result(
     loaded: tuple[Any, ...], edited: tuple[Any, ...], kind: str, txt_cfg: float, img_cfg: float
 ) -> None:
     seen = []
@@ -109,7 +109,7 @@ def test_a_patch_acts(
 
 
 @torch.inference_mode()
-def test_a_patch_sees_the_pair_that_guidance_is_made_of(loaded: tuple[Any, ...], edited: tuple[Any, ...]) -> None:
+def test_patches_get_cond_and_uncond_of_the_guided_result(loaded: tuple[Any, ...], edited: tuple[Any, ...]) -> None:
     """cond is the positive's; denoised is uncond + scale (cond - uncond); each can be computed again."""
     import comfy.samplers
 
@@ -173,7 +173,7 @@ def test_areas_masks_and_ranges(loaded: tuple[Any, ...], edited: tuple[Any, ...]
 @torch.inference_mode()
 @pytest.mark.parametrize("sampler", ["euler_cfg_pp", "dpmpp_2m_cfg_pp"])
 @pytest.mark.parametrize("scales", [(6.0, 1.0), (6.0, 6.0)])
-def test_samplers_that_ask_for_uncond(
+def test_samplers_that_use_the_unconditional_prediction(
     loaded: tuple[Any, ...], edited: tuple[Any, ...], sampler: str, scales: tuple[float, float]
 ) -> None:
     """With scales at which an edit uses one pair of conditions, they give the same result as with that pair."""
@@ -218,7 +218,7 @@ def nag(model: Any, **settings: float) -> Any:
 
 
 @torch.inference_mode()
-def test_conditions_of_different_length_come_in_one_batch_for_patches_that_compare_them(
+def test_attention_output_patches_get_conditions_of_different_length_in_one_batch(
     loaded: tuple[Any, ...], edited: tuple[Any, ...], drawn: tuple[Any, Any]
 ) -> None:
     batches = []
@@ -237,7 +237,9 @@ def test_conditions_of_different_length_come_in_one_batch_for_patches_that_compa
 
 
 @torch.inference_mode()
-def test_naguidance(loaded: tuple[Any, ...], edited: tuple[Any, ...], drawn: tuple[Any, Any]) -> None:
+def test_naguidance_changes_the_result(
+    loaded: tuple[Any, ...], edited: tuple[Any, ...], drawn: tuple[Any, Any]
+) -> None:
     def apart(a: Tensor, b: Tensor) -> float:
         return float((a - b).norm() / b.norm())
 
@@ -252,7 +254,9 @@ def test_naguidance(loaded: tuple[Any, ...], edited: tuple[Any, ...], drawn: tup
 
 
 @torch.inference_mode()
-def test_naguidance_says_so_where_it_cannot_act(loaded: tuple[Any, ...], edited: tuple[Any, ...]) -> None:
+def test_naguidance_raises_an_error_if_it_would_have_no_effect(
+    loaded: tuple[Any, ...], edited: tuple[Any, ...]
+) -> None:
     positive, _, negative, _ = edited
     patched = nag(loaded[0])
     for _ in range(2):
@@ -268,7 +272,7 @@ def test_naguidance_says_so_where_it_cannot_act(loaded: tuple[Any, ...], edited:
 @torch.inference_mode()
 @pytest.mark.parametrize("which", ["positive", "negative"])
 @pytest.mark.parametrize("part", [{"start_percent": 0.5}, {"end_percent": 0.5}])
-def test_naguidance_where_only_one_condition_is_active_for_a_while(
+def test_naguidance_with_a_timestep_range_on_one_condition(
     loaded: tuple[Any, ...], edited: tuple[Any, ...], drawn: tuple[Any, Any], which: str, part: dict[str, float]
 ) -> None:
     import node_helpers
@@ -323,7 +327,7 @@ OTHER_MODELS = {
 @torch.inference_mode()
 @pytest.mark.parametrize("task", ["text to image", "edit"])
 @pytest.mark.parametrize("node", [*UNETS, *OTHER_MODELS])
-def test_patches_for_other_models_are_named(
+def test_patches_for_other_models_raise_an_error(
     loaded: tuple[Any, ...], drawn: tuple[Any, Any], edited: tuple[Any, ...], node: str, task: str
 ) -> None:
     import importlib

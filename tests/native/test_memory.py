@@ -43,7 +43,7 @@ def decoder(request: pytest.FixtureRequest, config: Any) -> Decoder:
     ("batch", "height", "width", "text", "references"),
     [(1, 128, 128, 330, 0), (2, 128, 128, 330, 0), (1, 64, 64, 330, 0), (1, 192, 128, 4000, 0), (1, 124, 124, 400, 2)],
 )
-def test_estimate(
+def test_memory_estimate_of_the_decoder(
     comfyui: Path, decoder: Decoder, config: Any, batch: int, height: int, width: int, text: int, references: int
 ) -> None:
     from ovis_core.native.model import OvisU1
@@ -65,7 +65,7 @@ def test_estimate(
     assert counter.peak < estimate < 1.25 * counter.peak
 
 
-def test_text_and_references_count(comfyui: Path, config: Any) -> None:
+def test_memory_estimate_includes_text_and_references(comfyui: Path, config: Any) -> None:
     from ovis_core.native.model import OvisU1
     from ovis_core.native.model_config import ModelConfig
 

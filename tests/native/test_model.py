@@ -152,7 +152,7 @@ def test_every_weight_of_the_release_is_loaded(loaded: tuple[Any, Any, Any], wei
     assert not text
 
 
-def test_partly_offloaded_computes_the_same(
+def test_partly_offloaded_model_computes_the_same(
     comfyui: Path, loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]
 ) -> None:
     """With memory for half of the decoder, the other layers stay in RAM and are cast at each use."""
@@ -192,7 +192,7 @@ def test_bfloat16_weights(
     close(sample(model, *conditions, tensors["t2i/noise"], 4), tensors["t2i/final_latent"], 1e-2)
 
 
-def test_patchers_can_be_made_anew(loaded: tuple[Any, Any, Any]) -> None:
+def test_new_copies_of_patchers_have_the_same_weights(loaded: tuple[Any, Any, Any]) -> None:
     """The function that ComfyUI calls for new copies of the weights."""
     model, clip, vae = loaded
     for patcher in (model, clip.patcher, vae.patcher):
@@ -247,16 +247,16 @@ def test_core_patches_reach_the_decoder(
     assert not torch.allclose(sample(skipping, *conditions, noise, 2), plain, atol=1e-3)
 
 
-def test_prompts_of_different_length_are_no_batch(loaded: tuple[Any, Any, Any]) -> None:
+def test_errors_for_batches_of_prompts_and_foreign_tokens(loaded: tuple[Any, Any, Any]) -> None:
     clip = loaded[1]
     (one,), (other,) = (clip.tokenize(text)["ovis_u1"] for text in ("a cat", "a cat and a dog"))
-    with pytest.raises(ValueError, match="cannot share a batch"):
+    with pytest.raises(ValueError, match="expected prompts of one length in a batch"):
         clip.encode_from_tokens({"ovis_u1": [one, other]})
-    with pytest.raises(ValueError, match="not made by this CLIP"):
+    with pytest.raises(ValueError, match="expected tokens of this CLIP"):
         clip.cond_stage_model.encode_token_weights({"l": [[(1, 1.0)]]})
 
 
-def test_nothing_is_read_twice(release: Path, comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_tensor_is_read_once(release: Path, comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from collections import Counter
 
     from ovis_core.native.loading import load
@@ -298,7 +298,7 @@ def test_without_a_gpu_weights_stay_in_their_file(comfyui: Path, release: Path) 
     assert torch.equal(again, before)
 
 
-def test_the_disk_that_weights_come_from_is_told_to_newer_comfyuis(
+def test_newer_comfyuis_get_the_path_of_weight_files(
     release: Path, comfyui: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their loaders ask storages for their file, and pass the answer to the patcher."""
@@ -342,7 +342,7 @@ def mapped(tensor: Tensor) -> str:
 
 
 @torch.inference_mode()
-def test_a_wrapper_may_change_its_input(
+def test_wrappers_may_change_their_input(
     loaded: tuple[Any, Any, Any], conditions: tuple[Any, Any], tensors: dict[str, Tensor]
 ) -> None:
     """As EasyCache does in a step that it skips: in float32, x0 is computed from this input."""

@@ -82,7 +82,7 @@ def random(shapes: dict[str, tuple[int, ...]]) -> dict[str, LazyTensor]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
-def test_a_small_budget(comfyui: Path, part: Any, share: float) -> None:
+def test_lora_with_a_small_memory_budget(comfyui: Path, part: Any, share: float) -> None:
     patched, prefix, compute = part
     plain = compute()
     patched.add_patches(low_rank(patched, prefix), 1.0)
@@ -155,7 +155,7 @@ def with_another_lora(patcher: Any) -> None:
 @pytest.mark.parametrize(
     "loaded_before", [nothing, once, with_compute_dtype, with_compute_dtype_then_without, in_parts, with_another_lora]
 )
-def test_a_lora_acts_whatever_was_loaded_before(comfyui: Path, part: Any, loaded_before: Callable[[Any], None]) -> None:
+def test_lora_acts_after_any_earlier_load(comfyui: Path, part: Any, loaded_before: Callable[[Any], None]) -> None:
     """A partial load patches every layer that stays in RAM; the result equals that of merged weights."""
     patcher, prefix, compute = part
     casts = {name: layer.comfy_cast_weights for name, layer in layers(patcher).items()}
@@ -181,7 +181,7 @@ def test_a_lora_acts_whatever_was_loaded_before(comfyui: Path, part: Any, loaded
 
 
 @torch.no_grad()
-def test_a_hook_acts_whatever_was_loaded_before(comfyui: Path, part: Any) -> None:
+def test_hook_acts_after_any_earlier_load(comfyui: Path, part: Any) -> None:
     import comfy.hooks
 
     patcher, prefix, compute = part
@@ -206,7 +206,7 @@ def test_a_hook_acts_whatever_was_loaded_before(comfyui: Path, part: Any) -> Non
 
 
 @torch.no_grad()
-def test_a_patch_of_the_vae_acts_whatever_was_loaded_before(comfyui: Path, loaded: tuple[Any, ...]) -> None:
+def test_vae_patch_acts_after_any_earlier_load(comfyui: Path, loaded: tuple[Any, ...]) -> None:
     patcher, image = loaded[2].patcher, torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
     plain = loaded[2].encode(image)
     forced = patcher.clone()
@@ -238,7 +238,7 @@ def merged(patcher: Any, patches: dict[str, tuple[str, tuple[Tensor]]]) -> Itera
             weights[key].sub_(change)
 
 
-def test_no_layer_is_out_of_reach(comfyui: Path, loaded: tuple[Any, Any, Any]) -> None:
+def test_almost_all_weights_can_be_offloaded(comfyui: Path, loaded: tuple[Any, Any, Any]) -> None:
     """All but a few thousandths of the weights are in layers that ComfyUI can leave in RAM."""
     for patcher in (loaded[0], loaded[1].patcher):
         reached = sum(w.nbytes for layer in layers(patcher).values() for w in layer.parameters(recurse=False))

@@ -74,7 +74,7 @@ WAYS = [override, attention_patches, output_patch, input_patch, blocks]
 @torch.inference_mode()
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("length", [None, 5])
-def test_patches_may_keep_what_they_are_given(loaded: tuple[Any, ...], way: Any, length: int | None) -> None:
+def test_tensors_kept_by_patches_are_not_overwritten(loaded: tuple[Any, ...], way: Any, length: int | None) -> None:
     kept: Kept = []
     plain = run(loaded, {}, length)
     out = run(loaded, way(kept), length)
@@ -84,13 +84,13 @@ def test_patches_may_keep_what_they_are_given(loaded: tuple[Any, ...], way: Any,
 
 
 @torch.inference_mode()
-def test_padded_text_counts_for_nothing(loaded: tuple[Any, ...]) -> None:
+def test_padded_text_has_no_effect(loaded: tuple[Any, ...]) -> None:
     close(run(loaded, {}, 5), run(loaded, {}, cut=5), 1e-5)
     assert not torch.allclose(run(loaded, {}, 5), run(loaded, {}), atol=1e-3)
 
 
 @torch.inference_mode()
-def test_hooks_may_keep_what_they_are_given(loaded: tuple[Any, ...]) -> None:
+def test_tensors_kept_by_hooks_are_not_overwritten(loaded: tuple[Any, ...]) -> None:
     """Torch's hooks, on every layer."""
     kept: Kept = []
     network = loaded[0].model.diffusion_model
@@ -109,7 +109,7 @@ def test_hooks_may_keep_what_they_are_given(loaded: tuple[Any, ...]) -> None:
 
 
 @torch.inference_mode()
-def test_activations_are_written_over_where_nobody_keeps_them(loaded: tuple[Any, ...]) -> None:
+def test_activations_are_computed_in_place_without_patches(loaded: tuple[Any, ...]) -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Count(TorchDispatchMode):

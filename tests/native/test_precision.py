@@ -35,7 +35,7 @@ def parameters(model: Any, clip: Any) -> dict[str, Tensor]:
     return {**dict(model.model.diffusion_model.named_parameters()), **dict(clip.cond_stage_model.named_parameters())}
 
 
-def test_dtypes(kept: tuple[str, Any, Any]) -> None:
+def test_dtypes_of_each_weight_dtype(kept: tuple[str, Any, Any]) -> None:
     name, model, clip = kept
     found = parameters(model, clip)
     whole = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(name)
@@ -65,7 +65,7 @@ def test_dynamic_vram_keeps_these_types(kept: tuple[str, Any, Any]) -> None:
                 assert getattr(layer, f"{name}_comfy_model_dtype", weight.dtype) == weight.dtype
 
 
-def test_how_far_results_move(
+def test_results_change_little_in_other_precisions(
     kept: tuple[str, Any, Any], loaded: tuple[Any, Any, Any], tensors: dict[str, Tensor]
 ) -> None:
     from ovis_core.native.conditions import text_to_image
@@ -91,7 +91,7 @@ def test_answers(kept: tuple[str, Any, Any]) -> None:
     assert understand(kept[2], "Hello", (), (), 8, 4, False, GREEDY).text
 
 
-def test_a_fresh_copy_has_the_same_types(kept: tuple[str, Any, Any]) -> None:
+def test_new_copies_have_the_same_types(kept: tuple[str, Any, Any]) -> None:
     _, model, clip = kept
     for patcher in (model, clip.patcher):
         load, arguments = patcher.cached_patcher_init
@@ -100,7 +100,7 @@ def test_a_fresh_copy_has_the_same_types(kept: tuple[str, Any, Any]) -> None:
         assert all(fresh[key].dtype == old[key].dtype and torch.equal(fresh[key], old[key]) for key in old)
 
 
-def test_a_patch_on_eight_bits(kept: tuple[str, Any, Any]) -> None:
+def test_patch_on_fp8_weights(kept: tuple[str, Any, Any]) -> None:
     """A LoRA takes effect, rounded to the type of the weight."""
     import comfy.model_management
 
@@ -116,7 +116,7 @@ def test_a_patch_on_eight_bits(kept: tuple[str, Any, Any]) -> None:
     assert torch.equal(model.model.state_dict()[key].float(), before), name
 
 
-def test_eight_bits_take_little_at_full_size(comfyui: Path) -> None:
+def test_fp8_size_of_the_full_model(comfyui: Path) -> None:
     from ovis_core.weights.precision import LARGE
 
     def size(*prefixes: str) -> tuple[float, float]:
@@ -133,7 +133,7 @@ def test_eight_bits_take_little_at_full_size(comfyui: Path) -> None:
     assert size(layout.LANGUAGE) == pytest.approx((3.44, 2.03), abs=0.02)
 
 
-def test_values_that_float16_cannot_hold_are_reported(comfyui: Path, release: Path, tmp_path: Path) -> None:
+def test_error_for_values_too_large_for_float16(comfyui: Path, release: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     from ovis_core.native.loading import load
@@ -148,13 +148,13 @@ def test_values_that_float16_cannot_hold_are_reported(comfyui: Path, release: Pa
             if key.endswith("double_blocks.0.img_attn.qkv.weight"):
                 tensors[key][1, 2] = 1e5
         save_file(tensors, file, metadata={"format": "pt"})
-    words = r"img_attn\.qkv\.weight has values that are too large for float16; choose bf16 or fp32"
+    words = r"img_attn\.qkv\.weight has values that are too large for float16; set weight_dtype .* to bf16 or fp32"
     with pytest.raises(CheckpointError, match=words):
         load(open_model(damaged), PRECISIONS["fp16"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
-def test_what_is_not_finite_is_seen(dtype: torch.dtype) -> None:
+def test_is_finite_detects_nan_and_infinity(dtype: torch.dtype) -> None:
     from ovis_core.weights.lazy_tensors import is_finite
 
     tensor = torch.full((40, 50), 400.0).to(dtype)
@@ -176,7 +176,7 @@ def stored(*dtypes: torch.dtype) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["fp8_e4m3fn", "fp8_e4m3fn_fast"])
-def test_a_type_that_the_device_does_not_have_is_refused(comfyui: Path, name: str) -> None:
+def test_error_for_a_type_that_the_device_does_not_support(comfyui: Path, name: str) -> None:
     from ovis_core.native.dtypes import for_device
     from ovis_core.weights.precision import PRECISIONS
 
@@ -188,17 +188,15 @@ def test_a_type_that_the_device_does_not_have_is_refused(comfyui: Path, name: st
     assert for_device(PRECISIONS[name], weights, torch.device("cpu")) == PRECISIONS[name]
 
 
-def test_8_bit_files_load_on_a_device_that_does_not_have_the_type(
-    comfyui: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_fp8_files_load_on_a_device_without_fp8(comfyui: Path, caplog: pytest.LogCaptureFixture) -> None:
     from ovis_core.native.dtypes import for_device
     from ovis_core.weights.precision import DEFAULT, PRECISIONS
 
     small = stored(torch.float8_e4m3fn, torch.bfloat16)
     assert for_device(DEFAULT, small, MPS) == PRECISIONS["bf16"]
     assert caplog.messages == [
-        "Ovis-U1: weights of type torch.float8_e4m3fn cannot be used on this device (mps); they are loaded as "
-        "torch.bfloat16."
+        "Ovis-U1: weights of type torch.float8_e4m3fn are not supported on this device (mps), so they are loaded "
+        "as torch.bfloat16."
     ]
     assert for_device(DEFAULT, small, torch.device("cpu")) == PRECISIONS["fp8_e4m3fn"]
     for name in ("bf16", "fp16", "fp32"):
@@ -207,7 +205,7 @@ def test_8_bit_files_load_on_a_device_that_does_not_have_the_type(
         assert for_device(DEFAULT, stored(dtype), MPS) == DEFAULT
 
 
-def test_directml_has_neither_bfloat16_nor_8_bits(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directml_supports_neither_bfloat16_nor_fp8(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ComfyUI's answers with --directml; only the flag is set here."""
     from comfy import model_management
 
@@ -221,7 +219,9 @@ def test_directml_has_neither_bfloat16_nor_8_bits(comfyui: Path, monkeypatch: py
         for_device(PRECISIONS["bf16"], stored(torch.float32), device)
 
 
-def test_a_flag_for_a_type_that_the_device_does_not_have(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_encoder_flag_for_a_type_that_the_device_does_not_support(
+    comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from comfy import model_management
     from comfy.cli_args import args
 

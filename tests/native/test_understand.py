@@ -67,7 +67,7 @@ def calls(*modules: torch.nn.Module) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_golden(clip: Any, golden: dict[str, Any], name: str) -> None:
+def test_answers_match_the_authors_code(clip: Any, golden: dict[str, Any], name: str) -> None:
     expected = golden["generate"][name]
     answer = ask(clip, *CASES[name])
     assert answer.text == expected["text"]
@@ -109,14 +109,14 @@ def as_the_newest_generate_text(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_newest_generate_text_sees_and_answers(clip: Any, golden: dict[str, Any], name: str) -> None:
-    """Its pictures come as a list of batches, each of its own size."""
+def test_newest_generate_text_uses_images_and_video(clip: Any, golden: dict[str, Any], name: str) -> None:
+    """It passes images as a list of batches, which may have different sizes."""
     prompt, images, frames = CASES[name]
     inputs = {"images": [image[None] for image in images] or None, "video": torch.stack(frames) if frames else None}
     assert as_the_newest_generate_text(clip, prompt, **inputs) == (golden["generate"][name]["text"].strip(), "")
 
 
-def test_images_of_all_batches_are_seen_in_order(clip: Any) -> None:
+def test_images_of_all_batches_are_used_in_order(clip: Any) -> None:
     def grids(**images: Any) -> list[Any]:
         tokens = clip.tokenize("?", thinking=False, **images)["ovis_u1"][0]
         return [token.grid for token, _ in tokens if not isinstance(token, int)]
@@ -129,15 +129,15 @@ def test_images_of_all_batches_are_seen_in_order(clip: Any) -> None:
     assert grids(image=FIRST[None], images=[SECOND[None]]) == [*first, *second]
     assert grids(images=pair) == [*first, *first]
     assert grids(images=[]) == grids(images={}) == grids(images=None) == []
-    with pytest.raises(ValueError, match=r"video: .*not at both"):
+    with pytest.raises(ValueError, match=r"video: .*got both; disconnect one of them"):
         grids(images=[FIRST[None]], video=torch.stack(FRAMES))
     with pytest.raises(ValueError, match="images: expected an IMAGE of 4 dimensions, none of them 0, got shape"):
         grids(images=[FIRST])
-    with pytest.raises(ValueError, match=r"images: expected an IMAGE.*got str; connect an IMAGE"):
+    with pytest.raises(ValueError, match=r"images: expected an IMAGE.*got str; connect Load Image"):
         grids(images=["photo.png"])
 
 
-def test_a_system_prompt_is_a_turn_before_the_question(clip: Any) -> None:
+def test_system_prompt_is_a_turn_before_the_question(clip: Any) -> None:
     encode = clip.tokenizer.tokenizer.encode
 
     def ids(system: Any) -> list[int]:
@@ -155,14 +155,16 @@ def test_a_system_prompt_is_a_turn_before_the_question(clip: Any) -> None:
         as_the_newest_generate_text(clip, WORDS, system_prompt=said)[0] for said in ("Answer in verse.", "")
     )
     assert said != unsaid
-    with pytest.raises(ValueError, match="system_prompt: it works only with the default template; turn on"):
+    with pytest.raises(
+        ValueError, match="system_prompt: expected no text, because use_default_template is off; turn on"
+    ):
         clip.tokenize("x", system_prompt="Answer in verse.", skip_template=True)
     for template in ({}, {"skip_template": True}):
         with pytest.raises(ValueError, match=r"^system_prompt: expected text, got list; connect a STRING"):
             clip.tokenize("x", system_prompt=["Answer in verse."], **template)
 
 
-def test_generate_text_gets_the_think_block_and_splits_it(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generate_text_splits_off_the_think_block(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovis_core.text import decoding
 
     encode = clip.tokenizer.tokenizer.encode
@@ -182,7 +184,7 @@ def test_generate_text_gets_the_think_block_and_splits_it(clip: Any, monkeypatch
     assert decode([Control.TURN_END, Control.TURN_END], skip_special_tokens=False) == 2 * "<|im_end|>"
 
 
-def test_numbers_of_generate_text_that_are_not_set_have_no_effect(clip: Any) -> None:
+def test_unset_numbers_of_generate_text_have_no_effect(clip: Any) -> None:
     off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     penalties = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "seed": 0}
     tokens = clip.tokenize(WORDS, image=None)
@@ -201,9 +203,9 @@ UNKNOWN = {"lyrics": "la", "image_embeds": torch.ones(1, 2), "llama_template": "
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_we_do_not_know_is_refused_and_not_dropped(clip: Any, name: str) -> None:
-    off = "it is 2; set it to 0" if name == "image_interleave" else "empty it"
-    words = rf"^{name}: Ovis-U1 does not take this input; {off}, or remove the node that sets it\.$"
+def test_errors_for_unknown_options(clip: Any, name: str) -> None:
+    off = ", got 2; set it to 0" if name == "image_interleave" else "; clear it"
+    words = rf"^{name}: Ovis-U1 does not support this input{off}, or remove the node that sets it\.$"
     encoding = rf"^clip: this node is made for another model and sets {name}, which Ovis-U1 does not have; use"
     for question, refusal in (({}, encoding), ({"image": None}, words), ({"thinking": False}, words)):
         with pytest.raises(ValueError, match=refusal):
@@ -216,7 +218,7 @@ def test_what_we_do_not_know_is_refused_and_not_dropped(clip: Any, name: str) ->
 
 
 @pytest.mark.parametrize("neutral", [0, 0.0, torch.zeros(()), torch.zeros((), dtype=torch.bool)])
-def test_a_number_of_a_newer_node_that_changes_nothing_is_taken(clip: Any, neutral: Any) -> None:
+def test_unknown_numbers_without_effect_are_accepted(clip: Any, neutral: Any) -> None:
     (plain,) = clip.tokenize("x", image=None)["ovis_u1"]
     tokens = clip.tokenize("x", image=None, image_interleave=neutral)
     assert tokens["ovis_u1"] == [plain]
@@ -228,10 +230,11 @@ def test_a_number_of_a_newer_node_that_changes_nothing_is_taken(clip: Any, neutr
 
 
 @pytest.mark.parametrize(
-    ("value", "mend"), [(0.5, "it is 0.5; set it to 0"), (True, "turn it off"), (torch.ones(()), "empty it")]
+    ("value", "remedy"),
+    [(0.5, ", got 0.5; set it to 0"), (True, "; turn it off"), (torch.ones(()), "; clear it")],
 )
-def test_a_number_that_changes_something_is_refused_with_what_can_be_done(clip: Any, value: Any, mend: str) -> None:
-    words = rf"^frequency_penalty: Ovis-U1 does not take this input; {mend}, or remove the node that sets it\.$"
+def test_errors_for_unknown_numbers_with_an_effect(clip: Any, value: Any, remedy: str) -> None:
+    words = rf"^frequency_penalty: Ovis-U1 does not support this input{remedy}, or remove the node that sets it\.$"
     tokens = clip.tokenize("x", image=None)
     with pytest.raises(ValueError, match=words):
         clip.cond_stage_model.generate(tokens, max_length=1, frequency_penalty=value)
@@ -239,19 +242,19 @@ def test_a_number_that_changes_something_is_refused_with_what_can_be_done(clip: 
         clip.tokenize("x", image=None, frequency_penalty=value)
 
 
-def test_options_for_other_tokenizers_are_refused(clip: Any) -> None:
+def test_errors_for_options_of_other_tokenizers(clip: Any) -> None:
     other = clip.clone()
     if not hasattr(other, "set_tokenizer_option"):
         pytest.skip("this ComfyUI has no options of tokenizers")
     other.set_tokenizer_option("t5xxl_min_padding", 3)
-    with pytest.raises(ValueError, match="tokenizer_options: Ovis-U1 does not take"):
+    with pytest.raises(ValueError, match="tokenizer_options: Ovis-U1 does not support"):
         other.tokenize("x", thinking=False)
-    words = r"min_length: expected at most \d+, the prompt's length, got 5000; Ovis-U1 cannot pad prompts"
+    words = r"min_length: expected at most \d+, the length of the prompt, .*, got 5000; set min_length to 1"
     with pytest.raises(ValueError, match=words):
         clip.tokenize("x", min_length=5000)
 
 
-def test_comfyui_counts_a_conversation_and_gives_its_memory_back(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comfyui_counts_and_frees_the_memory_of_a_conversation(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ComfyUI's own RAM cache, next to outputs that are slightly larger and slightly smaller."""
     import gc
     import time
@@ -293,14 +296,14 @@ def test_comfyui_counts_a_conversation_and_gives_its_memory_back(clip: Any, monk
     assert not any(ref() for ref in alive)
 
 
-def test_a_text_without_the_template_goes_on(clip: Any, golden: dict[str, Any]) -> None:
+def test_bare_text_is_tokenized_without_the_template(clip: Any, golden: dict[str, Any]) -> None:
     tokens = clip.tokenize("Once upon", image=FIRST[None], skip_template=True, min_length=1)
     ((seen, _), *rest) = tokens["ovis_u1"][0]
     assert list(seen.grid) == golden["generate"]["single"]["grid_thws"][0]
     assert [token for token, _ in rest] == clip.tokenizer.tokenizer.encode(["Once upon"])
 
 
-def test_the_conversation_goes_on_without_computing_it_again(clip: Any) -> None:
+def test_conversation_continues_without_recomputing_earlier_turns(clip: Any) -> None:
     text = clip.cond_stage_model
     first = ask(clip, "What is it?", [FIRST])
     with calls(text.visual_tokenizer, text.llm.blocks[0]) as counts:
@@ -318,11 +321,11 @@ def test_the_conversation_goes_on_without_computing_it_again(clip: Any) -> None:
     assert other.conversation.tokens != second.conversation.tokens
 
 
-def test_nothing_is_kept_where_nobody_asks(clip: Any) -> None:
+def test_cache_is_not_kept_unless_asked(clip: Any) -> None:
     assert ask(clip, keep=False).conversation.cache is None
 
 
-def test_a_conversation_with_other_weights_is_read_again(clip: Any) -> None:
+def test_conversation_is_recomputed_with_other_weights(clip: Any) -> None:
     first = ask(clip, "What is it?", [FIRST])
     patched = clip.clone()
     name = "llm.model.layers.0.mlp.down_proj.weight"
@@ -336,7 +339,7 @@ def test_a_conversation_with_other_weights_is_read_again(clip: Any) -> None:
     assert counts == [0]
 
 
-def test_thinking(clip: Any, golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thinking_is_split_from_the_answer(clip: Any, golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The small model does not think, so the test inserts the think tags; the other tokens are the model's."""
     from ovis_core.text import decoding
 
@@ -359,7 +362,7 @@ def test_thinking(clip: Any, golden: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("written", [[100, Control.THINK, 101, 102], [Control.THINK, 100, Control.END_THINK, 101]])
-def test_a_think_block_nobody_asked_for(clip: Any, monkeypatch: pytest.MonkeyPatch, written: list[int]) -> None:
+def test_think_block_with_thinking_off(clip: Any, monkeypatch: pytest.MonkeyPatch, written: list[int]) -> None:
     from ovis_core.text import decoding
 
     script = [*written, Control.TURN_END]
@@ -375,21 +378,21 @@ def test_a_think_block_nobody_asked_for(clip: Any, monkeypatch: pytest.MonkeyPat
     assert kept == forgotten
 
 
-def test_what_is_too_long_is_refused_before_it_is_cut_into_patches(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_too_long_prompts_comes_before_patches_are_cut(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovis_core.native import tokens
 
     monkeypatch.setattr(tokens, "understanding_input", None)
-    with pytest.raises(ValueError, match=r"for pictures\).*use fewer or smaller pictures or frames"):
+    with pytest.raises(ValueError, match=r"for images\); use fewer or smaller images or frames"):
         ask(clip, "?", frames=[torch.zeros(1500, 1500, 3)] * 16)
 
 
 @pytest.mark.parametrize("shape", [(64, 64, 3), (1, 2, 64, 64, 3), (1, 0, 64, 3)])
-def test_core_pictures_of_another_shape(clip: Any, shape: tuple[int, ...]) -> None:
+def test_errors_for_core_images_of_another_shape(clip: Any, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="image: expected an IMAGE of 4 dimensions, none of them 0, got shape"):
         clip.tokenize("x", image=torch.zeros(shape), thinking=False)
 
 
-def test_weights_are_held_as_they_are_and_not_where_they_are_patched_at_each_use(
+def test_pinned_weights_are_not_copied_and_patched_ones_are_not_pinned(
     comfyui: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ovis_core.native import comfy_layers
@@ -418,7 +421,7 @@ def test_weights_are_held_as_they_are_and_not_where_they_are_patched_at_each_use
         assert not alive
 
 
-def test_end_tokens_end_and_never_show(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_tokens_end_the_answer_and_are_not_shown(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovis_core.text import decoding
 
     words = clip.tokenizer.tokenizer.encode(["A cat."])
@@ -439,16 +442,18 @@ def test_seeds_and_temperature(clip: Any) -> None:
     assert ask(clip, sampling=Sampling(temperature=0.001, top_p=1.0, top_k=0)).text == greedy != one
 
 
-def test_too_long_is_refused_with_the_count(clip: Any) -> None:
+def test_errors_for_too_long_prompts_give_the_count(clip: Any) -> None:
     limit = clip.cond_stage_model.config.language.max_position_embeddings
-    with pytest.raises(ValueError, match=rf"prompt: .*\d+ positions.*{limit}; shorten the text"):
+    with pytest.raises(ValueError, match=rf"prompt: expected at most {limit} tokens, got \d+ .*; shorten the text"):
         ask(clip, "word " * limit)
     huge = torch.zeros(1500, 1500, 3)
-    with pytest.raises(ValueError, match=rf"\(\d+ for pictures\).*{limit}; use fewer or smaller pictures or frames"):
+    with pytest.raises(
+        ValueError, match=rf"{limit} tokens, .* \(\d+ of them for images\); use fewer or smaller images or"
+    ):
         ask(clip, "?", frames=[huge] * 16)
 
 
-def test_the_last_position_is_used_and_no_more(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_stops_at_the_last_position(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 
     text = clip.cond_stage_model
@@ -460,7 +465,7 @@ def test_the_last_position_is_used_and_no_more(clip: Any, monkeypatch: pytest.Mo
         assert len(written) == room
 
 
-def test_memory_is_asked_before_it_is_used(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_requested_before_it_is_used(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from comfy import model_management
 
     text, asked = clip.cond_stage_model, []
@@ -547,7 +552,7 @@ def test_judge(clip: Any, text_model: Any) -> None:
     assert [verdict.scores[i] for i in verdict.order] == sorted(verdict.scores, reverse=True)
 
 
-def test_a_half_written_character_does_not_show(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_characters_are_not_shown(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovis_core.native import progress
 
     shown: list[str] = []

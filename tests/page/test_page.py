@@ -41,14 +41,14 @@ SCROLL = """const scroll = () => {
     const end = box.scrollTop + box.clientHeight >= box.scrollHeight - 1;
     box.scrollTop = end ? 0 : box.scrollTop + box.clientHeight / 2;
 };"""
-# Whether the template of this name has come; scrolls on where it has not.
+# Whether the template of this name is loaded; scrolls if it is not.
 SCROLLED = f"""(name) => {{
     {SCROLL}
     const found = [...document.querySelectorAll("[role=dialog] img")].some((image) => image.alt === name);
     if (!found) scroll();
     return found;
 }}"""
-# Those of these names whose picture is there; scrolls on where there are none.
+# Those of these names whose thumbnail is loaded; scrolls if there are none.
 LOADED = f"""(names) => {{
     {SCROLL}
     const images = [...document.querySelectorAll("[role=dialog] img")];
@@ -106,7 +106,7 @@ def test_nodes_are_found_by_search(page: Any, shots: Path, info: dict[str, Any])
         search.wait_for(state="detached")
 
 
-def test_templates_have_their_pictures(page: Any, shots: Path) -> None:
+def test_templates_have_thumbnails(page: Any, shots: Path) -> None:
     browse_templates(page)
     page.wait_for_function("document.querySelector('[role=dialog] img')?.naturalWidth > 0")
     page.screenshot(path=shots / "templates.png")
@@ -135,7 +135,7 @@ def test_a_workflow_opens_from_the_templates_and_runs(page: Any, shots: Path, in
     prompt = page.evaluate("(async () => (await window.app.graphToPrompt()).output)()")
     for node in prompt.values():
         if node["class_type"] == "PreviewAny":
-            node["inputs"].pop("preview", None)  # where the page keeps what it showed
+            node["inputs"].pop("preview", None)  # the page stores the last text here
     ours = to_api(workflow, info)
     assert {i: (node["class_type"], node["inputs"]) for i, node in prompt.items()} == {
         i: (node["class_type"], node["inputs"]) for i, node in ours.items()
@@ -158,7 +158,7 @@ def assert_nothing_is_hidden(page: Any) -> None:
     assert page.evaluate(CUT) == []
 
 
-def test_a_saved_picture_brings_its_graph_back(page: Any, ready: ComfyServer) -> None:
+def test_dropped_image_restores_its_workflow(page: Any, ready: ComfyServer) -> None:
     workflow = open_dropped(page, "text_to_image")
     set_widgets(page, SMALL | {"OvisU1TextEncode": {"prompt": "a heron in the reeds"}})
     run(page)
@@ -176,11 +176,11 @@ def test_a_saved_picture_brings_its_graph_back(page: Any, ready: ComfyServer) ->
     assert page.evaluate(f"{prompt}.value") == "a heron in the reeds"
 
 
-def test_a_wrong_value_shows_its_message(page: Any, shots: Path) -> None:
+def test_error_message_is_shown_on_the_page(page: Any, shots: Path) -> None:
     open_dropped(page, "text_to_image")
     set_widgets(page, SMALL | {"PrimitiveInt": {"value": 1000}})
     run(page)
-    sentence = page.get_by_text("width: 1000 pixels is not a multiple of 16; use 992 or 1008.")
+    sentence = page.get_by_text("width: expected a multiple of 16 pixels, got 1000; use 992 or 1008.")
     details = page.get_by_role("button", name="View details")
     sentence.or_(details).first.wait_for()
     # The page draws a border around the node that it keeps here.
@@ -191,7 +191,7 @@ def test_a_wrong_value_shows_its_message(page: Any, shots: Path) -> None:
     page.screenshot(path=shots / "error.png")
 
 
-def test_the_help_panel_shows_our_page(page: Any, shots: Path) -> None:
+def test_help_panel_shows_the_help_page(page: Any, shots: Path) -> None:
     open_dropped(page, "text_to_image")
     info = page.get_by_test_id("info-button").first
     heading = page.get_by_role("heading", name="Typical mistakes")
@@ -209,7 +209,7 @@ def test_the_help_panel_shows_our_page(page: Any, shots: Path) -> None:
     assert panel.evaluate("(h) => h.scrollWidth <= h.clientWidth"), "the help page is wider than its panel"
 
 
-def test_text_shows_while_it_is_written_and_chats_show_their_turns(page: Any, shots: Path, rendering: str) -> None:
+def test_text_is_shown_while_it_is_generated_and_chats_show_their_turns(page: Any, shots: Path, rendering: str) -> None:
     open_dropped(page, "chat")
     # A question that was asked in the other rendering is answered from the cache.
     question = f"What is on this image? ({rendering})"

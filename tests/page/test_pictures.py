@@ -71,7 +71,7 @@ def run_and_shoot(page: Any, shots: Path, name: str, widgets: dict[str, dict[str
 
 
 def saved(page: Any, server: ComfyServer) -> Scene:
-    """What the picture shows that the graph saved."""
+    """The scene in the image that the graph saved."""
     node = "window.app.graph._nodes.find((n) => n.type === 'SaveImage').id"
     (entry,) = page.evaluate(f"window.app.nodeOutputs[{node}].images")
     with Image.open(io.BytesIO(server.image(entry))) as image:

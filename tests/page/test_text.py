@@ -16,10 +16,10 @@ SHORT = {
     "OvisU1Sampler": {"steps": 2, "control_after_generate": "fixed"},
 }
 RUNS = "Ovis-U1: prefilled "  # the log has it once for each answer
-# What a node of a class shows: the values of its widgets that are texts and not inputs.
+# The text that a node of a class shows: the values of its widgets that are texts and not inputs.
 SHOWN = """(type) => window.app.graph._nodes.filter((n) => n.type === type).map((n) =>
     n.widgets.filter((w) => w.name === "$$node-text-preview").map((w) => w.value).join("|"))"""
-# Whether a node of a class shows a text in a field of its own that can be seen.
+# Whether a node of a class shows a text in a visible field.
 SEEN = """([type, text]) => window.app.graph._nodes.filter((n) => n.type === type).some((n) => n.widgets.some((w) => {
     const box = w.element?.getBoundingClientRect();
     return w.name === "$$node-text-preview" && w.element?.value === text && box.width > 20 && box.height > 20 &&
@@ -58,7 +58,7 @@ def wait_for_text(page: Any, node: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "node"), [("understand", "OvisU1Understand"), ("pick_the_best", "OvisU1Judge")])
-def test_text_stays_after_a_reload_and_shows_on_a_cached_run(
+def test_text_is_shown_after_a_reload_and_for_a_cached_run(
     page: Any, ready: ComfyServer, shots: Path, name: str, node: str
 ) -> None:
     open_dropped(page, name)
@@ -87,7 +87,7 @@ def test_text_stays_after_a_reload_and_shows_on_a_cached_run(
     assert run_to_its_end(page) == again == first
 
 
-def test_choices_of_a_prompt_are_made(page: Any) -> None:
+def test_dynamic_prompts_are_expanded(page: Any) -> None:
     texts = {
         "OvisU1TextEncode": {"prompt": "a {red|blue} heron", "negative_prompt": "{red|blue} fog"},
         "OvisU1EditEncode": {"prompt": "make it {red|blue}", "negative_prompt": "{red|blue} rain"},

@@ -13,7 +13,7 @@ from comfy_server import HOST, USUAL_PORT, usual_port
 from helpers.paths import ROOT, comfyui_path
 
 
-def test_a_broken_release_is_named_and_leaves_no_link(release: Path, tmp_path: Path) -> None:
+def test_error_for_a_broken_release_leaves_no_link(release: Path, tmp_path: Path) -> None:
     home, broken = tmp_path / "home", Path(shutil.copytree(release, tmp_path / "broken"))
     weights = broken / "model-00002-of-00002.safetensors"
     command = [sys.executable, ROOT / "scripts" / "demo_run.py", "--comfyui", comfyui_path(), "--where", "here"]
@@ -35,7 +35,7 @@ def test_a_broken_release_is_named_and_leaves_no_link(release: Path, tmp_path: P
         weights.unlink(missing_ok=True)
 
 
-def test_a_port_that_is_taken_is_passed_over() -> None:
+def test_used_ports_are_skipped() -> None:
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         first = usual_port()

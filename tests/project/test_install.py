@@ -1,4 +1,4 @@
-"""The registry's archive, installed beside other packs in folders of any name."""
+"""The registry's archive, installed together with other packs in folders of any name."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def installed(pack: Path, release: Path, tmp_path_factory: pytest.TempPathFactor
         yield running
 
 
-def test_it_loads_at_once_and_takes_little_memory(
+def test_pack_loads_in_half_a_second_and_50_mb(
     installed: ComfyServer, release: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     taken = re.search(rf"([\d.]+) seconds: .*{re.escape(FOLDER)}", installed.log_text())
@@ -92,19 +92,19 @@ def test_it_loads_at_once_and_takes_little_memory(
     assert psutil.Process(installed.pid).memory_info().rss - least < 50 * 2**20
 
 
-def test_it_says_one_line(installed: ComfyServer) -> None:
+def test_pack_logs_one_line(installed: ComfyServer) -> None:
     (said,) = [line for line in installed.log_text().splitlines() if "Ovis-U1:" in line]
-    assert said.endswith(f"Ovis-U1: ready; models belong in {installed.base / 'models' / 'ovis_u1'}")
+    assert said.endswith(f"Ovis-U1: the nodes are loaded; put models into {installed.base / 'models' / 'ovis_u1'}.")
 
 
-def test_its_nodes_stand_beside_the_other_pack_s(installed: ComfyServer) -> None:
+def test_nodes_load_together_with_another_pack(installed: ComfyServer) -> None:
     info = installed.object_info()
     assert info.keys() >= TAKEN
     assert {name for name, node in info.items() if FOLDER in node["python_module"]} == NODES
     assert not NODES & TAKEN
 
 
-def test_it_runs_and_writes_nothing_into_its_folder(installed: ComfyServer, pack: Path) -> None:
+def test_pack_runs_and_writes_nothing_into_its_folder(installed: ComfyServer, pack: Path) -> None:
     folder = installed.base / "custom_nodes" / FOLDER
     before = tree(folder)
     assert len(before) == len(tree(pack))
@@ -118,7 +118,7 @@ def test_it_runs_and_writes_nothing_into_its_folder(installed: ComfyServer, pack
     assert tree(folder) == before
 
 
-def test_the_archive_holds_what_users_need_and_no_more(pack: Path) -> None:
+def test_archive_contains_only_what_users_need(pack: Path) -> None:
     have = {path.relative_to(pack).as_posix() for path in pack.rglob("*") if path.is_file()}
     model = {path for path in have if path.startswith("small_model/")}
     assert model == ({built_in.FILE.relative_to(ROOT).as_posix()} if built_in.is_there() else set())
@@ -136,7 +136,7 @@ def test_the_archive_holds_what_users_need_and_no_more(pack: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["make_checkpoint.py", "convert.py", "download.py"])
-def test_the_archive_s_scripts_start(pack: Path, command: str) -> None:
+def test_scripts_of_the_archive_start(pack: Path, command: str) -> None:
     line = [sys.executable, str(pack / "scripts" / command), "--help"]
     ran = subprocess.run(line, capture_output=True, text=True, check=False, env={"PYTHONDONTWRITEBYTECODE": "1"})
     assert ran.returncode == 0, ran.stderr
@@ -154,14 +154,14 @@ def changed_pack(pack: Path, release: Path, folder: Path, file: str, old: str, n
         return set(running.object_info()), running.log_text()
 
 
-def test_a_package_that_is_missing_is_named_in_one_line(pack: Path, release: Path, tmp_path: Path) -> None:
+def test_error_for_a_missing_package_is_one_line(pack: Path, release: Path, tmp_path: Path) -> None:
     """In a copy of the pack that imports a package which does not exist."""
     nodes, log = changed_pack(pack, release, tmp_path, "ovis_core/pixels.py", "import torch\n", "import nobody_s\n")
     assert nodes >= TAKEN
     assert not NODES & nodes
     (said,) = [line for line in log.splitlines() if "nobody_s" in line]
     assert FOLDER in said
-    assert "needs ComfyUI" not in said
+    assert "expected ComfyUI" not in said
     assert "Traceback" not in log
 
 
@@ -184,20 +184,21 @@ def test_a_package_that_is_missing_is_named_in_one_line(pack: Path, release: Pat
         ("ovis_core/native/compat.py", "import comfy.quant_ops\n", "comfy.ops.nobody_s\n", "module 'comfy.ops'"),
     ],
 )
-def test_a_comfyui_that_is_too_old_is_named_in_one_line(
+def test_error_for_an_old_comfyui_is_one_line(
     pack: Path, release: Path, tmp_path: Path, file: str, old: str, new: str, reason: str
 ) -> None:
     """In a copy of the pack that imports a part which no ComfyUI has."""
     nodes, log = changed_pack(pack, release, tmp_path, file, old, new)
     assert nodes >= TAKEN
     assert not NODES & nodes
-    (said,) = [line for line in log.splitlines() if "Ovis-U1 needs" in line]
+    (said,) = [line for line in log.splitlines() if "Ovis-U1: expected" in line]
     version = workspace.describe_comfyui(comfyui_path(), "").version
-    assert f"Ovis-U1 needs ComfyUI 0.3.75 or newer and this one is {version}; update ComfyUI ({reason}" in said
+    assert f"Ovis-U1: expected ComfyUI 0.3.75 or newer, got {version} ({reason}" in said
+    assert "; update ComfyUI." in said
     assert "Traceback" not in log
 
 
-def test_a_comfyui_that_never_asks_for_nodes_is_named() -> None:
+def test_error_for_a_comfyui_without_comfy_entrypoint() -> None:
     """A ComfyUI without `comfy_entrypoint`, which still imports the pack."""
     script = f"""
 import importlib.util, sys
@@ -208,16 +209,16 @@ spec.loader.exec_module(pack)
 """
     ran = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True)
     (said,) = ran.stderr.splitlines()
-    assert "Ovis-U1 needs ComfyUI 0.3.75 or newer and this one is older; update ComfyUI" in said
+    assert "Ovis-U1: expected ComfyUI 0.3.75 or newer, got an older one; update ComfyUI." in said
 
 
-def test_the_comfyui_that_is_needed_is_the_same_everywhere() -> None:
+def test_oldest_comfyui_is_the_same_everywhere() -> None:
     (oldest,) = re.findall(r'^COMFYUI = "([\d.]+)"', (ROOT / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
     for page in ("README.md", "pyproject.toml"):
         assert oldest in (ROOT / page).read_text(encoding="utf-8"), page
 
 
-def test_what_is_imported_is_what_comfyui_brings() -> None:
+def test_pack_imports_only_comfyui_s_packages() -> None:
     files = [*ROOT.glob("nodes/*.py"), *ROOT.glob("ovis_core/**/*.py")]
     found = set().union(*map(roots, files)) - set(sys.stdlib_module_names)
     own = {"ovis_core", "nodes"}
@@ -226,7 +227,7 @@ def test_what_is_imported_is_what_comfyui_brings() -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
-def test_links_between_pages_lead_somewhere(page: str) -> None:
+def test_links_between_pages_have_targets(page: str) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
         name, _, heading = link.partition("#")
         target = ROOT / Path(page).parent / name if name else ROOT / page
@@ -238,7 +239,7 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the workflow runs on Linux")
-def test_the_registry_s_readme_has_whole_links(tmp_path: Path) -> None:
+def test_readme_of_the_registry_has_absolute_links(tmp_path: Path) -> None:
     """With the commands of the publish workflow."""
     text = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
     lines = [line.strip() for line in text.splitlines() if "at=" in line or "$at/" in line]
@@ -250,18 +251,18 @@ def test_the_registry_s_readme_has_whole_links(tmp_path: Path) -> None:
     assert all(link.startswith("https://") for link in links)
 
 
-def test_nothing_needs_to_be_installed() -> None:
+def test_pack_has_no_requirements() -> None:
     assert pack_requirements(tests=False) == []
     assert not (ROOT / "requirements.txt").exists()
 
 
-def test_ruff_is_the_same_everywhere() -> None:
+def test_ruff_version_is_the_same_everywhere() -> None:
     ruffs = [re.findall(r"ruff==([\d.]+)", (ROOT / name).read_text()) for name in ("pyproject.toml", HOOKS)]
     assert len({version for found in ruffs for version in found}) == 1
 
 
 @pytest.mark.parametrize("lacks", ["custom_op", "infer_schema"])
-def test_an_older_torch_is_enough(lacks: str) -> None:
+def test_pack_imports_with_older_torch(lacks: str) -> None:
     """While the pack is imported torch has no custom operators (2.3), or cannot read annotations like ours (2.4)."""
     files = [file for file in (ROOT / "ovis_core").rglob("*.py") if file.parent.name != "native"]
     modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files if file.stem != "__init__"]
@@ -287,7 +288,7 @@ assert torch.equal(positions.compiled_table(*layout), plain)
     assert "torch.OutOfMemoryError" not in core  # torch.cuda's is the same, and older
 
 
-def test_nothing_is_imported_that_comfyui_has_not_imported() -> None:
+def test_pack_imports_no_package_that_comfyui_has_not_imported() -> None:
     """In its own process, until the nodes are ready."""
     script = f"""
 import asyncio, importlib.util, sys

@@ -62,7 +62,7 @@ NODES = sorted((ROOT / "nodes").rglob("*.py"))
 
 
 @pytest.mark.parametrize("file", CORE, ids=name_of)
-def test_imports_run_one_way(file: Path) -> None:
+def test_imports_go_down_the_layers(file: Path) -> None:
     own = layer(name_of(file))
     assert not [name for name in of_core(file) if layer(name) > own]
     assert own == 2 or not roots(file) & COMFYUI
@@ -70,7 +70,7 @@ def test_imports_run_one_way(file: Path) -> None:
     assert "nodes" not in roots(file)
 
 
-def test_plain_python_loads_nothing_heavy(tmp_path: Path) -> None:
+def test_plain_python_modules_import_no_torch(tmp_path: Path) -> None:
     """Also not inside a library's import or call; numpy does not have 8-bit floats and bfloat16."""
     file = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(2, dtype=torch.bfloat16), "b": torch.zeros(2, dtype=torch.float8_e4m3fn)}, file)
@@ -82,12 +82,12 @@ def test_plain_python_loads_nothing_heavy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", [file for file in CORE if file.parent.name == "networks"], ids=name_of)
-def test_networks_need_nothing_but_their_numbers(file: Path) -> None:
+def test_networks_import_only_plain_python_and_each_other(file: Path) -> None:
     assert not [name for name in of_core(file) if not name.startswith("ovis_core.networks") and layer(name) > 0]
 
 
 @pytest.mark.parametrize("file", [*NODES, *CORE], ids=name_of)
-def test_what_is_private_stays_in_its_file(file: Path) -> None:
+def test_private_names_are_not_used_in_other_files(file: Path) -> None:
     names = [name.rsplit(".", 1)[-1] for name in of_core(file)]
     tree = parsed(file)
     taken = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_import(node.value, names)]
@@ -116,7 +116,7 @@ def on_plan(module: str) -> str:
 
 
 @pytest.mark.parametrize("file", [file for file in [*NODES, *CORE] if file.stem != "__init__"], ids=name_of)
-def test_every_file_is_on_the_plan_above_what_it_imports(file: Path) -> None:
+def test_files_are_on_the_plan_above_their_imports(file: Path) -> None:
     rows = plan()
     own = rows[on_plan(name_of(file))]
     assert not [name for name in of_core(file) if rows.get(on_plan(name), own) < own]
@@ -173,7 +173,7 @@ def misses(tried: ast.Try) -> bool:
 
 
 def modules(statement: ast.AST) -> set[str]:
-    """Modules that a statement and those within it import, relative ones aside."""
+    """Modules that a statement and those within it import, except relative ones."""
     found = set()
     for node in ast.walk(statement):
         if isinstance(node, ast.Import):
@@ -190,7 +190,7 @@ def asked(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("file", [file for file in [*NODES, *CORE] if name_of(file) != COMPAT], ids=name_of)
-def test_only_compat_asks_what_this_comfyui_has(file: Path) -> None:
+def test_only_compat_tests_for_features_of_comfyui(file: Path) -> None:
     assert asked(file) == OTHER_QUESTIONS.get(name_of(file), set())
 
 
@@ -210,23 +210,23 @@ def test_only_compat_asks_what_this_comfyui_has(file: Path) -> None:
         "from comfyui_version import __version__",
     ],
 )
-def test_a_question_is_found(offence: str) -> None:
+def test_feature_tests_are_detected(offence: str) -> None:
     assert questions(offence)
     assert not questions("getattr(args, flag)\nwith suppress(ImportError):\n    import hf_xet\nx.signature_of = 1")
 
 
-def test_few_modules_lie_flat() -> None:
+def test_ovis_core_has_few_modules_outside_folders() -> None:
     """At most eight modules are in `ovis_core` itself; the others are in its folders."""
     assert len([file for file in CORE if file.parent.name == "ovis_core" and file.stem != "__init__"]) <= 8
 
 
-def test_no_two_files_of_the_pack_have_one_name() -> None:
+def test_file_names_are_unique() -> None:
     """Only a node's file may have the name of the module that it calls."""
     names = [file.stem for file in CORE if file.stem != "__init__"]
     assert sorted(names) == sorted(set(names))
 
 
-def test_no_two_classes_of_the_pack_have_one_name() -> None:
+def test_class_names_are_unique() -> None:
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in [*NODES, *CORE]]
     names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
     assert sorted(names) == sorted(set(names))
@@ -252,7 +252,7 @@ def test_unit_tests_need_no_comfyui() -> None:
         assert not {"comfyui", "loaded", "server", "info"} & {*taken}, file
 
 
-def test_tests_that_are_named_exist() -> None:
+def test_tests_named_in_the_docs_exist() -> None:
     files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/*.md")]
     named = {name for file in files for name in re.findall(r"tests/[\w/]+\.py", file.read_text(encoding="utf-8"))}
     assert len(named) > 20
@@ -264,7 +264,7 @@ STARTERS = {"subprocess", "multiprocessing", "runpy", "pty", "ctypes", "pickle",
 CALLS = re.compile(r"\b(eval|exec|__import__)\(|\bos\.(system|popen|exec\w*|spawn\w*|posix_spawn|fork)\b")
 
 
-def test_what_is_delivered_starts_nothing() -> None:
+def test_delivered_files_start_no_processes() -> None:
     ignored = GitIgnoreSpec.from_lines((ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines())
     sources = [file for folder in ("nodes", "ovis_core", "scripts") for file in (ROOT / folder).rglob("*.py")]
     files = [file for file in [ROOT / "__init__.py", *sources] if not ignored.match_file(file.relative_to(ROOT))]
@@ -274,7 +274,7 @@ def test_what_is_delivered_starts_nothing() -> None:
         assert not CALLS.search(file.read_text(encoding="utf-8")), file
 
 
-def test_sources_can_be_read_on_windows() -> None:
+def test_sources_are_cp1252() -> None:
     """Tools there open them as cp1252."""
     folders = ("nodes", "ovis_core", "scripts", "benchmarks", "evaluation", "small_model", "tests")
     for file in [ROOT / "__init__.py", *(file for folder in folders for file in (ROOT / folder).rglob("*.py"))]:

@@ -23,7 +23,7 @@ ROLES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_is_laid_out(name: str) -> None:
+def test_workflow_layout(name: str) -> None:
     workflow = read_workflow(name)
     assert overlaps(workflow["nodes"]) == []
     assert strays(workflow["nodes"], workflow["groups"]) == []
@@ -41,7 +41,7 @@ def test_a_workflow_is_laid_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_node_names_its_pack(name: str) -> None:
+def test_nodes_in_workflows_name_their_pack(name: str) -> None:
     """The page looks a missing node's pack up by this id; several packs have nodes for this model."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     pack, version = (re.search(rf'(?m)^{key} = "(.+)"', project)[1] for key in ("name", "version"))
@@ -60,13 +60,13 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 
 
-def test_the_pages_name_the_pack_that_is_installed() -> None:
+def test_readme_names_the_installed_pack() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"`comfy node install {workspace.PACK}`" in readme
     assert f"rename the pack's folder to `{workspace.PACK}`" in readme
 
 
-def test_a_file_is_named_as_the_template_browser_shows_it() -> None:
+def test_workflow_file_names_are_titles() -> None:
     """Every file there is a template: the server lists every *.json of the folder, also an index.json."""
     assert {file.stem for file in WORKFLOWS.glob("*.json")} == set(TITLES.values())
     assert {file.stem for file in WORKFLOWS.glob("*.jpg")} == set(TITLES.values())

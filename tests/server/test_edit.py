@@ -65,7 +65,7 @@ def test_dual_cfg_guider_gives_the_same_latent(server: ComfyServer, info: dict[s
     [(96, 160), (160, 96), (64, 64), (4000, 3000), (100, 800), (4000, 3)],
     ids=["portrait", "landscape", "small", "large", "strip", "thread"],
 )
-def test_the_source_size_comes_back(
+def test_restore_size_returns_the_source_size(
     server: ComfyServer, info: dict[str, Any], tmp_path: Path, width: int, height: int
 ) -> None:
     name = upload(server, tmp_path, picture(width, height), f"{width}x{height}")
@@ -81,7 +81,7 @@ def test_megapixels_limits_the_edit(server: ComfyServer, info: dict[str, Any], t
     assert 0.05 * 2**20 < width * height <= 0.1 * 2**20
 
 
-def test_an_image_that_carries_a_mask(server: ComfyServer, info: dict[str, Any], tmp_path: Path) -> None:
+def test_edit_of_an_image_with_alpha(server: ComfyServer, info: dict[str, Any], tmp_path: Path) -> None:
     """Alpha arrives in the graph as a mask, and the colours under it are still edited."""
     rgba = picture(128, 128).convert("RGBA")
     rgba.putalpha(Image.new("L", (128, 128), 0))
@@ -93,12 +93,12 @@ def test_an_image_that_carries_a_mask(server: ComfyServer, info: dict[str, Any],
     assert seen[0] == seen[1]
 
 
-def test_a_grey_image(server: ComfyServer, info: dict[str, Any], tmp_path: Path) -> None:
+def test_edit_of_a_grey_image(server: ComfyServer, info: dict[str, Any], tmp_path: Path) -> None:
     graph = edit(info, upload(server, tmp_path, picture(80, 64).convert("L"), "grey"), steps=1)
     assert saved_image(server, server.run(graph.prompt), graph).size == (80, 64)
 
 
-def test_a_batch_gives_one_edit_each(server: ComfyServer, info: dict[str, Any], source: str) -> None:
+def test_batch_of_images_gives_one_edit_each(server: ComfyServer, info: dict[str, Any], source: str) -> None:
     graph = edit(info, source)
     inverted = graph.add("ImageInvert", image=graph.out("LoadImage"))
     batch = graph.add("ImageBatch", image1=graph.out("LoadImage"), image2=[inverted, 0])
@@ -108,11 +108,13 @@ def test_a_batch_gives_one_edit_each(server: ComfyServer, info: dict[str, Any], 
     assert images[0].tobytes() != images[1].tobytes()
 
 
-def test_a_mask_keeps_what_is_outside(server: ComfyServer, info: dict[str, Any], tmp_path: Path) -> None:
+def test_masked_edit_keeps_the_image_outside_the_mask(
+    server: ComfyServer, info: dict[str, Any], tmp_path: Path
+) -> None:
     """Only the left quarter may change; its edge is that of the latent's 8 pixels."""
     rgba = picture(256, 192).convert("RGBA")
     alpha = np.full((192, 256), 255, np.uint8)
-    alpha[:, :64] = 0  # LoadImage's mask is where the image is transparent
+    alpha[:, :64] = 0  # LoadImage's mask is the transparent part of the image
     rgba.putalpha(Image.fromarray(alpha))
     graph = edit(info, upload(server, tmp_path, rgba, "masked"), steps=4, name="edit_masked")
     own = graph.out("OvisU1EditEncode", 3)
@@ -133,7 +135,7 @@ def test_a_mask_keeps_what_is_outside(server: ComfyServer, info: dict[str, Any],
     assert difference[:, :64].mean() > 20.0
 
 
-def test_a_second_mask_keeps_the_first_edit(server: ComfyServer, info: dict[str, Any], tmp_path: Path) -> None:
+def test_second_masked_edit_keeps_the_first_edit(server: ComfyServer, info: dict[str, Any], tmp_path: Path) -> None:
     """The area outside a mask is taken from the source only if it still equals the source."""
     graph = edit(info, upload(server, tmp_path, picture(192, 64), "thirds"), steps=3, name="edit_masked")
     encoded, vae = graph.out("OvisU1EditEncode", 3), graph.out("OvisU1Loader", 2)
@@ -224,8 +226,8 @@ def test_core_reference_latent_and_timestep_range(server: ComfyServer, info: dic
         assert (one - other).abs().max() > 1e-3
 
 
-def test_restore_size_without_a_source_is_refused(server: ComfyServer, info: dict[str, Any]) -> None:
+def test_error_for_restore_size_without_a_source(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = load("text_to_image", info).set("OvisU1Decode", restore_size=True).set("OvisU1Sampler", steps=1)
     graph.set("OvisU1TextEncode", width=64, height=64).set("EmptyLatentImage", width=64, height=64)
-    with pytest.raises(PromptFailed, match="samples: they have no source image size"):
+    with pytest.raises(PromptFailed, match="samples: expected the latent of an edit, because restore_size is on"):
         server.run(graph.prompt)

@@ -59,7 +59,7 @@ def prompts(server: ComfyServer) -> list[tuple[Graph, str]]:
     ]
 
 
-def test_thirty_runs_of_each_kind(own_server: ComfyServer) -> None:
+def test_memory_does_not_grow_over_thirty_runs(own_server: ComfyServer) -> None:
     graphs, used = prompts(own_server), []
     for run in range(RUNS):
         for graph, seeded in graphs:
@@ -70,7 +70,7 @@ def test_thirty_runs_of_each_kind(own_server: ComfyServer) -> None:
     assert grown < 6 * MIB, " ".join(str(value // MIB) for value in used)
 
 
-def test_what_the_page_s_buttons_give_back(own_server: ComfyServer) -> None:
+def test_unload_button_frees_the_model_s_memory(own_server: ComfyServer) -> None:
     files = (own_server.base / "models" / "ovis_u1" / "tiny").glob("*.safetensors")
     size = sum(file.stat().st_size for file in files)
     graph, seeded = prompts(own_server)[0]

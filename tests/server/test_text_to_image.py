@@ -47,7 +47,7 @@ def core_sampling(graph: Graph, sigmas: list[Any], guider: list[Any]) -> list[An
     return [advanced, 0]
 
 
-def test_the_pack_loads_without_a_complaint(server: ComfyServer, info: dict[str, Any]) -> None:
+def test_pack_loads_without_errors(server: ComfyServer, info: dict[str, Any]) -> None:
     assert set(info) >= NODES
     starting = server.log_text().split("Starting server")[0]
     assert "Import times for custom nodes" in starting
@@ -55,7 +55,7 @@ def test_the_pack_loads_without_a_complaint(server: ComfyServer, info: dict[str,
     assert "Traceback" not in starting
 
 
-def test_every_input_and_output_is_explained(info: dict[str, Any]) -> None:
+def test_every_input_and_output_has_a_tooltip(info: dict[str, Any]) -> None:
     for name in NODES:
         node = info[name]
         assert node["display_name"].startswith("Ovis-U1 ")
@@ -69,7 +69,7 @@ def test_every_input_and_output_is_explained(info: dict[str, Any]) -> None:
         assert len(set(node["output_name"])) == len(node["output_name"]), name
 
 
-def test_the_workflow_fits_the_nodes(info: dict[str, Any]) -> None:
+def test_workflow_matches_the_node_schemas(info: dict[str, Any]) -> None:
     """Every widget value of the saved workflow is one that its node takes."""
     for name_of_workflow in workflows(info):
         workflow = read_workflow(name_of_workflow)
@@ -101,7 +101,7 @@ def fits(spec: list[Any], value: Any) -> bool:
     return isinstance(value, bool if kind == "BOOLEAN" else str)
 
 
-def test_the_workflow_makes_an_image(server: ComfyServer, info: dict[str, Any]) -> None:
+def test_workflow_makes_an_image(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = text_to_image(info)
     result = server.run(graph.prompt)
     picture = saved_image(server, result, graph)
@@ -143,7 +143,7 @@ def test_ksampler_gives_the_same_latent(server: ComfyServer, info: dict[str, Any
 
 
 @pytest.mark.parametrize("sampler_name", ["dpm_2", "uni_pc", "dpmpp_2m"])
-def test_other_samplers_are_ksamplers_too(server: ComfyServer, info: dict[str, Any], sampler_name: str) -> None:
+def test_other_samplers_match_ksampler(server: ComfyServer, info: dict[str, Any], sampler_name: str) -> None:
     """KSampler drops a sigma for some of them."""
     graph = text_to_image(info).set("OvisU1Sampler", scheduler="simple", sampler_name=sampler_name)
     ours = graph.prompt[graph.find("OvisU1Sampler")]["inputs"]
@@ -161,7 +161,7 @@ def test_other_samplers_are_ksamplers_too(server: ComfyServer, info: dict[str, A
     assert torch.equal(saved_latent(server, result, own), saved_latent(server, result, other))
 
 
-def test_a_model_sampling_flux_of_the_user_wins(server: ComfyServer, info: dict[str, Any]) -> None:
+def test_model_sampling_flux_of_the_user_takes_precedence(server: ComfyServer, info: dict[str, Any]) -> None:
     def run(scheduler: str, patched: bool) -> Tensor:
         graph = text_to_image(info).set("OvisU1Sampler", scheduler=scheduler)
         if patched:
@@ -181,7 +181,7 @@ def test_a_model_sampling_flux_of_the_user_wins(server: ComfyServer, info: dict[
     assert torch.equal(run("ovis_u1", True), run("ovis_u1", False))
 
 
-def test_three_nodes_give_the_same_latent_to_the_last_bit(server: ComfyServer, info: dict[str, Any]) -> None:
+def test_scheduler_guider_and_sampler_nodes_give_the_same_latent(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = text_to_image(info, steps=7)
     model = graph.out("OvisU1Loader")
     conditions = {name: graph.out("OvisU1TextEncode", i) for i, name in enumerate(("positive", "negative"))}
@@ -205,7 +205,7 @@ def test_refined_conditioning_samples_the_same(server: ComfyServer, info: dict[s
     assert torch.equal(saved_latent(server, server.run(graph.prompt), plain), expected)
 
 
-def test_core_nodes_alone(server: ComfyServer, info: dict[str, Any]) -> None:
+def test_text_to_image_with_core_nodes(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = text_to_image(info)
     model, clip, vae = (graph.out("OvisU1Loader", slot) for slot in range(3))
     text = [graph.add("CLIPTextEncode", clip=clip, text=text) for text in ("a cute cat", "")]
@@ -260,7 +260,7 @@ def test_interrupt_stops_within_a_step_and_the_next_prompt_works(server: ComfySe
     assert server.run(text_to_image(info, seed=31).prompt).error is None
 
 
-def test_a_batch_is_its_singles(server: ComfyServer, info: dict[str, Any]) -> None:
+def test_batch_equals_its_single_images(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = text_to_image(info).set("EmptyLatentImage", batch_size=4)
     whole = graph.save_latent(graph.out("OvisU1Sampler"), "batch")
     inputs = graph.prompt[graph.find("OvisU1Sampler")]["inputs"]
@@ -302,25 +302,27 @@ def test_denoise_keeps_some_of_the_image(server: ComfyServer, info: dict[str, An
     assert 0 < (close_by - source).abs().mean() < (far_off - source).abs().mean()
 
 
-def test_what_is_refused_is_said_in_a_sentence(server: ComfyServer, info: dict[str, Any]) -> None:
-    with pytest.raises(PromptFailed, match="width: 1000 pixels is not a multiple of 16; use 992 or 1008"):
+def test_errors_for_wrong_sizes_and_model_names(server: ComfyServer, info: dict[str, Any]) -> None:
+    with pytest.raises(PromptFailed, match="width: expected a multiple of 16 pixels, got 1000; use 992 or 1008"):
         server.run(text_to_image(info, width=1000).prompt)
     graph = text_to_image(info).set("EmptyLatentImage", width=1000, height=1016)
-    with pytest.raises(PromptFailed, match=r"latent: its image is 1000 x 1016 pixels.*multiple of 16; use 992 x 1008"):
+    with pytest.raises(
+        PromptFailed, match=r"latent: expected sides .* 16 pixels, got 1000 x 1016 pixels; use 992 x 1008"
+    ):
         server.run(graph.prompt)
     graph = text_to_image(info).set("OvisU1Loader", model_name="../../tiny")
     with pytest.raises(PromptRejected, match=r"model_name: '../../tiny' was not found; choose one of .*tiny"):
         server.run(graph.prompt)
 
 
-def test_folders_that_are_listed(info: dict[str, Any]) -> None:
+def test_listed_folders(info: dict[str, Any]) -> None:
     """`models/ovis_u1`, the folders in extra_model_paths.yaml, and complete releases in the folders of other packs."""
     spec = info["OvisU1Loader"]["input"]["required"]["model_name"]
     options = spec[0] if isinstance(spec[0], list) else spec[1]["options"]
     assert set(options) - {built_in.NAME} == {"tiny", "elsewhere", "half", "ovis/whole", "ovis/AIDC-AI/inside"}
 
 
-def test_a_broken_model_is_named(server: ComfyServer, info: dict[str, Any]) -> None:
+def test_error_for_a_broken_model(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = text_to_image(info).set("OvisU1Loader", model_name="half")
     with pytest.raises(PromptFailed, match=r"half lacks model-00002-of-00002\.safetensors") as failed:
         server.run(graph.prompt)

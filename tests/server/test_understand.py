@@ -49,7 +49,7 @@ def text(result: Result, graph: Graph) -> str:
     return result.outputs[graph.find("OvisU1Understand")]["text"][0]
 
 
-def test_the_answer_is_the_authors(
+def test_answer_matches_the_authors_code(
     server: ComfyServer, info: dict[str, Any], photo: str, golden: dict[str, Any]
 ) -> None:
     graph = understand(info, photo, prompt="What is it?")
@@ -60,7 +60,7 @@ def test_the_answer_is_the_authors(
     assert "tokens/s" in server.log_text()
 
 
-def test_text_shows_while_it_is_written(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+def test_text_is_sent_while_it_is_generated(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
     graph = understand(info, photo, prompt="Tell a story.", max_new_tokens=300, sampling=True, temperature=1.5, top_k=0)
     steps: list[tuple[int, int]] = []
     result = server.run(graph.prompt, on_progress=lambda *step: steps.append(step))
@@ -98,7 +98,7 @@ def texts_of_a_bystander(server: ComfyServer, work: Callable[[], Any]) -> tuple[
     return asyncio.run(listen())
 
 
-def test_text_shows_on_the_page_that_asked_and_on_no_other(
+def test_text_is_sent_only_to_the_page_that_queued_the_prompt(
     server: ComfyServer, info: dict[str, Any], photo: str
 ) -> None:
     graph = understand(info, photo, prompt="Whose is it?", max_new_tokens=60)
@@ -108,7 +108,7 @@ def test_text_shows_on_the_page_that_asked_and_on_no_other(
     assert seen == []
 
 
-def test_text_of_a_prompt_without_a_page_shows_nowhere(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+def test_text_of_a_prompt_without_a_client_is_not_sent(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
     graph = understand(info, photo, prompt="Nobody's?", max_new_tokens=60)
 
     def work() -> dict[str, Any]:
@@ -122,7 +122,7 @@ def test_text_of_a_prompt_without_a_page_shows_nowhere(server: ComfyServer, info
     assert seen == []
 
 
-def test_the_repetition_penalty_acts_without_sampling(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+def test_repetition_penalty_acts_without_sampling(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
     def answer(**inputs: Any) -> str:
         graph = understand(info, photo, **inputs)
         return text(server.run(graph.prompt), graph)
@@ -134,7 +134,7 @@ def test_the_repetition_penalty_acts_without_sampling(server: ComfyServer, info:
     assert answer(temperature=1.5, top_p=0.1, top_k=3, min_p=0.5, seed=9) == plain
 
 
-def test_prompts_are_dynamic_and_questions_to_judge_by_are_not(info: dict[str, Any]) -> None:
+def test_prompts_are_dynamic_but_questions_of_judge_are_not(info: dict[str, Any]) -> None:
     texts = {
         (node[len("OvisU1") :], name): spec[1].get("dynamicPrompts", False)
         for node, said in info.items()
@@ -156,7 +156,7 @@ def test_prompts_are_dynamic_and_questions_to_judge_by_are_not(info: dict[str, A
     }
 
 
-def test_interrupt_while_writing_and_the_next_prompt_works(
+def test_interrupt_during_generation_and_the_next_prompt_works(
     server: ComfyServer, info: dict[str, Any], photo: str
 ) -> None:
     graph = understand(info, photo, max_new_tokens=30000)
@@ -244,7 +244,7 @@ def test_questions_of_all_kinds(server: ComfyServer, info: dict[str, Any], photo
     assert text(server.run(graph.prompt), graph)
 
 
-def test_words_alone(server: ComfyServer, info: dict[str, Any], golden: dict[str, Any]) -> None:
+def test_question_without_an_image(server: ComfyServer, info: dict[str, Any], golden: dict[str, Any]) -> None:
     graph = load("understand", info)
     node = graph.prompt[graph.find("OvisU1Understand")]["inputs"]
     del node["image"]
@@ -252,7 +252,7 @@ def test_words_alone(server: ComfyServer, info: dict[str, Any], golden: dict[str
     assert text(server.run(graph.remove("LoadImage").prompt), graph) == golden["generate"]["text_only"]["text"]
 
 
-def test_a_chat_is_a_chain_that_the_cache_holds(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+def test_chat_does_not_recompute_earlier_turns(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
     graph = load("chat", info).set("LoadImage", image=photo).set_all("OvisU1Understand", max_new_tokens=8)
     first, second = graph.find_all("OvisU1Understand")
     server.run(graph.prompt)
@@ -266,7 +266,7 @@ def test_a_chat_is_a_chain_that_the_cache_holds(server: ComfyServer, info: dict[
     assert read < 40
 
 
-def test_two_images_in_a_batch_are_two(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+def test_batch_of_two_images_counts_as_two(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
     graph = load("multi_image", info).set_all("LoadImage", image=photo)
     graph.set("OvisU1Understand", max_new_tokens=4).set_all("ResizeAndPadImage", target_width=64, target_height=64)
     assert text(server.run(graph.prompt), graph)
@@ -325,25 +325,25 @@ def refused(server: ComfyServer, graph: Graph, words: str) -> None:
         server.run(graph.prompt)
 
 
-def test_too_long_a_question_is_refused(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+def test_error_for_a_question_that_is_too_long(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
     graph = understand(info, photo, prompt="word " * 50000)
-    refused(server, graph, r"prompt: text and pictures take \d+ positions.*40960; shorten the text\.")
+    refused(server, graph, r"prompt: expected at most 40960 tokens, got \d+ .*; shorten the text\.")
 
 
-def test_too_many_frames_are_refused(server: ComfyServer, info: dict[str, Any]) -> None:
+def test_error_for_too_many_frames(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = about(info, 1500, 1500, 16, slot="video", max_frames=16)
-    refused(server, graph, r"prompt: .*for pictures\).*40960; use fewer or smaller pictures or frames")
+    refused(server, graph, r"prompt: .* 40960 tokens, .* for images\); use fewer or smaller images or frames")
 
 
-def test_image_and_video_together_are_refused(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+def test_error_for_image_and_video_together(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
     graph = understand(info, photo)
     graph.set("OvisU1Understand", video=graph.out("LoadImage"))
-    refused(server, graph, r"video: .*not at both; disconnect image or video\.")
+    refused(server, graph, r"video: expected either images or a video, got both; disconnect image or video\.")
 
 
-def test_a_prompt_that_nothing_reads_is_refused(server: ComfyServer, info: dict[str, Any]) -> None:
+def test_error_for_a_prompt_that_the_question_does_not_use(server: ComfyServer, info: dict[str, Any]) -> None:
     graph = load("pick_the_best", info).set("OvisU1Sampler", steps=1).set_all("PrimitiveInt", value=64)
-    refused(server, graph.set("OvisU1Judge", question="Is it good?"), r"question: without \{prompt\}")
+    refused(server, graph.set("OvisU1Judge", question="Is it good?"), r"question: expected \{prompt\}")
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_a_prompt_that_nothing_reads_is_refused(server: ComfyServer, info: dict[
         ("max_new_tokens", 10**9, r"max_new_tokens: expected a whole number from 1 to 32768, got 1000000000"),
     ],
 )
-def test_numbers_over_a_link_are_checked_too(
+def test_errors_for_numbers_from_links(
     server: ComfyServer, info: dict[str, Any], photo: str, name: str, number: int, words: str
 ) -> None:
     graph = understand(info, photo)

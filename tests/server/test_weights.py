@@ -98,7 +98,7 @@ def parts(graph: Graph, **inputs: Any) -> Graph:
     return graph
 
 
-def test_a_checkpoint_that_core_saved(
+def test_checkpoint_saved_by_core_loads(
     server: ComfyServer, info: dict[str, Any], saved: dict[str, Path], comes_back: Callable[..., None]
 ) -> None:
     comes_back(text_to_image(info).set("OvisU1Loader", model_name="checkpoints/whole.safetensors"))
@@ -107,7 +107,7 @@ def test_a_checkpoint_that_core_saved(
     assert {"tiny", "checkpoints/whole.safetensors"} <= set(options)
 
 
-def test_every_tensor_comes_back(saved: dict[str, Path], weights: dict[str, Any]) -> None:
+def test_saved_checkpoint_has_every_tensor(saved: dict[str, Path], weights: dict[str, Any]) -> None:
     whole = load_file(saved["whole"])
     for name, tensor in weights.items():
         if name.startswith("visual_generator.vae."):
@@ -119,16 +119,16 @@ def test_every_tensor_comes_back(saved: dict[str, Path], weights: dict[str, Any]
     assert left == {f"model.diffusion_model.{MARK}", f"text_encoders.{MARK}"}
 
 
-def test_what_core_saved_is_aligned(saved: dict[str, Path]) -> None:
+def test_tensors_in_saved_files_are_aligned(saved: dict[str, Path]) -> None:
     for file in saved.values():
         assert misplaced(file) == []
 
 
-def test_parts_that_core_saved(info: dict[str, Any], comes_back: Callable[..., None]) -> None:
+def test_parts_saved_by_core_load(info: dict[str, Any], comes_back: Callable[..., None]) -> None:
     comes_back(parts(text_to_image(info)))
 
 
-def test_parts_of_other_files(
+def test_parts_load_from_a_complete_checkpoint_and_a_diffusers_vae(
     server: ComfyServer,
     info: dict[str, Any],
     saved: dict[str, Path],
@@ -144,7 +144,9 @@ def test_parts_of_other_files(
     comes_back(parts(text_to_image(info), text_encoder_name="whole.safetensors", vae_name="diffusers.safetensors"))
 
 
-def test_the_tokenizer_travels(server: ComfyServer, release: Path, comfyui: Path, tmp_path: Path) -> None:
+def test_saved_checkpoint_contains_the_tokenizer(
+    server: ComfyServer, release: Path, comfyui: Path, tmp_path: Path
+) -> None:
     import make_checkpoint
     from ovis_core.native.loading import load
     from ovis_core.weights.checkpoint import open_model, open_parts
@@ -165,13 +167,15 @@ def test_the_tokenizer_travels(server: ComfyServer, release: Path, comfyui: Path
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16", "fp8_e4m3fn"])
-def test_weight_dtypes(server: ComfyServer, info: dict[str, Any], expected: Any, name: str) -> None:
+def test_weight_dtypes_change_results_slightly(
+    server: ComfyServer, info: dict[str, Any], expected: Any, name: str
+) -> None:
     made = latent(server, text_to_image(info).set("OvisU1Loader", weight_dtype=name))
     moved = float((made[0] - expected[0]).norm() / expected[0].norm())
     assert 1e-4 < moved < 0.15
 
 
-def test_wrong_files_are_named(server: ComfyServer, info: dict[str, Any], saved: dict[str, Path]) -> None:
+def test_errors_name_unusable_part_files(server: ComfyServer, info: dict[str, Any], saved: dict[str, Path]) -> None:
     models = server.base / "models"
     cut = load_file(saved["decoder"])
     cut.pop("model.diffusion_model.single_blocks.0.linear2.weight")
@@ -190,7 +194,7 @@ def test_wrong_files_are_named(server: ComfyServer, info: dict[str, Any], saved:
         ),
         ({"text_encoder_name": "other.safetensors"}, r"other\.safetensors: .*it has no Ovis-U1 text encoder"),
         ({"diffusion_model_name": "bare.safetensors"}, r"bare\.safetensors.*do not match|has shape"),
-        ({"vae_name": "short.safetensors"}, r"VAE: missing tensor decoder\.mid\.block_1\.conv1\.weight"),
+        ({"vae_name": "short.safetensors"}, r"short\.safetensors: missing tensor decoder\.mid\.block_1\.conv1\.weight"),
         ({"vae_name": "page.safetensors"}, r"page\.safetensors is a web page"),
     ):
         with pytest.raises((PromptFailed, PromptRejected), match=words):
@@ -198,7 +202,7 @@ def test_wrong_files_are_named(server: ComfyServer, info: dict[str, Any], saved:
     assert server.run(parts(text_to_image(info, seed=99)).prompt).error is None
 
 
-def test_a_vae_that_cannot_be_used(saved: dict[str, Path], comfyui: Path, tmp_path: Path) -> None:
+def test_error_for_a_vae_of_the_wrong_shape(saved: dict[str, Path], comfyui: Path, tmp_path: Path) -> None:
     from ovis_core.native.loading import load
     from ovis_core.weights.checkpoint import open_parts
     from ovis_core.weights.safetensors_file import CheckpointError
@@ -221,7 +225,7 @@ def mapped(server: ComfyServer) -> set[str]:
 
 @pytest.mark.skipif(not MAPS.exists(), reason="only Linux tells what is mapped this way")
 @pytest.mark.parametrize("form", ["a release", "one file", "parts", "in 8 bits", "scaled"])
-def test_disable_mmap(
+def test_disable_mmap_leaves_no_file_mapped(
     server: ComfyServer, copying: ComfyServer, info: dict[str, Any], saved: dict[str, Path], scaled: Path, form: str
 ) -> None:
     """No file of the model stays mapped."""

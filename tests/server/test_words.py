@@ -35,14 +35,14 @@ def plain(text: str) -> str:
     return shown.replace("\0", "{").replace("\1", "}")
 
 
-def test_what_the_schemas_say_is_in_the_repository(info: dict[str, Any]) -> None:
+def test_generated_texts_match_the_schemas(info: dict[str, Any]) -> None:
     for file, text in node_texts.texts(info).items():
         assert file.read_text(encoding="utf-8") == text, f"{file.name} is old; run: python scripts/node_texts.py"
     assert {file.stem for file in (ROOT / "web" / "docs").glob("*.md")} == {*english(info)}
 
 
 @pytest.mark.parametrize("language", LANGUAGES[1:])
-def test_translations_are_of_what_the_nodes_say(info: dict[str, Any], language: str) -> None:
+def test_translations_match_the_english_texts(info: dict[str, Any], language: str) -> None:
     """A text that is not translated is a warning: the page shows it in English."""
     source = {place: plain(text) for place, text in leaves(english(info)).items()}
     found = locale(language)
@@ -59,15 +59,15 @@ def test_translations_are_of_what_the_nodes_say(info: dict[str, Any], language: 
             assert text.startswith("Ovis-U1 "), place
 
 
-def test_the_server_hands_them_out(server: ComfyServer) -> None:
+def test_server_sends_the_translations(server: ComfyServer) -> None:
     with urllib.request.urlopen(f"{server.url}/i18n") as answer:
-        told = json.load(answer)
+        texts = json.load(answer)
     for language in LANGUAGES:
-        handed = {name: words for name, words in told[language]["nodeDefs"].items() if name.startswith(OURS)}
+        handed = {name: words for name, words in texts[language]["nodeDefs"].items() if name.startswith(OURS)}
         assert {place: plain(text) for place, text in leaves(handed).items()} == locale(language)
 
 
-def test_every_node_has_a_page(server: ComfyServer, info: dict[str, Any]) -> None:
+def test_every_node_has_a_help_page(server: ComfyServer, info: dict[str, Any]) -> None:
     for name in (name for name in info if name.startswith(OURS)):
         with urllib.request.urlopen(f"{server.url}/extensions/{workspace.PACK}/docs/{name}.md") as answer:
             page = answer.read().decode()

@@ -1,4 +1,4 @@
-"""A LoRA of a colour that the small model has never seen, trained by core's nodes on ten pictures."""
+"""A LoRA of a colour that the small model was not trained on, trained by core's nodes on ten pictures."""
 
 from __future__ import annotations
 

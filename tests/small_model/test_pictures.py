@@ -1,6 +1,6 @@
-"""What settings and core's nodes do to pictures: that they are right, not only that they are as before.
+"""Settings and core's nodes: images are correct, not only unchanged.
 
-On the small model that comes with the pack, whose pictures `world.look` recognises.
+With the small model that comes with the pack, whose images `world.look` recognises.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def shown(painter: Any, latent: Tensor) -> list[Scene]:
 # ---- guidance, precision, caches, samplers
 
 
-def test_guidance_makes_pictures_right(painter: Any) -> None:
+def test_guidance_raises_the_share_of_correct_images(painter: Any) -> None:
     with_it, passes = share_right(painter)
     without, fewer = share_right(painter, guidance={"txt_cfg": 1.0})
     assert with_it >= ENOUGH
@@ -95,20 +95,20 @@ def test_guidance_makes_pictures_right(painter: Any) -> None:
     assert without <= with_it
 
 
-def test_guidance_may_end_early(painter: Any) -> None:
+def test_images_are_correct_if_guidance_ends_early(painter: Any) -> None:
     right, passes = share_right(painter, guidance={"cfg_end": 0.8})
     assert right >= ENOUGH
     assert passes < 40
 
 
 @pytest.mark.parametrize("weight_dtype", [name for name in PRECISIONS if name not in ("default", "fp32")])
-def test_other_precisions_paint_right(comfyui: Path, file: Path, weight_dtype: str) -> None:
+def test_images_are_correct_in_other_precisions(comfyui: Path, file: Path, weight_dtype: str) -> None:
     from painting import Painter
 
     assert share_right(Painter(file, weight_dtype))[0] >= ENOUGH
 
 
-def test_a_file_of_fp8_scaled_paints_right(comfyui: Path, file: Path, tmp_path: Path) -> None:
+def test_images_are_correct_from_an_fp8_scaled_file(comfyui: Path, file: Path, tmp_path: Path) -> None:
     from painting import Painter
 
     smaller = tmp_path / "fp8_scaled.safetensors"
@@ -117,7 +117,7 @@ def test_a_file_of_fp8_scaled_paints_right(comfyui: Path, file: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
-def test_caches_at_their_defaults_paint_right(painter: Any, name: str) -> None:
+def test_images_are_correct_with_caches(painter: Any, name: str) -> None:
     """In float32 EasyCache once left noise: it changes the latent that it is given."""
     from comfy_extras import nodes_easycache
 
@@ -131,7 +131,7 @@ def test_caches_at_their_defaults_paint_right(painter: Any, name: str) -> None:
     ("sampler", "scheduler"),
     [("euler", "simple"), ("dpmpp_2m", "beta"), ("heun", "ovis_u1"), ("uni_pc", "simple"), ("euler_ancestral", "beta")],
 )
-def test_core_samplers_paint_right(painter: Any, sampler: str, scheduler: str) -> None:
+def test_images_are_correct_with_core_samplers(painter: Any, sampler: str, scheduler: str) -> None:
     assert share_right(painter, sampler=sampler, scheduler=scheduler)[0] >= ENOUGH
 
 
@@ -148,7 +148,7 @@ def test_a_negative_prompt_is_avoided(painter: Any) -> None:
 
 
 @torch.inference_mode()
-def test_a_batch_is_right_in_every_picture(painter: Any) -> None:
+def test_every_image_of_a_batch_is_correct(painter: Any) -> None:
     red, none = conditions(painter, prompt(RED), "")
     seen = shown(painter, sampled(painter, red, none, empty(4)))
     assert [world.same(one, RED) for one in seen] == [True] * 4
@@ -156,7 +156,7 @@ def test_a_batch_is_right_in_every_picture(painter: Any) -> None:
 
 
 @torch.inference_mode()
-def test_a_run_in_two_parts_is_one_run(painter: Any) -> None:
+def test_sampling_in_two_parts_equals_one_run(painter: Any) -> None:
     red, none = conditions(painter, prompt(RED), "")
     whole = sampled(painter, red, none, empty())
     half = sampled(painter, red, none, empty(), last_step=10, force_full_denoise=False)
@@ -166,7 +166,7 @@ def test_a_run_in_two_parts_is_one_run(painter: Any) -> None:
 
 
 @torch.inference_mode()
-def test_image_to_image_keeps_more_the_lower_denoise_is(painter: Any) -> None:
+def test_lower_denoise_keeps_more_of_the_image(painter: Any) -> None:
     """At 0.2 the picture stays; at 0.6 it becomes what the prompt says, in its place."""
     before = Scene("white", (Shape("circle", "red", "", "on the left", 38, 64, 30),))
     after = before.change(colour="blue")
@@ -179,7 +179,7 @@ def test_image_to_image_keeps_more_the_lower_denoise_is(painter: Any) -> None:
 
 
 @torch.inference_mode()
-def test_a_second_pass_makes_a_picture_of_half_the_size_right(painter: Any) -> None:
+def test_second_pass_corrects_an_image_of_half_the_size(painter: Any) -> None:
     """At 64 x 64, for which the model was not trained, few are right."""
     from painting import cases
 
@@ -198,7 +198,7 @@ def test_a_second_pass_makes_a_picture_of_half_the_size_right(painter: Any) -> N
 
 
 @torch.inference_mode()
-def test_a_mask_keeps_what_is_outside(painter: Any) -> None:
+def test_masked_edit_keeps_the_image_outside_the_mask(painter: Any) -> None:
     before = Scene("yellow", (Shape("square", "blue", "small", "", 40, 64, 20),))
     picture = world.draw([before])
     latent = painter.vae.encode(picture.permute(0, 2, 3, 1))
@@ -216,7 +216,7 @@ def test_a_mask_keeps_what_is_outside(painter: Any) -> None:
 
 
 @torch.inference_mode()
-def test_two_prompts_paint_each_its_half(painter: Any) -> None:
+def test_two_prompts_with_areas(painter: Any) -> None:
     from nodes import ConditioningCombine, ConditioningSetArea
 
     left, right, none = conditions(
@@ -260,7 +260,7 @@ def test_an_edit_follows_the_text_and_keeps_the_image(painter: Any) -> None:
 
 
 @torch.inference_mode()
-def test_a_merge_with_itself_changes_nothing_and_with_nothing_ruins_it(painter: Any) -> None:
+def test_merging_with_itself_and_removing_the_single_blocks(painter: Any) -> None:
     """Halves of two equal models are the model; without its single blocks it draws nothing of the prompt."""
     from comfy_extras.nodes_model_merging import ModelMergeSimple
 

@@ -1,4 +1,4 @@
-"""The small model that comes with the pack: it is unpacked, listed and loaded, and does what it is made for."""
+"""The small model that comes with the pack: it is unpacked, listed and loaded, and it draws, edits and answers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def files(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_several_threads_unpack_one_whole_file(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_threads_unpack_one_complete_file(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "temp"
     with ThreadPoolExecutor(4) as pool:
         (made,) = set(pool.map(lambda _: built_in.unpack(folder), range(8)))
@@ -59,7 +61,7 @@ def test_several_threads_unpack_one_whole_file(packed: Path, tmp_path: Path, mon
     assert files(folder) == ["ovis-u1-shapes.safetensors"]
 
 
-def test_a_file_is_unpacked_again_when_it_is_gone_or_has_changed(packed: Path, tmp_path: Path) -> None:
+def test_missing_or_changed_file_is_unpacked_again(packed: Path, tmp_path: Path) -> None:
     """ComfyUI empties its folder for temporary files; a second one may share it."""
     made = built_in.unpack(tmp_path)
     whole = made.read_bytes()
@@ -71,7 +73,7 @@ def test_a_file_is_unpacked_again_when_it_is_gone_or_has_changed(packed: Path, t
     assert built_in.unpack(tmp_path).read_bytes() == whole
 
 
-def test_a_damaged_file_is_named_and_leaves_nothing(packed: Path, tmp_path: Path) -> None:
+def test_error_for_a_damaged_file_leaves_no_files(packed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "temp"
     for data in (packed.read_bytes()[:-100], b"version https://git-lfs", b""):
         packed.chmod(0o644)
@@ -81,7 +83,7 @@ def test_a_damaged_file_is_named_and_leaves_nothing(packed: Path, tmp_path: Path
         assert files(folder) == []
 
 
-def test_a_folder_that_cannot_be_used_is_named(packed: Path, tmp_path: Path) -> None:
+def test_error_for_an_unusable_folder(packed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "temp"
     folder.write_bytes(b"a file")
     with pytest.raises(CheckpointError, match=r"temp cannot be written .*check the free space"):
@@ -91,7 +93,7 @@ def test_a_folder_that_cannot_be_used_is_named(packed: Path, tmp_path: Path) -> 
 # ---- the world
 
 
-def test_look_sees_what_was_drawn() -> None:
+def test_look_recognises_drawn_scenes() -> None:
     rng = random.Random(11)
     for i in range(300):
         scene = world.make_scene(rng, test=i % 2 == 0, shapes=1 + i % 3 // 2)
@@ -103,7 +105,7 @@ def test_look_sees_what_was_drawn() -> None:
                 assert not world.same(seen, words.edit(scene, kind, rng)[1])
 
 
-def test_look_finds_nothing_where_there_is_nothing() -> None:
+def test_look_finds_no_shape_in_a_plain_image() -> None:
     assert world.look(world.colour_of("blue").view(3, 1, 1).expand(3, 128, 128)) == world.Scene("blue", ())
     noise = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(1))
     scene = world.make_scene(random.Random(1), test=False)
@@ -127,7 +129,7 @@ def choices(info: dict[str, Any]) -> list[str]:
 
 
 @WHOLE
-def test_it_is_listed_after_every_model(info: dict[str, Any]) -> None:
+def test_built_in_model_is_listed_last(info: dict[str, Any]) -> None:
     *others, last = choices(info)
     assert last == built_in.NAME
     assert "tiny" in others
@@ -135,17 +137,17 @@ def test_it_is_listed_after_every_model(info: dict[str, Any]) -> None:
 
 
 @WHOLE
-def test_it_is_the_default_where_there_is_no_other(bare: ComfyServer) -> None:
+def test_built_in_model_is_the_default_without_other_models(bare: ComfyServer) -> None:
     info = bare.object_info()
     assert choices(info) == [built_in.NAME]
     missing = load("text_to_image", info).set("OvisU1Loader", model_name="Ovis-U1-3B")
-    words = rf"run Ovis-U1 Download, .*; or choose '{built_in.NAME[:14]}.*', which needs no download and draws one c"
+    words = rf"run Ovis-U1 Download, .*, or choose '{built_in.NAME[:14]}.*', which needs no download and draws one c"
     with pytest.raises(PromptRejected, match=words):
         bare.run(missing.prompt)
 
 
 @WHOLE
-def test_a_size_that_it_was_not_made_for_is_noticed(bare: ComfyServer) -> None:
+def test_warning_for_an_image_size_without_training(bare: ComfyServer) -> None:
     info = bare.object_info()
     graph = load("text_to_image", info).set("OvisU1Loader", model_name=built_in.NAME).set("OvisU1Sampler", steps=1)
     for side in (128, 160):
@@ -155,10 +157,12 @@ def test_a_size_that_it_was_not_made_for_is_noticed(bare: ComfyServer) -> None:
         result = bare.run(graph.prompt)
         log = bare.log_text()[before:]
         said = [event["data"]["text"] for event in result.events if event["type"] == "progress_text"]
-        warned = "Ovis-U1: This model was trained on pictures of 128 x 128 pixels, and 160 x 160 will not look right"
+        warned = (
+            "Ovis-U1: This model was trained on images of 128 x 128 pixels, and images of 160 x 160 will not look right"
+        )
         assert log.count(warned) == (side == 160)
         assert any("set width and height to 128" in text for text in said) == (side == 160)
-    assert "Ovis-U1: ovis-u1-shapes (built in) draws one circle, square or triangle" in bare.log_text()
+    assert "Ovis-U1: ovis-u1-shapes (built in) draws only one circle, square or triangle" in bare.log_text()
 
 
 # ---- the demo
@@ -170,7 +174,7 @@ def seen(file: Path) -> world.Scene:
 
 
 @WHOLE
-def test_the_demo_paints_edits_and_answers(bare: ComfyServer, tmp_path: Path) -> None:
+def test_demo_paints_edits_and_answers(bare: ComfyServer, tmp_path: Path) -> None:
     made = demo_run.make(bare, demo_run.choose(bare.base, None), tmp_path)
     shape = world.Shape("circle", "red", "", "", 0, 0, 0)
     painted, edited = seen(made.painted), seen(made.edited)
@@ -183,7 +187,7 @@ def test_the_demo_paints_edits_and_answers(bare: ComfyServer, tmp_path: Path) ->
     assert strip.width > 2 * strip.height
 
 
-def test_the_demo_says_so_if_it_runs_on_random_weights(
+def test_demo_reports_random_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(built_in, "FILE", tmp_path / "nothing.xz")

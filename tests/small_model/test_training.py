@@ -27,7 +27,7 @@ import world
 
 
 @pytest.mark.parametrize("shapes", [1, 2])
-def test_look_recognises_what_is_drawn(shapes: int) -> None:
+def test_look_recognises_drawn_scenes(shapes: int) -> None:
     rng = Random(3)
     scenes = [world.make_scene(rng, test, shapes) for test in (False, True) for _ in range(60)]
     for scene, picture in zip(scenes, world.draw(scenes), strict=True):
@@ -40,7 +40,7 @@ def test_look_recognises_what_is_drawn(shapes: int) -> None:
         assert min(shape.fit for shape in seen.shapes) > 0.9
 
 
-def test_look_sees_what_is_wrong() -> None:
+def test_look_detects_wrong_scenes() -> None:
     rng = Random(4)
     for kind in words.EDITS:
         scene = world.make_scene(rng, False)
@@ -50,7 +50,7 @@ def test_look_sees_what_is_wrong() -> None:
     assert not world.look(torch.full((3, 128, 128), 0.95)).shapes
 
 
-def test_a_fifth_of_the_combinations_is_held_out_and_training_shows_none_of_it() -> None:
+def test_training_never_uses_held_out_combinations() -> None:
     combinations = [c for c in product(world.KINDS, world.COLOURS, world.COLOURS) if c[1] != c[2]]
     share = sum(world.held_out(*c) for c in combinations) / len(combinations)
     assert 0.15 < share < 0.3
@@ -61,7 +61,7 @@ def test_a_fifth_of_the_combinations_is_held_out_and_training_shows_none_of_it()
             assert not any(world.is_held_out(scene) for scene in scenes)
 
 
-def test_held_out_phrasings_are_never_read_in_training() -> None:
+def test_training_never_uses_held_out_phrasings() -> None:
     for trained, new in ((words.CAPTIONS, words.NEW_CAPTIONS), (words.FOLLOW_UPS, words.NEW_FOLLOW_UPS)):
         assert not set(trained) & set(new)
     for trained, new in ((words.EDITS, words.NEW_EDITS), (words.QUESTIONS, words.NEW_QUESTIONS)):
@@ -74,7 +74,7 @@ def model() -> torch.nn.Module:
     return networks.make_multimodal().requires_grad_(False)
 
 
-def test_conditions_of_batches_are_the_packs_own(model: torch.nn.Module) -> None:
+def test_conditions_of_batches_match_the_pack(model: torch.nn.Module) -> None:
     core, prompts = networks.core, networks.prompts
     scene = world.make_scene(Random(0), False)
     picture = (world.draw([scene]) * 255).round() / 255
@@ -89,11 +89,11 @@ def test_conditions_of_batches_are_the_packs_own(model: torch.nn.Module) -> None
         rows = {token: row for row, token in enumerate(networks.used_tokens())}
         ids = [rows[t] if isinstance(t, int) else source for t in networks.tokenizer().encode(parts)]
         expected = model.condition(ids, torch.device("cpu"), torch.float32)[0]
-        # The two differ by one step of 8 bits in a few pixels, where PIL's sum falls on the other side of a half.
+        # The two differ by one step of 8 bits in a few pixels, because PIL's sums round differently at halves.
         close(torch.cat((prefix[0], text)), expected, 5e-3)
 
 
-def test_visual_tokens_are_the_packs_own(model: torch.nn.Module) -> None:
+def test_visual_tokens_match_the_pack(model: torch.nn.Module) -> None:
     core = networks.core
     scene = world.make_scene(Random(1), False)
     picture = core.pixels.to_pil(world.draw([scene])[0].permute(1, 2, 0))
@@ -105,7 +105,7 @@ def test_visual_tokens_are_the_packs_own(model: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("for_condition", [False, True])
-def test_patches_of_chosen_tokens_are_those_of_the_whole_picture(for_condition: bool) -> None:
+def test_patches_of_chosen_tokens_match_the_whole_image(for_condition: bool) -> None:
     pictures = world.draw([world.make_scene(Random(seed), False, 1 + seed) for seed in (0, 1)])
     chosen = torch.tensor([[0, 17, 130, 255], [15, 16, 239, 240]])
     whole = networks.patches(pictures, for_condition)
@@ -122,8 +122,8 @@ def test_outlines_have_the_directions_of_the_shape() -> None:
         assert int(found[-1]) > found[:-1].sum()
 
 
-def test_losses_fall_to_what_the_world_says(model: torch.nn.Module) -> None:
-    """The targets of the visual tokens: a shape's kind and colour where it lies, the ground elsewhere."""
+def test_targets_of_visual_tokens_match_the_scene(model: torch.nn.Module) -> None:
+    """The targets of the visual tokens: a shape's kind and colour at its place, the background elsewhere."""
     scene = world.make_scene(Random(2), False)
     targets = stage_eyes.regions(scene)
     ground = stage_language.COLOURS.index(scene.background)
@@ -133,7 +133,7 @@ def test_losses_fall_to_what_the_world_says(model: torch.nn.Module) -> None:
     assert targets[at].tolist() == [kind + 1, colour, ground]
 
 
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_stopped_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     def train(folder: Path, *stops: int) -> torch.Tensor:
         for stop in stops:
             torch.manual_seed(0)

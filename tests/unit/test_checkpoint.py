@@ -34,7 +34,7 @@ def change(file: Path, edit: Any) -> None:
     save_file(tensors, file)
 
 
-def test_a_whole_folder(folder: Path, config: Any) -> None:
+def test_open_release_folder(folder: Path, config: Any) -> None:
     checkpoint = open_model(folder)
     assert checkpoint.config == config
     parts = checkpoint.components.values()
@@ -45,7 +45,7 @@ def test_a_whole_folder(folder: Path, config: Any) -> None:
     assert is_complete(folder)
 
 
-def test_one_file(folder: Path) -> None:
+def test_open_single_file(folder: Path) -> None:
     tensors = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
@@ -58,7 +58,7 @@ def test_one_file(folder: Path) -> None:
     assert "llm.lm_head.weight" not in text.files
 
 
-def test_missing_shard(folder: Path) -> None:
+def test_error_for_a_missing_shard(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert is_release(folder)
     assert not is_complete(folder)
@@ -74,19 +74,19 @@ def test_missing_shard(folder: Path) -> None:
         (b"PK\x03\x04" + bytes(300), "is a pickle, which can run code"),
         (b"\x80\x02}q\x00." + bytes(300), "is a pickle, which can run code"),
         (b"GGUF" + bytes(300), "is a GGUF file"),
-        (b"", "is empty. Delete it and download it again"),
+        (b"", "is empty; delete it and download it again"),
         (b"\xff" * 300, "is damaged or incomplete"),
         (bytes(8), "is damaged or incomplete"),
     ],
     ids=["web page", "LFS pointer", "zip pickle", "pickle", "GGUF", "empty", "huge header", "zeros"],
 )
-def test_a_file_that_is_something_else(folder: Path, content: bytes, words: str) -> None:
+def test_errors_for_files_that_are_not_safetensors(folder: Path, content: bytes, words: str) -> None:
     (folder / "model-00002-of-00002.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"model-00002-of-00002\.safetensors {words}"):
         open_model(folder)
 
 
-def test_only_pickles(folder: Path) -> None:
+def test_error_for_a_folder_of_pickles(folder: Path) -> None:
     for file in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
         file.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
@@ -95,13 +95,13 @@ def test_only_pickles(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is permitted to root")
-def test_a_file_that_may_not_be_read(folder: Path) -> None:
+def test_error_for_a_file_without_read_permission(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").chmod(0)
     with pytest.raises(CheckpointError, match=r"model-00002.* cannot be read .*permissions"):
         open_model(folder)
 
 
-def test_a_folder_in_place_of_a_file(folder: Path) -> None:
+def test_error_for_a_folder_in_place_of_a_file(folder: Path) -> None:
     file = folder / "model-00002-of-00002.safetensors"
     file.unlink()
     file.mkdir()
@@ -109,7 +109,7 @@ def test_a_folder_in_place_of_a_file(folder: Path) -> None:
         open_model(folder)
 
 
-def test_spaces_and_letters_of_all_kinds(folder: Path) -> None:
+def test_folder_names_with_spaces_and_unicode(folder: Path) -> None:
     renamed = folder.rename(folder.with_name("Ovis U1 é \u96ea (\u043a\u043e\u043f\u0438\u044f)"))
     assert open_model(renamed).components[TEXT].files
 
@@ -138,7 +138,7 @@ def test_mutated_files(folder: Path, tmp_path: Path) -> None:
     assert 5000 < len(refused) < 10_000
 
 
-def test_half_a_shard(folder: Path) -> None:
+def test_error_for_a_truncated_shard(folder: Path) -> None:
     file = folder / "model-00002-of-00002.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors is damaged or incomplete"):
@@ -146,14 +146,14 @@ def test_half_a_shard(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["vte.weight", "llm.model.norm.weight", "visual_generator.vae.quant_conv.bias"])
-def test_missing_tensor(folder: Path, name: str) -> None:
+def test_error_for_a_missing_tensor(folder: Path, name: str) -> None:
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     change(folder / index[name], lambda tensors: tensors.pop(name))
     with pytest.raises(CheckpointError, match=f"missing tensor {name}"):
         open_model(folder)
 
 
-def test_misshapen_tensor(folder: Path) -> None:
+def test_error_for_a_tensor_of_the_wrong_shape(folder: Path) -> None:
     name = "visual_generator.backbone.img_in.weight"
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
 
@@ -165,7 +165,7 @@ def test_misshapen_tensor(folder: Path) -> None:
         open_model(folder)
 
 
-def test_an_index_that_leads_elsewhere(folder: Path) -> None:
+def test_error_for_an_index_with_paths_outside_its_folder(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"vte.weight": "../other.safetensors"}}))
     with pytest.raises(CheckpointError, match="outside its folder"):
@@ -173,7 +173,7 @@ def test_an_index_that_leads_elsewhere(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [1, ["a"], None])
-def test_an_index_that_names_no_files(folder: Path, value: Any) -> None:
+def test_error_for_an_index_without_file_names(folder: Path, value: Any) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"vte.weight": value, "b": "c"}}))
     assert not is_complete(folder)
     with pytest.raises(CheckpointError, match="does not name files"):
@@ -181,7 +181,7 @@ def test_an_index_that_names_no_files(folder: Path, value: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "", "[]", "{", '{"model_type": "qwen3"}'])
-def test_config_that_is_not_ours(folder: Path, text: str) -> None:
+def test_error_for_an_unusable_config_file(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     assert not is_release(folder)
     with pytest.raises(CheckpointError, match=r"config\.json"):
@@ -192,32 +192,44 @@ def test_config_that_is_not_ours(folder: Path, text: str) -> None:
     ("path", "value", "message"),
     [
         (("visual_generator_config", "depth"), None, "visual_generator_config.depth is missing"),
-        (("visual_tokenizer_config", "tokenize_function"), "gumbel_argmax", "tokenize_function is 'gumbel_argmax'"),
-        (("visual_generator_config", "guidance_embed"), True, "guidance_embed is True; only False"),
-        (("visual_generator_config", "context_in_dim"), 64, "must be twice llm_config.hidden_size"),
-        (("visual_generator_config", "axes_dim"), [4, 8, 10], "must add up to hidden_size / num_heads"),
-        (("visual_generator_config", "axes_dim"), [24], "axes_dim [24] must be three even numbers"),
-        (("visual_generator_config", "in_channels"), 64, "in_channels is 64; only 16 is supported"),
-        (("visual_generator_config", "vec_in_dim"), 7, "vec_in_dim is 7; only 96 is supported"),
-        (("visual_tokenizer_config", "backbone_config", "patch_size"), 16, "patch_size is 16; only 14 is supported"),
-        (("visual_generator_config", "vae_config", "latent_channels"), 16, "latent_channels is 16; only 4 is"),
-        (("llm_config", "num_key_value_heads"), 3, "must be a multiple of num_key_value_heads (3)"),
-        (("llm_config", "vocab_size"), 1000, "vocab_size is 1000; it must be greater than 151668"),
+        (
+            ("visual_tokenizer_config", "tokenize_function"),
+            "gumbel_argmax",
+            "tokenize_function: expected 'softmax', got 'gumbel_argmax'",
+        ),
+        (("visual_generator_config", "guidance_embed"), True, "guidance_embed: expected False, got True"),
+        (("visual_generator_config", "context_in_dim"), 64, "context_in_dim: expected twice llm_config.hidden_size"),
+        (
+            ("visual_generator_config", "axes_dim"),
+            [4, 8, 10],
+            "axes_dim: expected numbers that add up to hidden_size / num_heads",
+        ),
+        (("visual_generator_config", "axes_dim"), [24], "axes_dim: expected three even numbers, got [24]"),
+        (("visual_generator_config", "in_channels"), 64, "in_channels: expected 16, got 64"),
+        (("visual_generator_config", "vec_in_dim"), 7, "vec_in_dim: expected 96, got 7"),
+        (("visual_tokenizer_config", "backbone_config", "patch_size"), 16, "patch_size: expected 14, got 16"),
+        (("visual_generator_config", "vae_config", "latent_channels"), 16, "latent_channels: expected 4, got 16"),
+        (("llm_config", "num_key_value_heads"), 3, "expected a multiple of num_key_value_heads (3)"),
+        (("llm_config", "vocab_size"), 1000, "vocab_size: expected more than 151668, got 1000"),
         (("visual_generator_config", "vae_config"), None, "visual_generator_config.vae_config is missing"),
-        (("llm_config", "num_hidden_layers"), -1, "num_hidden_layers is -1; it must be a positive whole number"),
-        (("visual_generator_config", "axes_dim"), 64, "axes_dim is 64; it must be a list of positive whole numbers"),
-        (("llm_config", "num_hidden_layers"), 10**9, "num_hidden_layers is 1000000000; it must be at most 1024"),
+        (("llm_config", "num_hidden_layers"), -1, "num_hidden_layers: expected a positive whole number, got -1"),
+        (("visual_generator_config", "axes_dim"), 64, "axes_dim: expected a list of positive whole numbers, got 64"),
+        (("llm_config", "num_hidden_layers"), 10**9, "num_hidden_layers: expected at most 1024, got 1000000000"),
         (
             ("llm_config", "hidden_size"),
             10**30,
-            "hidden_size is 1000000000000000000000000000000; it must be at most",
+            "hidden_size: expected at most 16777216, got 1000000000000000000000000000000",
         ),
-        (("visual_generator_config", "axes_dim"), [1] * 10**6, "...; it must be a list of positive whole numbers"),
-        (("llm_config", "hidden_act"), "gelu", "hidden_act is 'gelu'; only 'silu'"),
-        (("llm_config", "attention_bias"), True, "llm_config.attention_bias is True"),
+        (
+            ("visual_generator_config", "axes_dim"),
+            [1] * 10**6,
+            "axes_dim: expected a list of positive whole numbers, got [1, 1",
+        ),
+        (("llm_config", "hidden_act"), "gelu", "hidden_act: expected 'silu', got 'gelu'"),
+        (("llm_config", "attention_bias"), True, "llm_config.attention_bias: expected False, got True"),
     ],
 )
-def test_config_that_cannot_be_built(
+def test_errors_for_unsupported_config_values(
     raw_config: dict[str, Any], path: tuple[str, ...], value: Any, message: str
 ) -> None:
     broken = copy.deepcopy(raw_config)
@@ -233,7 +245,7 @@ def test_config_that_cannot_be_built(
     assert message in str(caught.value)
 
 
-def test_config_travels(config: Any) -> None:
+def test_stored_config_round_trip(config: Any) -> None:
     data = dump_sections(decoder=config.decoder, language=config.language)
     assert load_sections(data) == {"decoder": config.decoder, "language": config.language}
     for broken in (b"{", b"[]", b"[" * 100_000, data.replace(b'"depth": 2', b'"depth": "2"'), b'{"vae": {"a": 1}}'):
@@ -241,8 +253,8 @@ def test_config_travels(config: Any) -> None:
             load_sections(broken)
 
 
-def test_parts_of_other_sizes_are_refused(config: Any) -> None:
+def test_error_for_unsupported_values_in_stored_configs(config: Any) -> None:
     """Parts whose config is in their metadata, which did not go through `read_config`."""
     vision = dataclasses.replace(config.vision, patch_size=16)
-    with pytest.raises(ConfigError, match=r"backbone_config\.patch_size is 16; only 14"):
+    with pytest.raises(ConfigError, match=r"backbone_config\.patch_size: expected 14, got 16"):
         check_together(dataclasses.replace(config, **load_sections(dump_sections(vision=vision))))

@@ -48,7 +48,7 @@ def test_velocity(decoder: Decoder, tensors: dict[str, Tensor], mode: None, time
     close(velocity, tensors[f"backbone/t2i/t{time}"])
 
 
-def test_positions_are_scaled_as_scale_rope_asks(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
+def test_scale_rope_scales_positions(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
     context, vector = decoder.refine(tensors["cond/t2i"])
 
     def velocity(**scaling: float) -> Tensor:
@@ -68,7 +68,7 @@ def test_positions_are_scaled_as_scale_rope_asks(decoder: Decoder, tensors: dict
 
 
 @pytest.mark.parametrize("block", [("double_block", 0), ("single_block", 0)])
-def test_a_block_patch_may_leave_the_options_out(
+def test_block_patches_may_omit_transformer_options(
     decoder: Decoder, tensors: dict[str, Tensor], block: tuple[str, int]
 ) -> None:
     context, vector = decoder.refine(tensors["cond/t2i"])
@@ -81,14 +81,14 @@ def test_a_block_patch_may_leave_the_options_out(
     assert torch.equal(decoder(*given, transformer_options=options), decoder(*given))
 
 
-def test_each_of_a_batch_has_its_own_time(decoder: Decoder, tensors: dict[str, Tensor], mode: None) -> None:
+def test_images_of_a_batch_may_have_different_times(decoder: Decoder, tensors: dict[str, Tensor], mode: None) -> None:
     context, vector = decoder.refine(tensors["cond/t2i"].expand(2, -1, -1))
     velocity = decoder(tensors["t2i/noise"].expand(2, -1, -1, -1), torch.tensor([0.73, 0.05]), context, vector)
     close(velocity, torch.cat((tensors["backbone/t2i/t0.73"], tensors["backbone/t2i/t0.05"])))
 
 
 @torch.inference_mode()
-def test_inputs_and_what_patches_see_stay_as_they_are(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
+def test_inputs_and_tensors_given_to_patches_are_not_changed(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
     context, vector = decoder.refine(tensors["cond/t2i"])
     given = [tensors["t2i/noise"], torch.tensor([0.73]), context, vector]
     before, seen = [value.clone() for value in given], []
@@ -119,14 +119,14 @@ def test_patches_may_change_positions(decoder: Decoder, tensors: dict[str, Tenso
     assert torch.equal(decoder(*given), before)
 
 
-def test_a_norm_takes_what_a_patch_made_wider() -> None:
+def test_modulated_norm_accepts_float64_and_expanded_inputs() -> None:
     x, shift, factor = torch.randn(1, 5, 8).double(), torch.randn(1, 1, 8), torch.randn(1, 1, 8)
     expected = modulated_norm(x.float(), shift, factor)
     close(modulated_norm(x, shift, factor), expected.double(), 1e-6)
     close(modulated_norm(x.expand(2, -1, -1), shift, factor), expected.double().expand(2, -1, -1), 1e-6)
 
 
-def test_rotary_tables_serve_training_after_sampling(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
+def test_rotary_tables_work_in_training_after_sampling(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
     context, vector = decoder.refine(tensors["cond/t2i"])
     time = torch.tensor([0.73])
     decoder.rotary_tables.clear()
@@ -137,7 +137,7 @@ def test_rotary_tables_serve_training_after_sampling(decoder: Decoder, tensors: 
     assert learned.grad.abs().max() > 0
 
 
-def test_a_compiler_takes_the_rotary_table_as_it_is(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
+def test_compiled_code_uses_the_cached_rotary_table(decoder: Decoder, tensors: dict[str, Tensor]) -> None:
     """Otherwise it would compute the table's float64 sines again in each rotation."""
     graphs: list[torch.fx.GraphModule] = []
 
@@ -171,7 +171,7 @@ def test_velocity_with_a_reference(decoder: Decoder, tensors: dict[str, Tensor])
     assert (one - two).abs().max() > 1e-4
 
 
-def test_packing_is_undone() -> None:
+def test_unpack_inverts_pack() -> None:
     latent = torch.randn(2, 4, 7, 10)
     assert pack(latent).shape == (2, 4 * 5, 16)
     assert torch.equal(unpack(pack(latent), 7, 10), latent)

@@ -62,7 +62,7 @@ def generate(text_model: Multimodal, tokens: list[Token], max_new_tokens: int, *
     return list(decode(text_model, cache, logits, GREEDY, max_new_tokens, stop_at_end=False))
 
 
-def test_golden(text_model: Multimodal, case: tuple[list[Token], Any]) -> None:
+def test_greedy_answers_match_the_authors_code(text_model: Multimodal, case: tuple[list[Token], Any]) -> None:
     tokens, expected = case
     assert sequence_length(tokens) == expected["input_len"]
     embeds = text_model.embed(tokens, CPU, torch.float32)
@@ -76,7 +76,7 @@ def test_golden(text_model: Multimodal, case: tuple[list[Token], Any]) -> None:
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
-def test_the_repetition_penalty_of_greedy_text_is_that_of_transformers(
+def test_repetition_penalty_of_greedy_decoding_matches_transformers(
     text_model: Multimodal, config: Any, weights: dict[str, Tensor], case: tuple[list[Token], Any], penalty: float
 ) -> None:
     """Called with embeddings like in the authors' code: `generate` then counts only the answer, not the prompt."""
@@ -103,7 +103,7 @@ def test_thinking_ids(tokenizer: Tokenizer, golden: dict[str, Any]) -> None:
     assert [-200 if t == Placeholder.IMAGE else t for t in tokens] == golden["prompts"]["thinking"]["raw_input_ids"]
 
 
-def test_thoughts_are_split_off_and_left_out_of_the_conversation(tokenizer: Tokenizer) -> None:
+def test_reasoning_is_split_off_and_not_in_the_conversation(tokenizer: Tokenizer) -> None:
     thoughts, answer = tokenizer.encode(["\nHm.\n"]), tokenizer.encode(["\n\nA cat."])
     written = [Control.THINK, *thoughts, Control.END_THINK, *answer, Control.TURN_END]
     assert split_thinking(written) == (thoughts, answer)
@@ -118,7 +118,7 @@ def test_thoughts_are_split_off_and_left_out_of_the_conversation(tokenizer: Toke
     assert with_answer(start, [Control.THINK, *thoughts], True, tokenizer) == with_answer(plain, [], False, tokenizer)
 
 
-def test_200_tokens_equal_a_full_recomputation(text_model: Multimodal, tokenizer: Tokenizer) -> None:
+def test_200_decoded_tokens_equal_a_full_recomputation(text_model: Multimodal, tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode(
         [*prompts.question("Write a haiku about \u96ea and émigrés \U0001f408."), *prompts.answer_start()]
     )
@@ -132,7 +132,7 @@ def test_200_tokens_equal_a_full_recomputation(text_model: Multimodal, tokenizer
     assert written == again
 
 
-def test_the_captured_step_computes_the_same(text_model: Multimodal, case: tuple[list[Token], Any]) -> None:
+def test_captured_decode_step_computes_the_same(text_model: Multimodal, case: tuple[list[Token], Any]) -> None:
     tokens, expected = case
     plain, _ = prefill(text_model, tokens, 24, CPU, torch.float32)
     static, _ = prefill(text_model, tokens, 24, CPU, torch.float32)
@@ -144,7 +144,7 @@ def test_the_captured_step_computes_the_same(text_model: Multimodal, case: tuple
     close(static.keys, plain.keys, 1e-5)
 
 
-def test_the_first_token_does_not_wait_for_the_capture(
+def test_first_token_does_not_wait_for_the_capture(
     text_model: Multimodal, case: tuple[list[Token], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captures: list[Any] = []
@@ -157,7 +157,7 @@ def test_the_first_token_does_not_wait_for_the_capture(
         assert len(captures) == min(i, 1)
 
 
-def test_reading_in_pieces_and_going_on_from_what_was_computed(
+def test_prefill_in_chunks_and_from_a_past_cache(
     text_model: Multimodal, case: tuple[list[Token], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens, expected = case
@@ -173,7 +173,7 @@ def test_reading_in_pieces_and_going_on_from_what_was_computed(
     assert generate(text_model, tokens, 24, past=past) == expected["output_ids"]
 
 
-def test_frames_and_words_in_pieces(
+def test_visual_tokenizer_in_chunks(
     text_model: Multimodal, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ovis_core.networks import vision

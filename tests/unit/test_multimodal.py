@@ -67,13 +67,13 @@ def test_conditions(
         assert condition.shape[1] == sequence_length(sequence)
 
 
-def test_begin_atom_end_stand_where_the_release_puts_them(qwen25_tokenizer: Path, golden: dict[str, Any]) -> None:
+def test_image_tokens_are_at_the_positions_of_the_release(qwen25_tokenizer: Path, golden: dict[str, Any]) -> None:
     tokens = Tokenizer(qwen25_tokenizer).encode(prompts.text_to_image("a cute cat"))
     flat = [i for t in tokens for i in ((-301, -300, -302) if isinstance(t, Placeholder) else (t,))]
     assert flat == golden["cond_t2i_ids"]
 
 
-def test_too_long_is_refused_with_the_count(text_model: Multimodal) -> None:
+def test_error_for_too_many_tokens_gives_the_count(text_model: Multimodal) -> None:
     limit = text_model.config.language.max_position_embeddings
-    with pytest.raises(ValueError, match=f"{limit + 1} positions.*{limit}; shorten the text"):
+    with pytest.raises(ValueError, match=f"at most {limit} tokens, got {limit + 1} .*; shorten the text"):
         text_model.condition([0] * (limit + 1), CPU, torch.float32)

@@ -28,7 +28,9 @@ def candidates(sampling: Sampling, scores: torch.Tensor, written: list[int]) -> 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(0, 1, 0), (7, 1, 0), (0, 0.6, 0), (0, 1, 0.1), (30, 0.9, 0.05)])
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_as_transformers(temperature: float, top_k: int, top_p: float, min_p: float, penalty: float) -> None:
+def test_candidates_match_transformers(
+    temperature: float, top_k: int, top_p: float, min_p: float, penalty: float
+) -> None:
     scores, written = logits(), [3, 5, 5, 100, int(logits().argmax())]
     steps = logits_process.LogitsProcessorList(
         [
@@ -47,12 +49,12 @@ def test_as_transformers(temperature: float, top_k: int, top_p: float, min_p: fl
 
 
 @pytest.mark.parametrize("top_k", [-1, 0, 500, 10**9])
-def test_top_k_that_leaves_all_words(top_k: int) -> None:
+def test_top_k_without_effect(top_k: int) -> None:
     actual = candidates(Sampling(**{**ALL, "top_k": top_k}), logits(), [])
     torch.testing.assert_close(actual, logits().softmax(0))
 
 
-def test_presence_penalty_is_taken_off_once() -> None:
+def test_presence_penalty_is_subtracted_once() -> None:
     scores = logits()
     expected = scores.clone()
     expected[[3, 5]] -= 2.0
@@ -60,7 +62,7 @@ def test_presence_penalty_is_taken_off_once() -> None:
     torch.testing.assert_close(actual, expected.softmax(0))
 
 
-def test_draws_follow_the_probabilities() -> None:
+def test_sampled_tokens_follow_the_probabilities() -> None:
     scores, count = logits(words=6), 20000
     sampler = Sampler(Sampling(**ALL), count, CPU)
     drawn = torch.cat([sampler.sample(scores) for _ in range(count)])
@@ -80,14 +82,14 @@ def test_seeds() -> None:
 @pytest.mark.parametrize(
     "sampling", [Sampling(temperature=0.0), Sampling(temperature=0.0005), Sampling(top_k=1), Sampling(top_p=0.0)]
 )
-def test_nearly_greedy(sampling: Sampling) -> None:
+def test_low_temperature_is_greedy(sampling: Sampling) -> None:
     sampler = Sampler(sampling, 50, CPU)
     assert [int(sampler.sample(logits(i))) for i in range(50)] == [int(logits(i).argmax()) for i in range(50)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.00001])
 @pytest.mark.parametrize("penalty", [0.7, 1.3, 5.0])
-def test_penalties_act_on_greedy_text_as_in_transformers(temperature: float, penalty: float) -> None:
+def test_penalties_of_greedy_decoding_match_transformers(temperature: float, penalty: float) -> None:
     steps = logits_process.RepetitionPenaltyLogitsProcessor(penalty)
     sampler, written = Sampler(Sampling(temperature, repetition_penalty=penalty), 60, CPU), []
     for i in range(60):
@@ -100,6 +102,6 @@ def test_penalties_act_on_greedy_text_as_in_transformers(temperature: float, pen
     assert (written == [int(plain.sample(logits(i % 3, words=30))) for i in range(60)]) == (penalty < 1)
 
 
-def test_presence_penalty_acts_on_greedy_text() -> None:
+def test_presence_penalty_acts_on_greedy_decoding() -> None:
     sampler, scores = Sampler(Sampling(temperature=0.0, presence_penalty=100.0), 6, CPU), logits(words=6)
     assert [int(sampler.sample(scores)) for _ in range(6)] == scores.argsort(descending=True).tolist()

@@ -41,7 +41,7 @@ NODE: dict[str, Any] = {
 }
 
 
-def test_lists_are_made_anew_and_other_text_stays() -> None:
+def test_lists_are_replaced_and_other_text_is_kept() -> None:
     made = with_lists(PAGE, NODE, ["Ovis-U1 Example"])
     inputs = [
         "- `model` (MODEL): The MODEL of *Ovis-U1 Example*, with `<tags>`.",
@@ -53,12 +53,12 @@ def test_lists_are_made_anew_and_other_text_stays() -> None:
     assert with_lists(made, NODE, ["Ovis-U1 Example"]) == made
 
 
-def test_a_page_without_a_heading_is_named() -> None:
-    with pytest.raises(ValueError, match="# Ovis-U1 Example: expected one heading '## Outputs', found 0"):
+def test_error_for_a_page_without_a_heading() -> None:
+    with pytest.raises(ValueError, match="# Ovis-U1 Example: expected one heading '## Outputs', got 0"):
         with_lists(PAGE.replace("## Outputs", "## Results"), NODE, ["Ovis-U1 Example"])
 
 
-def test_a_locale_has_no_dots_in_its_keys_and_escapes_braces() -> None:
+def test_locale_keys_without_dots_and_escaped_braces() -> None:
     made = english({"OvisU1Example": NODE, "Other": {}})
     assert [*made] == ["OvisU1Example"]
     assert made["OvisU1Example"]["description"] == "Uses {'{'}prompt{'}'}."
@@ -82,7 +82,7 @@ def test_facts_about_an_input(kind: Any, options: dict[str, Any], expected: str)
     assert facts(kind, options, True) == f"{expected}; optional"
 
 
-def test_a_translation_goes_when_its_english_changes() -> None:
+def test_translations_of_changed_texts_are_removed() -> None:
     old = {("a",): "one", ("b",): "two", ("c",): "three"}
     new = {("b",): "two", ("a",): "ONE", ("d",): "four"}
     assert current({("a",): "eins", ("b",): "zwei", ("c",): "drei"}, old, new) == {("b",): "zwei"}

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 
-def test_every_tensor_follows_the_rule(golden: dict[str, Any], weights: dict[str, Tensor]) -> None:
+def test_tensors_follow_the_rule_of_the_goldens(golden: dict[str, Any], weights: dict[str, Tensor]) -> None:
     assert {name: list(tensor.shape) for name, tensor in weights.items()} == {
         name: entry[0] for name, entry in golden["weights"].items()
     }
