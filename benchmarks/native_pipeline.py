@@ -39,6 +39,10 @@ class ImageSpec:
     batch: int = 1
     steps: int = 50
     edit: bool = False
+    prompt: str = PROMPT
+    seed: int = 0
+    sampler: str = "euler"
+    scheduler: str = SCHEDULER
 
 
 class NativePipeline:
@@ -65,16 +69,17 @@ class NativePipeline:
         model = model or self.model
         if picture.edit:
             images = to_tensor(noise_image(picture))[None]
-            positive, image_only, negative, latent = conditions.edit(self.clip, self.vae, images, PROMPT)
-            guider = OvisGuider(model, positive, negative, EDIT_CFG, image_only, IMAGE_CFG, **guidance)
+            positive, image_only, negative, latent = conditions.edit(self.clip, self.vae, images, picture.prompt)
+            scales = {"txt_cfg": EDIT_CFG, "img_cfg": IMAGE_CFG, **guidance}
+            guider = OvisGuider(model, positive, negative, image_only=image_only, **scales)
         else:
-            guider = OvisGuider(model, *self.conditions(picture), CFG, **guidance)
+            guider = OvisGuider(model, *self.conditions(picture), **{"txt_cfg": CFG, **guidance})
             latent = {"samples": torch.zeros(picture.batch, 4, picture.height // 8, picture.width // 8)}
-        return sample(guider, latent, 0, "euler", SCHEDULER, picture.steps, 1.0)
+        return sample(guider, latent, picture.seed, picture.sampler, picture.scheduler, picture.steps, 1.0)
 
     def conditions(self, picture: ImageSpec) -> tuple[Any, Any]:
         """The conditions of text to image, with the prompt and without."""
-        return conditions.text_to_image(self.clip, PROMPT, "", picture.width, picture.height)
+        return conditions.text_to_image(self.clip, picture.prompt, "", picture.width, picture.height)
 
     def decoder_pass(self, x: Tensor, t: float, condition: Tensor) -> Callable[..., Tensor]:
         """One pass for latents (B, 4, H, W) in model space: a function of a MODEL and a reference's latents.

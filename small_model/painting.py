@@ -17,14 +17,10 @@ from cases import make_case
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from torch import Tensor
 
+from native_pipeline import ImageSpec, NativePipeline
 from nodes import VAEDecodeTiled
-from ovis_core.native.conditions import text_to_image
-from ovis_core.native.guider import OvisGuider
-from ovis_core.native.loading import load
-from ovis_core.native.sampling import sample
 from ovis_core.native.sigmas import SCHEDULER
 from ovis_core.weights import built_in
-from ovis_core.weights.checkpoint import open_model
 from ovis_core.weights.precision import PRECISIONS
 
 Patch = Callable[[Any], Any]  # MODEL -> MODEL
@@ -74,11 +70,11 @@ def _cached(node: Any, threshold: float) -> Patch:
     return lambda model: node.execute(model, threshold, 0.15, 0.95, False)[0]
 
 
-class Painter:
+class Painter(NativePipeline):
     """The pack with one model in one precision."""
 
     def __init__(self, file: Path, weight_dtype: str) -> None:
-        self.model, self.clip, self.vae = load(open_model(file), PRECISIONS[weight_dtype])
+        super().__init__(file, weight_dtype)
         self.passes = 0
         self.model.model.diffusion_model.final_layer.register_forward_hook(self._count)
 
@@ -89,10 +85,9 @@ class Painter:
     def paint(self, setting: Setting, prompt: str, seed: int) -> Tensor:
         """(3, 128, 128) in 0..1."""
         side = world.SIDE
-        positive, negative = text_to_image(self.clip, prompt, "", side, side)
-        guider = OvisGuider(setting.patch(self.model), positive, negative, **{"txt_cfg": 5.0, **setting.guidance})
-        empty = {"samples": torch.zeros(1, 4, side // 8, side // 8)}
-        latent = sample(guider, empty, seed, setting.sampler, setting.scheduler, setting.steps, 1.0)
+        sampling = {"steps": setting.steps, "sampler": setting.sampler, "scheduler": setting.scheduler}
+        picture = ImageSpec(side, side, prompt=prompt, seed=seed, **sampling)
+        latent = self.latent(picture, setting.patch(self.model), **setting.guidance)
         if setting.tile:
             (image,) = VAEDecodeTiled().decode(self.vae, latent, setting.tile, 16)
         else:
