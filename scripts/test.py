@@ -14,9 +14,9 @@ import sys
 import workspace
 from console import guarded
 
-# A file's tests stay in one process, in order, because they share servers. Files are not sorted by their number of
-# tests, which would leave the slowest for the end.
-EVERYTHING = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-v"]
+# tests/conftest.py shares the files out. They are not sorted by their number of tests, which would leave the slowest for
+# the end.
+EVERYTHING = ["-n", "2", "--no-loadscope-reorder", "-v"]
 
 
 def main() -> int:
