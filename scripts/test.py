@@ -14,8 +14,8 @@ import sys
 import workspace
 from console import guarded
 
-# tests/conftest.py shares the files out. They are not sorted by their number of tests, which would leave the slowest for
-# the end.
+# tests/conftest.py says which tests stay in one process. Files are not sorted by their number of tests, which would
+# leave the slowest for the end.
 EVERYTHING = ["-n", "2", "--no-loadscope-reorder", "-v"]
 
 
