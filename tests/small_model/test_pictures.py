@@ -20,6 +20,7 @@ from ovis_core.weights import built_in
 pytestmark = pytest.mark.skipif(not built_in.is_there(), reason="this copy of the pack lacks the small model")
 
 CASES = 8  # pictures of each setting
+FEW = 10  # steps, for what does not depend on their number
 ENOUGH = 0.8  # share of them that must be right; of 200 it is at least 0.95
 
 
@@ -104,7 +105,7 @@ def test_guidance_may_end_early(painter: Any) -> None:
 def test_other_precisions_paint_right(comfyui: Path, file: Path, weight_dtype: str) -> None:
     from painting import Painter
 
-    assert share_right(Painter(file, weight_dtype))[0] >= ENOUGH
+    assert share_right(Painter(file, weight_dtype), steps=FEW)[0] >= ENOUGH
 
 
 @pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
@@ -119,11 +120,17 @@ def test_caches_at_their_defaults_paint_right(painter: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "scheduler"),
-    [("euler", "simple"), ("dpmpp_2m", "beta"), ("heun", "ovis_u1"), ("uni_pc", "simple"), ("euler_ancestral", "beta")],
+    ("sampler", "scheduler", "steps"),
+    [
+        ("euler", "simple", FEW),
+        ("dpmpp_2m", "beta", FEW),
+        ("heun", "ovis_u1", FEW),
+        ("uni_pc", "simple", built_in.STEPS),
+        ("euler_ancestral", "beta", FEW),
+    ],
 )
-def test_core_samplers_paint_right(painter: Any, sampler: str, scheduler: str) -> None:
-    assert share_right(painter, sampler=sampler, scheduler=scheduler)[0] >= ENOUGH
+def test_core_samplers_paint_right(painter: Any, sampler: str, scheduler: str, steps: int) -> None:
+    assert share_right(painter, sampler=sampler, scheduler=scheduler, steps=steps)[0] >= ENOUGH
 
 
 # ---- what core's nodes do with conditions and latents
