@@ -19,7 +19,9 @@ from comfy_server import ComfyServer
 from helpers.browser import ARGS, BROWSERS, CLASSIC, ELEMENTS, NODES_2, SHOTS, WAIT, WINDOW, set_settings
 from helpers.pictures import picture
 
-STORED = "cookies,file_systems,indexeddb,local_storage,service_workers,websql,shared_storage,storage_buckets"
+STORED = (
+    "cache_storage,cookies,file_systems,indexeddb,local_storage,service_workers,shared_storage,storage_buckets,websql"
+)
 
 
 @pytest.fixture(scope="module")
