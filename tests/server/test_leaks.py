@@ -22,7 +22,7 @@ RUNS = 30
 # glibc's allocator then returns freed memory at once, so that the rest is still in use.
 GIVES_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
 PICTURE = "memory.png"
-SIDES = 800, 464  # pixels: a copy of it for each run would be 15 times the limit
+SIDES = 800, 464  # pixels: a copy of it for each run would be ten times the limit
 
 
 @pytest.fixture(scope="module")
