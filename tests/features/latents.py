@@ -116,6 +116,5 @@ def tiles(lab: Lab) -> None:
     one, two, three, four = bench.run(whole, tiled, again, once)
     assert one.shape == two.shape == three.shape
     # A random VAE's norms see each tile alone, so its tiles differ more than a trained one's.
-    print("TILES", apart(two, one), apart(three, four))
     assert apart(two, one) < 0.2
     assert apart(three, four) < 0.2
