@@ -1,4 +1,4 @@
-"""Configs of the full size and of three smaller models, with random weights, so that no download is needed."""
+"""Configs of the full size and of two smaller models, with random weights, so that no download is needed."""
 
 from __future__ import annotations
 
@@ -51,14 +51,6 @@ NARROW = dataclasses.replace(
     SHALLOW,
     decoder=dataclasses.replace(SHALLOW.decoder, vec_in_dim=512, hidden_size=512, num_heads=4),
     vae=dataclasses.replace(FULL.vae, block_out_channels=(32, 64, 128, 128)),
-)
-
-# For runs whose times do not matter: the least that has every kind of layer.
-LEAST = dataclasses.replace(
-    NARROW,
-    language=dataclasses.replace(NARROW.language, num_hidden_layers=2),
-    vision=dataclasses.replace(NARROW.vision, vocab_size=1024, intermediate_size=512, num_hidden_layers=1),
-    decoder=dataclasses.replace(NARROW.decoder, depth=1, depth_single_blocks=1),
 )
 
 

@@ -39,7 +39,6 @@ def arguments() -> argparse.Namespace:
 
     line = parser(__doc__.split("\n")[0])
     line.add_argument("--small", action="store_true", help="a small model: fewer, narrower layers")
-    line.add_argument("--least", action="store_true", help="the least model: shows that this runs, not what is fast")
     line.add_argument("--device", choices=("gpu", "cpu"), default="gpu" if torch.cuda.is_available() else "cpu")
     line.add_argument("--full", action="store_true", help="use the full size on a CPU too")
     line.add_argument("--reference", type=Path, help="folder of a release: its own code runs too, on the same weights")
@@ -85,7 +84,7 @@ def arguments() -> argparse.Namespace:
     # On a CPU compiling takes longer than everything else.
     args.variants = args.variants or [name for name in VARIANTS if args.device == "gpu" or name != "compiled"]
     args.batch = args.batch or BATCH[args.device]
-    args.small = args.small or args.least or (args.device == "cpu" and not args.full)
+    args.small = args.small or (args.device == "cpu" and not args.full)
     args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
     return args
 
@@ -132,7 +131,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torch
     from comfy import model_management
 
-    from full_size import FULL, LEAST, NARROW, write_release
+    from full_size import FULL, NARROW, write_release
     from load_memory import alone, load_variant
     from measuring import Measured, Meter, device_rates
     from tables import first_table, growth_table, memory_table, time_table
@@ -141,7 +140,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
     device, dtype = model_management.get_torch_device(), getattr(torch, args.dtype)
-    config = LEAST if args.least else NARROW if args.small else FULL
+    config = NARROW if args.small else FULL
     write_release(config, folder, dtype, qwen25(args.comfyui), args.reference)
     models = Variants(config, folder, dtype, device, args.reference, args.variants)
     on_gpu = device.type == "cuda"

@@ -35,7 +35,7 @@ def test_loading_takes_little_more_than_the_weights(tmp_path: Path) -> None:
 
 
 def test_run(tmp_path: Path) -> None:
-    options = ["--device", "cpu", "--least", "--sizes", "64x64", "--edit-side", "64", "--steps", "2", "--tokens", "2"]
+    options = ["--device", "cpu", "--sizes", "64x64", "--edit-side", "64", "--steps", "2", "--tokens", "2"]
     options += ["--repeat", "1", "--variants", "ours", "EasyCache", "LazyCache", "interval", "generate"]
     options += ["--rows", "image,", "1 image", "edit", "pass", "conditions", "VAE", "load"]
     found, printed = measured("run.py", tmp_path / "rows.json", *options)

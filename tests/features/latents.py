@@ -105,10 +105,10 @@ def batches(lab: Lab) -> None:
 
 @row(AREA, "VAEDecodeTiled, VAEEncodeTiled", "near the result in one piece, except at the borders of tiles")
 def tiles(lab: Lab) -> None:
-    bench = lab.bench(width=320, height=256)
-    image = bench.node("LoadImage", image=lab.noise_picture(320, 256))
+    bench = lab.bench(width=640, height=512)
+    image = bench.node("LoadImage", image=lab.noise_picture(640, 512))
     whole = bench.node("VAEEncode", pixels=image, vae=bench.vae)
-    given = {"tile_size": 256, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
+    given = {"tile_size": 512, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
     tiled = bench.node("VAEEncodeTiled", pixels=image, vae=bench.vae, **given)
     back = bench.node("VAEDecodeTiled", samples=whole, vae=bench.vae, **given)
     plain = bench.node("VAEDecode", samples=whole, vae=bench.vae)
