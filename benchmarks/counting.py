@@ -43,30 +43,40 @@ class Counts:
 def counting() -> Iterator[Counts]:
     """A context that counts torch's operations, on real or fake tensors."""
     counts = Counts()
-    operations = _Operations(counts)
+    operations = _Counting(counts)
     with operations, _Fused(operations):
         yield counts
 
 
-class _Operations(TorchDispatchMode):
-    def __init__(self, counts: Counts) -> None:
-        super().__init__()
-        self.counts = counts
-        self.inside_fused = False
+class Operations(TorchDispatchMode):
+    """Calls `seen` after each of torch's operations, divided into those that a device runs."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "prim":
             return func(*args, **(kwargs or {}))
         with self:  # in inference mode some operations arrive here undivided
             out = func.decompose(*args, **(kwargs or {}))
-        if out is not NotImplemented:
-            return out
-        out = func(*args, **(kwargs or {}))
+        if out is NotImplemented:
+            out = func(*args, **(kwargs or {}))
+            self.seen(func, args, kwargs or {}, out)
+        return out
+
+    def seen(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        """An operation with its inputs and outputs."""
+        raise NotImplementedError
+
+
+class _Counting(Operations):
+    def __init__(self, counts: Counts) -> None:
+        super().__init__()
+        self.counts = counts
+        self.inside_fused = False
+
+    def seen(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         if not self.inside_fused and func._schema.name not in ALLOCATIONS:
             flops = flop_registry.get(func.overloadpacket)
-            amount = flops(*args, **(kwargs or {}), out_val=out) if flops else 0
+            amount = flops(*args, **kwargs, out_val=out) if flops else 0
             self.add((args, kwargs), out, amount, in_place=func._schema.is_mutable)
-        return out
 
     def add(self, inputs: Any, out: Any, flops: int, in_place: bool = False) -> None:
         """Adds one operation, unless its outputs are views of its inputs."""
@@ -82,7 +92,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Fused(TorchFunctionMode):
-    def __init__(self, operations: _Operations) -> None:
+    def __init__(self, operations: _Counting) -> None:
         super().__init__()
         self.operations = operations
 

@@ -31,7 +31,8 @@ CFG, EDIT_CFG, IMAGE_CFG = 5.0, 6.0, 1.5
 class ImageSpec:
     """The settings of an image.
 
-    edit  whether it is an edit of an image of this size, not text to image
+    edit    whether it is an edit of an image of this size, not text to image
+    source  the image to edit, (1, height, width, 3) in 0..1; noise if there is none
     """
 
     width: int
@@ -39,6 +40,11 @@ class ImageSpec:
     batch: int = 1
     steps: int = 50
     edit: bool = False
+    source: Tensor | None = None
+    prompt: str = PROMPT
+    seed: int = 0
+    sampler: str = "euler"
+    scheduler: str = SCHEDULER
 
 
 class NativePipeline:
@@ -64,17 +70,18 @@ class NativePipeline:
         """LATENT of a sampling run, conditions included; `guidance` is for `OvisGuider`."""
         model = model or self.model
         if picture.edit:
-            images = to_tensor(noise_image(picture))[None]
-            positive, image_only, negative, latent = conditions.edit(self.clip, self.vae, images, PROMPT)
-            guider = OvisGuider(model, positive, negative, EDIT_CFG, image_only, IMAGE_CFG, **guidance)
+            images = to_tensor(noise_image(picture))[None] if picture.source is None else picture.source
+            positive, image_only, negative, latent = conditions.edit(self.clip, self.vae, images, picture.prompt)
+            scales = {"txt_cfg": EDIT_CFG, "img_cfg": IMAGE_CFG, **guidance}
+            guider = OvisGuider(model, positive, negative, image_only=image_only, **scales)
         else:
-            guider = OvisGuider(model, *self.conditions(picture), CFG, **guidance)
+            guider = OvisGuider(model, *self.conditions(picture), **{"txt_cfg": CFG, **guidance})
             latent = {"samples": torch.zeros(picture.batch, 4, picture.height // 8, picture.width // 8)}
-        return sample(guider, latent, 0, "euler", SCHEDULER, picture.steps, 1.0)
+        return sample(guider, latent, picture.seed, picture.sampler, picture.scheduler, picture.steps, 1.0)
 
     def conditions(self, picture: ImageSpec) -> tuple[Any, Any]:
         """The conditions of text to image, with the prompt and without."""
-        return conditions.text_to_image(self.clip, PROMPT, "", picture.width, picture.height)
+        return conditions.text_to_image(self.clip, picture.prompt, "", picture.width, picture.height)
 
     def decoder_pass(self, x: Tensor, t: float, condition: Tensor) -> Callable[..., Tensor]:
         """One pass for latents (B, 4, H, W) in model space: a function of a MODEL and a reference's latents.

@@ -52,9 +52,6 @@ class ComfyUIWorker:
             raise UserError("ComfyUI did not load the pack; start ComfyUI and read its log.")
         nodes.NODE_CLASS_MAPPINGS[CHOOSE] = _choose_node(nodes.NODE_CLASS_MAPPINGS["OvisU1Loader"])
 
-    def ready(self) -> None:
-        """Returns once the worker has started."""
-
     def run(self, work: Record, seeds: Sequence[int]) -> Output:
         """Makes a record, with an image for each seed. If anything fails, the output has an `error`."""
         try:

@@ -20,7 +20,7 @@ import report
 import workspace
 from comfyui_worker import Setup
 from console import Ticker, UserError, guarded
-from demo_run import find_device
+from demo_run import find_device, model_errors
 from driver import Driver
 from import_core import import_core
 from run_folder import identity, open_run
@@ -126,11 +126,10 @@ def checked_model(model: Path | None, weight_dtype: str) -> Path:
     from ovis_core.weights import built_in
     from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.precision import PRECISIONS
-    from ovis_core.weights.safetensors_file import CheckpointError
 
     if weight_dtype not in PRECISIONS:
         raise UserError(f"--weight-dtype: expected one of {', '.join(PRECISIONS)}, got {weight_dtype!r}; choose one.")
-    try:
+    with model_errors():
         if model in (None, built_in.FILE) and built_in.is_there():
             model = built_in.unpack(workspace.home() / "built_in")
         if not model or not model.exists():
@@ -138,8 +137,6 @@ def checked_model(model: Path | None, weight_dtype: str) -> Path:
                 f"--model: {model or built_in.FILE.name} does not exist; name a release's folder or a file."
             )
         open_model(model)
-    except CheckpointError as error:
-        raise UserError(f"--model: {error}") from error
     return model
 
 

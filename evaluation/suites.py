@@ -94,8 +94,7 @@ def imgedit(row: DataRow) -> Record:
 
 def gedit_rows(data: Path) -> Rows:
     """The English records of the data set's parquet files."""
-    rows = ((where, values) for where, values in parquet(data) if values["instruction_language"] == "en")
-    return ((where, partial(dict, values)) for where, values in rows)
+    return ((where, partial(dict, row)) for where, row in parquet(data) if row["instruction_language"] == "en")
 
 
 def gedit(row: DataRow) -> Record:
@@ -185,12 +184,9 @@ def image_size(text: str) -> dict[str, int]:
 
 def shapes_rows(_: None) -> Rows:
     """The small model's cases, round by round one of each task."""
-    from cases import COUNT, TASKS, make_case
+    from cases import all_cases
 
-    for number in range(COUNT):
-        for task in TASKS:
-            name = f"{task}/{number:03d}"
-            yield name, partial(dict, name=name, case=make_case(task, number))
+    return ((name, partial(dict, name=name, case=case)) for name, case in all_cases())
 
 
 def shapes(row: DataRow) -> Record:

@@ -45,7 +45,7 @@ class RayActors:
         remote = self._ray.remote(max_restarts=-1, max_task_retries=-1, **needs)(RemoteWorker)
         self._actors = [remote.remote(setup) for _ in range(count)]
         for actor in self._actors:
-            self._get(actor.ready.remote())
+            self._get(actor.__ray_ready__.remote())
 
     def run(self, tasks: Iterable[LoadedRecord]) -> Iterator[tuple[LoadedRecord, Output]]:
         """As `InProcess.run`."""
@@ -66,7 +66,7 @@ class RayActors:
                 made = self._get(done)
                 idle.append(actor)
             except self._ray.exceptions.ActorUnavailableError:
-                busy[actor.ready.remote()] = actor, None
+                busy[actor.__ray_ready__.remote()] = actor, None
                 made = Output(
                     error=f"{TRIES} workers were lost while they worked on it; check their memory, then use "
                     "--retry-failed."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import platform
@@ -10,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -155,17 +157,25 @@ def make_tiny(base: Path) -> str:
     return TINY
 
 
-def link_model(base: Path, model: Path) -> str:
-    """Checks a release and links it into the base directory; returns its name."""
+@contextlib.contextmanager
+def model_errors() -> Iterator[None]:
+    """Raises the pack's errors about weights as UserErrors about --model."""
     import_core()
-    from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.safetensors_file import CheckpointError
 
-    model = model.resolve()
     try:
-        open_model(model)
+        yield
     except CheckpointError as error:
         raise UserError(f"--model: {error}") from error
+
+
+def link_model(base: Path, model: Path) -> str:
+    """Checks a release and links it into the base directory; returns its name."""
+    model = model.resolve()
+    with model_errors():
+        from ovis_core.weights.checkpoint import open_model
+
+        open_model(model)
     try:
         workspace.link_folder(model, base / MODELS / model.name)
     except OSError as error:
@@ -205,13 +215,13 @@ def make(server: ComfyServer, demo: Demo, folder: Path) -> Made:
     put(painting, "PrimitiveInt", 0, demo.side)  # width and height
     put(painting, "OvisU1TextEncode", 0, demo.prompt)
     first = run(server, info, painting, "painting")
-    painted.write_bytes(image_of(server, first))
+    painted.write_bytes(images_of(server, first)[0])
 
     editing = workflow_of("edit", demo)
     put(editing, "LoadImage", 0, server.upload(painted))
     put(editing, "OvisU1EditEncode", 0, demo.edit)
     second = run(server, info, editing, "editing")
-    edited.write_bytes(image_of(server, second))
+    edited.write_bytes(images_of(server, second)[0])
 
     asking = workflow_of("understand", demo)
     put(asking, "LoadImage", 0, server.upload(edited))
@@ -269,13 +279,13 @@ def run(server: ComfyServer, info: dict[str, Any], workflow: dict[str, Any], doi
     return result
 
 
-def image_of(server: ComfyServer, result: Result) -> bytes:
-    """The first image that a workflow saved."""
+def images_of(server: ComfyServer, result: Result, kind: str = "output") -> list[bytes]:
+    """The images that a workflow saved; those that it previewed if `kind` is "temp"."""
     entries = [entry for output in result.outputs.values() for entry in output.get("images", [])]
-    saved = [entry for entry in entries if entry.get("type") == "output"]
-    if not saved:
+    found = [server.image(entry) for entry in entries if entry.get("type") == kind]
+    if not found:
         raise UserError(f"the workflow ended without an image; read ComfyUI's log {server.log}.")
-    return server.image(saved[0])
+    return found
 
 
 def text_of(result: Result) -> str:

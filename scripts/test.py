@@ -2,7 +2,7 @@
 
     python scripts/test.py [--comfyui PATH] [-- pytest's own arguments]
 
-Standard library only.
+Without arguments for pytest all tests run, in two processes. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ import sys
 
 import workspace
 from console import guarded
+
+# tests/conftest.py says which tests stay in one process. Files are not sorted by their number of tests, which would
+# leave the slowest for the end.
+EVERYTHING = ["-n", "2", "--no-loadscope-reorder", "-v"]
 
 
 def main() -> int:
@@ -33,8 +37,12 @@ def main() -> int:
     python = workspace.prepare_env(comfyui.path, tests=True)
     print(f"ComfyUI {comfyui.version}: {comfyui.where}")
     os.chdir(workspace.ROOT)
+    environment = {"COMFYUI_PATH": str(comfyui.path)}
+    if not theirs:
+        theirs = EVERYTHING
+        environment["OMP_NUM_THREADS"] = "1"  # more threads than cores would wait for each other
     # Isolated, because the checkout's root on sys.path would hide ComfyUI's modules of the same names.
-    return workspace.hand_over(python, ["-I", "-m", "pytest", *theirs], {"COMFYUI_PATH": str(comfyui.path)})
+    return workspace.hand_over(python, ["-I", "-m", "pytest", *theirs], environment)
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:

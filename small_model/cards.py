@@ -25,9 +25,10 @@ import world
 from PIL import Image, ImageDraw
 from world import Scene, Shape
 
+import demo_run
 import workspace
 from comfy_server import ComfyServer
-from demo_run import Demo, image_of, put, text_of, workflow_of
+from demo_run import Demo, put, text_of, workflow_of
 from demo_strip import INK, PAGE, SOFT, font
 from import_core import import_core
 from workflow_api import TITLES, WORKFLOWS, to_api
@@ -62,20 +63,19 @@ class Runner:
 
     def run(self, workflow: dict[str, Any]) -> Any:
         """The result of a workflow."""
-        return self.server.run(to_api(workflow, self.info), timeout=None)
+        return demo_run.run(self.server, self.info, workflow, "running")
 
     def image(self, result: Any) -> Image.Image:
         """What it saved."""
-        return Image.open(io.BytesIO(image_of(self.server, result))).convert("RGB")
+        return _opened(demo_run.images_of(self.server, result)[0])
 
     def shown(self, result: Any) -> list[Image.Image]:
         """What it previewed."""
-        entries = [entry for output in result.outputs.values() for entry in output.get("images", [])]
-        return [
-            Image.open(io.BytesIO(self.server.image(entry))).convert("RGB")
-            for entry in entries
-            if entry.get("type") == "temp"
-        ]
+        return list(map(_opened, demo_run.images_of(self.server, result, "temp")))
+
+
+def _opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 def drawn(scene: Scene, mask: torch.Tensor | None = None) -> Image.Image:

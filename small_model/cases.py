@@ -78,6 +78,13 @@ def make_case(task: str, number: int, held_out: bool = True) -> Case:
     return Case(task, "", f"{question}\n{second}", (scene,), answer=answer)
 
 
+def all_cases() -> Iterator[tuple[str, Case]]:
+    """Every case with its name, round by round one of each task."""
+    for number in range(COUNT):
+        for task in TASKS:
+            yield f"{task}/{number:03d}", make_case(task, number)
+
+
 def _asked(scene: world.Scene, kind: str, rng: Random, held_out: bool) -> tuple[str, tuple[world.Scene], None, str]:
     question, answer = words.ask(scene, kind, rng, held_out)
     return question, (scene,), None, answer

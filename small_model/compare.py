@@ -88,7 +88,7 @@ def _share(row: dict[str, Any]) -> str:
 
 def _prepare() -> None:
     sys.path[:0] = [str(HERE.parent / "scripts"), os.environ["COMFYUI_PATH"]]
-    sys.path.append(str(HERE))  # behind everything else: its modules have plain names
+    sys.path += [str(HERE.parent / "benchmarks"), str(HERE)]  # behind everything else: their modules have plain names
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True

@@ -17,14 +17,10 @@ from cases import Case, make_case
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from torch import Tensor
 
+from native_pipeline import ImageSpec, NativePipeline
 from nodes import VAEDecodeTiled
-from ovis_core.native.conditions import edit, text_to_image
-from ovis_core.native.guider import OvisGuider
-from ovis_core.native.loading import load
-from ovis_core.native.sampling import sample
 from ovis_core.native.sigmas import SCHEDULER
 from ovis_core.weights import built_in
-from ovis_core.weights.checkpoint import open_model
 from ovis_core.weights.precision import PRECISIONS
 
 SCHEDULERS = (SCHEDULER, "simple", "beta")
@@ -86,11 +82,11 @@ def _cached(node: Any, threshold: float) -> Patch:
     return lambda model: node.execute(model, threshold, 0.15, 0.95, False)[0]
 
 
-class Painter:
+class Painter(NativePipeline):
     """The pack with one model in one precision."""
 
     def __init__(self, file: Path, weight_dtype: str) -> None:
-        self.model, self.clip, self.vae = load(open_model(file), PRECISIONS[weight_dtype])
+        super().__init__(file, weight_dtype)
         self.passes = 0
         self.model.model.diffusion_model.final_layer.register_forward_hook(self._count)
 
@@ -101,16 +97,11 @@ class Painter:
     def paint(self, setting: Setting, case: Case, seed: int) -> Tensor:
         """(3, 128, 128) in 0..1."""
         side = world.SIDE
-        if case.task == "edit":
-            source = world.draw(case.sources).permute(0, 2, 3, 1)
-            positive, image_only, negative, latent = edit(self.clip, self.vae, source, case.prompt)
-            scales = {"txt_cfg": 6.0, "img_cfg": 1.5, **setting.guidance}
-        else:
-            positive, negative = text_to_image(self.clip, case.prompt, "", side, side)
-            image_only, latent = None, {"samples": torch.zeros(1, 4, side // 8, side // 8)}
-            scales = {"txt_cfg": 5.0, **setting.guidance}
-        guider = OvisGuider(setting.patch(self.model), positive, negative, image_only=image_only, **scales)
-        latent = sample(guider, latent, seed, setting.sampler, setting.scheduler, setting.steps, 1.0)
+        edited = case.task == "edit"
+        source = world.draw(case.sources).permute(0, 2, 3, 1) if edited else None
+        sampling = {"steps": setting.steps, "sampler": setting.sampler, "scheduler": setting.scheduler}
+        image = ImageSpec(side, side, edit=edited, source=source, prompt=case.prompt, seed=seed, **sampling)
+        latent = self.latent(image, setting.patch(self.model), **setting.guidance)
         if setting.tile:
             (image,) = VAEDecodeTiled().decode(self.vae, latent, setting.tile, 16)
         else:

@@ -25,11 +25,11 @@ import words
 import world
 from networks import Conditioner, after_picture, core, make_decoder, prompts
 from safetensors.torch import load_file, save_file
-from stage_eyes import COLOURS, KINDS, REGIONS, UNKNOWN
-from stage_language import ATTRIBUTES, attribute_loss, attributes
+from stage_eyes import COLOURS, KINDS, REGIONS, UNKNOWN, attribute_loss
+from stage_language import ATTRIBUTES, attributes
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import Muon, Run, average, cosine, load_module, set_rate
+from training import Muon, Run, average, cosine, descend, load_module, set_rate
 
 FAMILIES = 1200
 PART = 50  # families in one file
@@ -190,12 +190,7 @@ def train(folder: Path, scale: float = 1.0) -> None:
         velocity = decoder(noisy, t, text, y, ref_latents=batch.references)
         loss = F.mse_loss(velocity, noise - batch.latents)
         guided, right = guides.losses(y, text.shape[1], batch.scenes)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        (loss + GUIDES * guided).backward()
-        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        descend(loss + GUIDES * guided, decoder.parameters(), optimizers)
         average(mean, decoder, i)
         return {kind: loss.item(), f"{kind} vector right": right[0].item(), f"{kind} tokens right": right[1].item()}
 

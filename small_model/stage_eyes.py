@@ -15,7 +15,7 @@ import world
 from networks import GRID, REGION, TOKENS, VISION, WIDTH, make_multimodal, patches, see
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import Muon, Run, cosine, load_module, set_rate
+from training import Muon, Run, cosine, descend, load_module, set_rate
 
 STEPS = 1500
 RATE = 2e-3
@@ -50,12 +50,7 @@ def train(folder: Path, scale: float = 1.0) -> None:
         set_rate(optimizers, RATE * cosine(i, steps, 100))
         whole = i >= WHOLE * steps and i % 3 == 0
         losses = picture_losses(model, heads, PICTURES // 4 if whole else PICTURES, TOKENS if whole else CHOSEN)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        sum(value for name, value in losses.items() if not name.endswith("right")).backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        descend(sum(value for name, value in losses.items() if not name.endswith("right")), weights, optimizers)
         return {name: value.item() for name, value in losses.items()}
 
     Run(folder, "eyes", {"model": model, "heads": heads}, optimizers).train(step, round(STEPS * scale))
@@ -78,8 +73,10 @@ def picture_losses(model: nn.Module, heads: nn.ModuleDict, count: int, k: int) -
     outline = F.cross_entropy(heads["outline"](early).flatten(0, 1), lines.flatten())
     losses = {"outline": outline}
     for name, x, weight in (("features", features, 1.0), ("words", seen, 1.0)):
-        loss, right = attribute_loss(heads[name](x), targets, REGIONS)
-        losses |= {name: weight * loss, f"{name} kind right": right}
+        scores = heads[name](x)
+        loss, _ = attribute_loss(scores, targets, REGIONS)
+        right = scores[..., : REGIONS[0]].argmax(-1) == targets[..., 0]
+        losses |= {name: weight * loss, f"{name} kind right": right[targets[..., 0] > 0].float().mean()}
     return losses
 
 
@@ -133,19 +130,14 @@ def choose(scene: world.Scene, k: int) -> Tensor:
 
 
 def attribute_loss(scores: Tensor, targets: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Cross entropy, summed over attributes, and the share of the first that is right where there is something.
-
-    scores (..., sum(sizes)), targets (..., len(sizes))
-    """
-    loss, first = torch.zeros(()), torch.zeros(())
-    for i, (part, target) in enumerate(
-        zip(scores.flatten(0, -2).split(sizes, 1), targets.flatten(0, -2).unbind(1), strict=True)
-    ):
-        if bool((target != UNKNOWN).any()):
-            loss = loss + F.cross_entropy(part, target, ignore_index=UNKNOWN)
-        if i == 0:
-            first = (part.argmax(1) == target)[target > 0].float().mean()
-    return loss, first
+    """Cross entropy, summed over attributes, and share right: scores (..., sum(sizes)), targets (..., len(sizes))."""
+    loss, right = torch.zeros(()), []
+    for part, target in zip(scores.flatten(0, -2).split(sizes, 1), targets.flatten(0, -2).unbind(1), strict=True):
+        counted = target != UNKNOWN
+        if bool(counted.any()):
+            loss = loss + F.cross_entropy(part[counted], target[counted])
+            right.append((part.argmax(1) == target)[counted].float().mean())
+    return loss, torch.stack(right).mean()
 
 
 def load(folder: Path) -> nn.Module:

@@ -29,10 +29,10 @@ from networks import (
     states,
 )
 from safetensors.torch import load_file, save_file
-from stage_eyes import UNKNOWN, choose
+from stage_eyes import UNKNOWN, attribute_loss, choose
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import Muon, Run, cosine, load_module, set_rate
+from training import Muon, Run, cosine, descend, load_module, set_rate
 
 PICTURES, PART = 4000, 100
 STEPS = 6300
@@ -118,12 +118,7 @@ def train(folder: Path, scale: float = 1.0) -> None:
             losses |= instruction_losses(model, heads, data, INSTRUCTIONS // share, k)
         else:
             losses |= caption_losses(model, heads, blank, CAPTIONS // share, k)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        sum(value for name, value in losses.items() if not name.endswith("right")).backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        descend(sum(value for name, value in losses.items() if not name.endswith("right")), weights, optimizers)
         return {name: value.item() for name, value in losses.items()}
 
     Run(folder, "language", {"model": model, "heads": heads}, optimizers).train(step, round(STEPS * scale))
@@ -219,17 +214,6 @@ def question_rows(scene: world.Scene) -> tuple[list[int], list[range]]:
         answers.append(range(len(ids), len(ids) + len(said)))
         ids += said
     return ids, answers
-
-
-def attribute_loss(scores: Tensor, targets: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Cross entropy, summed over attributes, and share right: scores (..., sum(sizes)), targets (..., len(sizes))."""
-    loss, right = torch.zeros(()), []
-    for part, target in zip(scores.flatten(0, -2).split(sizes, 1), targets.flatten(0, -2).unbind(1), strict=True):
-        counted = target != UNKNOWN
-        if bool(counted.any()):
-            loss = loss + F.cross_entropy(part[counted], target[counted])
-            right.append((part.argmax(1) == target)[counted].float().mean())
-    return loss, torch.stack(right).mean()
 
 
 def attributes(scene: world.Scene) -> list[int]:

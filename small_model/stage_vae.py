@@ -11,7 +11,7 @@ import world
 from networks import LATENT_SCALE, make_vae
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import Run, cosine, load_module, set_rate
+from training import Run, cosine, descend, load_module, set_rate
 
 STEPS = {"vae_whole": 1900, "vae": 700}
 SIZES = {"vae_whole": ((0.5, 32, 8), (0.92, 64, 3), (1.0, 128, 1)), "vae": ((0.7, 64, 3), (1.0, 128, 1))}
@@ -43,10 +43,7 @@ def _train(folder: Path, name: str, vae: nn.Module, weights: list[Tensor], rate:
         if whole:  # latents of about unit size, which `whiten` then makes exactly so
             spread = (z.square().mean(dim=(0, 2, 3)) - 1).square().mean() + z.mean(dim=(0, 2, 3)).square().mean()
             loss = loss + 1e-3 * spread
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
+        descend(loss, weights, [optimizer])
         return {f"error{side}": wrong.detach().abs().mean().item() / 2}
 
     Run(folder, name, {"model": vae}, [optimizer]).train(step, round(STEPS[name] * scale))

@@ -112,6 +112,16 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
             group["lr"] = rate
 
 
+def descend(loss: Tensor, weights: Iterable[Tensor], optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """One step of the optimizers down the gradient of `loss`, whose norm over `weights` is clipped to 1."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(weights, 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
 def cosine(step: int, steps: int, warm_up: int = 50, hold: float = 0.0) -> float:
     """1 after the warm-up, from the share `hold` of the steps on falling to nearly 0 along a cosine."""
     done = max(0.0, (step / steps - hold) / (1 - hold))

@@ -45,6 +45,21 @@ from features.training import write_dataset  # noqa: E402
 from helpers.paths import GOLDEN, comfyui_path  # noqa: E402
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each process whole files, whose tests share servers, and one of them all of evaluation/: a run on several
+    workers joins any Ray cluster of this machine.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "evaluation" if "evaluation/" in file else file
+
+    return Files(config, log)
+
+
 @pytest.fixture(scope="session")
 def golden() -> dict[str, Any]:
     return json.loads((GOLDEN / "golden.json").read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def done(pytestconfig: pytest.Config) -> Iterator[dict[str, str]]:
     TABLE.write_text(text + "\n", encoding="utf-8")
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        print(f"\n\n{text}\n")
+        print(f"\n\n{text}\n", file=sys.stderr)  # one of several processes has no other way to the terminal
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from counting import Operations
 from ovis_core.networks.kv_cache import KVCache
 from ovis_core.pixels import VisualInput
 from ovis_core.text.decoding import GREEDY, Sampler, Sampling, prefill
@@ -29,7 +29,7 @@ GPU, HALF = torch.device("cuda", 0), torch.bfloat16
 DRAWN = Sampling(top_p=0.9, top_k=0, min_p=0.1, repetition_penalty=1.1, presence_penalty=0.1)
 
 
-class Watch(TorchDispatchMode):
+class Watch(Operations):
     """Records the names of operations, and of those that use a tensor in RAM."""
 
     def __init__(self) -> None:
@@ -37,18 +37,10 @@ class Watch(TorchDispatchMode):
         self.all: list[str] = []
         self.in_ram: list[str] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "prim":
-            return func(*args, **(kwargs or {}))
-        with self:  # in inference mode some operations arrive here undivided
-            out = func.decompose(*args, **(kwargs or {}))
-        if out is not NotImplemented:
-            return out
-        out = func(*args, **(kwargs or {}))
+    def seen(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         self.all.append(func._schema.name)
         if any(isinstance(x, Tensor) and x.device.type == "cpu" for x in tree_leaves((args, kwargs, out))):
             self.in_ram.append(func._schema.name)
-        return out
 
 
 @pytest.fixture(autouse=True)

@@ -19,17 +19,25 @@ from comfy_server import ComfyServer
 from helpers.browser import ARGS, BROWSERS, CLASSIC, ELEMENTS, NODES_2, SHOTS, WAIT, WINDOW, set_settings
 from helpers.pictures import picture
 
+STORED = (
+    "cache_storage,cookies,file_systems,indexeddb,local_storage,service_workers,shared_storage,storage_buckets,websql"
+)
+
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A browser that keeps its cache from page to page."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         pytest.skip("no Chromium was found; install one or name it in BROWSER_PATH")
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=ARGS)
-        yield chromium
-        chromium.close()
+        profile = tmp_path_factory.mktemp("browser")
+        context = playwright.chromium.launch_persistent_context(
+            profile, executable_path=path, args=ARGS, viewport=WINDOW
+        )
+        yield context
+        context.close()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +69,9 @@ def shots(rendering: str) -> Path:
 def page(browser: Any, ready: ComfyServer, rendering: str) -> Iterator[Any]:
     """A page with an empty graph."""
     set_settings(ready, {"Comfy.VueNodes.Enabled": rendering == NODES_2})
-    page = browser.new_page(viewport=WINDOW)
+    page = browser.new_page()
+    # As for a user who opens the page for the first time, but for the cache.
+    browser.new_cdp_session(page).send("Storage.clearDataForOrigin", {"origin": ready.url, "storageTypes": STORED})
     page.set_default_timeout(WAIT)
     page.goto(ready.url)
     page.wait_for_function("window.app?.graph && window.app.extensionManager?.command")

@@ -143,59 +143,56 @@ def test_scripts_of_the_archive_start(pack: Path, command: str) -> None:
     assert "usage" in ran.stdout
 
 
-def changed_pack(pack: Path, release: Path, folder: Path, file: str, old: str, new: str) -> tuple[set[str], str]:
-    """Names of the nodes, and the log, of a ComfyUI with a copy of the pack in which `old` is `new`."""
-    base = make_base(folder, pack, release)
-    changed = base / "custom_nodes" / FOLDER / file
-    text = changed.read_text(encoding="utf-8")
-    assert old in text
-    changed.write_text(text.replace(old, new), encoding="utf-8")
+# Copies of the pack that cannot be imported: the file, the line in it that is replaced, and the new line.
+BROKEN = {
+    "no package": ("ovis_core/pixels.py", "import torch\n", "import nobody_s\n"),
+    "no module": ("nodes/load.py", "from comfy_api.latest import io\n", "from comfy_api.nobody_s import io\n"),
+    "no name": ("nodes/load.py", "from comfy_api.latest import io\n", "from comfy_api.latest import nobody_s\n"),
+    "no part": ("ovis_core/native/compat.py", "import comfy.quant_ops\n", "import comfy.nobody_s\n"),
+    "no attribute": ("ovis_core/native/compat.py", "import comfy.quant_ops\n", "comfy.ops.nobody_s\n"),
+}
+
+
+@pytest.fixture(scope="module")
+def broken(pack: Path, release: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The line that a ComfyUI with all of `BROKEN` logs for each of them."""
+    base = make_base(tmp_path_factory.mktemp("broken"), None, release)
+    for name, (file, old, new) in BROKEN.items():
+        changed = Path(shutil.copytree(pack, base / "custom_nodes" / f"{FOLDER} {name}")) / file
+        text = changed.read_text(encoding="utf-8")
+        assert old in text
+        changed.write_text(text.replace(old, new), encoding="utf-8")
     with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
-        return set(running.object_info()), running.log_text()
-
-
-def test_error_for_a_missing_package_is_one_line(pack: Path, release: Path, tmp_path: Path) -> None:
-    """In a copy of the pack that imports a package which does not exist."""
-    nodes, log = changed_pack(pack, release, tmp_path, "ovis_core/pixels.py", "import torch\n", "import nobody_s\n")
+        nodes, log = set(running.object_info()), running.log_text()
     assert nodes >= TAKEN
     assert not NODES & nodes
-    (said,) = [line for line in log.splitlines() if "nobody_s" in line]
-    assert FOLDER in said
-    assert "expected ComfyUI" not in said
     assert "Traceback" not in log
+    lines = [line for line in log.splitlines() if "nobody_s" in line or "Ovis-U1: expected" in line]
+    found = {name: line for name in BROKEN for line in lines if f"{FOLDER} {name}" in line}
+    assert sorted(found.values()) == sorted(lines)
+    return found
+
+
+def test_error_for_a_missing_package_is_one_line(broken: dict[str, str]) -> None:
+    """In a copy of the pack that imports a package which does not exist."""
+    assert "nobody_s" in broken["no package"]
+    assert "expected ComfyUI" not in broken["no package"]
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "reason"),
+    ("name", "reason"),
     [
-        (
-            "nodes/load.py",
-            "from comfy_api.latest import io\n",
-            "from comfy_api.nobody_s import io\n",
-            "No module named",
-        ),
-        (
-            "nodes/load.py",
-            "from comfy_api.latest import io\n",
-            "from comfy_api.latest import nobody_s\n",
-            "cannot import",
-        ),
-        ("ovis_core/native/compat.py", "import comfy.quant_ops\n", "import comfy.nobody_s\n", "No module named"),
-        ("ovis_core/native/compat.py", "import comfy.quant_ops\n", "comfy.ops.nobody_s\n", "module 'comfy.ops'"),
+        ("no module", "No module named"),
+        ("no name", "cannot import"),
+        ("no part", "No module named"),
+        ("no attribute", "module 'comfy.ops'"),
     ],
 )
-def test_error_for_an_old_comfyui_is_one_line(
-    pack: Path, release: Path, tmp_path: Path, file: str, old: str, new: str, reason: str
-) -> None:
+def test_error_for_an_old_comfyui_is_one_line(broken: dict[str, str], name: str, reason: str) -> None:
     """In a copy of the pack that imports a part which no ComfyUI has."""
-    nodes, log = changed_pack(pack, release, tmp_path, file, old, new)
-    assert nodes >= TAKEN
-    assert not NODES & nodes
-    (said,) = [line for line in log.splitlines() if "Ovis-U1: expected" in line]
     version = workspace.describe_comfyui(comfyui_path(), "").version
-    assert f"Ovis-U1: expected ComfyUI 0.3.75 or newer, got {version} ({reason}" in said
-    assert "; update ComfyUI." in said
-    assert "Traceback" not in log
+    assert f"Ovis-U1: expected ComfyUI 0.3.75 or newer, got {version} ({reason}" in broken[name]
+    assert "; update ComfyUI." in broken[name]
 
 
 def test_error_for_a_comfyui_without_comfy_entrypoint() -> None:

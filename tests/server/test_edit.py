@@ -61,15 +61,15 @@ def test_dual_cfg_guider_gives_the_same_latent(server: ComfyServer, info: dict[s
 
 
 @pytest.mark.parametrize(
-    ("width", "height"),
-    [(96, 160), (160, 96), (64, 64), (4000, 3000), (100, 800), (4000, 3)],
+    ("width", "height", "megapixels"),
+    [(96, 160, 0.0), (160, 96, 0.0), (64, 64, 0.0), (4000, 3000, 0.2), (100, 800, 0.0), (4000, 3, 0.0)],
     ids=["portrait", "landscape", "small", "large", "strip", "thread"],
 )
 def test_restore_size_returns_the_source_size(
-    server: ComfyServer, info: dict[str, Any], tmp_path: Path, width: int, height: int
+    server: ComfyServer, info: dict[str, Any], tmp_path: Path, width: int, height: int, megapixels: float
 ) -> None:
     name = upload(server, tmp_path, picture(width, height), f"{width}x{height}")
-    graph = edit(info, name, steps=1)
+    graph = edit(info, name, steps=1).set("OvisU1EditEncode", megapixels=megapixels)
     assert saved_image(server, server.run(graph.prompt), graph).size == (width, height)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from torch import Tensor
 
 import workspace
 from comfy_server import ComfyServer
+from helpers.graphs import Graph, saved_image, text_to_image
 from helpers.paths import ROOT, comfyui_path
 from ovis_core.weights import built_in
 
@@ -26,7 +25,22 @@ pytestmark = pytest.mark.skipif(not built_in.is_there(), reason="this copy of th
 
 PINK = (255, 105, 180)
 FOLDER = "pink_shapes"
-STEPS = 120
+# In a batch of several, the node computes every picture with every caption.
+TRAINING = {
+    "batch_size": 1,
+    "grad_accumulation_steps": 1,
+    "steps": 80,
+    "learning_rate": 0.005,
+    "rank": 8,
+    "optimizer": "AdamW",
+    "loss_function": "MSE",
+    "seed": 1,
+    "training_dtype": "fp32",
+    "lora_dtype": "fp32",
+    "algorithm": "LoRA",
+    "gradient_checkpointing": False,
+    "existing_lora": "[None]",
+}
 PROMPT = "a pink square on a white background"  # training shows no pink square on white
 
 
@@ -55,66 +69,17 @@ def write_pictures(folder: Path) -> None:
             made += 1
 
 
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def painting(seed: int, prompt: str, lora: str = "") -> dict[str, Any]:
-    """The graph of a picture, with a LoRA if one is named."""
-    graph = {
-        "load": node("OvisU1Loader", model_name=built_in.NAME, weight_dtype="default"),
-        "words": node("OvisU1TextEncode", clip=["load", 1], prompt=prompt, width=128, height=128, negative_prompt=""),
-        "empty": node("EmptyLatentImage", width=128, height=128, batch_size=1),
-        "sample": node(
-            "OvisU1Sampler",
-            model=["lora", 0] if lora else ["load", 0],
-            positive=["words", 0],
-            negative=["words", 1],
-            latent=["empty", 0],
-            seed=seed,
-            steps=20,
-            txt_cfg=5.0,
-            sampler_name="euler",
-            scheduler="ovis_u1",
-            denoise=1.0,
-        ),
-        "decode": node("OvisU1Decode", samples=["sample", 0], vae=["load", 2], restore_size=False),
-        "save": node("SaveImage", images=["decode", 0], filename_prefix="lora/picture"),
-    }
-    if lora:
-        graph["lora"] = node("LoraLoaderModelOnly", model=["load", 0], lora_name=lora, strength_model=1.0)
-    return graph
-
-
 def train(server: ComfyServer) -> str:
     """Trains and saves the LoRA; the name under which core's loaders find it."""
-    made = server.object_info()["TrainLoraNode"]["output"]
-    graph = {
-        "load": node("OvisU1Loader", model_name=built_in.NAME, weight_dtype="default"),
-        "data": node("LoadImageTextDataSetFromFolder", folder=FOLDER),
-        "made": node("MakeTrainingDataset", images=["data", 0], texts=["data", 1], vae=["load", 2], clip=["load", 1]),
-        "train": node(
-            "TrainLoraNode",
-            model=["load", 0],
-            latents=["made", 0],
-            positive=["made", 1],
-            batch_size=4,
-            grad_accumulation_steps=1,
-            steps=STEPS,
-            learning_rate=0.003,
-            rank=8,
-            optimizer="AdamW",
-            loss_function="MSE",
-            seed=1,
-            training_dtype="fp32",
-            lora_dtype="fp32",
-            algorithm="LoRA",
-            gradient_checkpointing=False,
-            existing_lora="[None]",
-        ),
-        "save": node("SaveLoRA", lora=["train", made.index("LORA_MODEL")], prefix="loras/pink"),
-    }
-    server.run(graph, timeout=None)
+    outputs = server.object_info()["TrainLoraNode"]["output"]
+    loader = {"class_type": "OvisU1Loader", "inputs": {"model_name": built_in.NAME, "weight_dtype": "default"}}
+    graph = Graph({"1": loader})
+    model, clip, vae = (graph.out("OvisU1Loader", slot) for slot in range(3))
+    data = graph.add("LoadImageTextDataSetFromFolder", folder=FOLDER)
+    made = graph.add("MakeTrainingDataset", images=[data, 0], texts=[data, 1], vae=vae, clip=clip)
+    trained = graph.add("TrainLoraNode", model=model, latents=[made, 0], positive=[made, 1], **TRAINING)
+    graph.add("SaveLoRA", lora=[trained, outputs.index("LORA_MODEL")], prefix="loras/pink")
+    server.run(graph.prompt, timeout=None)
     (file,) = (server.base / "output" / "loras").glob("pink*.safetensors")
     loras = server.base / "models" / "loras"
     loras.mkdir(exist_ok=True)
@@ -122,11 +87,16 @@ def train(server: ComfyServer) -> str:
     return "pink.safetensors"
 
 
-def picture(server: ComfyServer, graph: dict[str, Any]) -> Tensor:
-    """(3, 128, 128) in 0..1."""
-    (entry,) = server.run(graph).outputs["save"]["images"]
-    with Image.open(io.BytesIO(server.image(entry))) as image:
-        return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1) / 255
+def picture(server: ComfyServer, seed: int, lora: str = "") -> Tensor:
+    """The prompt's picture (3, 128, 128) in 0..1, with a LoRA if one is named."""
+    graph = text_to_image(server.object_info(), world.SIDE, world.SIDE, built_in.STEPS, seed)
+    graph.set("OvisU1Loader", model_name=built_in.NAME).set("OvisU1TextEncode", prompt=PROMPT)
+    if lora:
+        model = graph.out("OvisU1Loader")
+        patched = graph.add("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=1.0)
+        graph.set("OvisU1Sampler", model=[patched, 0])
+    image = saved_image(server, server.run(graph.prompt), graph).convert("RGB")
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
 
 
 def is_pink(image: Tensor) -> bool:
@@ -137,9 +107,9 @@ def is_pink(image: Tensor) -> bool:
 
 
 def test_a_lora_learns_a_colour(studio: ComfyServer) -> None:
-    before = [picture(studio, painting(seed, PROMPT)) for seed in (1, 2)]
+    before = [picture(studio, seed) for seed in (1, 2)]
     lora = train(studio)
-    after = [picture(studio, painting(seed, PROMPT, lora)) for seed in (1, 2)]
+    after = [picture(studio, seed, lora) for seed in (1, 2)]
     assert not any(map(is_pink, before))
     assert all(map(is_pink, after))
     for image in after:

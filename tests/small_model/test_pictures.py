@@ -24,6 +24,7 @@ from ovis_core.weights.precision import PRECISIONS, SCALED
 pytestmark = pytest.mark.skipif(not built_in.is_there(), reason="this copy of the pack lacks the small model")
 
 CASES = 6  # pictures of each setting
+FEW = 10  # steps, for what does not depend on their number
 ENOUGH = 0.8  # share of them that must be right; of 200 it is at least 0.95
 
 
@@ -105,7 +106,7 @@ def test_images_are_correct_if_guidance_ends_early(painter: Any) -> None:
 def test_images_are_correct_in_other_precisions(comfyui: Path, file: Path, weight_dtype: str) -> None:
     from painting import Painter
 
-    assert share_right(Painter(file, weight_dtype))[0] >= ENOUGH
+    assert share_right(Painter(file, weight_dtype), steps=FEW)[0] >= ENOUGH
 
 
 def test_images_are_correct_from_an_fp8_scaled_file(comfyui: Path, file: Path, tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_images_are_correct_from_an_fp8_scaled_file(comfyui: Path, file: Path, t
 
     smaller = tmp_path / "fp8_scaled.safetensors"
     write_one(open_model(file), smaller, SCALED["fp8_scaled"])
-    assert share_right(Painter(smaller, "default"))[0] >= ENOUGH
+    assert share_right(Painter(smaller, "default"), steps=FEW)[0] >= ENOUGH
 
 
 @pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
@@ -128,11 +129,17 @@ def test_images_are_correct_with_caches(painter: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "scheduler"),
-    [("euler", "simple"), ("dpmpp_2m", "beta"), ("heun", "ovis_u1"), ("uni_pc", "simple"), ("euler_ancestral", "beta")],
+    ("sampler", "scheduler", "steps"),
+    [
+        ("euler", "simple", FEW),
+        ("dpmpp_2m", "beta", FEW),
+        ("heun", "ovis_u1", FEW),
+        ("uni_pc", "simple", built_in.STEPS),
+        ("euler_ancestral", "beta", FEW),
+    ],
 )
-def test_images_are_correct_with_core_samplers(painter: Any, sampler: str, scheduler: str) -> None:
-    assert share_right(painter, sampler=sampler, scheduler=scheduler)[0] >= ENOUGH
+def test_images_are_correct_with_core_samplers(painter: Any, sampler: str, scheduler: str, steps: int) -> None:
+    assert share_right(painter, sampler=sampler, scheduler=scheduler, steps=steps)[0] >= ENOUGH
 
 
 # ---- what core's nodes do with conditions and latents
