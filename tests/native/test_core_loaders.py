@@ -232,7 +232,7 @@ def test_eight_bits_stay_as_they_are(release: Path, tmp_path: Path, precision: P
     if precision.scaled:
         import comfy.ops
 
-        with pytest.raises(ValueError, match="custom_operations: the weights have scales.*choose a file in bf16"):
+        with pytest.raises(ValueError, match=r"custom_operations: the weights have scales.*choose a file in bf16"):
             from_checkpoint(file, model_options={"custom_operations": comfy.ops.manual_cast})
 
 
@@ -281,7 +281,7 @@ def test_one_file_of_the_release(release: Path) -> None:
             comfy.sd.load_diffusion_model,
             lambda file: comfy.sd.load_clip([file]),
         ):
-            with pytest.raises(CheckpointError, match="one file of Ovis-U1's release.* folder in Ovis-U1 Load Model"):
+            with pytest.raises(CheckpointError, match=r"one file of Ovis-U1's release.* folder in Ovis-U1 Load Model"):
                 load(str(shard))
 
 
@@ -291,9 +291,7 @@ def test_files_that_do_not_fit(one: Path, parts: dict[str, Path]) -> None:
 
     whole = load_file(one)
     lacks = {name: tensor for name, tensor in whole.items() if name != f"{DECODER}img_in.weight"}
-    with pytest.raises(
-        CheckpointError, match=r"diffusion model: missing tensor model\.diffusion_model\.img_in\.weight"
-    ):
+    with pytest.raises(CheckpointError, match=r"diffusion model: missing tensor .*\.img_in\.weight"):
         comfy.sd.load_state_dict_guess_config(lacks)
     with pytest.raises(CheckpointError, match=r"missing tensor model\.diffusion_model\.img_in\.weight"):
         comfy.sd.load_diffusion_model_state_dict(lacks)
