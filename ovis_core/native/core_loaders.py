@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import comfy.sd
@@ -21,6 +21,7 @@ from ..weights.components import DECODER, TEXT, VAE, Component, Kind
 from ..weights.lazy_tensors import NAMES_OF
 from ..weights.precision import DEFAULT, PRECISIONS, Precision
 from ..weights.quantized import FP8_IN_FILES
+from ..weights.release import RELEASE
 from ..weights.safetensors_file import METADATA, CheckpointError, TensorEntry
 from .compat import bound_arguments, reads_ovis_u1, source_file
 from .loading import load_component
@@ -167,12 +168,15 @@ def _has(kind: Kind, state_dict: StateDict) -> bool:
 
 
 def _is_release_file(state_dict: StateDict) -> bool:
-    """Whether all tensors have a release's names, and are not exactly a text encoder, whose names are the same."""
-    generator = (layout.DECODER, layout.VAE)
-    own = (layout.LANGUAGE, layout.VISION, layout.TABLE, *generator)
-    if not state_dict or not all(name.startswith(own) for name in state_dict):
+    """Whether all tensors have a release's names. A text encoder alone is not one: it has the same names everywhere."""
+    if not state_dict or not all(name in _release_names() for name in state_dict):
         return False
-    return not _has(TEXT, state_dict) or any(name.startswith(generator) for name in state_dict)
+    return not _has(TEXT, state_dict) or any(name.startswith((layout.DECODER, layout.VAE)) for name in state_dict)
+
+
+@cache
+def _release_names() -> frozenset[str]:
+    return frozenset(name for name, _ in layout.tensor_shapes(RELEASE)) | {f"{layout.LANGUAGE}lm_head.weight"}
 
 
 def _checked(state_dict: StateDict, kinds: Iterable[Kind]) -> Checkpoint:

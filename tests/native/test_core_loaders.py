@@ -492,14 +492,14 @@ def test_other_text_encoders_are_detected_as_without_the_pack(
     assert found[0] == found[1]
 
 
-def test_an_unknown_file_stays_unknown(core: dict[str, Any], tmp_path: Path) -> None:
+def test_an_unknown_file_stays_unknown(core: dict[str, Any]) -> None:
     import comfy.sd
 
-    other = {"lora.weight": torch.zeros(1)}
-    for function in FUNCTIONS[:2]:
-        assert getattr(comfy.sd, function)(dict(other)) is None
-        assert core[function](dict(other)) is None
-        assert getattr(comfy.sd, function)({}) is core[function]({}) is None
+    lora = {"visual_generator.backbone.img_in.lora_A.weight": torch.zeros(1), "llm.model.norm.diff": torch.zeros(1)}
+    for other in ({"a.weight": torch.zeros(1)}, lora, {}):
+        for function in FUNCTIONS[:2]:
+            assert getattr(comfy.sd, function)(dict(other)) is None
+            assert core[function](dict(other)) is None
 
 
 def test_a_fault_of_ours_stops_no_other_model(
