@@ -143,7 +143,8 @@ def new_clip(target: Any, weights: Mapping[str, Any], disable_dynamic: bool, **a
 
 def reads_ovis_u1() -> bool:
     """Whether ComfyUI's own loaders read Ovis-U1 without this pack. No version does yet."""
-    known = (f"{model.__name__} {model.unet_config.get('image_model')}" for model in comfy.supported_models.models)
+    # Another pack's entry may be anything.
+    known = (f"{getattr(m, '__name__', '')} {getattr(m, 'unet_config', '')}" for m in comfy.supported_models.models)
     return any("ovisu1" in re.sub("[^a-z0-9]", "", name.lower()) for name in known)
 
 

@@ -57,7 +57,7 @@ def register() -> None:
         core = vars(comfy.sd).get(name)
         if core is None:
             continue
-        current = vars(core).get(CURRENT)
+        current = getattr(core, CURRENT, None)
         if current is None:
             setattr(comfy.sd, name, _wrapped(core, loader))
         else:
