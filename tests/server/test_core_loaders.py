@@ -53,7 +53,7 @@ def outcome(server: ComfyServer, graph: Graph) -> Any:
     """The last latent of a graph, or its text."""
     if graph.find_all("OvisU1Understand"):
         result = server.run(graph.prompt)
-        return result.outputs[graph.find("OvisU1Understand")]["text"]
+        return result.outputs[graph.find("OvisU1Understand")]["text"][0]
     saved = graph.save_latent([graph.find_all("OvisU1Sampler")[-1], 0], "core_loaders")
     return saved_latent(server, server.run(graph.prompt), saved)
 
