@@ -22,6 +22,7 @@ sys.path.append(str(HERE))
 
 import torch
 import world
+from new_colour import PROMPT, write_pictures
 from PIL import Image, ImageDraw
 from world import Scene, Shape
 
@@ -116,7 +117,7 @@ def edit_masked(run: Runner) -> list[Tile]:
 
 def edit_chain(run: Runner) -> list[Tile]:
     """A source and two edits, one after the other."""
-    words = ["make the square green", "change the background to black"]
+    words = ["make the square green", "change the background to yellow"]
     workflow = run.load("edit_chain")
     run.upload(workflow, drawn(SOURCE))
     for node, text in zip((n for n in workflow["nodes"] if n["type"] == "OvisU1EditEncode"), words, strict=True):
@@ -203,6 +204,23 @@ def video(run: Runner) -> list[Tile]:
     return [(frames[0], "Describe the video."), (frames[1], answer), (frames[2], "")]
 
 
+def train_lora(run: Runner) -> list[Tile]:
+    """Four of the pictures that it is trained on, and what is painted then."""
+    workflow = run.load("train_lora")
+    (folder,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "LoadImageTextDataSetFromFolder")
+    pictures = run.server.base / "input" / folder
+    write_pictures(pictures)
+    for place in (0, 1):
+        put(workflow, "CenterCropImages", place, world.SIDE)
+        put(workflow, "EmptyLatentImage", place, world.SIDE)
+        put(workflow, "OvisU1TextEncode", 1 + place, world.SIDE)
+    for place, value in ((2, 120), (3, 0.006), (7, 1), (9, "fp32")):
+        put(workflow, "TrainLoraNode", place, value)
+    put(workflow, "OvisU1TextEncode", 0, PROMPT)
+    image = run.image(run.run(workflow))
+    return [*((Image.open(pictures / f"{i}.png").convert("RGB"), "") for i in range(4)), (image, f"learned: {PROMPT}")]
+
+
 CARDS: dict[str, Callable[[Runner], list[Tile]]] = {
     function.__name__: function
     for function in (
@@ -216,6 +234,7 @@ CARDS: dict[str, Callable[[Runner], list[Tile]]] = {
         chat,
         describe_and_redraw,
         pick_the_best,
+        train_lora,
     )
 }
 
@@ -224,7 +243,7 @@ def card(tiles: list[Tile]) -> Image.Image:
     """One or two rows of pictures with words under them."""
     page = Image.new("RGB", (SIDE, SIDE), PAGE)
     pen = ImageDraw.Draw(page)
-    if len(tiles) == 5:  # four small ones and the one that was chosen
+    if len(tiles) == 5:  # four small ones and a large one
         small = (SIDE - 5 * GAP) // 4
         for i, (image, _) in enumerate(tiles[:4]):
             page.paste(image.resize((small, small), Image.Resampling.LANCZOS), (GAP + i * (small + GAP), GAP))

@@ -39,9 +39,15 @@ def build_clip(
         "load_device": dtypes.device,
         "precision": dtypes.precision,
     }
-    options: dict[str, Any] = {"dtype": dtypes.weights}
-    if weights.operations is not None:
-        options["custom_operations"] = weights.operations
+    placement = weights.placement
+    chosen = {
+        "dtype": dtypes.weights,
+        "custom_operations": weights.operations,
+        "load_device": placement.device,
+        "offload_device": placement.offload_device,
+        "initial_device": placement.initial_device,
+    }
+    options = {name: value for name, value in chosen.items() if value is not None}
     arguments: dict[str, Any] = {
         "tokenizer_data": {
             "positions": config.language.max_position_embeddings,

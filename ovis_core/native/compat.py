@@ -7,9 +7,11 @@ versions known to have a feature are 0.29 and later unless an entry says more.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import comfy
@@ -18,6 +20,7 @@ import comfy.ops
 import comfy.quant_ops
 import comfy.sample
 import comfy.sd
+import comfy.supported_models
 import torch
 from comfy import model_management
 from comfy.model_patcher import ModelPatcher
@@ -133,6 +136,32 @@ def new_clip(target: Any, weights: Mapping[str, Any], disable_dynamic: bool, **a
     clip = comfy.sd.CLIP(target, **arguments)
     clip.load_sd(weights)
     return clip
+
+
+# ---- ComfyUI's own loaders
+
+
+def reads_ovis_u1() -> bool:
+    """Whether ComfyUI's own loaders read Ovis-U1 without this pack. No version does yet."""
+    # Another pack's entry may be anything.
+    known = (f"{getattr(m, '__name__', '')} {getattr(m, 'unet_config', '')}" for m in comfy.supported_models.models)
+    return any("ovisu1" in re.sub("[^a-z0-9]", "", name.lower()) for name in known)
+
+
+def bound_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, with defaults. Raises TypeError if the function does not take them.
+
+    0.3.75's loaders do not have `disable_dynamic`.
+    """
+    bound = signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def source_file(tensor: Tensor) -> Path | None:
+    """The file that ComfyUI loaded a tensor from; None if it is not known. Versions up to 0.33 do not keep it."""
+    path = getattr(tensor.untyped_storage(), "_comfy_source_path", None)
+    return None if path is None else Path(path)
 
 
 # ---- latents

@@ -37,17 +37,21 @@ class Dtypes:
     compute: torch.dtype | None
 
 
-def choose_dtypes(kind: Kind, tensors: Mapping[str, LazyTensor], precision: Precision = DEFAULT) -> Dtypes:
+def choose_dtypes(
+    kind: Kind, tensors: Mapping[str, LazyTensor], precision: Precision = DEFAULT, device: torch.device | None = None
+) -> Dtypes:
     """Types for the decoder or the text encoder, from the types of its tensors and the user's choice.
+
+    device  None: ComfyUI's device for it
 
     Raises ValueError if the user chose a type that the device does not support.
     """
     if kind == DECODER:
-        device = model_management.get_torch_device()
+        device = device or model_management.get_torch_device()
         precision = for_device(precision, tensors, device)
         precision = replace(precision, fast=precision.fast and model_management.supports_fp8_compute(device))
         return Dtypes(device, precision, *_decoder_dtypes(tensors, device, precision))
-    device = model_management.text_encoder_device()
+    device = device or model_management.text_encoder_device()
     # The language model's activations have outliers that 8 bits cannot represent.
     precision = replace(for_device(precision, tensors, device), fast=False)
     stored = tensors["llm.model.embed_tokens.weight"].dtype

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.sd
@@ -19,7 +19,7 @@ from ..weights.safetensors_file import TensorEntry
 from .clip import build_clip
 from .compat import dynamic_vram
 from .model_patcher import build_model
-from .network_weights import prepare_weights
+from .network_weights import CHOSEN_BY_COMFYUI, Placement, prepare_weights
 from .vae import build_vae
 
 
@@ -46,30 +46,40 @@ def load_patcher(
 
 
 def load_component(
-    checkpoint: Checkpoint, kind: Kind, precision: Precision = DEFAULT, disable_dynamic: bool = False
+    checkpoint: Checkpoint,
+    kind: Kind,
+    precision: Precision = DEFAULT,
+    disable_dynamic: bool = False,
+    placement: Placement = CHOSEN_BY_COMFYUI,
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> Any:
     """MODEL for the decoder, CLIP for the text encoder, or VAE. Raises as `load` does.
 
     disable_dynamic  no dynamic VRAM, if ComfyUI has it
+    state_dict       the tensors that the checkpoint's entries name; None: they are read from their files
     """
     component = checkpoint.components[kind]
-    read, persistent = _reader(component)
+    read, persistent = _reader(component, state_dict)
     tensors = lazy_tensors(component.entries, read, persistent)
     if kind == VAE:
-        return build_vae(checkpoint.config.vae, tensors)
-    weights = prepare_weights(kind, tensors, precision)
+        return build_vae(checkpoint.config.vae, tensors, placement.device)
+    weights = prepare_weights(kind, tensors, precision, placement)
     if kind == DECODER:
         return build_model(checkpoint.config.decoder, weights, checkpoint.side, disable_dynamic)
     return build_clip(checkpoint.config, weights, checkpoint.tokenizer, checkpoint.side, disable_dynamic)
 
 
-def _reader(component: Component) -> tuple[Callable[[TensorEntry], Tensor], bool]:
+def _reader(
+    component: Component, state_dict: Mapping[str, Tensor] | None
+) -> tuple[Callable[[TensorEntry], Tensor], bool]:
     """A function that reads a component's tensors, and whether layers may use these as their weights."""
+    # Without a GPU weights stay in their files, and only the parts that a pass reads need memory.
+    persistent = component.kind != VAE and get_torch_device().type == "cpu" and not dynamic_vram()
+    if state_dict is not None:
+        return lambda entry: state_dict[entry.name].detach(), persistent
     if component.kind != VAE and dynamic_vram():
         # Dynamic VRAM takes weights from files that it has opened itself.
         paths = {entry.file for entry in component.entries.values()}
         files = {file: comfy.utils.load_torch_file(str(file), safe_load=True) for file in paths}
-        return lambda entry: files[entry.file][entry.name], False
-    # Without a GPU weights stay in their files, and only the parts that a pass reads need memory.
-    persistent = component.kind != VAE and get_torch_device().type == "cpu"
+        return lambda entry: files[entry.file][entry.name], persistent
     return TensorReader(persistent, copied=comfy.utils.DISABLE_MMAP), persistent

@@ -32,7 +32,7 @@ def build_model(
     model.side = side
     prepare(model.diffusion_model, dtypes.precision)
 
-    offload_device = model_management.unet_offload_device()
+    offload_device = weights.placement.offload_device or model_management.unet_offload_device()
     patcher = new_patcher(model, tensors, dtypes.device, offload_device, disable_dynamic)
     patcher.add_callback(CallbacksMP.ON_CLEANUP, _after_sampling)
     keep_patchable(patcher)

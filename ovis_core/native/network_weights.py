@@ -6,11 +6,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..weights.components import Kind
 from ..weights.lazy_tensors import LazyTensor
 from ..weights.precision import DEFAULT, Precision, in_precision
 from .comfy_layers import quantized_operations
 from .dtypes import Dtypes, choose_dtypes
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a component's weights are, and the layers that keep them. ComfyUI chooses for a value that is None.
+
+    device          the component runs on it
+    offload_device  its weights are there while it does not run
+    initial_device  its weights are loaded to it; only for a text encoder
+    operations      namespace of layers, derived from one of ComfyUI's
+    """
+
+    device: torch.device | None = None
+    offload_device: torch.device | None = None
+    initial_device: torch.device | None = None
+    operations: Any = None
+
+
+CHOSEN_BY_COMFYUI = Placement()
 
 
 @dataclass(frozen=True)
@@ -24,13 +45,25 @@ class NetworkWeights:
     tensors: Mapping[str, LazyTensor]
     dtypes: Dtypes
     operations: Any = None
+    placement: Placement = CHOSEN_BY_COMFYUI
 
 
-def prepare_weights(kind: Kind, tensors: Mapping[str, LazyTensor], precision: Precision = DEFAULT) -> NetworkWeights:
+def prepare_weights(
+    kind: Kind,
+    tensors: Mapping[str, LazyTensor],
+    precision: Precision = DEFAULT,
+    placement: Placement = CHOSEN_BY_COMFYUI,
+) -> NetworkWeights:
     """Weights of the decoder or the text encoder for this machine, from a component's tensors without prefix.
 
-    Raises ValueError for a precision that the device does not support.
+    Raises ValueError for a precision that the device does not support, and for layers that cannot hold the weights.
     """
-    dtypes = choose_dtypes(kind, tensors, precision)
+    dtypes = choose_dtypes(kind, tensors, precision, placement.device)
     operations, tensors = quantized_operations(in_precision(tensors, dtypes.precision), dtypes)
-    return NetworkWeights(tensors, dtypes, operations)
+    if placement.operations is not None:
+        if operations is not None:
+            raise ValueError(
+                "custom_operations: the weights have scales, which need ComfyUI's own layers; choose a file in bf16."
+            )
+        operations = placement.operations
+    return NetworkWeights(tensors, dtypes, operations, placement)

@@ -20,8 +20,10 @@ from .comfy_layers import keep_patchable
 from .conditions import SOURCE, EditSource
 
 
-def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor]) -> comfy.sd.VAE:
+def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor], device: torch.device | None = None) -> comfy.sd.VAE:
     """VAE from tensors with diffusers' or ComfyUI's names, without prefix, with the config's widths.
+
+    device  the VAE runs on it; None: ComfyUI chooses it
 
     Raises `CheckpointError` if tensors are missing or of another shape.
     """
@@ -42,12 +44,14 @@ def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor]) -> comfy.sd.
     params = {"ddconfig": ddconfig, "embed_dim": config.latent_channels}
     file = next(iter(tensors.values())).file
     try:
-        vae = comfy.sd.VAE(sd=weights, config={"params": params})
+        vae = comfy.sd.VAE(sd=weights, device=device, config={"params": params})
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
         wrong = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
-        raise CheckpointError(f"{file}: expected an SDXL VAE ({wrong.rstrip('.')}); choose another file.") from error
+        raise CheckpointError(
+            f"{file or 'VAE'}: expected an SDXL VAE ({wrong.rstrip('.')}); choose another file."
+        ) from error
     missing = sorted(set(vae.get_sd()) - set(tensors))
     if missing and "encoder.down.0.block.0.conv1.weight" in tensors:
         raise CheckpointError(

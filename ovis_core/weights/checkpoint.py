@@ -5,7 +5,7 @@ Only JSON, safetensors headers and metadata are read here; weights stay in their
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ MARKS = tuple(f'"{start}'.encode() for start in (layout.DECODER, layout.VAE, DEC
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked model: all of its components.
+    """A checked model: all of its components, or those that a state dict has.
 
     tokenizer  folder of the tokenizer's files, or those files by name; None if none came with the weights
     side       pixels of the sides of the pictures that it was trained on; None for a model that makes any size
@@ -58,9 +58,18 @@ def open_parts(decoder: Path, text: Path, vae: Path) -> Checkpoint:
     return _check({kind: entries[file] for kind, file in files.items()}, files)
 
 
+def check_tensors(entries: Mapping[str, TensorEntry], kinds: Iterable[Kind]) -> Checkpoint:
+    """Checks the components of these kinds in a state dict. The config comes from where `open_parts` takes it.
+
+    Raises `CheckpointError` that names the first fault.
+    """
+    sources = {kind: f"Ovis-U1's {kind.title}" for kind in kinds}
+    return _check(dict.fromkeys(sources, entries), sources)
+
+
 def _check(
     entries: Mapping[Kind, Mapping[str, TensorEntry]],
-    sources: Mapping[Kind, Path],
+    sources: Mapping[Kind, object],
     release: ReleaseFolder | None = None,
 ) -> Checkpoint:
     """The checkpoint of these tensors, by component. Raises `CheckpointError`.

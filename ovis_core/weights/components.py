@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import layout
 from .config import LATENT_CHANNELS, ConfigError, OvisConfig, VaeConfig, check_together
@@ -73,12 +74,12 @@ class Component:
     entries: Mapping[str, TensorEntry]
 
     @property
-    def files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, Path | None]:
         """Name without prefix -> file."""
         return {name: entry.file for name, entry in self.entries.items()}
 
 
-def find(kind: Kind, entries: Mapping[str, TensorEntry], source: Path) -> Component:
+def find(kind: Kind, entries: Mapping[str, TensorEntry], source: object) -> Component:
     """Finds a component among these tensors and does not check it yet. Raises `CheckpointError` if it is missing."""
     for prefix in kind.prefixes:
         if f"{prefix}{kind.probe}" in entries:
@@ -91,15 +92,18 @@ def find(kind: Kind, entries: Mapping[str, TensorEntry], source: Path) -> Compon
 
 
 def describe(
-    components: Mapping[Kind, Component], sources: Mapping[Kind, Path]
+    components: Mapping[Kind, Component], sources: Mapping[Kind, object]
 ) -> tuple[OvisConfig, dict[str, bytes] | None]:
     """The config of components without a config.json, and the tokenizer's files from the text encoder's metadata.
 
-    A component's config comes from its metadata, a VAE's from its shapes; otherwise the published model's is used.
-    Raises `CheckpointError` if these cannot be used or do not match.
+    A component's config comes from its metadata, a VAE's from its shapes; otherwise, and for a component that is not
+    there, the published model's is used. Raises `CheckpointError` if these cannot be used or do not match.
     """
-    sections, tokenizer = {"vae": _vae_config(components[VAE], sources[VAE])}, None
-    for kind in (DECODER, TEXT):
+    sections: dict[str, Any] = {}
+    tokenizer = None
+    if VAE in components:
+        sections["vae"] = _vae_config(components[VAE], sources[VAE])
+    for kind in (kind for kind in (DECODER, TEXT) if kind in components):
         try:
             own, tokenizer = read_metadata(components[kind].entries)
         except ConfigError as error:
@@ -107,16 +111,25 @@ def describe(
         sections |= {name: own[name] for name in kind.sections if name in own}
     config = dataclasses.replace(RELEASE, **sections)
     try:
-        check_together(config)
+        check_together(_completed(config, components))
     except ConfigError as error:
-        decoder, text, vae = sources.values()
-        raise CheckpointError(
-            f"{decoder}, {text} and {vae} do not match: {error}; choose the parts of one model."
-        ) from error
+        *others, last = map(str, sources.values())
+        names = f"{', '.join(others)} and {last} do not match" if others else last
+        raise CheckpointError(f"{names}: {error}; choose the parts of one model.") from error
     return config, tokenizer
 
 
-def _vae_config(vae: Component, source: Path) -> VaeConfig:
+def _completed(config: OvisConfig, components: Mapping[Kind, Component]) -> OvisConfig:
+    """The config with widths that match in the place of a missing decoder or text encoder."""
+    decoder, language = config.decoder, config.language
+    if TEXT not in components:
+        language = dataclasses.replace(language, hidden_size=decoder.context_in_dim // 2)
+    elif DECODER not in components:
+        decoder = dataclasses.replace(decoder, context_in_dim=2 * language.hidden_size)
+    return dataclasses.replace(config, decoder=decoder, language=language)
+
+
+def _vae_config(vae: Component, source: object) -> VaeConfig:
     """The config of a VAE with diffusers' or ComfyUI's names, from its shapes. Raises `CheckpointError`."""
     shapes = {name: entry.shape for name, entry in vae.entries.items()}
     for level in ("encoder.down_blocks.{}.resnets.{}.conv1.weight", "encoder.down.{}.block.{}.conv1.weight"):
@@ -130,7 +143,7 @@ def _vae_config(vae: Component, source: Path) -> VaeConfig:
     raise CheckpointError(f"{source}: expected an SDXL VAE, got another kind of VAE; choose another file.")
 
 
-def check(component: Component, config: OvisConfig, source: Path, config_name: str) -> Component:
+def check(component: Component, config: OvisConfig, source: object, config_name: str) -> Component:
     """Checks name and shape of every tensor; returns the component without tensors that do not belong to it.
 
     A VAE with ComfyUI's names is checked when it is built.

@@ -22,12 +22,11 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .components import DECODER, TEXT, VAE, Component
-from .lazy_tensors import DTYPES, LazyTensor, TensorReader, lazy_tensors
+from .lazy_tensors import NAMES_OF, LazyTensor, TensorReader, lazy_tensors
 from .metadata import metadata
 from .precision import Precision, in_precision
 from .safetensors_file import CheckpointError
 
-NAMES_OF = {dtype: name for name, dtype in DTYPES.items()}  # dtype -> its name in safetensors
 BLOCK = 1 << 24  # bytes read back at once
 CAN_READ_BACK = hasattr(os, "posix_fadvise")  # on other systems the read would only reach the cache
 

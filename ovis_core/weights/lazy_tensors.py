@@ -24,6 +24,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "U8": torch.uint8,
 }
+NAMES_OF = {dtype: name for name, dtype in DTYPES.items()}  # dtype -> its name in safetensors
 REMAP_EVERY = 64 * 2**20  # bytes read from a memory map before it is mapped again, which frees them
 
 
@@ -117,7 +118,7 @@ def lazy_tensors(
     found = {}
     for name, entry in entries.items():
         dtype = DTYPES.get(entry.dtype)
-        origin = f"{entry.file}: tensor {entry.name}"
+        origin = f"{entry.file}: tensor {entry.name}" if entry.file else f"tensor {entry.name}"
         if dtype is None:
             raise CheckpointError(
                 f"{origin}: expected dtype {', '.join(DTYPES)}, got {entry.dtype}; choose another file."

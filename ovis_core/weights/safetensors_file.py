@@ -27,13 +27,14 @@ class TensorEntry:
     """A tensor's entry in the header of a file.
 
     dtype  safetensors' name of it, such as BF16
+    file   None for a tensor in memory whose file is not known
     data   its bytes, if it stores metadata
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    file: Path
+    file: Path | None
     data: bytes | None = None
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from comfy_prompt import PromptFailed
 from ovis_core.weights.checkpoint import open_model
 from ovis_core.weights.conversion import write_one
-from ovis_core.weights.precision import SCALED
+from ovis_core.weights.precision import DEFAULT, SCALED
 
 from . import lora_files
 from .lora_files import KINDS, STYLES
-from .table import Bench, Lab, apart, other, row, same
+from .table import PROMPT, Bench, Lab, apart, other, row, same
 
 AREA = "weights"
 Link = list[Any]
@@ -296,3 +296,25 @@ def save(lab: Lab) -> None:
     chosen = {key: found[name] for key, name in names.items()}
     parts.prompt["0"] = {"class_type": "OvisU1LoadParts", "inputs": {**chosen, "weight_dtype": "default"}}
     same(parts.sampled(), expected, 1e-5)
+
+
+@row(AREA, "CheckpointLoaderSimple, UNETLoader, CLIPLoader", "convert.py's files give the same image as OvisU1Loader")
+def core_loaders(lab: Lab) -> None:
+    models = lab.server.base / "models"
+    name = "core_row.safetensors"
+    for folder in ("checkpoints", "diffusion_models", "text_encoders"):
+        (models / folder).mkdir(parents=True, exist_ok=True)
+        if not (models / folder / name).exists():
+            # Core's loaders take their part of a file with all parts.
+            write_one(open_model(lab.release), models / folder / name, DEFAULT)
+    own = lab.bench()
+    own.prompt["0"]["inputs"]["model_name"] = f"checkpoints/{name}"
+    whole = lab.bench()
+    whole.prompt["0"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": name}}
+    parts = lab.bench()
+    parts.model = parts.node("UNETLoader", unet_name=name)
+    parts.clip = parts.node("CLIPLoader", clip_name=name)
+    parts.positive, parts.negative = parts.encode(PROMPT)
+    expected = own.sampled()
+    assert torch.equal(whole.sampled(), expected)
+    assert torch.equal(parts.sampled(), expected)

@@ -132,6 +132,8 @@ OTHER_QUESTIONS = {
     # marks on a layer, which every version sets
     "ovis_core.native.comfy_layers": {"comfy_patched_weights", "prev_comfy_cast_weights", "ovis_u1_casts"},
     "ovis_core.native.filling": {"MARK"},
+    # a mark that another copy of the pack has set
+    "ovis_core.native.core_loaders": {"CURRENT"},
 }
 INSPECT = {"signature", "getfullargspec", "getattr_static", "find_spec", "import_module", "__dataclass_fields__"}
 # The others need an object of ComfyUI, which only files in `native` have.

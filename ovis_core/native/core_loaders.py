@@ -1,0 +1,257 @@
+"""Ovis-U1 in ComfyUI's own loaders: Load Checkpoint, Load Diffusion Model, Load CLIP, and nodes that load like them.
+
+They all call three functions of `comfy.sd` with a state dict. Ovis-U1's is loaded as Ovis-U1 Load Model loads it; any
+other goes to ComfyUI unchanged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, wraps
+from typing import Any
+
+import comfy.sd
+from torch import Tensor, nn
+
+from ..weights import layout
+from ..weights.checkpoint import Checkpoint, check_tensors
+from ..weights.components import DECODER, TEXT, VAE, Component, Kind
+from ..weights.lazy_tensors import NAMES_OF
+from ..weights.precision import DEFAULT, PRECISIONS, Precision
+from ..weights.quantized import FP8_IN_FILES
+from ..weights.release import RELEASE
+from ..weights.safetensors_file import METADATA, CheckpointError, TensorEntry
+from .compat import bound_arguments, reads_ovis_u1, source_file
+from .loading import load_component
+from .network_weights import Placement
+
+Arguments = Mapping[str, Any]  # of a call of one of core's functions
+StateDict = Mapping[str, Any]
+
+# Names of tensors, without prefix, that only this component has together; a VAE is looked for only beside a decoder.
+MARKS = {
+    DECODER: (DECODER.probe, "double_blocks.0.img_self_attn.qkv.weight"),
+    TEXT: (TEXT.probe, "visual_tokenizer.head.0.weight", "vte.weight"),
+    VAE: (VAE.probe,),
+}
+CURRENT = "ovis_u1_loader"  # attribute of a wrapped function of core: a list with the one loader that it calls
+RELEASE_FILE = (
+    "this looks like one file of Ovis-U1's release, and a model needs all of them; choose the release's folder in "
+    "Ovis-U1 Load Model, or make one checkpoint of it with scripts/convert.py."
+)
+NO_DECODER = (
+    "this file has Ovis-U1's text encoder and no diffusion model; choose it in Load CLIP or Ovis-U1 Load Parts."
+)
+NOT_ALONE = "clip_name: Ovis-U1 has one text encoder; choose its file alone, in Load CLIP."
+
+
+def register() -> None:
+    """Wraps the functions through which all of ComfyUI's loaders go; it offers packs no other way to add a model.
+
+    They are wrapped once. If the pack is loaded again, the last copy of it loads the models, because ComfyUI also takes
+    the nodes of the last copy.
+    """
+    for name, loader in LOADERS.items():
+        core = vars(comfy.sd).get(name)
+        if core is None:
+            continue
+        current = getattr(core, CURRENT, None)
+        if current is None:
+            setattr(comfy.sd, name, _wrapped(core, loader))
+        else:
+            current[:] = [loader]
+
+
+def _wrapped(core: Callable[..., Any], loader: Loader) -> Callable[..., Any]:
+    current = [loader]
+
+    @wraps(core)
+    def load(*args: Any, **kwargs: Any) -> Any:
+        return current[0](core, args, kwargs)
+
+    setattr(load, CURRENT, current)
+    return load
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Loads Ovis-U1 in the place of one of core's functions.
+
+    find        the arguments of a call -> the checked model; None if it is another model. Raises `CheckpointError` if
+                it looks like Ovis-U1 and cannot be loaded
+    build       that model and the arguments -> what core's function returns
+    core_knows  whether core's function may try to load what `find` raised an error for
+    """
+
+    find: Callable[[Arguments], Checkpoint | None]
+    build: Callable[[Checkpoint, Arguments], Any]
+    core_knows: Callable[[Arguments], bool] = lambda arguments: True
+
+    def __call__(self, core: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of `core`, or of `build` for Ovis-U1. Raises what either raises.
+
+        An error within `find` never stops another model: it is logged, and `core` loads the model.
+        """
+        try:
+            arguments = bound_arguments(core, args, kwargs)
+            checkpoint = None if reads_ovis_u1() else self.find(arguments)
+        except CheckpointError as error:
+            if not self.core_knows(arguments):
+                raise
+            return _core_or(error, core, args, kwargs)
+        except Exception:
+            logging.warning("Ovis-U1: the check whether this model is Ovis-U1 failed; ComfyUI loads it.", exc_info=True)
+            checkpoint = None
+        if checkpoint is None:
+            return core(*args, **kwargs)
+        return self.build(checkpoint, arguments)
+
+
+def _core_or(reason: CheckpointError, core: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The result of `core`. Raises `reason` if core cannot load the model either."""
+    try:
+        loaded = core(*args, **kwargs)
+    except Exception as error:
+        raise reason from error
+    if loaded is None:
+        raise reason
+    return loaded
+
+
+# ---- whether a state dict is Ovis-U1's
+
+
+def _find_checkpoint(arguments: Arguments) -> Checkpoint | None:
+    state_dict = arguments["sd"]
+    if not _has_decoder(state_dict):
+        return None
+    return _checked(state_dict, [kind for kind in MARKS if _has(kind, state_dict)])
+
+
+def _find_decoder(arguments: Arguments) -> Checkpoint | None:
+    return _checked(arguments["sd"], [DECODER]) if _has_decoder(arguments["sd"]) else None
+
+
+def _find_text(arguments: Arguments) -> Checkpoint | None:
+    state_dicts = arguments["state_dicts"]
+    for state_dict in state_dicts:
+        if _is_release_file(state_dict):
+            raise CheckpointError(RELEASE_FILE)
+        if _has(TEXT, state_dict):
+            if len(state_dicts) > 1:
+                raise CheckpointError(NOT_ALONE)
+            return _checked(state_dict, [TEXT])
+    return None
+
+
+def _core_knows_text(arguments: Arguments) -> bool:
+    """Whether core recognises each text encoder; it loads others as CLIP-L, without their weights."""
+    return all(comfy.sd.detect_te_model(state_dict) is not None for state_dict in arguments["state_dicts"])
+
+
+def _has_decoder(state_dict: StateDict) -> bool:
+    """Whether there is a decoder. Raises `CheckpointError` for Ovis-U1 without one."""
+    if _is_release_file(state_dict):
+        raise CheckpointError(RELEASE_FILE)
+    if _has(DECODER, state_dict):
+        return True
+    if _has(TEXT, state_dict):
+        raise CheckpointError(NO_DECODER)
+    return False
+
+
+def _has(kind: Kind, state_dict: StateDict) -> bool:
+    prefixes = [kind.comfy_prefix] if kind == VAE else kind.prefixes
+    return any(all(f"{prefix}{mark}" in state_dict for mark in MARKS[kind]) for prefix in prefixes)
+
+
+def _is_release_file(state_dict: StateDict) -> bool:
+    """Whether all tensors have a release's names. A text encoder alone is not one: it has the same names everywhere."""
+    if not state_dict or not all(name in _release_names() for name in state_dict):
+        return False
+    return not _has(TEXT, state_dict) or any(name.startswith((layout.DECODER, layout.VAE)) for name in state_dict)
+
+
+@cache
+def _release_names() -> frozenset[str]:
+    return frozenset(name for name, _ in layout.tensor_shapes(RELEASE)) | {f"{layout.LANGUAGE}lm_head.weight"}
+
+
+def _checked(state_dict: StateDict, kinds: Iterable[Kind]) -> Checkpoint:
+    entries = {name: _entry(name, tensor) for name, tensor in state_dict.items() if isinstance(tensor, Tensor)}
+    return check_tensors(entries, kinds)
+
+
+def _entry(name: str, tensor: Tensor) -> TensorEntry:
+    """A tensor's entry, as the header of its file has it."""
+    # Other packs' tensors, such as GGUF's, do not contain the values that their shape and dtype promise.
+    plain = type(tensor) in (Tensor, nn.Parameter)
+    dtype = NAMES_OF.get(tensor.dtype, str(tensor.dtype)) if plain else type(tensor).__name__
+    data = tensor.cpu().numpy().tobytes() if METADATA in name and dtype == "U8" else None
+    return TensorEntry(name, tuple(tensor.shape), dtype, source_file(tensor), data)
+
+
+# ---- what core's functions return
+
+
+def _build_checkpoint(checkpoint: Checkpoint, arguments: Arguments) -> tuple[Any, Any, Any, None]:
+    """MODEL, CLIP and VAE, in the order of `load_state_dict_guess_config`; None for those that are not wanted."""
+    options, text_options = arguments["model_options"], arguments["te_model_options"]
+    model = clip = vae = None
+    # As core does, a checkpoint without a VAE gives one that raises an error when it is used.
+    if arguments["output_vae"]:
+        vae = _load(checkpoint, VAE, arguments, options) if VAE in checkpoint.components else comfy.sd.VAE(sd={})
+    if arguments["output_clip"] and TEXT in checkpoint.components:
+        clip = _load(checkpoint, TEXT, arguments, text_options)
+    elif arguments["output_clip"]:
+        logging.warning("Ovis-U1: the checkpoint has no text encoder, so there is no CLIP.")
+    if arguments["output_model"]:
+        model = _load(checkpoint, DECODER, arguments, options)
+    return model, clip, vae, None
+
+
+def _build_decoder(checkpoint: Checkpoint, arguments: Arguments) -> Any:
+    return _load(checkpoint, DECODER, arguments, arguments["model_options"])
+
+
+def _build_text(checkpoint: Checkpoint, arguments: Arguments) -> Any:
+    return _load(checkpoint, TEXT, {**arguments, "sd": arguments["state_dicts"][0]}, arguments["model_options"])
+
+
+def _load(checkpoint: Checkpoint, kind: Kind, arguments: Arguments, options: Arguments) -> Any:
+    """One component, with the `model_options` of core's loaders and of other packs' loaders.
+
+    Raises ValueError for options that Ovis-U1 does not have.
+    """
+    placement = Placement(
+        options.get("load_device"),
+        options.get("offload_device"),
+        options.get("initial_device"),
+        options.get("custom_operations"),
+    )
+    precision = DEFAULT if kind == VAE else _precision(options, checkpoint.components[kind])
+    disable_dynamic = arguments.get("disable_dynamic", False)
+    return load_component(checkpoint, kind, precision, disable_dynamic, placement, arguments["sd"])
+
+
+def _precision(options: Arguments, component: Component) -> Precision:
+    """The precision that `model_options` ask for. Raises ValueError for one that Ovis-U1 does not have."""
+    dtype, fast = options.get("dtype", options.get("weight_dtype")), bool(options.get("fp8_optimizations"))
+    if dtype is None:
+        eight = any(entry.dtype == FP8_IN_FILES for entry in component.entries.values())
+        return PRECISIONS["fp8_e4m3fn_fast"] if fast and eight else DEFAULT
+    for precision in (Precision(every=dtype), Precision(large=dtype, fast=fast)):
+        if precision in PRECISIONS.values():
+            return precision
+    raise ValueError(
+        f"weight_dtype: Ovis-U1's weights cannot be {str(dtype).removeprefix('torch.')}; choose default or fp8_e4m3fn."
+    )
+
+
+LOADERS = {
+    "load_state_dict_guess_config": Loader(_find_checkpoint, _build_checkpoint),
+    "load_diffusion_model_state_dict": Loader(_find_decoder, _build_decoder),
+    "load_text_encoder_state_dicts": Loader(_find_text, _build_text, _core_knows_text),
+}
