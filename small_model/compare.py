@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--only", help="groups, with commas between")
     parser.add_argument("--json", type=Path, help="results also as JSON, one line a row; rows that are there are kept")
     args = parser.parse_args()
-    _prepare()
+    prepare()
     from painting import Painter, cases, settings
 
     from ovis_core.weights import built_in
@@ -60,7 +60,8 @@ def main() -> int:
     return 0
 
 
-def _prepare() -> None:
+def prepare() -> None:
+    """Makes ComfyUI, on the CPU, and the pack importable."""
     sys.path[:0] = [str(HERE.parent / "scripts"), os.environ["COMFYUI_PATH"]]
     sys.path.append(str(HERE))  # behind everything else: its modules have plain names
     import comfy.cli_args

@@ -85,18 +85,26 @@ class Painter:
     def _count(self, _: Any, __: Any, out: Tensor) -> None:
         self.passes += len(out)
 
-    @torch.inference_mode()
     def paint(self, setting: Setting, prompt: str, seed: int) -> Tensor:
         """(3, 128, 128) in 0..1."""
+        return self.decode(setting, self.latent(setting, prompt, seed))
+
+    @torch.inference_mode()
+    def latent(self, setting: Setting, prompt: str, seed: int) -> Tensor:
+        """(1, 4, 16, 16)."""
         side = world.SIDE
         positive, negative = text_to_image(self.clip, prompt, "", side, side)
         guider = OvisGuider(setting.patch(self.model), positive, negative, **{"txt_cfg": 5.0, **setting.guidance})
         empty = {"samples": torch.zeros(1, 4, side // 8, side // 8)}
-        latent = sample(guider, empty, seed, setting.sampler, setting.scheduler, setting.steps, 1.0)
+        return sample(guider, empty, seed, setting.sampler, setting.scheduler, setting.steps, 1.0)["samples"]
+
+    @torch.inference_mode()
+    def decode(self, setting: Setting, latent: Tensor) -> Tensor:
+        """A latent as a picture (3, 128, 128) in 0..1."""
         if setting.tile:
-            (image,) = VAEDecodeTiled().decode(self.vae, latent, setting.tile, 16)
+            (image,) = VAEDecodeTiled().decode(self.vae, {"samples": latent}, setting.tile, 16)
         else:
-            image = self.vae.decode(latent["samples"])
+            image = self.vae.decode(latent)
         return image[0].permute(2, 0, 1).float()
 
 

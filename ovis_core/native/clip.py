@@ -37,7 +37,7 @@ def build_clip(
         "config": config,
         "compute_dtype": dtypes.compute,
         "load_device": dtypes.device,
-        "precision": dtypes.precision,
+        "eight_bit": weights.eight_bit,
     }
     options: dict[str, Any] = {"dtype": dtypes.weights}
     if weights.operations is not None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..weights.components import Kind
 from ..weights.lazy_tensors import LazyTensor
-from ..weights.precision import DEFAULT, Precision, in_precision
+from ..weights.precision import DEFAULT, LARGE, Precision, in_precision, large_only
+from ..weights.quantized import FP8, WEIGHT, unquantized
 from .comfy_layers import quantized_operations
 from .dtypes import Dtypes, choose_dtypes
 
@@ -19,18 +20,26 @@ class NetworkWeights:
 
     tensors     by the release's names, without the component's prefix
     operations  ComfyUI's namespace of layers; None: ComfyUI chooses it for `dtypes`
+    eight_bit   layers whose weights are in 8 bits, but not of a format that `operations` loads
     """
 
     tensors: Mapping[str, LazyTensor]
     dtypes: Dtypes
     operations: Any = None
+    eight_bit: frozenset[str] = frozenset()
 
 
 def prepare_weights(kind: Kind, tensors: Mapping[str, LazyTensor], precision: Precision = DEFAULT) -> NetworkWeights:
     """Weights of the decoder or the text encoder for this machine, from a component's tensors without prefix.
 
-    Raises ValueError for a precision that the device does not support.
+    Raises ValueError for a precision that the device does not support, and `CheckpointError` for quantized layers that
+    this ComfyUI does not have.
     """
+    tensors = large_only(tensors)
     dtypes = choose_dtypes(kind, tensors, precision)
-    operations, tensors = quantized_operations(in_precision(tensors, dtypes.precision), dtypes)
-    return NetworkWeights(tensors, dtypes, operations)
+    kept = in_precision(tensors, dtypes.precision)
+    operations, named = quantized_operations(kept, dtypes)
+    # The older layers of 0.3.75 load quantized weights like plain ones; newer ones make them from marks.
+    plain = unquantized(named)
+    eight_bit = {n.removesuffix(WEIGHT) for n, tensor in plain.items() if tensor.dtype == FP8 and LARGE.search(n)}
+    return NetworkWeights(named, dtypes, operations, frozenset(eight_bit))

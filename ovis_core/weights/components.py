@@ -10,7 +10,7 @@ from pathlib import Path
 from . import layout
 from .config import LATENT_CHANNELS, ConfigError, OvisConfig, VaeConfig, check_together
 from .metadata import read_metadata
-from .quantized import WEIGHT, scale_entries
+from .quantized import quantized_entries
 from .release import RELEASE
 from .safetensors_file import CheckpointError, TensorEntry, some
 
@@ -138,18 +138,17 @@ def check(component: Component, config: OvisConfig, source: Path, config_name: s
     if component.kind == VAE and "encoder.down_blocks.0.resnets.0.conv1.weight" not in component.entries:
         return component
     wanted = component.kind.shapes(config)
+    quantized = quantized_entries(component.entries, wanted, source)
     missing = []
     for name, shape in wanted.items():
         entry = component.entries.get(name)
         if entry is None:
             missing.append(component.prefix + name)
-        elif entry.shape != shape:
+        elif entry.shape != shape and name not in quantized:
             raise CheckpointError(
                 f"{source}: tensor {entry.name} has shape {list(entry.shape)}, but {config_name} requires "
                 f"{list(shape)}. The weights do not match the config; download both again."
             )
     if missing:
         raise CheckpointError(f"{source}: missing tensor {some(missing)}. Download the model again.")
-    layers = [name.removesuffix(WEIGHT) for name in wanted if name.endswith(WEIGHT)]
-    scales = scale_entries(component.entries, layers, source)
-    return dataclasses.replace(component, entries={name: component.entries[name] for name in wanted} | scales)
+    return dataclasses.replace(component, entries={name: component.entries[name] for name in wanted} | quantized)

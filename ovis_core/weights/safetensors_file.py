@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 AGAIN = "Delete it and download it again."
 LONGEST_HEADER = 100_000_000  # bytes; safetensors does not read longer ones
 METADATA = "ovis_u1."  # in the names of tensors that store metadata of the model, as bytes
+QUANTIZED_MARK = ".comfy_quant"  # ends the names of tensors that name the format of a layer, as JSON
+QUANTIZATION = "_quantization_metadata"  # in the header: JSON with the marks of all layers
 SHOWN = 3  # most names in a message
 
 
@@ -26,8 +28,9 @@ class CheckpointError(ValueError):
 class TensorEntry:
     """A tensor's entry in the header of a file.
 
-    dtype  safetensors' name of it, such as BF16
-    data   its bytes, if it stores metadata
+    dtype   safetensors' name of it, such as BF16
+    data    its bytes, if it stores metadata
+    matrix  shape of the matrix, if it stores one in fewer bits
     """
 
     name: str
@@ -35,10 +38,13 @@ class TensorEntry:
     dtype: str
     file: Path
     data: bytes | None = None
+    matrix: tuple[int, ...] | None = None
 
 
 def read_entries(file: Path) -> dict[str, TensorEntry]:
     """Name -> entry of every tensor. Only the bytes of metadata are read, otherwise the header alone.
+
+    Marks of layers in the header become entries, as if they were tensors.
 
     Raises `CheckpointError`, which says what the file is if it is something else.
     """
@@ -48,15 +54,28 @@ def read_entries(file: Path) -> dict[str, TensorEntry]:
             for name in tensors.keys():  # noqa: SIM118 (a file handle, not a dict)
                 header = tensors.get_slice(name)
                 shape, dtype = tuple(header.get_shape()), header.get_dtype()
-                data = tensors.get_tensor(name).tobytes() if METADATA in name and dtype == "U8" else None
+                metadata = dtype == "U8" and (METADATA in name or name.endswith(QUANTIZED_MARK))
+                data = tensors.get_tensor(name).tobytes() if metadata else None
                 found[name] = TensorEntry(name, shape, dtype, file, data)
-            return found
+            return found | _header_marks(file, (tensors.metadata() or {}).get(QUANTIZATION), found)
     except SafetensorError as error:
         raise CheckpointError(f"{file} {_instead(file) or f'is damaged or incomplete ({error}). {AGAIN}'}") from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist.") from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror or error}); check its permissions.") from error
+
+
+def _header_marks(file: Path, text: str | None, names: Iterable[str]) -> dict[str, TensorEntry]:
+    """Entries for the marks in a header, of layers that these names do not mark already."""
+    if text is None:
+        return {}
+    try:
+        layers = {layer + QUANTIZED_MARK: json.dumps(mark) for layer, mark in json.loads(text)["layers"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} has {QUANTIZATION} in its header that is not valid. {AGAIN}") from error
+    marks = {name: mark.encode() for name, mark in layers.items() if name not in names}
+    return {name: TensorEntry(name, (len(data),), "U8", file, data) for name, data in marks.items()}
 
 
 def header_mentions(file: Path, names: Iterable[str]) -> bool:

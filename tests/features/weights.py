@@ -13,7 +13,7 @@ from torch import Tensor
 from comfy_prompt import PromptFailed
 from ovis_core.weights.checkpoint import open_model
 from ovis_core.weights.conversion import write_one
-from ovis_core.weights.precision import SCALED
+from ovis_core.weights.precision import QUANTIZED
 
 from . import lora_files
 from .lora_files import KINDS, STYLES
@@ -141,7 +141,7 @@ def scaled(lab: Lab) -> None:
 
     file = lab.server.base / "models" / "ovis_u1" / "scaled.safetensors"
     if not file.exists():
-        write_one(open_model(lab.release), file, SCALED["fp8_scaled"])
+        write_one(open_model(lab.release), file, QUANTIZED["fp8_scaled"])
     bench = lab.bench()
     plain = bench.model
     bench.prompt["9000"] = {
