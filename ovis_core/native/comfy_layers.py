@@ -169,10 +169,15 @@ def keep_patchable(patcher: ModelPatcher) -> None:
     _unmark_whole_layers(patcher)
 
 
+def loaded_whole(layer: nn.Module) -> bool:
+    """Whether ComfyUI has loaded a layer completely, and not left its weights in RAM."""
+    return getattr(layer, "comfy_patched_weights", False)
+
+
 def _unmark_whole_layers(patcher: ModelPatcher, *loading: Any) -> None:
     for layer in patcher.model.modules():
-        if not getattr(layer, "comfy_patched_weights", False):
-            continue  # not loaded completely
+        if not loaded_whole(layer):
+            continue
         if hasattr(layer, "prev_comfy_cast_weights"):
             layer.__dict__.setdefault("ovis_u1_casts", layer.prev_comfy_cast_weights)
             del layer.prev_comfy_cast_weights
