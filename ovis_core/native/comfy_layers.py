@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..networks.layers import Layers
 from ..networks.rotary import rotate_pairs
 from ..weights.lazy_tensors import LazyTensor
-from ..weights.quantized import FP8, MARK, OLDER_SCALE, OPTIONAL, SCALE, SMOOTHING, TENSORS, WEIGHT, quantized_layers
+from ..weights.quantized import FP8, MARK, OLDER_SCALE, OPTIONAL, SCALE, SMOOTHING, WEIGHT, quantized_layers
 from ..weights.safetensors_file import CheckpointError
 from .compat import (
     mixed_operations,
@@ -137,7 +137,8 @@ def _with_stored_names(operations: Any) -> Any:
             try:
                 return super().__getattr__(name)
             except AttributeError:
-                if f".{name}" in TENSORS and "layout_type" in self.__dict__:
+                # The optional tensors are parameters, and `state_dict` asks for them.
+                if f".{name}" in (SCALE, SCALE_2, MARK) and "layout_type" in self.__dict__:
                     found = self.state_dict()
                     if name in found:
                         return found[name]

@@ -25,7 +25,9 @@ def parts(comfyui: Path, release: Path) -> Iterator[Any]:
 
     from ovis_core.native.loading import load
 
-    yield load(open_model(release))
+    found = load(open_model(release))
+    model_management.unload_all_models()  # a CLIP that runs where it is built is loaded at once
+    yield found
     model_management.unload_all_models()
 
 
