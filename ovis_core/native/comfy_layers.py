@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..networks.layers import Layers
 from ..networks.rotary import rotate_pairs
 from ..weights.lazy_tensors import LazyTensor
-from ..weights.quantized import FP8, MARK, OLDER_SCALE, OPTIONAL, SCALE, SMOOTHING, WEIGHT, quantized_layers
+from ..weights.quantized import FP8, MARK, OLDER_SCALE, OPTIONAL, SCALE, SCALE_2, SMOOTHING, WEIGHT, quantized_layers
 from ..weights.safetensors_file import CheckpointError
 from .compat import (
     mixed_operations,
