@@ -264,11 +264,20 @@ def test_an_older_comfyui_refuses(whole: Path, formats: set[str], tmp_path: Path
     )
 
 
-def test_an_older_comfyui_cannot_convert(release: Path, formats: set[str], tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "scripts" / "convert.py", release, tmp_path / "a.safetensors", "--dtype", "int8"]
-    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+def convert(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "scripts" / "convert.py", *arguments]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+
+
+def test_the_command(release: Path, formats: set[str], tmp_path: Path) -> None:
+    """An older ComfyUI's Python has no quantizers; a quantized source is not quantized again."""
+    out, again = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    ran = convert(release, out, "--dtype", "int8")
     if "int8_tensorwise" in formats:
         assert ran.returncode == 0, ran.stderr
+        ran = convert(out, again, "--dtype", "nvfp4")
+        assert "The source is already quantized (int8_tensorwise); those matrices were not changed." in ran.stdout
+        assert marks(again) == marks(out)
         return
     assert ran.returncode == 1
     assert ran.stderr.strip() == (
