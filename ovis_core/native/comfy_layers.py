@@ -14,6 +14,7 @@ from comfy.cli_args import args
 from comfy.ldm.modules.attention import attention_pytorch, attention_sub_quad
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ..networks.layers import Layers
@@ -121,7 +122,7 @@ def quantized_operations(tensors: Mapping[str, LazyTensor], dtypes: Dtypes) -> t
             )
     older = scaled_fp8_operations()
     if older is None:
-        return _with_stored_names(mixed_operations(dtypes.weights, dtypes.device, dtypes.only_weights)), tensors
+        return _adapted(mixed_operations(dtypes.weights, dtypes.device, dtypes.only_weights)), tensors
     multiply = dtypes.precision.fast and model_management.supports_fp8_compute(dtypes.device)
     renamed = {
         n.replace(SCALE, OLDER_SCALE): tensor for n, tensor in tensors.items() if not n.endswith((MARK, *OPTIONAL))
@@ -129,10 +130,18 @@ def quantized_operations(tensors: Mapping[str, LazyTensor], dtypes: Dtypes) -> t
     return older(fp8_matrix_mult=multiply, scale_input=False), renamed
 
 
-def _with_stored_names(operations: Any) -> Any:
-    """Layers that also have the tensors of their state dict as attributes, where hooks and merges look for them."""
+def _adapted(operations: Any) -> Any:
+    """Layers that also have the tensors of their state dict as attributes, where hooks and merges look for them, and
+    that dequantize every format whose mark asks for it.
+    """
 
     class Linear(operations.Linear):
+        def _forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            # Otherwise ComfyUI multiplies formats of integers in integers.
+            if self._full_precision_mm and isinstance(weight, QuantizedTensor):
+                weight = weight.dequantize()
+            return super()._forward(input, weight, bias)
+
         def __getattr__(self, name: str) -> Any:
             try:
                 return super().__getattr__(name)
