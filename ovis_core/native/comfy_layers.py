@@ -20,7 +20,18 @@ from torch import Tensor, nn
 from ..networks.layers import Layers
 from ..networks.rotary import rotate_pairs
 from ..weights.lazy_tensors import LazyTensor
-from ..weights.quantized import FP8, MARK, OLDER_SCALE, OPTIONAL, SCALE, SCALE_2, SMOOTHING, WEIGHT, quantized_layers
+from ..weights.quantized import (
+    FP8,
+    MARK,
+    OLDER_SCALE,
+    OPTIONAL,
+    SCALE,
+    SCALE_2,
+    SMOOTHING,
+    WEIGHT,
+    quantized_layers,
+    scaled_by_one,
+)
 from ..weights.safetensors_file import CheckpointError
 from .compat import (
     mixed_operations,
@@ -122,7 +133,8 @@ def quantized_operations(tensors: Mapping[str, LazyTensor], dtypes: Dtypes) -> t
             )
     older = scaled_fp8_operations()
     if older is None:
-        return _adapted(mixed_operations(dtypes.weights, dtypes.device, dtypes.only_weights)), tensors
+        operations = _adapted(mixed_operations(dtypes.weights, dtypes.device, dtypes.only_weights))
+        return operations, scaled_by_one(tensors, dtypes.precision.fast)
     multiply = dtypes.precision.fast and model_management.supports_fp8_compute(dtypes.device)
     renamed = {
         n.replace(SCALE, OLDER_SCALE): tensor for n, tensor in tensors.items() if not n.endswith((MARK, *OPTIONAL))

