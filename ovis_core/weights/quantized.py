@@ -237,8 +237,8 @@ def multiplying(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 def scaled_by_one(tensors: Mapping[str, LazyTensor], multiply: bool) -> dict[str, LazyTensor]:
-    """These tensors, with plain matrices in float8_e4m3fn as quantized ones: ComfyUI's layers for quantized weights keep
-    no other weights in 8 bits.
+    """These tensors, with plain matrices in float8_e4m3fn as quantized ones. ComfyUI's layers for quantized weights do
+    not keep plain ones in 8 bits.
 
     multiply  in 8 bits too, on a GPU that can
     """
