@@ -119,12 +119,12 @@ def _measure(model: Path, file: Path, precision: Precision, count: int, fast: bo
     from ovis_core.weights.conversion import write_one
 
     write_one(open_model(model), file, precision)
-    begun = time.perf_counter()
-    painter = Painter(file, "fp8_e4m3fn_fast" if fast and precision.format else "default")
-    load = time.perf_counter() - begun
-    memory = painter.model.model_size() + painter.clip.patcher.model_size() + painter.vae.patcher.model_size()
     conditions, latents, hits, answers = [], [], [], []
-    with torch.inference_mode():
+    with torch.inference_mode():  # as in ComfyUI, from loading on
+        begun = time.perf_counter()
+        painter = Painter(file, "fp8_e4m3fn_fast" if fast and precision.format else "default")
+        load = time.perf_counter() - begun
+        memory = painter.model.model_size() + painter.clip.patcher.model_size() + painter.vae.patcher.model_size()
         for seed, (text, scene) in enumerate(cases(count)):
             positive, _ = text_to_image(painter.clip, text, "", world.SIDE, world.SIDE)
             conditions.append(positive[0][0])

@@ -155,15 +155,11 @@ def _adapted(operations: Any) -> Any:
             return super()._forward(input, weight, bias)
 
         def __getattr__(self, name: str) -> Any:
-            try:
-                return super().__getattr__(name)
-            except AttributeError:
-                # The optional tensors are parameters, and `state_dict` asks for them.
-                if f".{name}" in (SCALE, SCALE_2, MARK) and "layout_type" in self.__dict__:
-                    found = self.state_dict()
-                    if name in found:
-                        return found[name]
-                raise
+            if f".{name}" in (SCALE, SCALE_2, MARK) and "layout_type" in self.__dict__:
+                found = self.state_dict()
+                if name in found:
+                    return found[name]
+            return super().__getattr__(name)
 
     operations.Linear = Linear
     return operations

@@ -365,8 +365,8 @@ def _kitchen(form: Format) -> Any:
     try:
         from comfy_kitchen import tensor
 
-        return getattr(tensor, form.layout)
-    except (ImportError, AttributeError) as error:
+        return vars(tensor)[form.layout]
+    except (ImportError, KeyError) as error:
         raise CheckpointError(
             f"the format {form.name} needs the Python package comfy_kitchen as newer versions of ComfyUI install it; "
             "update ComfyUI, and use its Python."

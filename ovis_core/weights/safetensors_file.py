@@ -71,8 +71,8 @@ def _header_marks(file: Path, text: str | None, names: Iterable[str]) -> dict[st
     if text is None:
         return {}
     try:
-        layers = {layer + QUANTIZED_MARK: json.dumps(mark) for layer, mark in json.loads(text)["layers"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        layers = {layer + QUANTIZED_MARK: json.dumps(mark) for layer, mark in dict(json.loads(text)["layers"]).items()}
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} has {QUANTIZATION} in its header that is not valid. {AGAIN}") from error
     marks = {name: mark.encode() for name, mark in layers.items() if name not in names}
     return {name: TensorEntry(name, (len(data),), "U8", file, data) for name, data in marks.items()}
