@@ -30,10 +30,10 @@ def main() -> int:
     from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.conversion import NAMES, write_one, write_parts
     from ovis_core.weights.lazy_tensors import check_values
-    from ovis_core.weights.precision import PRECISIONS, SCALED
+    from ovis_core.weights.precision import PRECISIONS, QUANTIZED
     from ovis_core.weights.safetensors_file import CheckpointError
 
-    choices = {name: choice for name, choice in PRECISIONS.items() if not choice.fast} | SCALED
+    choices = {name: choice for name, choice in PRECISIONS.items() if not choice.fast} | QUANTIZED
     names = {f"{name}.safetensors": PLACES[name] for name in NAMES.values()}
     parser = argparse.ArgumentParser(description="Convert an Ovis-U1 model to one file, or to one file for each part.")
     parser.add_argument("source", help="a release folder, or a file with all parts")
@@ -76,8 +76,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     show("", last=True)
-    if choices[args.dtype].large is not None and is_eight_bit(opened):
-        print("The source is already in 8 bits; those matrices were not changed.")
+    chosen = choices[args.dtype]
+    if (chosen.large is not None or chosen.format is not None) and (before := stored_formats(opened)):
+        print(f"The source is already quantized ({listed(before)}); those matrices were not changed.")
     for file in files:
         print(f"{file}  {file.stat().st_size / 1e9:.2f} GB")
     if args.parts:
@@ -90,14 +91,21 @@ def main() -> int:
 def listed(names: Iterable[str]) -> str:
     """Joins names with commas and "and"."""
     *first, last = names
-    return f"{', '.join(first)} and {last}"
+    return f"{', '.join(first)} and {last}" if first else last
 
 
-def is_eight_bit(opened: Checkpoint) -> bool:
-    """Whether a model's matrices are stored in 8 bits."""
-    from ovis_core.weights.components import DECODER
+def stored_formats(opened: Checkpoint) -> list[str]:
+    """The formats of a model's quantized layers, and "fp8" if it has weights in 8 bits without scales."""
+    from ovis_core.weights.components import VAE
+    from ovis_core.weights.lazy_tensors import TensorReader, lazy_tensors
+    from ovis_core.weights.quantized import FP8, quantized_layers, unquantized
 
-    return any(entry.dtype.startswith("F8") for entry in opened.components[DECODER].entries.values())
+    found = set()
+    for kind, component in opened.components.items():
+        tensors = {} if kind == VAE else lazy_tensors(component.entries, TensorReader())
+        found |= set(quantized_layers(tensors).values())
+        found |= {"fp8" for tensor in unquantized(tensors).values() if tensor.dtype == FP8}
+    return sorted(found)
 
 
 def report(done: int, total: int, doing: str) -> None:

@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--only", help="only these groups of settings, separated by commas")
     parser.add_argument("--json", type=Path, help="also add results to this file; its rows are not measured again")
     args = parser.parse_args()
-    _prepare()
+    prepare()
     from painting import Painter, cases, settings
 
     from ovis_core.weights import built_in
@@ -86,7 +86,8 @@ def _share(row: dict[str, Any]) -> str:
     return "fails" if row["right"] is None else f"{row['right']:.0%}"
 
 
-def _prepare() -> None:
+def prepare() -> None:
+    """Makes ComfyUI, on the CPU, and the pack importable."""
     sys.path[:0] = [str(HERE.parent / "scripts"), os.environ["COMFYUI_PATH"]]
     sys.path += [str(HERE.parent / "benchmarks"), str(HERE)]  # behind everything else: their modules have plain names
     import comfy.cli_args

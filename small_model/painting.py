@@ -93,19 +93,27 @@ class Painter(NativePipeline):
     def _count(self, _: Any, __: Any, out: Tensor) -> None:
         self.passes += len(out)
 
-    @torch.inference_mode()
     def paint(self, setting: Setting, case: Case, seed: int) -> Tensor:
         """(3, 128, 128) in 0..1."""
+        return self.decoded(setting, self.sampled(setting, case, seed))
+
+    @torch.inference_mode()
+    def sampled(self, setting: Setting, case: Case, seed: int) -> Tensor:
+        """(1, 4, 16, 16)."""
         side = world.SIDE
         edited = case.task == "edit"
         source = world.draw(case.sources).permute(0, 2, 3, 1) if edited else None
         sampling = {"steps": setting.steps, "sampler": setting.sampler, "scheduler": setting.scheduler}
         image = ImageSpec(side, side, edit=edited, source=source, prompt=case.prompt, seed=seed, **sampling)
-        latent = self.latent(image, setting.patch(self.model), **setting.guidance)
+        return self.latent(image, setting.patch(self.model), **setting.guidance)["samples"]
+
+    @torch.inference_mode()
+    def decoded(self, setting: Setting, latent: Tensor) -> Tensor:
+        """A latent as a picture (3, 128, 128) in 0..1."""
         if setting.tile:
-            (image,) = VAEDecodeTiled().decode(self.vae, latent, setting.tile, 16)
+            (image,) = VAEDecodeTiled().decode(self.vae, {"samples": latent}, setting.tile, 16)
         else:
-            image = self.vae.decode(latent["samples"])
+            image = self.vae.decode(latent)
         return image[0].permute(2, 0, 1).float()
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import comfy.sd
 import comfy.supported_models_base
+from comfy import model_management
+from comfy.model_patcher import ModelPatcher
 
+from ..multimodal import Token
+from ..pixels import VisualInput
 from ..weights.config import OvisConfig
 from ..weights.metadata import metadata
-from .comfy_layers import keep_patchable
-from .compat import new_clip
+from .comfy_layers import keep_patchable, loaded_whole
+from .compat import is_dynamic, new_clip
 from .network_weights import NetworkWeights
 from .text_model import OvisTextModel
 from .tokens import OvisTokenizer
@@ -37,7 +42,7 @@ def build_clip(
         "config": config,
         "compute_dtype": dtypes.compute,
         "load_device": dtypes.device,
-        "precision": dtypes.precision,
+        "eight_bit": weights.eight_bit,
     }
     placement = weights.placement
     chosen = {
@@ -63,3 +68,33 @@ def build_clip(
     clip.patcher.force_cast_weights = False
     keep_patchable(clip.patcher)
     return clip
+
+
+def load_clip(clip: comfy.sd.CLIP, tokens: Iterable[Token], memory: int) -> None:
+    """Loads the weights that `tokens` need, and frees `memory` bytes more.
+
+    Without pictures among them the visual tokenizer stays where it is. Dynamic VRAM moves a weight when it is used.
+    """
+    pictures = any(isinstance(token, VisualInput) for token in tokens)
+    vision = clip.cond_stage_model.visual_tokenizer
+    if pictures or is_dynamic(clip.patcher) or any(map(loaded_whole, vision.modules())):
+        model_management.load_models_gpu([clip.patcher], memory_required=memory)
+        return
+    with _without(clip.patcher, "visual_tokenizer"):
+        model_management.load_models_gpu([clip.patcher], memory_required=memory)
+
+
+@contextmanager
+def _without(patcher: ModelPatcher, name: str) -> Iterator[None]:
+    """Hides a part of a patcher's network from loading. The next load completes the network."""
+    model, size = patcher.model, patcher.size
+    order = list(model._modules)
+    hidden = model._modules.pop(name)
+    patcher.size = model_management.module_size(model)
+    try:
+        yield
+    finally:
+        model._modules[name] = hidden
+        model._modules.update({other: model._modules.pop(other) for other in order})  # back in its place
+        patcher.size = size
+        model.model_lowvram = True  # ComfyUI's mark of a model that is not loaded completely

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import comfy.ldm.flux.math as flux
 import comfy.ops
 import torch
+from comfy import model_management
 from comfy.cli_args import args
 from comfy.ldm.modules.attention import attention_pytorch, attention_sub_quad
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ..networks.layers import Layers
 from ..networks.rotary import rotate_pairs
 from ..weights.lazy_tensors import LazyTensor
-from ..weights.precision import LARGE, Precision
-from ..weights.quantized import MARK, OLDER_SCALE, SCALE
-from .compat import resident_weight, rotates_in_one_kernel, scaled_fp8_operations
+from ..weights.quantized import (
+    FP8,
+    MARK,
+    OLDER_SCALE,
+    OPTIONAL,
+    SCALE,
+    SCALE_2,
+    SMOOTHING,
+    WEIGHT,
+    quantized_layers,
+    scaled_by_one,
+)
+from ..weights.safetensors_file import CheckpointError
+from .compat import (
+    mixed_operations,
+    quantized_formats,
+    resident_weight,
+    rotates_in_one_kernel,
+    scaled_fp8_operations,
+)
 from .dtypes import Dtypes
 
 
@@ -96,29 +115,65 @@ def _pinned(layer: nn.Module, like: Tensor) -> Iterator[bool]:
 
 
 def quantized_operations(tensors: Mapping[str, LazyTensor], dtypes: Dtypes) -> tuple[Any, Mapping[str, LazyTensor]]:
-    """ComfyUI's layers for quantized weights, and the tensors by these layers' names; None without such weights."""
-    if not any(name.endswith(MARK) for name in tensors):
+    """ComfyUI's layers for quantized weights, and the tensors by these layers' names; None without such weights.
+
+    Raises `CheckpointError` for a format that this ComfyUI does not have.
+    """
+    layers = quantized_layers(tensors)
+    if not layers:
         return None, tensors
-    multiply = dtypes.precision.fast
+    offered = quantized_formats()
+    for layer, form in layers.items():
+        lacking = {SMOOTHING} - offered.get(form, set()) if layer + SMOOTHING in tensors else ()
+        if form not in offered or lacking:
+            name = f"{form} with{SMOOTHING}".replace(".", " ") if lacking else form
+            raise CheckpointError(
+                f"{tensors[layer + WEIGHT].file}: weights are stored in the format {name}, which this ComfyUI does "
+                "not have; update ComfyUI, or convert the original weights to bf16 or fp8_scaled (scripts/convert.py)."
+            )
     older = scaled_fp8_operations()
     if older is None:
-        return comfy.ops.mixed_precision_ops({}, dtypes.weights, full_precision_mm=not multiply), tensors
-    renamed = {n.replace(SCALE, OLDER_SCALE): tensor for n, tensor in tensors.items() if not n.endswith(MARK)}
+        operations = _adapted(mixed_operations(dtypes.weights, dtypes.device, dtypes.only_weights))
+        return operations, scaled_by_one(tensors, dtypes.precision.fast)
+    multiply = dtypes.precision.fast and model_management.supports_fp8_compute(dtypes.device)
+    renamed = {
+        n.replace(SCALE, OLDER_SCALE): tensor for n, tensor in tensors.items() if not n.endswith((MARK, *OPTIONAL))
+    }
     return older(fp8_matrix_mult=multiply, scale_input=False), renamed
 
 
-def prepare(network: nn.Module, precision: Precision) -> None:
-    """Prepares a network's large layers for weights of another dtype, which they cast at each use."""
-    if precision.large is None:
-        return
-    for name, layer in network.named_modules():
-        if not LARGE.search(f"{name}.weight") or not isinstance(layer, nn.Linear):
-            continue
+def _adapted(operations: Any) -> Any:
+    """Layers that also have the tensors of their state dict as attributes, where hooks and merges look for them, and
+    that dequantize every format whose mark asks for it.
+    """
+
+    class Linear(operations.Linear):
+        def _forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            # Otherwise ComfyUI multiplies formats of integers in integers.
+            if self._full_precision_mm and isinstance(weight, QuantizedTensor):
+                weight = weight.dequantize()
+            return super()._forward(input, weight, bias)
+
+        def __getattr__(self, name: str) -> Any:
+            if f".{name}" in (SCALE, SCALE_2, MARK) and "layout_type" in self.__dict__:
+                found = self.state_dict()
+                if name in found:
+                    return found[name]
+            return super().__getattr__(name)
+
+    operations.Linear = Linear
+    return operations
+
+
+def prepare(network: nn.Module, eight_bit: Collection[str]) -> None:
+    """Prepares layers, by their names, for plain weights in 8 bits, which they cast at each use."""
+    for name in eight_bit:
+        layer = network.get_submodule(name)
         layer.comfy_cast_weights = True
-        layer.weight_comfy_model_dtype = precision.large  # dtype in which dynamic VRAM keeps it
+        layer.weight_comfy_model_dtype = FP8  # dtype in which dynamic VRAM keeps it
         # With dynamic VRAM there is no weight yet.
         if layer.weight is not None:
-            layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=precision.large), requires_grad=False)
+            layer.weight = nn.Parameter(torch.empty_like(layer.weight, dtype=FP8), requires_grad=False)
 
 
 def keep_patchable(patcher: ModelPatcher) -> None:
@@ -132,10 +187,15 @@ def keep_patchable(patcher: ModelPatcher) -> None:
     _unmark_whole_layers(patcher)
 
 
+def loaded_whole(layer: nn.Module) -> bool:
+    """Whether ComfyUI has loaded a layer completely, and not left its weights in RAM."""
+    return getattr(layer, "comfy_patched_weights", False)
+
+
 def _unmark_whole_layers(patcher: ModelPatcher, *loading: Any) -> None:
     for layer in patcher.model.modules():
-        if not getattr(layer, "comfy_patched_weights", False):
-            continue  # not loaded completely
+        if not loaded_whole(layer):
+            continue
         if hasattr(layer, "prev_comfy_cast_weights"):
             layer.__dict__.setdefault("ovis_u1_casts", layer.prev_comfy_cast_weights)
             del layer.prev_comfy_cast_weights

@@ -74,6 +74,34 @@ def scaled_fp8_operations() -> Callable[..., Any] | None:
     return getattr(comfy.ops, "scaled_fp8_ops", None)
 
 
+def quantized_formats() -> dict[str, set[str]]:
+    """Formats of quantized layers -> suffixes of the tensors that these layers take beside their weights.
+
+    0.3.75 computes float8 with one scale. Later versions list more, each with the tensors' names.
+    """
+    if scaled_fp8_operations() is not None:
+        return {"float8_e4m3fn": {".weight_scale"}}
+    listed = comfy.quant_ops.QUANT_ALGOS
+    return {name: {f".{parameter}" for parameter in form["parameters"]} for name, form in listed.items()}
+
+
+def mixed_operations(dtype: torch.dtype, device: torch.device, only_weights: bool) -> Any:
+    """Layers for weights of each quantized format, in versions without `scaled_fp8_operations`.
+
+    dtype         of weights that are not quantized
+    only_weights  multiply in the type of the activations; otherwise a layer's mark decides, and formats in which the
+                  device cannot multiply are dequantized
+    """
+    supported = {
+        "float8_e4m3fn": "supports_fp8_compute",
+        "float8_e5m2": "supports_fp8_compute",
+        "mxfp8": "supports_mxfp8_compute",
+        "nvfp4": "supports_nvfp4_compute",
+    }
+    disabled = {name for name, question in supported.items() if not getattr(model_management, question)(device)}
+    return comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=only_weights, disabled=disabled)
+
+
 # ---- dynamic VRAM: weights stay in their files and are paged in when a layer needs them. 0.3.75 does not have it.
 
 

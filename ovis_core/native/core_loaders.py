@@ -22,7 +22,7 @@ from ..weights.lazy_tensors import NAMES_OF
 from ..weights.precision import DEFAULT, PRECISIONS, Precision
 from ..weights.quantized import FP8_IN_FILES
 from ..weights.release import RELEASE
-from ..weights.safetensors_file import METADATA, CheckpointError, TensorEntry
+from ..weights.safetensors_file import QUANTIZATION, CheckpointError, TensorEntry, header_marks, is_metadata
 from .compat import bound_arguments, reads_ovis_u1, source_file
 from .loading import load_component
 from .network_weights import Placement
@@ -127,11 +127,11 @@ def _find_checkpoint(arguments: Arguments) -> Checkpoint | None:
     state_dict = arguments["sd"]
     if not _has_decoder(state_dict):
         return None
-    return _checked(state_dict, [kind for kind in MARKS if _has(kind, state_dict)])
+    return _checked(arguments, state_dict, [kind for kind in MARKS if _has(kind, state_dict)])
 
 
 def _find_decoder(arguments: Arguments) -> Checkpoint | None:
-    return _checked(arguments["sd"], [DECODER]) if _has_decoder(arguments["sd"]) else None
+    return _checked(arguments, arguments["sd"], [DECODER]) if _has_decoder(arguments["sd"]) else None
 
 
 def _find_text(arguments: Arguments) -> Checkpoint | None:
@@ -142,7 +142,7 @@ def _find_text(arguments: Arguments) -> Checkpoint | None:
         if _has(TEXT, state_dict):
             if len(state_dicts) > 1:
                 raise CheckpointError(NOT_ALONE)
-            return _checked(state_dict, [TEXT])
+            return _checked(arguments, state_dict, [TEXT])
     return None
 
 
@@ -179,9 +179,10 @@ def _release_names() -> frozenset[str]:
     return frozenset(name for name, _ in layout.tensor_shapes(RELEASE)) | {f"{layout.LANGUAGE}lm_head.weight"}
 
 
-def _checked(state_dict: StateDict, kinds: Iterable[Kind]) -> Checkpoint:
+def _checked(arguments: Arguments, state_dict: StateDict, kinds: Iterable[Kind]) -> Checkpoint:
     entries = {name: _entry(name, tensor) for name, tensor in state_dict.items() if isinstance(tensor, Tensor)}
-    return check_tensors(entries, kinds)
+    header = (arguments.get("metadata") or {}).get(QUANTIZATION)
+    return check_tensors(entries | header_marks("the file", header, entries), kinds)
 
 
 def _entry(name: str, tensor: Tensor) -> TensorEntry:
@@ -189,7 +190,7 @@ def _entry(name: str, tensor: Tensor) -> TensorEntry:
     # Other packs' tensors, such as GGUF's, do not contain the values that their shape and dtype promise.
     plain = type(tensor) in (Tensor, nn.Parameter)
     dtype = NAMES_OF.get(tensor.dtype, str(tensor.dtype)) if plain else type(tensor).__name__
-    data = tensor.cpu().numpy().tobytes() if METADATA in name and dtype == "U8" else None
+    data = tensor.cpu().numpy().tobytes() if dtype == "U8" and is_metadata(name) else None
     return TensorEntry(name, tuple(tensor.shape), dtype, source_file(tensor), data)
 
 

@@ -14,11 +14,13 @@ from comfy.cli_args import args as cli_args
 from ..weights.components import DECODER, Kind
 from ..weights.lazy_tensors import LazyTensor
 from ..weights.precision import DEFAULT, LARGE, PRECISIONS, Precision
+from ..weights.quantized import FP8, quantized_layers, unquantized
 from .compat import supports_fp64
 
 # The decoder computes in these. Not in float16: the condition contains the language model's unnormed states, which
 # overflow it.
 DECODER_DTYPES = (torch.bfloat16, torch.float32)
+WITHOUT_FLOAT8 = ("int8_tensorwise", "convrot_w4a4")  # formats that any device can dequantize
 TEXT_FLAGS = ("fp8_e4m3fn_text_enc", "fp8_e5m2_text_enc", "fp16_text_enc", "bf16_text_enc", "fp32_text_enc")
 
 
@@ -26,15 +28,17 @@ TEXT_FLAGS = ("fp8_e4m3fn_text_enc", "fp8_e5m2_text_enc", "fp16_text_enc", "bf16
 class Dtypes:
     """Types of a network's weights and arithmetic on a device.
 
-    precision  how the weights are kept
-    weights    dtype of the weights that `precision` does not set
-    compute    dtype of the arithmetic; None: that of the weights
+    precision     how the weights are kept
+    weights       dtype of the weights that `precision` does not set
+    compute       dtype of the arithmetic; None: that of the weights
+    only_weights  quantized layers multiply in `compute`, whatever their marks say
     """
 
     device: torch.device
     precision: Precision
     weights: torch.dtype
     compute: torch.dtype | None
+    only_weights: bool = False
 
 
 def choose_dtypes(
@@ -49,13 +53,12 @@ def choose_dtypes(
     if kind == DECODER:
         device = device or model_management.get_torch_device()
         precision = for_device(precision, tensors, device)
-        precision = replace(precision, fast=precision.fast and model_management.supports_fp8_compute(device))
         return Dtypes(device, precision, *_decoder_dtypes(tensors, device, precision))
     device = device or model_management.text_encoder_device()
     # The language model's activations have outliers that 8 bits cannot represent.
     precision = replace(for_device(precision, tensors, device), fast=False)
     stored = tensors["llm.model.embed_tokens.weight"].dtype
-    return Dtypes(device, precision, *text_dtypes(stored, device, precision))
+    return Dtypes(device, precision, *text_dtypes(stored, device, precision), only_weights=True)
 
 
 def for_device(precision: Precision, tensors: Mapping[str, LazyTensor], device: torch.device) -> Precision:
@@ -64,11 +67,8 @@ def for_device(precision: Precision, tensors: Mapping[str, LazyTensor], device: 
     By default they stay as they are stored, or become bfloat16 or float32 if the device does not support their type.
     Raises ValueError if the user chose a type that it does not support.
     """
-    wanted = precision
-    if precision == DEFAULT and any(tensor.dtype == torch.float8_e4m3fn for tensor in tensors.values()):
-        wanted = PRECISIONS["fp8_e4m3fn"]  # large matrices that are stored in 8 bits stay so
-    if _castable(wanted, tensors, device):
-        return wanted
+    if _castable(precision, tensors, device):
+        return precision
     possible = [name for name, other in PRECISIONS.items() if other != DEFAULT and _castable(other, tensors, device)]
     if precision != DEFAULT:
         chosen = next(name for name, other in PRECISIONS.items() if other == precision)
@@ -77,7 +77,7 @@ def for_device(precision: Precision, tensors: Mapping[str, LazyTensor], device: 
             f"{', '.join(possible)}."
         )
     wide = wide_dtype(device)
-    lacking = sorted(str(dtype) for dtype in _dtypes_in(wanted, tensors) if not castable(dtype, device))
+    lacking = sorted(str(dtype) for dtype in _dtypes_in(precision, tensors) if not castable(dtype, device))
     _warn_of_wide(" and ".join(lacking), device, wide)
     return Precision(every=wide)
 
@@ -100,14 +100,15 @@ def _dtypes_in(precision: Precision, tensors: Mapping[str, LazyTensor]) -> set[t
     """The types that these tensors are kept in."""
     if precision.every is not None:
         return {precision.every}
-    kept = {tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point}
-    return kept if precision.large is None else kept | {precision.large}
+    kept = {tensor.dtype for tensor in unquantized(tensors).values() if tensor.dtype.is_floating_point}
+    in_float8 = [form for form in quantized_layers(tensors).values() if form not in WITHOUT_FLOAT8]
+    return kept | ({FP8} if in_float8 else set()) | ({precision.large} if precision.large is not None else set())
 
 
 def _decoder_dtypes(
     tensors: Mapping[str, LazyTensor], device: torch.device, precision: Precision
 ) -> tuple[torch.dtype, torch.dtype | None]:
-    small = {name: tensor.meta for name, tensor in tensors.items() if not LARGE.search(name)}
+    small = {name: tensor.meta for name, tensor in unquantized(tensors).items() if not LARGE.search(name)}
     dtype = precision.every or model_management.unet_dtype(
         model_params=sum(tensor.meta.nelement() for tensor in tensors.values()),
         supported_dtypes=list(DECODER_DTYPES),

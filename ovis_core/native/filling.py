@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..weights.lazy_tensors import LazyTensor
-from ..weights.quantized import MARK, SCALE
+from ..weights.quantized import MARK, WEIGHT
 
 
 def fill(network: nn.Module, weights: Mapping[str, LazyTensor], assign: bool) -> None:
-    """Loads weights by their names in the network. Each is read once, except scales.
+    """Loads weights by their names in the network. Each is read once.
 
     assign  the layers take the tensors themselves, which stay in their files until they are needed, as dynamic VRAM
             requires. Otherwise only persistent tensors of the layer's dtype are taken, and others are copied one by
@@ -21,11 +21,6 @@ def fill(network: nn.Module, weights: Mapping[str, LazyTensor], assign: bool) ->
         network.load_state_dict({name: tensor.read() for name, tensor in weights.items()}, strict=False, assign=True)
     else:
         _copy(network, weights)
-    # Newer ComfyUIs list these in a layer's state dict, but hooks and merges look for them in the layer itself.
-    for name, tensor in weights.items():
-        if name.endswith((SCALE, MARK)):
-            layer, _, attribute = name.rpartition(".")
-            setattr(network.get_submodule(layer), attribute, tensor.read().clone())
 
 
 def _copy(network: nn.Module, weights: Mapping[str, LazyTensor]) -> None:
@@ -35,13 +30,17 @@ def _copy(network: nn.Module, weights: Mapping[str, LazyTensor]) -> None:
     for layer, names in layers.items():
         module = network.get_submodule(layer)
         own = {f"{layer}.{name}".lstrip("."): parameter for name, parameter in module._parameters.items()}
-        # A layer whose weight is made from the tensor would keep the file mapped.
-        tensors = {name: weights[name].read() if name in own else weights[name].read().clone() for name in names}
+        # A layer that makes its weight from the tensor would keep the file mapped.
+        tensors = {name: _for_layer(name, weights[name], name in own) for name in names}
         stay = all(weights[name].persistent and _alike(tensors[name], own[name]) for name in names if name in own)
         how, errors = {"assign_to_params_buffers": stay}, list[str]()
         module._load_from_state_dict(tensors, f"{layer}." if layer else "", how, False, [], [], errors)
         if errors:
             raise RuntimeError("; ".join(errors))
+
+
+def _for_layer(name: str, tensor: LazyTensor, copied: bool) -> Tensor:
+    return tensor.read() if copied or (tensor.persistent and name.endswith(WEIGHT)) else tensor.read().clone()
 
 
 def _alike(tensor: Tensor, parameter: Tensor) -> bool:

@@ -30,7 +30,7 @@ def build_model(
     tensors = model_config.process_unet_state_dict(weights.tensors)
     model = model_config.get_model({})
     model.side = side
-    prepare(model.diffusion_model, dtypes.precision)
+    prepare(model.diffusion_model, weights.eight_bit)
 
     offload_device = weights.placement.offload_device or model_management.unet_offload_device()
     patcher = new_patcher(model, tensors, dtypes.device, offload_device, disable_dynamic)

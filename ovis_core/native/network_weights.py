@@ -10,7 +10,8 @@ import torch
 
 from ..weights.components import Kind
 from ..weights.lazy_tensors import LazyTensor
-from ..weights.precision import DEFAULT, Precision, in_precision
+from ..weights.precision import DEFAULT, LARGE, Precision, in_precision, large_only
+from ..weights.quantized import FP8, WEIGHT, unquantized
 from .comfy_layers import quantized_operations
 from .dtypes import Dtypes, choose_dtypes
 
@@ -40,12 +41,14 @@ class NetworkWeights:
 
     tensors     by the release's names, without the component's prefix
     operations  ComfyUI's namespace of layers; None: ComfyUI chooses it for `dtypes`
+    eight_bit   layers whose weights are in 8 bits, but not of a format that `operations` loads
     """
 
     tensors: Mapping[str, LazyTensor]
     dtypes: Dtypes
     operations: Any = None
     placement: Placement = CHOSEN_BY_COMFYUI
+    eight_bit: frozenset[str] = frozenset()
 
 
 def prepare_weights(
@@ -56,14 +59,19 @@ def prepare_weights(
 ) -> NetworkWeights:
     """Weights of the decoder or the text encoder for this machine, from a component's tensors without prefix.
 
-    Raises ValueError for a precision that the device does not support, and for layers that cannot hold the weights.
+    Raises ValueError for a precision that the device does not support, and for layers that cannot hold the weights;
+    `CheckpointError` for quantized layers that this ComfyUI does not have.
     """
+    tensors = large_only(tensors)
     dtypes = choose_dtypes(kind, tensors, precision, placement.device)
-    operations, tensors = quantized_operations(in_precision(tensors, dtypes.precision), dtypes)
+    operations, named = quantized_operations(in_precision(tensors, dtypes.precision), dtypes)
     if placement.operations is not None:
         if operations is not None:
             raise ValueError(
-                "custom_operations: the weights have scales, which need ComfyUI's own layers; choose a file in bf16."
+                "custom_operations: the weights are quantized, which needs ComfyUI's own layers; choose a file in bf16."
             )
         operations = placement.operations
-    return NetworkWeights(tensors, dtypes, operations, placement)
+    # The older layers of 0.3.75 load quantized weights like plain ones; newer ones make them from marks.
+    plain = unquantized(named)
+    eight_bit = {n.removesuffix(WEIGHT) for n, tensor in plain.items() if tensor.dtype == FP8 and LARGE.search(n)}
+    return NetworkWeights(named, dtypes, operations, placement, frozenset(eight_bit))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
@@ -19,7 +19,6 @@ from ..text.decoding import GREEDY, Sampling
 from ..text.tokenizer import Tokenizer
 from ..weights.config import OvisConfig
 from ..weights.lazy_tensors import LazyTensor
-from ..weights.precision import Precision
 from .comfy_layers import comfy_layers, pinned, prepare
 from .compat import takes_tensors
 from .filling import fill
@@ -35,14 +34,14 @@ class OvisTextModel(Multimodal):
         config: OvisConfig,
         compute_dtype: torch.dtype,
         load_device: torch.device,
-        precision: Precision,
+        eight_bit: Collection[str],
         device: Any = None,
         dtype: torch.dtype | None = None,
         model_options: dict[str, Any] | None = None,
     ) -> None:
         operations = (model_options or {}).get("custom_operations") or comfy.ops.manual_cast
         super().__init__(config, comfy_layers(operations, dtype, device))
-        prepare(self, precision)
+        prepare(self, eight_bit)
         self.train(False).requires_grad_(False)
         self.dtypes = {dtype}
         self.weight_dtype = dtype

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 
 import comfy.sd
 import comfy.utils
 import torch
-from comfy import model_management
 from torch import Tensor
 
 from ..multimodal import Token, sequence_length
 from ..text.conversation import Conversation, PromptCache, split_thinking, with_answer, without_end
 from ..text.decoding import Sampling
 from ..text.tokenizer import Tokenizer
+from .clip import load_clip
 from .compat import device_context
 
 YES, NO = ("Yes", "yes"), ("No", "no")
@@ -83,7 +84,7 @@ def understand(
             max_new_tokens,
             limit,
         )
-    with _loaded(clip, model.memory_for(tokens, limit)):
+    with _loaded(clip, tokens, model.memory_for(tokens, limit)):
         weights = _weights_id(clip)
         past = before.cache
         if past is None or weights is None or past.weights != weights:
@@ -138,7 +139,8 @@ def _first_words(
     first_tokens = torch.tensor([tokenizer.encode([word])[0] for choice in choices for word in choice])
     progress = comfy.utils.ProgressBar(len(questions))
     scores = []
-    with _loaded(clip, max(model.memory_for(tokens, 1) for tokens in questions)):
+    memory = max(model.memory_for(tokens, 1) for tokens in questions)
+    with _loaded(clip, chain.from_iterable(questions), memory):
         for tokens in questions:
             _, logits = model.prefill(tokens, 1)
             probs = logits[first_tokens.to(logits.device)].softmax(0).split([len(choice) for choice in choices])
@@ -147,9 +149,9 @@ def _first_words(
     return scores
 
 
-def _loaded(clip: comfy.sd.CLIP, memory: int) -> AbstractContextManager[None]:
-    """Loads the text encoder and frees `memory` bytes; returns the context to run it in."""
-    model_management.load_models_gpu([clip.patcher], memory_required=memory)
+def _loaded(clip: comfy.sd.CLIP, tokens: Iterable[Token], memory: int) -> AbstractContextManager[None]:
+    """Loads the text encoder for `tokens` and frees `memory` bytes; returns the context to run it in."""
+    load_clip(clip, tokens, memory)
     device = clip.patcher.load_device
     clip.cond_stage_model.set_clip_options({"execution_device": device})
     return device_context(device)

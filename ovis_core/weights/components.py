@@ -11,7 +11,7 @@ from typing import Any
 from . import layout
 from .config import LATENT_CHANNELS, ConfigError, OvisConfig, VaeConfig, check_together
 from .metadata import read_metadata
-from .quantized import WEIGHT, scale_entries
+from .quantized import quantized_entries
 from .release import RELEASE
 from .safetensors_file import CheckpointError, TensorEntry, some
 
@@ -153,18 +153,17 @@ def check(component: Component, config: OvisConfig, source: object, config_name:
     if component.kind == VAE and "encoder.down_blocks.0.resnets.0.conv1.weight" not in component.entries:
         return component
     wanted = component.kind.shapes(config)
+    quantized = quantized_entries(component.entries, wanted, source)
     missing = []
     for name, shape in wanted.items():
         entry = component.entries.get(name)
         if entry is None:
             missing.append(component.prefix + name)
-        elif entry.shape != shape:
+        elif entry.shape != shape and name not in quantized:
             raise CheckpointError(
                 f"{source}: tensor {entry.name} has shape {list(entry.shape)}, but {config_name} requires "
                 f"{list(shape)}; download the weights and the config again."
             )
     if missing:
         raise CheckpointError(f"{source}: missing tensor {some(missing)}; download the model again.")
-    layers = [name.removesuffix(WEIGHT) for name in wanted if name.endswith(WEIGHT)]
-    scales = scale_entries(component.entries, layers, source)
-    return dataclasses.replace(component, entries={name: component.entries[name] for name in wanted} | scales)
+    return dataclasses.replace(component, entries={name: component.entries[name] for name in wanted} | quantized)

@@ -124,7 +124,7 @@ def _write_file(file: Path, tensors: Mapping[str, LazyTensor], count: Callable[[
 
     Large elements come first and metadata last, so that every tensor begins at a multiple of its element's size.
     """
-    tensors = dict(sorted(tensors.items(), key=lambda item: _place(item[1].dtype)))
+    tensors = dict(sorted(tensors.items(), key=lambda item: _place(item[1])))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -150,9 +150,9 @@ def _write_file(file: Path, tensors: Mapping[str, LazyTensor], count: Callable[[
     return checksum
 
 
-def _place(dtype: torch.dtype) -> tuple[int, bool]:
+def _place(tensor: LazyTensor) -> tuple[int, bool]:
     """Sort key of a file's tensors: large elements first, metadata last."""
-    return -dtype.itemsize, dtype == torch.uint8
+    return -tensor.dtype.itemsize, tensor.dtype == torch.uint8 and len(tensor.shape) == 1
 
 
 def _read(name: str, tensor: LazyTensor) -> Tensor:

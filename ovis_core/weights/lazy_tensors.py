@@ -22,8 +22,12 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8,
     "U8": torch.uint8,
 }
+if "float8_e8m0fnu" in dir(torch):  # torch 2.7 and later
+    DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 NAMES_OF = {dtype: name for name, dtype in DTYPES.items()}  # dtype -> its name in safetensors
 REMAP_EVERY = 64 * 2**20  # bytes read from a memory map before it is mapped again, which frees them
 
@@ -35,7 +39,8 @@ class LazyTensor:
     The tensor that was read stays valid. Do not write to it unless it is `persistent`: it is then in memory, or mapped
     privately for this process, and a layer may use it as its weight.
 
-    file  its file; None if it was made in memory
+    file    its file; None if it was made in memory
+    matrix  shape of the matrix, if the tensor stores one in fewer bits
     """
 
     shape: tuple[int, ...]
@@ -44,6 +49,7 @@ class LazyTensor:
     origin: str = ""
     persistent: bool = False
     file: Path | None = None
+    matrix: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, tensor: Tensor) -> LazyTensor:
@@ -123,7 +129,10 @@ def lazy_tensors(
             raise CheckpointError(
                 f"{origin}: expected dtype {', '.join(DTYPES)}, got {entry.dtype}; choose another file."
             )
-        found[name] = LazyTensor(entry.shape, dtype, partial(read, entry), origin, persistent, entry.file)
+        if entry.data is not None:
+            found[name] = LazyTensor.of(torch.frombuffer(bytearray(entry.data), dtype=dtype))
+            continue
+        found[name] = LazyTensor(entry.shape, dtype, partial(read, entry), origin, persistent, entry.file, entry.matrix)
     return found
 
 
@@ -131,7 +140,7 @@ def check_values(entries: Iterable[TensorEntry]) -> None:
     """Reads these tensors. Raises `CheckpointError` for NaN or infinity."""
     read = TensorReader()
     for entry in entries:
-        if not is_finite(read(entry)):
+        if entry.data is None and not is_finite(read(entry)):
             raise CheckpointError(
                 f"{entry.file}: tensor {entry.name} contains NaN or infinity, so the file is damaged; download it "
                 "again."

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .lazy_tensors import LazyTensor
-from .quantized import dequantized, marked, quantized
+from .quantized import FORMATS, dequantized, multiplying, quantized, quantized_layers, unquantized
 
 # The large matrices, 97 % of the decoder and 82 % of the language model. Everything else keeps its precision: norms,
 # embeddings, biases, the refiner's gates, the input layers of latents, time and text, and the final layer.
@@ -26,14 +26,14 @@ class Precision:
 
     every   dtype of all weights; None: as they are stored, or as the device computes best
     large   dtype of the large matrices; None: as the others
-    fast    multiply in `large` too, on a GPU that can
-    scaled  each large matrix is divided by a scale, so that it uses the range of `large`
+    fast    multiply in `large`, and in the formats of quantized layers, on a GPU that can
+    format  of `quantized.FORMATS`, for the large matrices; None: they are not quantized
     """
 
     every: torch.dtype | None = None
     large: torch.dtype | None = None
     fast: bool = False
-    scaled: bool = False
+    format: str | None = None
 
 
 PRECISIONS = {
@@ -45,19 +45,37 @@ PRECISIONS = {
     "fp8_e4m3fn_fast": Precision(large=torch.float8_e4m3fn, fast=True),
 }
 DEFAULT = PRECISIONS["default"]
-SCALED = {"fp8_scaled": Precision(large=torch.float8_e4m3fn, scaled=True)}  # for files
+QUANTIZED = {  # for files
+    "fp8_scaled": Precision(format="float8_e4m3fn"),
+    "int8": Precision(format="int8_tensorwise"),
+    "mxfp8": Precision(format="mxfp8"),
+    "nvfp4": Precision(format="nvfp4"),
+    "convrot_w4a4": Precision(format="convrot_w4a4"),
+}
 
 
 def in_precision(tensors: Mapping[str, LazyTensor], precision: Precision) -> dict[str, LazyTensor]:
     """A component's tensors, by their names without prefix, in this precision.
 
-    Quantized layers are not changed, unless `precision.every` asks for another type, and get their marks.
+    Quantized layers are not changed, unless `precision.every` asks for another type.
     """
     if precision.every is not None:
         return {name: tensor.cast(precision.every) for name, tensor in dequantized(tensors).items()}
     kept = dict(tensors)
-    for name, tensor in tensors.items():
-        if precision.large is None or tensor.dtype == precision.large or not LARGE.search(name):
+    for name, tensor in unquantized(tensors).items():
+        if not LARGE.search(name) or tensor.dtype.itemsize == 1:
             continue
-        kept |= quantized(name, tensor) if precision.scaled else {name: tensor.cast(precision.large)}
-    return marked(kept, multiply=precision.fast)
+        if precision.format is not None:
+            kept |= quantized(name, tensor, FORMATS[precision.format])
+        elif precision.large is not None:
+            kept[name] = tensor.cast(precision.large)
+    return multiplying(kept) if precision.fast else kept
+
+
+def large_only(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """These tensors with bfloat16 in place of quantized layers other than the large matrices.
+
+    Networks use weights of other layers, such as embeddings, in more ways than ComfyUI's quantized layers offer.
+    """
+    others = [layer for layer in quantized_layers(tensors) if not LARGE.search(f"{layer}.weight")]
+    return dequantized(tensors, torch.bfloat16, others) if others else dict(tensors)

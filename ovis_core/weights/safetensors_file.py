@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 AGAIN = "delete it and download it again."
 LONGEST_HEADER = 100_000_000  # bytes; safetensors does not read longer ones
 METADATA = "ovis_u1."  # in the names of tensors that store metadata of the model, as bytes
+QUANTIZED_MARK = ".comfy_quant"  # ends the names of tensors that name the format of a layer, as JSON
+QUANTIZATION = "_quantization_metadata"  # in the header: JSON with the marks of all layers
 SHOWN = 3  # most names in a message
 
 
@@ -26,9 +28,10 @@ class CheckpointError(ValueError):
 class TensorEntry:
     """A tensor's entry in the header of a file.
 
-    dtype  safetensors' name of it, such as BF16
-    file   None for a tensor in memory whose file is not known
-    data   its bytes, if it stores metadata
+    dtype   safetensors' name of it, such as BF16
+    file    None for a tensor in memory whose file is not known
+    data    its bytes, if it stores metadata
+    matrix  shape of the matrix, if it stores one in fewer bits
     """
 
     name: str
@@ -36,10 +39,13 @@ class TensorEntry:
     dtype: str
     file: Path | None
     data: bytes | None = None
+    matrix: tuple[int, ...] | None = None
 
 
 def read_entries(file: Path) -> dict[str, TensorEntry]:
     """Name -> entry of every tensor. Only the bytes of metadata are read, otherwise the header alone.
+
+    Marks of layers in the header become entries, as if they were tensors.
 
     Raises `CheckpointError`, which says what the file is if it is something else.
     """
@@ -49,15 +55,36 @@ def read_entries(file: Path) -> dict[str, TensorEntry]:
             for name in tensors.keys():  # noqa: SIM118 (a file handle, not a dict)
                 header = tensors.get_slice(name)
                 shape, dtype = tuple(header.get_shape()), header.get_dtype()
-                data = tensors.get_tensor(name).tobytes() if METADATA in name and dtype == "U8" else None
+                data = tensors.get_tensor(name).tobytes() if dtype == "U8" and is_metadata(name) else None
                 found[name] = TensorEntry(name, shape, dtype, file, data)
-            return found
+            return found | header_marks(file, (tensors.metadata() or {}).get(QUANTIZATION), found)
     except SafetensorError as error:
         raise CheckpointError(f"{file} {_instead(file) or f'is damaged or incomplete ({error}); {AGAIN}'}") from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist; download it, or choose another file.") from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror or error}); check its permissions.") from error
+
+
+def is_metadata(name: str) -> bool:
+    """Whether a tensor of bytes with this name stores metadata of the model, or the format of a layer."""
+    return METADATA in name or name.endswith(QUANTIZED_MARK)
+
+
+def header_marks(source: object, text: str | None, names: Iterable[str]) -> dict[str, TensorEntry]:
+    """Entries for the formats of layers that a header names, without the layers that these names mark already.
+
+    source  the file, for messages; a path if there is one
+    """
+    if text is None:
+        return {}
+    try:
+        layers = {layer + QUANTIZED_MARK: json.dumps(mark) for layer, mark in dict(json.loads(text)["layers"]).items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{source}: {QUANTIZATION} in its header is not valid; {AGAIN}") from error
+    marks = {name: mark.encode() for name, mark in layers.items() if name not in names}
+    file = source if isinstance(source, Path) else None
+    return {name: TensorEntry(name, (len(data),), "U8", file, data) for name, data in marks.items()}
 
 
 def header_mentions(file: Path, names: Iterable[str]) -> bool:

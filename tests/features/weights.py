@@ -13,11 +13,11 @@ from torch import Tensor
 from comfy_prompt import PromptFailed
 from ovis_core.weights.checkpoint import open_model
 from ovis_core.weights.conversion import write_one
-from ovis_core.weights.precision import DEFAULT, SCALED
+from ovis_core.weights.precision import DEFAULT, QUANTIZED
 
 from . import lora_files
 from .lora_files import KINDS, STYLES
-from .table import PROMPT, Bench, Lab, apart, other, row, same
+from .table import PROMPT, Bench, Lab, Unavailable, apart, other, row, same
 
 AREA = "weights"
 Link = list[Any]
@@ -133,17 +133,26 @@ def hook_and_refine(lab: Lab) -> None:
     same(hooked, loaded)
 
 
-@row(
-    AREA,
-    "fp8 with scales",
-    "a LoRA and merges, in both directions, are close to those in full precision; a hook works or raises an error",
-)
-def scaled(lab: Lab) -> None:
+# Title -> choice of convert.py, and the largest change of a latent by quantized weights.
+FORMATS = {
+    "fp8 with scales": ("fp8_scaled", 0.15),
+    "int8": ("int8", 0.05),
+    "mxfp8": ("mxfp8", 0.15),
+    "nvfp4": ("nvfp4", 0.5),
+    "convrot_w4a4": ("convrot_w4a4", 0.5),
+}
+
+
+def quantized(lab: Lab, name: str, limit: float) -> None:
     import comfy.ops
 
-    file = lab.server.base / "models" / "ovis_u1" / "scaled.safetensors"
+    from ovis_core.native.compat import quantized_formats
+
+    if QUANTIZED[name].format not in quantized_formats():
+        raise Unavailable(name)
+    file = lab.server.base / "models" / "ovis_u1" / f"{name}.safetensors"
     if not file.exists():
-        write_one(open_model(lab.release), file, SCALED["fp8_scaled"])
+        write_one(open_model(lab.release), file, QUANTIZED[name])
     bench = lab.bench()
     plain = bench.model
     bench.prompt["9000"] = {
@@ -164,9 +173,9 @@ def scaled(lab: Lab) -> None:
         with_lora(bench, lora(lab, "LoRA"), 1.0, 0.0),
         *(bench.ksampler(model=m) for m in merges),
     )
-    assert apart(patched, plainly) < 0.15
+    assert apart(patched, plainly) < limit
     for latent in merged_ones:
-        assert apart(latent, lab.plain()) < 0.15
+        assert apart(latent, lab.plain()) < limit
     same(merged_ones[0], merged_ones[1])
 
     hooked = lab.bench()
@@ -179,6 +188,14 @@ def scaled(lab: Lab) -> None:
     else:
         with pytest.raises(PromptFailed, match=r"cannot apply hooks to scaled fp8 weights; set weight_dtype to bf16"):
             hooked.sampled(sampled)
+
+
+for _title, (_name, _limit) in FORMATS.items():
+    row(
+        AREA,
+        _title,
+        "a LoRA and merges, in both directions, are close to those in full precision; a hook works or raises an error",
+    )(lambda lab, name=_name, limit=_limit: quantized(lab, name, limit))
 
 
 @row(

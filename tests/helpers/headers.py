@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0")
+
 
 def header(file: Path) -> tuple[int, dict[str, Any]]:
     """The offset of a file's data, and the entry of each tensor."""
@@ -26,7 +28,7 @@ def misplaced(file: Path) -> list[str]:
         elements = math.prod(entries[name]["shape"])
         if (begin + start) % ((end - start) // elements if elements else 1):
             wrong.append(name)
-        if metadata and entries[name]["dtype"] not in ("U8", "F8_E4M3"):
+        if metadata and entries[name]["dtype"] not in ONE_BYTE:
             wrong.append(name)
         metadata = metadata or entries[name]["dtype"] == "U8"
     return wrong

@@ -20,7 +20,7 @@ from helpers.pictures import picture
 from ovis_core.pixels import to_tensor
 from ovis_core.weights.checkpoint import open_model, open_parts
 from ovis_core.weights.conversion import NAMES, write_one, write_parts
-from ovis_core.weights.precision import DEFAULT, PRECISIONS, SCALED, Precision
+from ovis_core.weights.precision import DEFAULT, PRECISIONS, QUANTIZED, Precision
 from ovis_core.weights.safetensors_file import CheckpointError
 
 FUNCTIONS = ("load_state_dict_guess_config", "load_diffusion_model_state_dict", "load_text_encoder_state_dicts")
@@ -219,7 +219,7 @@ def test_weight_dtype(parts: dict[str, Path], one: Path, options: dict[str, Any]
         same(a, b)
 
 
-@pytest.mark.parametrize("precision", [PRECISIONS["fp8_e4m3fn"], SCALED["fp8_scaled"]], ids=["fp8", "scaled"])
+@pytest.mark.parametrize("precision", [PRECISIONS["fp8_e4m3fn"], QUANTIZED["fp8_scaled"]], ids=["fp8", "scaled"])
 def test_eight_bits_stay_as_they_are(release: Path, tmp_path: Path, precision: Precision) -> None:
     from ovis_core.native.loading import load
 

@@ -23,7 +23,6 @@ from counting import Operations
 from ovis_core.networks.kv_cache import KVCache
 from ovis_core.pixels import VisualInput
 from ovis_core.text.decoding import GREEDY, Sampler, Sampling, prefill
-from ovis_core.weights.precision import DEFAULT
 
 GPU, HALF = torch.device("cuda", 0), torch.bfloat16
 DRAWN = Sampling(top_p=0.9, top_k=0, min_p=0.1, repetition_penalty=1.1, presence_penalty=0.1)
@@ -68,7 +67,7 @@ def model(fake: None, config: Any) -> Any:
 def text(fake: None, config: Any) -> Any:
     from ovis_core.native.text_model import OvisTextModel
 
-    return OvisTextModel(config, HALF, GPU, DEFAULT, device=GPU, dtype=HALF)
+    return OvisTextModel(config, HALF, GPU, (), device=GPU, dtype=HALF)
 
 
 @pytest.fixture

@@ -304,10 +304,11 @@ def test_newer_comfyuis_get_the_path_of_weight_files(
     """Their loaders ask storages for their file, and pass the answer to the patcher."""
     import comfy
     import comfy.model_patcher
+    import comfy.sd
 
     from ovis_core.native.loading import load
     from ovis_core.weights.checkpoint import open_model
-    from ovis_core.weights.components import DECODER
+    from ovis_core.weights.components import DECODER, VAE
 
     asked: list[set[str]] = []
 
@@ -325,11 +326,20 @@ def test_newer_comfyuis_get_the_path_of_weight_files(
             super().__init__(*args, **kwargs)
             self.fast_disk = fast_disk
 
+    class Vae(comfy.sd.VAE):
+        """Newer ComfyUIs ask when they build a VAE."""
+
+        def __init__(self, sd: Any, **kwargs: Any) -> None:
+            Storage.state_dict_fast_disk(sd)
+            super().__init__(sd=sd, **kwargs)
+
+    monkeypatch.setattr(comfy.sd, "VAE", Vae)
     monkeypatch.setitem(sys.modules, "comfy.storage", Storage)
     monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Patcher, raising=False)
     checkpoint = open_model(release)
     assert load(checkpoint)[0].fast_disk is True
-    assert asked[-1] == {os.path.realpath(file) for file in checkpoint.components[DECODER].files.values()}
+    for kind, paths in ((VAE, asked[0]), (DECODER, asked[-1])):
+        assert paths == {os.path.realpath(file) for file in checkpoint.components[kind].files.values()}
 
 
 def mapped(tensor: Tensor) -> str:

@@ -19,7 +19,7 @@ from world import Scene, Shape
 from ovis_core.weights import built_in
 from ovis_core.weights.checkpoint import open_model
 from ovis_core.weights.conversion import write_one
-from ovis_core.weights.precision import PRECISIONS, SCALED
+from ovis_core.weights.precision import PRECISIONS, QUANTIZED
 
 pytestmark = pytest.mark.skipif(not built_in.is_there(), reason="this copy of the pack lacks the small model")
 
@@ -113,7 +113,7 @@ def test_images_are_correct_from_an_fp8_scaled_file(comfyui: Path, file: Path, t
     from painting import Painter
 
     smaller = tmp_path / "fp8_scaled.safetensors"
-    write_one(open_model(file), smaller, SCALED["fp8_scaled"])
+    write_one(open_model(file), smaller, QUANTIZED["fp8_scaled"])
     assert share_right(Painter(smaller, "default"), steps=FEW)[0] >= ENOUGH
 
 

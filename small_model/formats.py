@@ -1,0 +1,149 @@
+"""What each format of weights costs: sizes, time to load, how far results move, and the share that is right.
+
+    COMFYUI_PATH=... python small_model/formats.py [--count 40] [--only int8,nvfp4] [--model FILE]
+
+Converts the model as `scripts/convert.py` does and runs the files in a real ComfyUI inside this process, on the CPU,
+with the Python of an environment that ComfyUI runs in. The cases are those of `cases.py`. A second table has the sizes
+of the published model, computed from its layout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compare import prepare
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ovis_core.weights.precision import Precision
+
+BASE = "bf16"
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, help="a file or folder of weights (default: the built-in model)")
+    parser.add_argument("--count", type=int, default=40, help="images, and questions, for each format")
+    parser.add_argument("--only", help="formats, with commas between; bf16 is always measured, to compare with")
+    parser.add_argument("--fast", action="store_true", help="multiply in the formats too")
+    parser.add_argument("--json", type=Path, help="results also as JSON, one line a row")
+    args = parser.parse_args()
+    prepare()
+    print("| the published model, GB | decoder | language model | visual tokenizer | VAE | all |")
+    print("|---|---|---|---|---|---|")
+    for name, precision in formats().items():
+        parts = published_sizes(precision)
+        print(f"| {name} | " + " | ".join(f"{size / 1e9:.2f}" for size in (*parts, sum(parts))) + " |")
+    from ovis_core.weights import built_in
+
+    print(
+        "\n| format | file, MB | weights in memory, MB | load, s | conditions move | latents move | images right "
+        "| answers right |\n|---|---|---|---|---|---|---|---|"
+    )
+    base: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = args.model or built_in.unpack(Path(folder))
+        for name, precision in formats().items():
+            if args.only and name not in {BASE, *args.only.split(",")}:
+                continue
+            file = Path(folder) / f"{name}.safetensors"
+            row = _measure(model, file, precision, args.count, args.fast)
+            file.unlink()
+            conditions, latents = row.pop("conditions"), row.pop("latents")
+            base = base or {"conditions": conditions, "latents": latents}
+            row |= {"format": name, "moved": [_apart(conditions, base["conditions"]), _apart(latents, base["latents"])]}
+            if args.json:
+                with args.json.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps(row) + "\n")
+            moved = " | ".join(f"{share:.1%}" for share in row["moved"]) if name != BASE else "0 | 0"
+            print(
+                f"| {name} | {row['file'] / 1e6:.1f} | {row['memory'] / 1e6:.1f} | {row['load']:.2f} | {moved} "
+                f"| {row['pictures']:.0%} | {row['answers']:.0%} |",
+                flush=True,
+            )
+    return 0
+
+
+def formats() -> dict[str, Precision]:
+    """The choices of `convert.py` that this ComfyUI can load, bf16 first."""
+    from ovis_core.native.compat import quantized_formats
+    from ovis_core.weights.precision import PRECISIONS, QUANTIZED
+
+    offered = quantized_formats()
+    eight = {"fp8_e4m3fn": PRECISIONS["fp8_e4m3fn"]}
+    return {BASE: PRECISIONS[BASE]} | eight | {n: p for n, p in QUANTIZED.items() if p.format in offered}
+
+
+def published_sizes(precision: Precision) -> tuple[int, ...]:
+    """Bytes of the published model's decoder, language model, visual tokenizer and VAE, all in bf16 but what
+    `precision` changes; computed from the shapes of its tensors.
+    """
+    import torch
+
+    from ovis_core.weights import layout
+    from ovis_core.weights.lazy_tensors import LazyTensor
+    from ovis_core.weights.precision import in_precision
+    from ovis_core.weights.release import RELEASE
+
+    def size(*prefixes: str) -> int:
+        shapes = {name: shape for name, shape in layout.tensor_shapes(RELEASE) if name.startswith(prefixes)}
+        plain = {
+            name.removeprefix(layout.DECODER): LazyTensor(shape, torch.bfloat16, lambda: None)
+            for name, shape in shapes.items()
+        }
+        kept = plain if layout.VAE in prefixes else in_precision(plain, precision)
+        return sum(tensor.nbytes for tensor in kept.values())
+
+    return size(layout.DECODER), size(layout.LANGUAGE), size(layout.VISION, layout.TABLE), size(layout.VAE)
+
+
+def _measure(model: Path, file: Path, precision: Precision, count: int, fast: bool) -> dict[str, Any]:
+    """Converts the model to `file` and runs it."""
+    import torch
+    import world
+    from cases import answer_verdict, make_case, picture_verdict
+    from painting import Painter, Setting, cases
+
+    from ovis_core.native.conditions import text_to_image
+    from ovis_core.native.understanding import understand
+    from ovis_core.text.decoding import GREEDY
+    from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.conversion import write_one
+
+    write_one(open_model(model), file, precision)
+    conditions, latents, hits, answers = [], [], [], []
+    with torch.inference_mode():  # as in ComfyUI, from loading on
+        begun = time.perf_counter()
+        painter = Painter(file, "fp8_e4m3fn_fast" if fast and precision.format else "default")
+        load = time.perf_counter() - begun
+        memory = painter.model.model_size() + painter.clip.patcher.model_size() + painter.vae.patcher.model_size()
+        for seed, case in enumerate(cases(count)):
+            positive, _ = text_to_image(painter.clip, case.prompt, "", world.SIDE, world.SIDE)
+            conditions.append(positive[0][0])
+            latents.append(painter.sampled(Setting("", ""), case, seed))
+            hits.append(picture_verdict(case, painter.decoded(Setting("", ""), latents[-1]))[0])
+        for number in range(count):
+            case = make_case("ask", number)
+            picture = world.draw(case.sources)[0].permute(1, 2, 0)
+            answer = understand(painter.clip, case.prompt, [picture], (), 8, 16, False, GREEDY).text
+            answers.append(answer_verdict(case, answer)[0])
+    shares = {"pictures": sum(hits) / count, "answers": sum(answers) / count}
+    sizes = {"file": file.stat().st_size, "memory": memory, "load": load}
+    return {**sizes, **shares, "conditions": conditions, "latents": latents}
+
+
+def _apart(found: list[Tensor], base: list[Tensor]) -> float:
+    """The mean distance, relative to the norm of `base`."""
+    return sum(float((a - b).norm() / b.norm()) for a, b in zip(found, base, strict=True)) / len(base)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
