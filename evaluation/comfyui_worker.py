@@ -64,8 +64,7 @@ class ComfyUIWorker:
         names = [f"source_{i}" for i in range(len(work.images))]
         for name, data in zip(names, _checked(work.images), strict=True):
             (self._base / "input" / name).write_bytes(data)
-        images: list[bytes] = []
-        text, chances, seconds = None, (), 0.0
+        images, text, chances, seconds = [], None, (), 0.0
         for seed in seeds:
             outputs, taken = self._comfyui.run(graph(work, self._model, names, seed, uuid.uuid4().hex))
             seconds += taken

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,14 +19,12 @@ Rows = Iterator[tuple[str, Callable[[], Any]]]
 """The place of each row, for messages, and a function that reads its values; it raises OSError or ValueError."""
 
 
-class RowError(ValueError):
-    """A row has a wrong value; the message names it and says what to do."""
+class RowError(ArgumentTypeError, ValueError):
+    """A wrong value; the message names it and says what to do. argparse shows it for an option with such a value."""
 
 
 class DataRow(NamedTuple):
-    """A row: its number, from 0, the folder that its paths are relative to, and its values. Its methods raise
-    `RowError`.
-    """
+    """A row: its number, from 0, its paths' folder, and its values. The methods raise `RowError`."""
 
     number: int
     folder: Path
@@ -86,8 +85,6 @@ def parquet(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         from pyarrow.parquet import read_table
     except ModuleNotFoundError as error:
-        raise UserError(
-            "--data: GEdit-Bench's parquet files need pyarrow; run pip install pyarrow with ComfyUI's Python."
-        ) from error
+        raise UserError("--data: parquet files need pyarrow; run pip install pyarrow with ComfyUI's Python.") from error
     for file in sorted(folder.rglob("*.parquet")):
         yield from ((f"{file}, row {number}", row) for number, row in enumerate(read_table(file).to_pylist()))

@@ -48,11 +48,10 @@ class Driver:
             for task, made in workers.run(self._loaded(pending, bar)):
                 self._keep(task.record, made, bar, task)
                 outside.append(time.monotonic() - task.begun - made.seconds)
-        seconds = time.monotonic() - begun
         return {
             "workers": workers.count,
             "made_now": len(pending),
-            "records_a_second": round(len(pending) / seconds, 4),
+            "records_a_second": round(len(pending) / (time.monotonic() - begun), 4),
             "scheduling_ms": round(1e3 * statistics.median(outside or [0.0]), 1),
         }
 
@@ -62,9 +61,8 @@ class Driver:
             try:
                 yield record.load(self.settings, self.seed)
             except (OSError, ValueError) as error:
-                self._keep(
-                    record, Output(error=record.wrong or f"image: it cannot be read ({error}); correct its path."), bar
-                )
+                wrong = record.wrong or f"image: it cannot be read ({error}); correct its path."
+                self._keep(record, Output(error=wrong), bar)
 
     def _keep(self, record: Record, made: Output, bar: tqdm, task: LoadedRecord | None = None) -> None:
         result: dict[str, Any] = {"id": record.id, "seconds": round(made.seconds, 3)}

@@ -40,46 +40,30 @@ def arguments() -> argparse.Namespace:
     line.add_argument("--out", type=Path, required=True, help="folder for the run")
     line.add_argument("--model", type=Path, help="folder of a release, or a file (default: the built-in model)")
     line.add_argument("--weight-dtype", default="default", help="as in Ovis-U1 Load Model")
-    line.add_argument(
-        "--limit", type=int, help="only this many records, the first ones; for shapes, cases of each task"
-    )
+    line.add_argument("--limit", type=int, help="only the first records, so many; for shapes, cases of each task")
     line.add_argument("--seed", type=int, default=0, help="the seed of each record is derived from this one and its id")
     line.add_argument("--workers", type=int, default=1, help="number of workers; more than one needs Ray")
     line.add_argument("--retry-failed", action="store_true", help="try failed records again")
     line.add_argument("--cpu", action="store_true", help="run on the CPU even if there is a GPU")
     own = line.add_argument_group("settings that replace the report's")
-    own.add_argument(
-        "--size", type=size_argument, default={}, help="image size, such as 1024x768; sides are multiples of 16"
-    )
+    own.add_argument("--size", type=image_size, default={}, help="such as 1024x768; sides are multiples of 16")
     own.add_argument("--steps", type=int, help="denoising steps, instead of 50")
     own.add_argument("--txt-cfg", type=float, help="instead of 5, or of 6 for edits")
     own.add_argument("--img-cfg", type=float, help="for edits, instead of 1.5")
     own.add_argument("--max-new-tokens", type=int, help="for answers in words, instead of 512")
     args = line.parse_args()
     if (args.data is None) != (args.name == "shapes"):
-        line.error(
-            f"--data: {args.name} needs records; name their file or folder"
-            if args.data is None
-            else f"--data: {args.name} makes its own cases; leave out --data"
-        )
+        wrong = "makes its own cases; leave out --data" if args.data else "needs records; name their file or folder"
+        line.error(f"--data: {args.name} {wrong}")
     for name in ("comfyui", "model", "data", "out"):
         setattr(args, name, getattr(args, name) and getattr(args, name).expanduser().resolve())
     return args
 
 
-def size_argument(text: str) -> dict[str, int]:
-    """`image_size` for argparse, which shows only the message of this kind of error."""
-    try:
-        return image_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def main() -> int:
     """Reads the data, makes the missing records, scores and shows them; returns the exit code, 3 if some failed."""
     args = arguments()
-    suite, own = SUITES[args.name], dict(args.size)
-    own |= {name: value for name in OWN if (value := getattr(args, name)) is not None}
+    suite, own = SUITES[args.name], {**args.size, **{n: v for n in OWN if (v := getattr(args, n)) is not None}}
     if unknown := own.keys() - {name for settings in suite.settings.values() for name in settings}:
         raise UserError(f"--{min(unknown).replace('_', '-')}: {args.name} has no such setting; leave it out.")
     settings = {task: {name: own.get(name, usual[name]) for name in usual} for task, usual in suite.settings.items()}
@@ -110,9 +94,7 @@ def main() -> int:
         folder.write("summary.json", json.dumps(summary, indent=2).encode())
         page = report.contact_sheet(json.dumps(folder.made_of), driver.records, results, verdicts)
         folder.write("index.html", page.encode())
-    print(
-        f"{len(results) - len(failed)} of {len(results)} records are in {args.out}; to view them, open its index.html"
-    )
+    print(f"{len(results) - len(failed)} of {len(results)} records are in {args.out}; open its index.html to view them")
     for name, share in summary["scores"].items():
         print(f"{name:<20}{share['right']:>7.1%} of {share['cases']}")
     for name, error in failed.items():
@@ -133,9 +115,7 @@ def checked_model(model: Path | None, weight_dtype: str) -> Path:
         if model in (None, built_in.FILE) and built_in.is_there():
             model = built_in.unpack(workspace.home() / "built_in")
         if not model or not model.exists():
-            raise UserError(
-                f"--model: {model or built_in.FILE.name} does not exist; name a release's folder or a file."
-            )
+            raise UserError(f"--model: {model or built_in.FILE.name} does not exist; name a folder or a file.")
         open_model(model)
     return model
 

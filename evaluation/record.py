@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SEED_BYTES = 6  # JavaScript has larger numbers only approximately
 _SAMPLING = {"steps": 50, "negative_prompt": "", "sampler_name": "euler", "scheduler": "ovis_u1"}
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -23,7 +22,6 @@ REPORT: Settings = {
     "question": {"max_new_tokens": 512, "thinking": False},
     "choice": {},
 }
-"""The settings of the report."""
 
 Source = Path | bytes | str
 """A picture: its path, its file's bytes, or these in base64."""
@@ -67,7 +65,7 @@ class Record:
         if self.seed is not None:
             return [self.seed + i for i in range(self.samples)]
         drawn = (hashlib.sha256(f"{seed}/{self.id}/{i}".encode()).digest() for i in range(self.samples))
-        return [int.from_bytes(digest[:SEED_BYTES], "big") for digest in drawn]
+        return [int.from_bytes(digest[:6], "big") for digest in drawn]  # JavaScript rounds larger numbers
 
     def load(self, settings: Settings, seed: int) -> LoadedRecord:
         """Reads the pictures. Raises OSError or ValueError if one cannot be read, or the record is wrong."""

@@ -34,9 +34,7 @@ def open_run(path: Path, made_of: Mapping[str, Any]) -> Iterator[RunFolder]:
         with FileLock(path / LOCK, timeout=0):
             yield RunFolder(path, made_of)
     except Timeout as error:
-        raise UserError(
-            f"--out: another run is writing to {path}; wait until it ends, or name another folder."
-        ) from error
+        raise UserError(f"--out: another run is writing to {path}; wait for it, or name another folder.") from error
 
 
 class RunFolder:
@@ -96,9 +94,7 @@ class RunFolder:
     def need_only(self, ids: Collection[str]) -> None:
         """Raises UserError if the folder has a record with another id, because scorers would read its files."""
         if others := sorted(name for name, result in self.results.items() if name not in ids and "error" not in result):
-            raise UserError(
-                f"--out: {self.path} has record {others[0]!r}, which is not in --data; name another folder."
-            )
+            raise UserError(f"--out: record {others[0]!r} in {self.path} is not in --data; name another folder.")
 
 
 @contextmanager

@@ -42,12 +42,10 @@ class Suite(NamedTuple):
             raise UserError(
                 f"--data: {data} cannot be read ({' '.join(str(error).split())}); correct the path or the file."
             ) from error
+        if not records:
+            raise UserError(f"--data: {data} has no records; name another file or folder.")
         if all(record.wrong for record in records):
-            first = next(
-                (f"{record.id}: {record.wrong}" for record in records),
-                f"{data} has no records; name another file or folder.",
-            )
-            raise UserError(f"--data: {first}")
+            raise UserError(f"--data: {records[0].id}: {records[0].wrong}")
         names: dict[str, str] = {}  # ids and files, in lower case for systems that ignore case -> the record
         for record in records:
             for name in (f"id {record.id}", *record.files, *record.beside):
@@ -103,8 +101,8 @@ def gedit(row: DataRow) -> Record:
     source = row.values["input_image_raw"]["bytes"]
     shown = (row.values.get("input_image") or {}).get("bytes") or source
     name = f"ovis-u1/fullset/{kind}/en/{key}"
-    beside = {f"{name}_SRCIMG.png": shown}
-    return Record(f"{kind}/{key}", "edit", row.text("instruction"), (source,), (f"{name}.png",), beside)
+    beside, text = {f"{name}_SRCIMG.png": shown}, row.text("instruction")
+    return Record(f"{kind}/{key}", "edit", text, (source,), (f"{name}.png",), beside)
 
 
 def vqa_rows(data: Path) -> Rows:
@@ -151,14 +149,11 @@ def job(row: DataRow) -> Record:
         raise RowError(f"task: expected one of {', '.join(REPORT)}, got {task!r}; choose one.")
     known = REPORT[task].keys() | JOB_KEYS | KEYS_OF_TASKS[task]
     if unknown := sorted(values.keys() - known):
-        raise RowError(
-            f"{task}: expected only the settings {', '.join(sorted(known))}, got {', '.join(unknown)}; remove it."
-        )
+        raise RowError(f"{task}: expected only {', '.join(sorted(known))}, got {', '.join(unknown)}; remove it.")
     name, images = row.name(values.get("id", f"{row.number:05d}")), row.paths(values.get("image", []))
     if (task == "edit" and len(images) != 1) or (task != "image" and not images):
-        raise RowError(
-            f"image: expected {'one' if task == 'edit' else 'at least one'} for {task}, got {len(images)}; correct it."
-        )
+        wanted = "one" if task == "edit" else "at least one"
+        raise RowError(f"image: expected {wanted} for {task}, got {len(images)}; correct it.")
     choices = values.get("choices", [])
     if not isinstance(choices, list) or (task == "choice" and not choices):
         raise RowError(f"choices: expected a list of words, got {choices!r}; correct it.")
@@ -167,18 +162,15 @@ def job(row: DataRow) -> Record:
     samples, seed = int(values.get("samples", 1)), int(values["seed"]) if "seed" in values else None
     names = [name] if samples == 1 else [f"{name}_{i:02d}" for i in range(samples)]
     files = tuple(f"images/{file}.png" for file in names) if task in ("image", "edit") else ()
-    return Record(
-        name, task, row.text("prompt"), images, files, {}, settings, seed, samples, choices=tuple(map(str, choices))
-    )
+    prompt, words = row.text("prompt"), tuple(map(str, choices))
+    return Record(name, task, prompt, images, files, {}, settings, seed, samples, choices=words)
 
 
 def image_size(text: str) -> dict[str, int]:
     """ "1024x768" -> width and height. Raises `RowError`."""
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not found or any(int(side) % 16 for side in found.groups()):
-        raise RowError(
-            f"size: expected WIDTHxHEIGHT in multiples of 16 pixels, such as 1024x768, got {text!r}; change it."
-        )
+        raise RowError(f"size: expected multiples of 16 pixels, such as 1024x768, got {text!r}; change it.")
     return {"width": int(found[1]), "height": int(found[2])}
 
 

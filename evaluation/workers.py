@@ -29,19 +29,14 @@ class InProcess:
 
 
 class RayActors:
-    """Workers as Ray actors, each with a GPU if there are any. Ray restarts a lost worker on a node with free
-    resources.
-    """
+    """Workers as Ray actors, each with a GPU if there are any. Ray restarts a lost worker on another node."""
 
     def __init__(self, setup: Setup, count: int) -> None:
         self._ray, self.count = _connected_ray(count, setup.cpu), count
         unit, needs = ("CPU", {"num_cpus": 1}) if setup.cpu else ("GPU", {"num_gpus": 1, "num_cpus": 1})
         there = int(self._ray.cluster_resources().get(unit, 0))
         if count > there:
-            raise UserError(
-                f"--workers: expected at most {there}, because this cluster has {there} {unit}s, got {count}; use "
-                "fewer."
-            )
+            raise UserError(f"--workers: expected at most {there}, the cluster's {unit}s, got {count}; use fewer.")
         remote = self._ray.remote(max_restarts=-1, max_task_retries=-1, **needs)(RemoteWorker)
         self._actors = [remote.remote(setup) for _ in range(count)]
         for actor in self._actors:
@@ -67,10 +62,7 @@ class RayActors:
                 idle.append(actor)
             except self._ray.exceptions.ActorUnavailableError:
                 busy[actor.__ray_ready__.remote()] = actor, None
-                made = Output(
-                    error=f"{TRIES} workers were lost while they worked on it; check their memory, then use "
-                    "--retry-failed."
-                )
+                made = Output(error=f"{TRIES} workers were lost with it; check their memory, then use --retry-failed.")
                 losses.update([task.record.id] if task else [])
                 if task and losses[task.record.id] < TRIES:
                     again.append(task)
@@ -83,9 +75,8 @@ class RayActors:
             return self._ray.get(reference)
         except self._ray.exceptions.ActorDiedError as error:
             cause = getattr(error, "cause", None) or error
-            raise UserError(
-                f"a worker did not start ({str(cause).strip().splitlines()[-1]}); correct this and start again."
-            ) from error
+            last = str(cause).strip().splitlines()[-1]
+            raise UserError(f"a worker did not start ({last}); correct this and start again.") from error
 
 
 class RemoteWorker(ComfyUIWorker):

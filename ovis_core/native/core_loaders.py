@@ -20,7 +20,7 @@ from ..weights.checkpoint import Checkpoint, check_tensors
 from ..weights.components import DECODER, TEXT, VAE, Component, Kind
 from ..weights.lazy_tensors import NAMES_OF
 from ..weights.precision import DEFAULT, PRECISIONS, Precision
-from ..weights.quantized import FP8_IN_FILES
+from ..weights.quantized import FP8
 from ..weights.release import RELEASE
 from ..weights.safetensors_file import QUANTIZATION, CheckpointError, TensorEntry, header_marks, is_metadata
 from .compat import bound_arguments, reads_ovis_u1, source_file
@@ -241,7 +241,7 @@ def _precision(options: Arguments, component: Component) -> Precision:
     """The precision that `model_options` ask for. Raises ValueError for one that Ovis-U1 does not have."""
     dtype, fast = options.get("dtype", options.get("weight_dtype")), bool(options.get("fp8_optimizations"))
     if dtype is None:
-        eight = any(entry.dtype == FP8_IN_FILES for entry in component.entries.values())
+        eight = any(entry.matrix or entry.dtype == NAMES_OF[FP8] for entry in component.entries.values())
         return PRECISIONS["fp8_e4m3fn_fast"] if fast and eight else DEFAULT
     for precision in (Precision(every=dtype), Precision(large=dtype, fast=fast)):
         if precision in PRECISIONS.values():

@@ -210,7 +210,7 @@ def test_corrected_records_and_damaged_files_are_made_again(command: Any, tmp_pa
     assert "record '00000' has changed since it was made" in run(asked, 1).stderr
     assert images[0].read_bytes() == first
     benchmark_data.write_lines(tmp_path / "jobs.jsonl", rows[:1])
-    assert "has record '00001', which is not in --data" in run(asked, 1).stderr
+    assert "record '00001' in " in run(asked, 1).stderr
 
 
 def test_error_if_a_source_image_has_changed(
