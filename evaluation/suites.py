@@ -170,7 +170,7 @@ def image_size(text: str) -> dict[str, int]:
     """ "1024x768" -> width and height. Raises `RowError`."""
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not found or any(int(side) % 16 for side in found.groups()):
-        raise RowError(f"size: expected multiples of 16 pixels, such as 1024x768, got {text!r}; change it.")
+        raise RowError(f"size: expected WIDTHxHEIGHT in multiples of 16, such as 1024x768, got {text!r}; change it.")
     return {"width": int(found[1]), "height": int(found[2])}
 
 

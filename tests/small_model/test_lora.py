@@ -110,7 +110,6 @@ def test_a_lora_in_a_hook_acts_on_one_of_two_prompts(studio: ComfyServer, lora: 
     )
     both = graph.add("ConditioningCombine", conditioning_1=[hooked, 0], conditioning_2=[right, 0])
     image = run(studio, graph.set("OvisU1Sampler", positive=[both, 0]))
-    shapes = world.look(image).shapes
-    centres = sorted(round(shape.x) for shape in shapes)
-    assert len(centres) == 2
-    assert [is_pink(image, x) for x in centres] == [True, False]
+    (right_x,) = [round(shape.x) for shape in world.look(image).shapes if shape.x > 64]
+    assert is_pink(image, 32)
+    assert not is_pink(image, right_x)
