@@ -120,9 +120,9 @@ def choose(base: Path, model: Path | None) -> Demo:
 
     words = Demo(
         built_in.NAME,
-        prompt="a red circle on a yellow background",
-        edit="make the circle green",
-        question="What color is the circle?",
+        prompt="a blue triangle on a yellow background",
+        edit="make the triangle red",
+        question="What color is the triangle?",
         side=built_in.SIDE,
         steps=built_in.STEPS,
         tokens=32,

@@ -89,7 +89,7 @@ def drawn(scene: Scene, mask: torch.Tensor | None = None) -> Image.Image:
 
 def text_to_image(run: Runner) -> list[Tile]:
     """A prompt and its picture."""
-    prompt = "a red circle on a yellow background"
+    prompt = "a blue triangle on a yellow background"
     workflow = run.load("text_to_image")
     put(workflow, "OvisU1TextEncode", 0, prompt)
     return [(run.image(run.run(workflow)), prompt)]

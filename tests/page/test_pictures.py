@@ -80,9 +80,9 @@ def saved(page: Any, server: ComfyServer) -> Scene:
 
 
 def test_text_to_image(page: Any, shots: Path, ready: ComfyServer) -> None:
-    words = {"OvisU1TextEncode": {"prompt": "a red circle on a yellow background"}, "PrimitiveInt": {"value": 128}}
+    words = {"OvisU1TextEncode": {"prompt": "a blue triangle on a yellow background"}, "PrimitiveInt": {"value": 128}}
     run_and_shoot(page, shots, "text_to_image", words)
-    assert world.same(saved(page, ready), Scene("yellow", (Shape("circle", "red", "", "", 0, 0, 0),)))
+    assert world.same(saved(page, ready), Scene("yellow", (Shape("triangle", "blue", "", "", 0, 0, 0),)))
 
 
 def test_edit(page: Any, shots: Path, ready: ComfyServer, source: str) -> None:
