@@ -55,7 +55,7 @@ def main() -> int:
             if args.only and name not in {BASE, *args.only.split(",")}:
                 continue
             file = Path(folder) / f"{name}.safetensors"
-            row = _measure(model, file, precision, args.count, args.fast)
+            row = _measure(model, file, precision, args.count, args.fast and name != BASE)
             file.unlink()
             conditions, latents = row.pop("conditions"), row.pop("latents")
             base = base or {"conditions": conditions, "latents": latents}
@@ -122,7 +122,7 @@ def _measure(model: Path, file: Path, precision: Precision, count: int, fast: bo
     conditions, latents, hits, answers = [], [], [], []
     with torch.inference_mode():  # as in ComfyUI, from loading on
         begun = time.perf_counter()
-        painter = Painter(file, "fp8_e4m3fn_fast" if fast and precision.format else "default")
+        painter = Painter(file, "fp8_e4m3fn_fast" if fast else "default")
         load = time.perf_counter() - begun
         memory = painter.model.model_size() + painter.clip.patcher.model_size() + painter.vae.patcher.model_size()
         for seed, case in enumerate(cases(count)):

@@ -124,13 +124,17 @@ def quantized_operations(tensors: Mapping[str, LazyTensor], dtypes: Dtypes) -> t
         return None, tensors
     offered = quantized_formats()
     for layer, form in layers.items():
-        lacking = {SMOOTHING} - offered.get(form, set()) if layer + SMOOTHING in tensors else ()
-        if form not in offered or lacking:
-            name = f"{form} with{SMOOTHING}".replace(".", " ") if lacking else form
-            raise CheckpointError(
-                f"{tensors[layer + WEIGHT].file}: weights are stored in the format {name}, which this ComfyUI does "
-                "not have; update ComfyUI, or convert the original weights to bf16 or fp8_scaled (scripts/convert.py)."
-            )
+        if form not in offered:
+            name = form
+        elif layer + SMOOTHING in tensors and SMOOTHING not in offered[form]:
+            name = f"{form} with pre_quant_scale"
+        else:
+            continue
+        raise CheckpointError(
+            f"{tensors[layer + WEIGHT].file or 'the file'}: weights are stored in the format {name}, which this "
+            "ComfyUI does not have; update ComfyUI, or convert the original weights to bf16 or fp8_scaled "
+            "(scripts/convert.py)."
+        )
     older = scaled_fp8_operations()
     if older is None:
         operations = _adapted(mixed_operations(dtypes.weights, dtypes.device, dtypes.only_weights))
@@ -153,6 +157,14 @@ def _adapted(operations: Any) -> Any:
             if self._full_precision_mm and isinstance(weight, QuantizedTensor):
                 weight = weight.dequantize()
             return super()._forward(input, weight, bias)
+
+        def set_weight(self, weight: Tensor, inplace_update: bool = False, **options: Any) -> Any:
+            if inplace_update and not options.get("return_weight"):  # by hooks
+                raise ValueError(
+                    "clip: ComfyUI cannot apply hooks to quantized weights; set weight_dtype to bf16 in Ovis-U1 Load "
+                    "Model, or use Load LoRA instead of the hook."
+                )
+            return super().set_weight(weight, inplace_update=inplace_update, **options)
 
         def __getattr__(self, name: str) -> Any:
             if f".{name}" in (SCALE, SCALE_2, MARK) and "layout_type" in self.__dict__:

@@ -44,7 +44,10 @@ RELEASE_FILE = (
 NO_DECODER = (
     "this file has Ovis-U1's text encoder and no diffusion model; choose it in Load CLIP or Ovis-U1 Load Parts."
 )
-NOT_ALONE = "clip_name: Ovis-U1 has one text encoder; choose its file alone, in Load CLIP."
+NOT_ALONE = (
+    "clip_name1, clip_name2: expected one file, because Ovis-U1 has one text encoder, got several; choose its file in "
+    "Load CLIP."
+)
 
 
 def register() -> None:
@@ -54,9 +57,7 @@ def register() -> None:
     the nodes of the last copy.
     """
     for name, loader in LOADERS.items():
-        core = vars(comfy.sd).get(name)
-        if core is None:
-            continue
+        core = getattr(comfy.sd, name)
         current = getattr(core, CURRENT, None)
         if current is None:
             setattr(comfy.sd, name, _wrapped(core, loader))
@@ -102,7 +103,10 @@ class Loader:
                 raise
             return _core_or(error, core, args, kwargs)
         except Exception:
-            logging.warning("Ovis-U1: the check whether this model is Ovis-U1 failed; ComfyUI loads it.", exc_info=True)
+            logging.warning(
+                "Ovis-U1: could not check whether this is an Ovis-U1 model; ComfyUI loads it.",
+                exc_info=True,
+            )
             checkpoint = None
         if checkpoint is None:
             return core(*args, **kwargs)
@@ -207,7 +211,7 @@ def _build_checkpoint(checkpoint: Checkpoint, arguments: Arguments) -> tuple[Any
     if arguments["output_clip"] and TEXT in checkpoint.components:
         clip = _load(checkpoint, TEXT, arguments, text_options)
     elif arguments["output_clip"]:
-        logging.warning("Ovis-U1: the checkpoint has no text encoder, so there is no CLIP.")
+        logging.warning("Ovis-U1: the checkpoint has no text encoder, so there is no CLIP; load one with Load CLIP.")
     if arguments["output_model"]:
         model = _load(checkpoint, DECODER, arguments, options)
     return model, clip, vae, None
@@ -247,7 +251,8 @@ def _precision(options: Arguments, component: Component) -> Precision:
         if precision in PRECISIONS.values():
             return precision
     raise ValueError(
-        f"weight_dtype: Ovis-U1's weights cannot be {str(dtype).removeprefix('torch.')}; choose default or fp8_e4m3fn."
+        "weight_dtype: expected default, fp8_e4m3fn or fp8_e4m3fn_fast, got "
+        f"{str(dtype).removeprefix('torch.')}; choose one of these."
     )
 
 

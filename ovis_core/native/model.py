@@ -97,7 +97,7 @@ class OvisU1(comfy.model_base.BaseModel):
         hooks = kwargs.get("hooks")
         if hooks is not None and scales_are_fixed(self.diffusion_model) and hooks.get_type(EnumHookType.Weight):
             raise ValueError(
-                "conditioning: ComfyUI cannot apply hooks to scaled fp8 weights; set weight_dtype to bf16 in Ovis-U1 "
+                "conditioning: ComfyUI cannot apply hooks to quantized weights; set weight_dtype to bf16 in Ovis-U1 "
                 "Load Model, or use Load LoRA instead of the hook."
             )
         tokens, vector = self._text(**kwargs)

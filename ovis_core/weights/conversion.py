@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ BLOCK = 1 << 24  # bytes read back at once
 CAN_READ_BACK = hasattr(os, "posix_fadvise")  # on other systems the read would only reach the cache
 
 Report = Callable[[int, int, str], object]
+Piece = tuple[int, int]  # bytes of a part of a file, and their checksum
 
 NAMES = {DECODER: "diffusion_model", TEXT: "text_encoder", VAE: "vae"}  # of the files, if each component has its own
 
@@ -98,8 +99,8 @@ def _write(files: Mapping[Path, dict[str, LazyTensor]], report: Report) -> None:
                 "space, or choose another disk."
             )
         for file, tensors in files.items():
-            checksum = _write_file(parts[file], tensors, count)
-            if CAN_READ_BACK and _read_back(parts[file], count) != checksum:
+            written = _write_file(parts[file], tensors, count)
+            if CAN_READ_BACK and not _is_on_disk(parts[file], written, count):
                 raise CheckpointError(
                     f"{parts[file]} differed when it was read back, and was deleted; check the disk, or choose another "
                     "one."
@@ -119,10 +120,11 @@ def _write(files: Mapping[Path, dict[str, LazyTensor]], report: Report) -> None:
                 part.unlink(missing_ok=True)
 
 
-def _write_file(file: Path, tensors: Mapping[str, LazyTensor], count: Callable[[int, str], None]) -> int:
-    """Writes a safetensors file and returns its checksum.
+def _write_file(file: Path, tensors: Mapping[str, LazyTensor], count: Callable[[int, str], None]) -> list[Piece]:
+    """Writes a safetensors file and returns its pieces in order.
 
-    Large elements come first and metadata last, so that every tensor begins at a multiple of its element's size.
+    Large elements come first and metadata last, so that every tensor begins at a multiple of its element's size. They
+    are written layer by layer, because a quantized layer's tensors are computed together.
     """
     tensors = dict(sorted(tensors.items(), key=lambda item: _place(item[1])))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -137,17 +139,18 @@ def _write_file(file: Path, tensors: Mapping[str, LazyTensor], count: Callable[[
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     text = len(text).to_bytes(8, "little") + text
-    checksum = zlib.crc32(text)
+    checksums = {}
     with file.open("wb") as sink:
         sink.write(text)
-        for name, tensor in tensors.items():
-            data = _raw(_read(name, tensor))
-            checksum = zlib.crc32(data, checksum)
+        for name in sorted(tensors, key=lambda name: name.rpartition(".")[0]):
+            data = _raw(_read(name, tensors[name]))
+            checksums[name] = zlib.crc32(data)
+            sink.seek(len(text) + header[name]["data_offsets"][0])
             sink.write(data)
             count(data.nbytes, "writing")
         sink.flush()
         os.fsync(sink.fileno())
-    return checksum
+    return [(len(text), zlib.crc32(text)), *((tensor.nbytes, checksums[name]) for name, tensor in tensors.items())]
 
 
 def _place(tensor: LazyTensor) -> tuple[int, bool]:
@@ -164,15 +167,18 @@ def _read(name: str, tensor: LazyTensor) -> Tensor:
         ) from error
 
 
-def _read_back(file: Path, count: Callable[[int, str], None]) -> int:
-    """The checksum of a file as the disk returns it, not the system's cache."""
-    checksum = 0
+def _is_on_disk(file: Path, pieces: Iterable[Piece], count: Callable[[int, str], None]) -> bool:
+    """Whether the disk returns these pieces, and not only the system's cache."""
     with file.open("rb", buffering=0) as source:
         os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        while block := source.read(BLOCK):
-            checksum = zlib.crc32(block, checksum)
-            count(len(block), "checking")
-    return checksum
+        for size, expected in pieces:
+            left, checksum = size, 0
+            while left and (block := source.read(min(left, BLOCK))):
+                checksum, left = zlib.crc32(block, checksum), left - len(block)
+                count(len(block), "checking")
+            if left or checksum != expected:
+                return False
+        return not source.read(1)
 
 
 def _raw(tensor: Tensor) -> memoryview:

@@ -122,7 +122,7 @@ FORMATS = {
         ),
     )
 }
-OPTIONAL = (INPUT_SCALE, SMOOTHING)
+OPTIONAL = {INPUT_SCALE: _ONE, SMOOTHING: Scale(FLOATS, lambda rows, columns: ((columns,),))}
 TENSORS = (SCALE, SCALE_2, MARK, *OPTIONAL)  # of a quantized layer, beside its weight
 
 
@@ -162,21 +162,26 @@ def quantized_entries(
                     f"{source}: missing tensor {weight.name.removesuffix(WEIGHT)}{suffix}, which the format "
                     f"{form.name} needs; download or convert the model again."
                 )
-            if entry.dtype not in wanted.dtypes or entry.shape not in wanted.shapes(*shape):
-                raise _mismatch(source, entry, form)
-            found[layer + suffix] = entry
-        for suffix in OPTIONAL:
+            found[layer + suffix] = _fitting(entry, wanted, shape, source, form)
+        for suffix, wanted in OPTIONAL.items():
             if layer + suffix in entries:
-                found[layer + suffix] = entries[layer + suffix]
+                found[layer + suffix] = _fitting(entries[layer + suffix], wanted, shape, source, form)
         found[layer + MARK] = mark
         found[name] = replace(weight, matrix=shape)
     return found
 
 
+def _fitting(entry: TensorEntry, wanted: Scale, shape: Shape, source: object, form: Format) -> TensorEntry:
+    """The entry, if it fits a matrix of this shape."""
+    if entry.dtype not in wanted.dtypes or entry.shape not in wanted.shapes(*shape):
+        raise _mismatch(source, entry, form)
+    return entry
+
+
 def _mismatch(source: object, entry: TensorEntry, form: Format) -> CheckpointError:
     return CheckpointError(
         f"{source}: tensor {entry.name} has type {entry.dtype} and shape {list(entry.shape)}, which the format "
-        f"{form.name} does not have; choose a file in bf16, from which scripts/convert.py makes smaller ones."
+        f"{form.name} does not have; choose another file, or convert a bf16 file with scripts/convert.py."
     )
 
 
@@ -187,15 +192,15 @@ def _mark_entry(weight: TensorEntry, mark: Mapping[str, Any]) -> TensorEntry:
 
 def _format(mark: TensorEntry, source: object) -> Format:
     try:
-        name = json.loads(mark.data or b"")["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        name = str(json.loads(mark.data or b"")["format"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{source}: tensor {mark.name} does not name a format; download or convert the model again."
         ) from error
     if name not in FORMATS:
         raise CheckpointError(
-            f"{source}: {mark.name.removesuffix(MARK)} is stored in the format {name}; expected one of "
-            f"{', '.join(FORMATS)}; choose another file."
+            f"{source}: {mark.name.removesuffix(MARK)}: expected one of the formats {', '.join(FORMATS)}, got "
+            f"{name[:40]}; choose another file."
         )
     return FORMATS[name]
 
@@ -328,22 +333,16 @@ def quantized(name: str, weight: LazyTensor, form: Format) -> dict[str, LazyTens
 
 
 class _Quantized:
-    """The tensors that store a matrix. They are computed when one is read, and dropped when another layer's are."""
-
-    _latest: _Quantized | None = None
+    """The tensors that store a matrix. All are computed when the first is read, and each is dropped when it is read."""
 
     def __init__(self, weight: LazyTensor, form: Format, layout: Any, rotation: Mapping[str, Any]) -> None:
         self._weight, self._form, self._layout, self._rotation = weight, form, layout, rotation
         self._made: dict[str, Tensor] = {}
 
     def read(self, suffix: str) -> Tensor:
-        latest = _Quantized._latest
-        if latest is not self:
-            if latest is not None:
-                latest._made = {}
-            _Quantized._latest = self
+        if suffix not in self._made:
             self._made = self._quantize(self._weight.read().float())
-        return self._made[suffix]
+        return self._made.pop(suffix)
 
     def _quantize(self, matrix: Tensor) -> dict[str, Tensor]:
         if self._layout is None:
@@ -368,6 +367,6 @@ def _kitchen(form: Format) -> Any:
         return vars(tensor)[form.layout]
     except (ImportError, KeyError) as error:
         raise CheckpointError(
-            f"the format {form.name} needs the Python package comfy_kitchen as newer versions of ComfyUI install it; "
-            "update ComfyUI, and use its Python."
+            f"the format {form.name} needs the Python package comfy_kitchen, which newer versions of ComfyUI install; "
+            "update ComfyUI, and run this with its Python."
         ) from error

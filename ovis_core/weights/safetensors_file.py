@@ -80,7 +80,7 @@ def header_marks(source: object, text: str | None, names: Iterable[str]) -> dict
         return {}
     try:
         layers = {layer + QUANTIZED_MARK: json.dumps(mark) for layer, mark in dict(json.loads(text)["layers"]).items()}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{source}: {QUANTIZATION} in its header is not valid; {AGAIN}") from error
     marks = {name: mark.encode() for name, mark in layers.items() if name not in names}
     file = source if isinstance(source, Path) else None

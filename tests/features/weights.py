@@ -186,7 +186,7 @@ def quantized(lab: Lab, name: str, limit: float) -> None:
     if hasattr(comfy.ops, "scaled_fp8_ops"):
         assert hooked.sampled(sampled).isfinite().all()
     else:
-        with pytest.raises(PromptFailed, match=r"cannot apply hooks to scaled fp8 weights; set weight_dtype to bf16"):
+        with pytest.raises(PromptFailed, match=r"cannot apply hooks to quantized weights; set weight_dtype to bf16"):
             hooked.sampled(sampled)
 
 

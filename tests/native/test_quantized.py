@@ -382,7 +382,7 @@ def test_damaged_files_are_reported(whole: Path, tmp_path: Path) -> None:
 
     int8 = {"format": "int8_tensorwise"}
     cases = (
-        (made(0, {"format": "q4_k"}), rf"{LAYER} is stored in the format q4_k; expected one of float8_e4m3fn, "),
+        (made(0, {"format": "q4_k"}), rf"{LAYER}: expected one of the formats float8_e4m3fn, .*, got q4_k; "),
         (made(1, torch.zeros(3, dtype=torch.uint8)), rf"{LAYER}\.comfy_quant does not name a format"),
         (
             made(2, int8, "weight_scale"),
@@ -392,6 +392,11 @@ def test_damaged_files_are_reported(whole: Path, tmp_path: Path) -> None:
             made(3, int8, weight_scale=torch.ones(3, 1)),
             r"weight_scale has type F32 and shape \[3, 1\], which the format",
         ),
+        (
+            made(5, int8, input_scale=torch.ones(3)),
+            r"input_scale has type F32 and shape \[3\], which the format",
+        ),
+        (made(6, {"format": []}), r"expected one of the formats .*, got \[\]"),
         (
             made(4, {"format": "nvfp4"}),
             rf"{LAYER}\.weight has type I8 and shape .* which the format nvfp4 does not have",

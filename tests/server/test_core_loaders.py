@@ -104,5 +104,5 @@ def test_their_errors_are_sentences(server: ComfyServer, info: dict[str, Any]) -
         server.run(graph.prompt)
     assert "\n" not in str(caught.value).strip()
     graph = from_parts(text_to_image(info)).set("UNETLoader", weight_dtype="fp8_e5m2")
-    with pytest.raises(PromptFailed, match=r"weight_dtype: .*float8_e5m2; choose default or fp8_e4m3fn"):
+    with pytest.raises(PromptFailed, match=r"weight_dtype: expected default, .*, got float8_e5m2; choose one of these"):
         server.run(graph.prompt)
