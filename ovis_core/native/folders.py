@@ -17,7 +17,6 @@ from ..weights.release_folder import CONFIG, SINGLE, has_pieces, is_complete, is
 
 KIND = "ovis_u1"
 CHECKPOINTS = "checkpoints"  # ComfyUI's folder for files with all parts
-ELSEWHERE = "ovis"  # the folder in which other packs put the release
 # Other folders in which people put it, in upper or lower case; they contain other models as well.
 SHARED = (
     "checkpoints",
