@@ -290,10 +290,29 @@ def test_the_command(release: Path, formats: set[str], tmp_path: Path) -> None:
         return
     assert ran.returncode == 1
     assert ran.stderr.strip() == (
-        "the format int8_tensorwise needs the Python package comfy_kitchen as newer versions of ComfyUI install it; "
-        "update ComfyUI, and use its Python."
+        "the format int8_tensorwise needs the Python package comfy_kitchen, which newer versions of ComfyUI install; "
+        "update ComfyUI, and run this with its Python."
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_error_for_a_hook_on_the_text_encoder(release: Path, formats: set[str], tmp_path: Path) -> None:
+    import comfy.hooks
+
+    from ovis_core.native.loading import load
+
+    if "int8_tensorwise" not in formats:
+        pytest.skip("this ComfyUI does not have these formats")
+    (file,) = write_one(open_model(release), tmp_path / "eight.safetensors", QUANTIZED["int8"])
+    _, clip, _ = load(open_model(file))
+    name = next(n for n in clip.patcher.model_state_dict() if n.endswith("mlp.up_proj.weight"))
+    shape = clip.patcher.model.get_submodule(name.removesuffix(".weight")).weight.shape
+    hooks = comfy.hooks.HookGroup()
+    hooks.add(hook := comfy.hooks.WeightHook())
+    hook.weights_clip, hook.need_weight_init = {name: ("diff", (torch.ones(shape),))}, False
+    clip.patcher.register_all_hook_patches(hooks, comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Clip))
+    with pytest.raises(ValueError, match="cannot apply hooks to quantized weights; set weight_dtype to bf16"):
+        clip.patcher.patch_hooks(hooks)
 
 
 @pytest.mark.parametrize("in_header", [True, False])
