@@ -29,6 +29,7 @@ from .network_weights import Placement
 
 Arguments = Mapping[str, Any]  # of a call of one of core's functions
 StateDict = Mapping[str, Any]
+Options = Mapping[str, Any]  # `model_options`
 
 # Names of tensors, without prefix, that only this component has together; a VAE is looked for only beside a decoder.
 MARKS = {
@@ -203,29 +204,36 @@ def _entry(name: str, tensor: Tensor) -> TensorEntry:
 
 def _build_checkpoint(checkpoint: Checkpoint, arguments: Arguments) -> tuple[Any, Any, Any, None]:
     """MODEL, CLIP and VAE, in the order of `load_state_dict_guess_config`; None for those that are not wanted."""
-    options, text_options = arguments["model_options"], arguments["te_model_options"]
+    state_dict, options = arguments["sd"], arguments["model_options"]
+    disable_dynamic = arguments.get("disable_dynamic", False)
     model = clip = vae = None
     # As core does, a checkpoint without a VAE gives one that raises an error when it is used.
     if arguments["output_vae"]:
-        vae = _load(checkpoint, VAE, arguments, options) if VAE in checkpoint.components else comfy.sd.VAE(sd={})
+        vae = (
+            _load(checkpoint, VAE, state_dict, options, disable_dynamic)
+            if VAE in checkpoint.components
+            else comfy.sd.VAE(sd={})
+        )
     if arguments["output_clip"] and TEXT in checkpoint.components:
-        clip = _load(checkpoint, TEXT, arguments, text_options)
+        clip = _load(checkpoint, TEXT, state_dict, arguments["te_model_options"], disable_dynamic)
     elif arguments["output_clip"]:
         logging.warning("Ovis-U1: the checkpoint has no text encoder, so there is no CLIP; load one with Load CLIP.")
     if arguments["output_model"]:
-        model = _load(checkpoint, DECODER, arguments, options)
+        model = _load(checkpoint, DECODER, state_dict, options, disable_dynamic)
     return model, clip, vae, None
 
 
 def _build_decoder(checkpoint: Checkpoint, arguments: Arguments) -> Any:
-    return _load(checkpoint, DECODER, arguments, arguments["model_options"])
+    options, disable_dynamic = arguments["model_options"], arguments.get("disable_dynamic", False)
+    return _load(checkpoint, DECODER, arguments["sd"], options, disable_dynamic)
 
 
 def _build_text(checkpoint: Checkpoint, arguments: Arguments) -> Any:
-    return _load(checkpoint, TEXT, {**arguments, "sd": arguments["state_dicts"][0]}, arguments["model_options"])
+    options, disable_dynamic = arguments["model_options"], arguments.get("disable_dynamic", False)
+    return _load(checkpoint, TEXT, arguments["state_dicts"][0], options, disable_dynamic)
 
 
-def _load(checkpoint: Checkpoint, kind: Kind, arguments: Arguments, options: Arguments) -> Any:
+def _load(checkpoint: Checkpoint, kind: Kind, state_dict: StateDict, options: Options, disable_dynamic: bool) -> Any:
     """One component, with the `model_options` of core's loaders and of other packs' loaders.
 
     Raises ValueError for options that Ovis-U1 does not have.
@@ -237,11 +245,10 @@ def _load(checkpoint: Checkpoint, kind: Kind, arguments: Arguments, options: Arg
         options.get("custom_operations"),
     )
     precision = DEFAULT if kind == VAE else _precision(options, checkpoint.components[kind])
-    disable_dynamic = arguments.get("disable_dynamic", False)
-    return load_component(checkpoint, kind, precision, disable_dynamic, placement, arguments["sd"])
+    return load_component(checkpoint, kind, precision, disable_dynamic, placement, state_dict)
 
 
-def _precision(options: Arguments, component: Component) -> Precision:
+def _precision(options: Options, component: Component) -> Precision:
     """The precision that `model_options` ask for. Raises ValueError for one that Ovis-U1 does not have."""
     dtype, fast = options.get("dtype", options.get("weight_dtype")), bool(options.get("fp8_optimizations"))
     if dtype is None:
