@@ -231,4 +231,4 @@ def test_failed_captures_are_tried_again_up_to_a_limit(
     assert streams == [current] * (len(tried) - 1)
     assert len(caplog.records) == len(streams)
     assert "the next answer tries again" in caplog.text
-    assert caplog.records[-1].getMessage().count("this stays so until ComfyUI restarts") == 1
+    assert caplog.records[-1].getMessage().count("restart ComfyUI to try again") == 1
