@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ PLACES = {"diffusion_model": "diffusion_models", "text_encoder": "text_encoders"
 def main() -> int:
     """Command line."""
     import_core()
+    from ovis_core.weights import built_in
     from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.conversion import NAMES, write_one, write_parts
     from ovis_core.weights.lazy_tensors import check_values
@@ -36,7 +38,7 @@ def main() -> int:
     choices = {name: choice for name, choice in PRECISIONS.items() if not choice.fast} | QUANTIZED
     names = {f"{name}.safetensors": PLACES[name] for name in NAMES.values()}
     parser = argparse.ArgumentParser(description="Convert an Ovis-U1 model to one file, or to one file for each part.")
-    parser.add_argument("source", help="a release folder, or a file with all parts")
+    parser.add_argument("source", help=f"a release folder, a file with all parts, or {built_in.SHORT_NAME}")
     parser.add_argument("out", help="the file to write, or with --parts the folder")
     parser.add_argument("--parts", action="store_true", help=f"write {listed(names)} into the folder `out`")
     parser.add_argument(
@@ -66,18 +68,22 @@ def main() -> int:
             raise CheckpointError(
                 f"out: expected a folder with --parts, got {args.out}; name a folder for {listed(names)}."
             )
-        opened = open_model(args.source)
-        if args.check_values:
-            for component in opened.components.values():
-                check_values(component.entries.values())
-        files = write(opened, args.out, choices[args.dtype], report)
+        with tempfile.TemporaryDirectory() as folder:
+            if args.source.name in (built_in.SHORT_NAME, built_in.NAME, built_in.FILE.name):
+                args.source = built_in.unpack(Path(folder))
+            opened = open_model(args.source)
+            if args.check_values:
+                for component in opened.components.values():
+                    check_values(component.entries.values())
+            files = write(opened, args.out, choices[args.dtype], report)
+            before = stored_formats(opened)
     except CheckpointError as error:
         show("", last=True)
         print(error, file=sys.stderr)
         return 1
     show("", last=True)
     chosen = choices[args.dtype]
-    if (chosen.large is not None or chosen.format is not None) and (before := stored_formats(opened)):
+    if (chosen.large is not None or chosen.format is not None) and before:
         print(f"The source is already quantized ({listed(before)}); those matrices were not changed.")
     for file in files:
         print(f"{file}  {file.stat().st_size / 1e9:.2f} GB")

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import os
 import platform
 import signal
 import sys
@@ -95,6 +96,8 @@ def main() -> int:
     device, device_args = find_device()
     if demo.real and device == "cpu":
         print("No GPU was found, so this runs on the CPU, which is very slow.", _windows_hint(), sep="")
+    elif device == "cpu":
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads mostly wait for each other in so small a model
 
     server = ComfyServer(comfyui.path, base, args=device_args, port=port)
     try:
@@ -103,7 +106,7 @@ def main() -> int:
         made = make(server, demo, workspace.ROOT / "output")
         report(comfyui, demo, device, made, time.monotonic() - begun)
         if not demo.real:
-            next_steps(demo)
+            next_steps(demo, f" --comfyui {comfyui.path}" if comfyui.where == workspace.GIVEN else "")
         if args.serve:
             serve(server, made.painted, demo)
     finally:
@@ -319,8 +322,8 @@ def report(comfyui: ComfyUI, demo: Demo, device: str, made: Made, seconds: float
     print(f"Cache        {workspace.home()} (deleting it removes everything but the images)")
 
 
-def next_steps(demo: Demo) -> None:
-    """Prints how to use the real model."""
+def next_steps(demo: Demo, options: str) -> None:
+    """Prints how to use the real model, with the user's options."""
     script = workspace.ROOT / "scripts"
     folder = workspace.home() / "Ovis-U1-3B"
     print()
@@ -333,7 +336,7 @@ def next_steps(demo: Demo) -> None:
     print("For the real model (7 GB):")
     print()
     print(f"    {sys.executable} {script / 'download.py'} {folder}")
-    print(f"    python {script / 'demo.py'} --model {folder} --serve")
+    print(f"    python {script / 'demo.py'} --model {folder}{options} --serve")
 
 
 def serve(server: ComfyServer, image: Path, demo: Demo) -> None:

@@ -26,7 +26,7 @@ def warn_of_picture(side: int | None, height: int, width: int) -> None:
     if side is not None and understanding_size(height, width) != understanding_size(side, side):
         _warn(
             f"This model was trained on images of {side} x {side} pixels, and its answer about an image of "
-            f"{width} x {height} may be wrong; scale the image to {side} x {side}, or load another model."
+            f"{width} x {height} will probably be wrong; scale the image to {side} x {side}, or load another model."
         )
 
 

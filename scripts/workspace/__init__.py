@@ -2,11 +2,12 @@
 
 from .base import PACK, link_folder, make_base
 from .cache import home, remove
-from .comfyui import ComfyUI, describe_comfyui, find_comfyui
+from .comfyui import GIVEN, ComfyUI, describe_comfyui, find_comfyui
 from .environment import ROOT, check_python, prepare_env
 from .processes import end_tree, hand_over, spawn, tail
 
 __all__ = [
+    "GIVEN",
     "PACK",
     "ROOT",
     "ComfyUI",

