@@ -61,7 +61,7 @@ def run_and_shoot(page: Any, shots: Path, name: str, widgets: dict[str, dict[str
     page.evaluate(CENTRE, [at[0] - left, at[1] - top])
     run(page)
     page.wait_for_function(SHOWN)
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(5000)  # until the page stops showing that a job has ended
     page.add_style_tag(content=".minimap-main-container, .p-toast { display: none !important; }")
     clip = {"x": at[0] - EDGE, "y": at[1] - EDGE, "width": right - left + 2 * EDGE, "height": bottom - top + 2 * EDGE}
     canvas = page.locator("#graph-canvas").bounding_box()

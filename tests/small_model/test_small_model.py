@@ -178,12 +178,12 @@ def seen(file: Path) -> world.Scene:
 @WHOLE
 def test_demo_paints_edits_and_answers(bare: ComfyServer, tmp_path: Path) -> None:
     made = demo_run.make(bare, demo_run.choose(bare.base, None), tmp_path)
-    shape = world.Shape("circle", "red", "", "", 0, 0, 0)
+    shape = world.Shape("triangle", "blue", "", "", 0, 0, 0)
     painted, edited = seen(made.painted), seen(made.edited)
     assert world.same(painted, world.Scene("yellow", (shape,)))
-    assert world.same(edited, painted.change(colour="green"))
+    assert world.same(edited, painted.change(colour="red"))
     assert world.kept(edited, painted)
-    assert made.answer == "green"
+    assert made.answer == "red"
     assert made.seconds < 60
     strip = Image.open(made.strip)
     assert strip.width > 2 * strip.height
