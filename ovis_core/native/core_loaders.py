@@ -132,7 +132,10 @@ def _find_checkpoint(arguments: Arguments) -> Checkpoint | None:
     state_dict = arguments["sd"]
     if not _has_decoder(state_dict):
         return None
-    return _checked(arguments, state_dict, [kind for kind in MARKS if _has(kind, state_dict)])
+    wanted = {DECODER: "output_model", TEXT: "output_clip", VAE: "output_vae"}
+    return _checked(
+        arguments, state_dict, [kind for kind in MARKS if arguments[wanted[kind]] and _has(kind, state_dict)]
+    )
 
 
 def _find_decoder(arguments: Arguments) -> Checkpoint | None:
@@ -186,7 +189,8 @@ def _release_names() -> frozenset[str]:
 
 def _checked(arguments: Arguments, state_dict: StateDict, kinds: Iterable[Kind]) -> Checkpoint:
     entries = {name: _entry(name, tensor) for name, tensor in state_dict.items() if isinstance(tensor, Tensor)}
-    header = (arguments.get("metadata") or {}).get(QUANTIZATION)
+    # 0.3.75 puts a text encoder's metadata among its tensors.
+    header = (arguments.get("metadata") or {}).get(QUANTIZATION) or state_dict.get(QUANTIZATION)
     return check_tensors(entries | header_marks("the file", header, entries), kinds)
 
 

@@ -16,6 +16,7 @@ from .release import RELEASE
 from .safetensors_file import CheckpointError, TensorEntry, some
 
 MOST_LEVELS = 16  # upper limit for a VAE
+ONLY_QUANTIZED = ("I8", "U8", "F8_E8M0")  # dtypes of weights that only a quantized layer has
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,11 @@ def check(component: Component, config: OvisConfig, source: object, config_name:
             raise CheckpointError(
                 f"{source}: tensor {entry.name} has shape {list(entry.shape)}, but {config_name} requires "
                 f"{list(shape)}; download the weights and the config again."
+            )
+        elif entry.dtype in ONLY_QUANTIZED and name not in quantized:
+            raise CheckpointError(
+                f"{source}: tensor {entry.name}: expected a floating-point dtype, got {entry.dtype} without the format "
+                "of its layer; choose another file."
             )
     if missing:
         raise CheckpointError(f"{source}: missing tensor {some(missing)}; download the model again.")

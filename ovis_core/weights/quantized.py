@@ -122,6 +122,7 @@ FORMATS = {
         ),
     )
 }
+SCALED = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # formats of weights with a scale and without a mark
 OPTIONAL = {INPUT_SCALE: _ONE, SMOOTHING: Scale(FLOATS, lambda rows, columns: ((columns,),))}
 TENSORS = (SCALE, SCALE_2, MARK, *OPTIONAL)  # of a quantized layer, beside its weight
 
@@ -149,9 +150,9 @@ def quantized_entries(
         mark = entries.get(layer + MARK)
         if mark is None:
             # Older ComfyUIs also write a scale of 1 for layers that are not quantized.
-            if scale is None or weight.dtype != "F8_E4M3":
+            if scale is None or weight.dtype not in SCALED:
                 continue
-            mark = _mark_entry(weight, {"format": "float8_e4m3fn", ONLY_WEIGHT: True})
+            mark = _mark_entry(weight, {"format": SCALED[weight.dtype], ONLY_WEIGHT: True})
         form = _format(mark, source)
         if len(shape) != 2 or weight.dtype not in form.dtypes or weight.shape != form.shape(*shape):
             raise _mismatch(source, weight, form)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from helpers.paths import ROOT
@@ -240,6 +241,33 @@ def test_quantized_weights_stay_as_they_are(release: Path, tmp_path: Path, name:
 
         with pytest.raises(ValueError, match=r"custom_operations: the weights are quantized.*choose a file in bf16"):
             from_checkpoint(file, model_options={"custom_operations": comfy.ops.manual_cast})
+
+
+def test_load_clip_reads_formats_in_the_header(parts: dict[str, Path], tmp_path: Path) -> None:
+    import comfy.sd
+
+    from ovis_core.native.compat import quantized_formats
+
+    file, tensors = str(tmp_path / "text.safetensors"), load_file(parts["text_encoder"])
+    layer = next(name for name in tensors if name.endswith("layers.0.mlp.up_proj.weight")).removesuffix(".weight")
+    weight = tensors[f"{layer}.weight"].float()
+    tensors[f"{layer}.weight_scale"] = scale = weight.abs().max() / 127
+    tensors[f"{layer}.weight"] = (weight / scale).round().to(torch.int8)
+    header = {"layers": {layer: {"format": "int8_tensorwise"}}}
+    save_file(tensors, file, {"_quantization_metadata": json.dumps(header)})
+    if "int8_tensorwise" in quantized_formats():
+        own = comfy.sd.load_clip([file]).cond_stage_model.get_submodule("llm.model.layers.0.mlp.up_proj")
+        assert own.weight.dequantize().float().sub(weight).norm() < 0.02 * weight.norm()
+        return
+    with pytest.raises(CheckpointError, match="format int8_tensorwise, which this ComfyUI does not have"):
+        comfy.sd.load_clip([file])
+
+
+def test_parts_that_are_not_wanted_are_not_checked(one: Path) -> None:
+    import comfy.sd
+
+    lacks = {name: tensor for name, tensor in load_file(one).items() if "decoder.conv_out" not in name}
+    assert comfy.sd.load_state_dict_guess_config(lacks, output_vae=False)[0] is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.float64])

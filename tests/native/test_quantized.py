@@ -15,6 +15,7 @@ from torch import Tensor
 
 from helpers.headers import misplaced
 from helpers.paths import ROOT
+from ovis_core.weights import components
 from ovis_core.weights.checkpoint import open_model
 from ovis_core.weights.conversion import write_one
 from ovis_core.weights.precision import LARGE, PRECISIONS, QUANTIZED
@@ -294,6 +295,27 @@ def test_the_command(release: Path, formats: set[str], tmp_path: Path) -> None:
         "update ComfyUI, and run this with its Python."
     )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["weight_scale", "scale_weight"])
+def test_weights_without_a_mark(whole: Path, tmp_path: Path, suffix: str) -> None:
+    """8-bit floats with a scale name their format; integers do not, and are not taken for plain numbers."""
+    layer = DECODER + LAYER
+
+    def floats(tensors: dict[str, Tensor]) -> None:
+        weight = tensors[f"{layer}.weight"].float()
+        tensors[f"{layer}.{suffix}"] = scale = weight.abs().max() / 1000
+        tensors[f"{layer}.weight"] = (weight / scale).to(torch.float8_e5m2)
+
+    def integers(tensors: dict[str, Tensor]) -> None:
+        in_int8(tensors, layer)
+        tensors.pop(f"{layer}.comfy_quant", None)
+
+    opened = open_model(rewritten(whole, tmp_path / "floats.safetensors", floats))
+    entry = opened.components[components.DECODER].entries[f"{LAYER}.comfy_quant"]
+    assert json.loads(entry.data)["format"] == "float8_e5m2"
+    with pytest.raises(CheckpointError, match=rf"{LAYER}\.weight: expected a floating-point dtype, got I8"):
+        open_model(rewritten(whole, tmp_path / "integers.safetensors", integers))
 
 
 def test_error_for_a_hook_on_the_text_encoder(release: Path, formats: set[str], tmp_path: Path) -> None:
