@@ -51,14 +51,18 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
 @pytest.fixture(scope="module")
 def lora(studio: ComfyServer) -> str:
     """Trains and saves the LoRA; the name under which core's loaders find it."""
-    outputs = studio.object_info()["TrainLoraNode"]["output"]
+    node = studio.object_info()["TrainLoraNode"]
+    # Newer ComfyUIs have more settings.
+    usual = {
+        name: rest[0]["default"] for name, (_, *rest) in node["input"]["required"].items() if "default" in str(rest)
+    }
     loader = {"class_type": "OvisU1Loader", "inputs": {"model_name": built_in.NAME, "weight_dtype": "default"}}
     graph = Graph({"1": loader})
     model, clip, vae = (graph.out("OvisU1Loader", slot) for slot in range(3))
     data = graph.add("LoadImageTextDataSetFromFolder", folder=FOLDER)
     made = graph.add("MakeTrainingDataset", images=[data, 0], texts=[data, 1], vae=vae, clip=clip)
-    trained = graph.add("TrainLoraNode", model=model, latents=[made, 0], positive=[made, 1], **TRAINING)
-    graph.add("SaveLoRA", lora=[trained, outputs.index("LORA_MODEL")], prefix="loras/pink")
+    trained = graph.add("TrainLoraNode", model=model, latents=[made, 0], positive=[made, 1], **{**usual, **TRAINING})
+    graph.add("SaveLoRA", lora=[trained, node["output"].index("LORA_MODEL")], prefix="loras/pink")
     studio.run(graph.prompt, timeout=None)
     (file,) = (studio.base / "output" / "loras").glob("pink*.safetensors")
     loras = studio.base / "models" / "loras"
