@@ -69,7 +69,8 @@ def main() -> int:
                 f"out: expected a folder with --parts, got {args.out}; name a folder for {listed(names)}."
             )
         with tempfile.TemporaryDirectory() as folder:
-            if args.source.name in (built_in.SHORT_NAME, built_in.NAME, built_in.FILE.name):
+            named = not args.source.exists() and str(args.source) in (built_in.SHORT_NAME, built_in.NAME)
+            if named or args.source.resolve() == built_in.FILE:
                 args.source = built_in.unpack(Path(folder))
             opened = open_model(args.source)
             if args.check_values:

@@ -161,7 +161,7 @@ def _adapted(operations: Any) -> Any:
         def set_weight(self, weight: Tensor, inplace_update: bool = False, **options: Any) -> Any:
             if inplace_update and not options.get("return_weight"):  # by hooks
                 raise ValueError(
-                    "clip: ComfyUI cannot apply hooks to quantized weights; set weight_dtype to bf16 in Ovis-U1 Load "
+                    "hooks: ComfyUI cannot apply hooks to quantized weights; set weight_dtype to bf16 in Ovis-U1 Load "
                     "Model, or use Load LoRA instead of the hook."
                 )
             return super().set_weight(weight, inplace_update=inplace_update, **options)

@@ -98,7 +98,12 @@ def mixed_operations(dtype: torch.dtype, device: torch.device, only_weights: boo
         "mxfp8": "supports_mxfp8_compute",
         "nvfp4": "supports_nvfp4_compute",
     }
-    disabled = {name for name, question in supported.items() if not getattr(model_management, question)(device)}
+    offered = quantized_formats()
+    disabled = {
+        name
+        for name, question in supported.items()
+        if name in offered and not getattr(model_management, question)(device)
+    }
     return comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=only_weights, disabled=disabled)
 
 

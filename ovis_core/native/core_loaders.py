@@ -32,7 +32,7 @@ StateDict = Mapping[str, Any]
 Options = Mapping[str, Any]  # `model_options`
 
 # Names of tensors, without prefix, that only this component has together; a VAE is looked for only beside a decoder.
-MARKS = {
+PROBES = {
     DECODER: (DECODER.probe, "double_blocks.0.img_self_attn.qkv.weight"),
     TEXT: (TEXT.probe, "visual_tokenizer.head.0.weight", "vte.weight"),
     VAE: (VAE.probe,),
@@ -134,7 +134,7 @@ def _find_checkpoint(arguments: Arguments) -> Checkpoint | None:
         return None
     wanted = {DECODER: "output_model", TEXT: "output_clip", VAE: "output_vae"}
     return _checked(
-        arguments, state_dict, [kind for kind in MARKS if arguments[wanted[kind]] and _has(kind, state_dict)]
+        arguments, state_dict, [kind for kind in PROBES if arguments[wanted[kind]] and _has(kind, state_dict)]
     )
 
 
@@ -172,7 +172,7 @@ def _has_decoder(state_dict: StateDict) -> bool:
 
 def _has(kind: Kind, state_dict: StateDict) -> bool:
     prefixes = [kind.comfy_prefix] if kind == VAE else kind.prefixes
-    return any(all(f"{prefix}{mark}" in state_dict for mark in MARKS[kind]) for prefix in prefixes)
+    return any(all(f"{prefix}{mark}" in state_dict for mark in PROBES[kind]) for prefix in prefixes)
 
 
 def _is_release_file(state_dict: StateDict) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..weights.lazy_tensors import LazyTensor
-from ..weights.quantized import MARK, WEIGHT
+from ..weights.quantized import WEIGHT
 
 
 def fill(network: nn.Module, weights: Mapping[str, LazyTensor], assign: bool) -> None:
@@ -45,8 +45,3 @@ def _for_layer(name: str, tensor: LazyTensor, copied: bool) -> Tensor:
 
 def _alike(tensor: Tensor, parameter: Tensor) -> bool:
     return tensor.dtype == parameter.dtype and tensor.device == parameter.device
-
-
-def scales_are_fixed(network: nn.Module) -> bool:
-    """Whether a network has quantized layers whose weights this ComfyUI cannot change in place."""
-    return any(hasattr(layer, MARK[1:]) for layer in network.modules())

@@ -9,7 +9,6 @@ import comfy.conds
 import comfy.model_base
 import comfy.supported_models_base
 import torch
-from comfy.hooks import EnumHookType
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -18,7 +17,6 @@ from ..networks.packing import grid_size
 from ..schedule import shift_for
 from ..weights.config import LATENT_CHANNELS, LATENT_PATCH, LATENT_SCALE
 from .diffusion_model import DiffusionModel
-from .filling import scales_are_fixed
 from .notice import warn_of_size
 from .patch_checks import PatchChecks
 
@@ -94,12 +92,6 @@ class OvisU1(comfy.model_base.BaseModel):
         noise = kwargs.get("noise")
         if noise is not None:
             warn_of_size(self.side, *(LATENT_SCALE * side for side in noise.shape[-2:]))
-        hooks = kwargs.get("hooks")
-        if hooks is not None and scales_are_fixed(self.diffusion_model) and hooks.get_type(EnumHookType.Weight):
-            raise ValueError(
-                "conditioning: ComfyUI cannot apply hooks to quantized weights; set weight_dtype to bf16 in Ovis-U1 "
-                "Load Model, or use Load LoRA instead of the hook."
-            )
         tokens, vector = self._text(**kwargs)
         # CONDRegular keeps conditions of different length apart; CONDCrossAttn would repeat the shorter one.
         out["c_crossattn"] = comfy.conds.CONDRegular(tokens)

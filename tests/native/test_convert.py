@@ -20,6 +20,7 @@ from torch import Tensor
 import make_checkpoint
 from helpers.headers import header, misplaced
 from helpers.paths import ROOT
+from helpers.pipeline import latent_and_answer
 from ovis_core.weights.checkpoint import open_model, open_parts
 from ovis_core.weights.precision import LARGE
 from ovis_core.weights.safetensors_file import CheckpointError
@@ -181,35 +182,20 @@ def test_scaled_fp8_files_load_unchanged(
     # sums.
     monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", True)
 
-    from ovis_core.native.conditions import text_to_image
-    from ovis_core.native.guider import OvisGuider
-    from ovis_core.native.loading import load
-    from ovis_core.native.sampling import sample
-    from ovis_core.native.understanding import understand
-    from ovis_core.text.decoding import GREEDY
-    from ovis_core.weights.precision import PRECISIONS
-
-    def run(file: Path, name: str = "default") -> tuple[Tensor, str, Any]:
-        model, clip, vae = load(open_model(file), PRECISIONS[name])
-        positive, negative = text_to_image(clip, "a cute cat", "", 64, 64)
-        guider = OvisGuider(model, positive, negative, 5.0)
-        out = sample(guider, {"samples": torch.zeros(1, 4, 8, 8)}, 0, "euler", "ovis_u1", 2, 1.0)["samples"]
-        return out, understand(clip, "Hello", (), (), 8, 4, False, GREEDY).text, (model, clip, vae)
-
-    kept, text, (model, clip, vae) = run(scaled)
-    plain, plain_text, (whole, *_) = run(scaled, "fp32")
+    kept, text, (model, clip, vae) = latent_and_answer(scaled)
+    plain, plain_text, (whole, *_) = latent_and_answer(scaled, "fp32")
     assert float((kept - plain).norm() / plain.norm()) < 1e-5
     assert text == plain_text
     assert model.model_size() < 0.4 * whole.model_size()
     again = tmp_path / "again.safetensors"
     comfy.sd.save_checkpoint(str(again), model, clip, vae)
     assert misplaced(again) == []
-    assert torch.equal(run(again)[0], kept)
+    assert torch.equal(latent_and_answer(again)[0], kept)
     with pytest.raises(CheckpointError, match="which the format float8_e4m3fn does not have"):
         open_model(with_scales_by_row(scaled, tmp_path / "rows.safetensors"))
     back = tmp_path / "back.safetensors"
     converted(scaled, back, "--dtype", "fp32")
-    assert torch.equal(run(back)[0], plain)
+    assert torch.equal(latent_and_answer(back)[0], plain)
 
 
 def with_scales_by_row(file: Path, out: Path) -> Path:

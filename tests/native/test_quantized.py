@@ -15,6 +15,7 @@ from torch import Tensor
 
 from helpers.headers import misplaced
 from helpers.paths import ROOT
+from helpers.pipeline import latent_and_answer
 from ovis_core.weights import components
 from ovis_core.weights.checkpoint import open_model
 from ovis_core.weights.conversion import write_one
@@ -49,22 +50,6 @@ def file(name: str, release: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     out = tmp_path_factory.mktemp(name) / "one.safetensors"
     write_one(open_model(release), out, QUANTIZED[name])
     return out
-
-
-def run(file: Path, precision: str = "default") -> tuple[Tensor, str, Any]:
-    """A latent, an answer, and the model."""
-    from ovis_core.native.conditions import text_to_image
-    from ovis_core.native.guider import OvisGuider
-    from ovis_core.native.loading import load
-    from ovis_core.native.sampling import sample
-    from ovis_core.native.understanding import understand
-    from ovis_core.text.decoding import GREEDY
-
-    model, clip, vae = load(open_model(file), PRECISIONS[precision])
-    positive, negative = text_to_image(clip, "a cute cat", "", 64, 64)
-    guider = OvisGuider(model, positive, negative, 5.0)
-    out = sample(guider, {"samples": torch.zeros(1, 4, 8, 8)}, 0, "euler", "ovis_u1", 2, 1.0)["samples"]
-    return out, understand(clip, "Hello", (), (), 8, 4, False, GREEDY).text, (model, clip, vae)
 
 
 def apart(a: Tensor, b: Tensor) -> float:
@@ -126,8 +111,8 @@ def test_they_load_as_they_are(file: Path, name: str, tmp_path: Path, monkeypatc
 
     # Like --disable-mmap: on some CPUs the alignment of mapped weights changes the order of sums.
     monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", True)
-    kept, text, (model, clip, vae) = run(file)
-    plain, plain_text, (whole, whole_clip, _) = run(file, "fp32")
+    kept, text, (model, clip, vae) = latent_and_answer(file)
+    plain, plain_text, (whole, whole_clip, _) = latent_and_answer(file, "fp32")
     assert apart(kept, plain) < 1e-5
     assert text == plain_text
     if name != "convrot_w4a4":  # most of the small model's matrices do not fit it
@@ -137,13 +122,13 @@ def test_they_load_as_they_are(file: Path, name: str, tmp_path: Path, monkeypatc
     comfy.sd.save_checkpoint(str(again), model, clip, vae)
     assert misplaced(again) == []
     assert marks(again) == marks(file)
-    assert torch.equal(run(again)[0], kept)
+    assert torch.equal(latent_and_answer(again)[0], kept)
 
 
 def test_they_can_multiply_in_their_format(file: Path, name: str) -> None:
     """`fp8_e4m3fn_fast` does so in the decoder if the device can; on a CPU those are the formats of integers."""
-    kept, text, _ = run(file)
-    fast, fast_text, _ = run(file, "fp8_e4m3fn_fast")
+    kept, text, _ = latent_and_answer(file)
+    fast, fast_text, _ = latent_and_answer(file, "fp8_e4m3fn_fast")
     if QUANTIZED[name].format in ("int8_tensorwise", "convrot_w4a4"):
         assert 1e-4 < apart(fast, kept) < 0.5
     else:
@@ -264,7 +249,7 @@ def test_an_older_comfyui_refuses(whole: Path, formats: set[str], tmp_path: Path
 
     file = rewritten(whole, tmp_path / "int8.safetensors", change)
     if "int8_tensorwise" in formats:
-        assert apart(run(file)[0], run(whole)[0]) < 0.05
+        assert apart(latent_and_answer(file)[0], latent_and_answer(whole)[0]) < 0.05
         return
     with pytest.raises(CheckpointError) as error:
         load(open_model(file))
@@ -318,23 +303,45 @@ def test_weights_without_a_mark(whole: Path, tmp_path: Path, suffix: str) -> Non
         open_model(rewritten(whole, tmp_path / "integers.safetensors", integers))
 
 
-def test_error_for_a_hook_on_the_text_encoder(release: Path, formats: set[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["diffusion model", "text encoder"])
+def test_error_for_a_hook(release: Path, formats: set[str], tmp_path: Path, part: str) -> None:
+    """The weights stay as they were."""
     import comfy.hooks
 
-    from ovis_core.native.loading import load
+    from ovis_core.native.conditions import text_to_image
+    from ovis_core.native.guider import OvisGuider
+    from ovis_core.native.sampling import sample
 
     if "int8_tensorwise" not in formats:
         pytest.skip("this ComfyUI does not have these formats")
     (file,) = write_one(open_model(release), tmp_path / "eight.safetensors", QUANTIZED["int8"])
-    _, clip, _ = load(open_model(file))
-    name = next(n for n in clip.patcher.model_state_dict() if n.endswith("mlp.up_proj.weight"))
-    shape = clip.patcher.model.get_submodule(name.removesuffix(".weight")).weight.shape
-    hooks = comfy.hooks.HookGroup()
-    hooks.add(hook := comfy.hooks.WeightHook())
-    hook.weights_clip, hook.need_weight_init = {name: ("diff", (torch.ones(shape),))}, False
-    clip.patcher.register_all_hook_patches(hooks, comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Clip))
-    with pytest.raises(ValueError, match="cannot apply hooks to quantized weights; set weight_dtype to bf16"):
-        clip.patcher.patch_hooks(hooks)
+    _, _, (model, clip, _) = latent_and_answer(file)
+
+    def draw(*conditions: Any) -> Tensor:
+        guider = OvisGuider(model, *conditions, 5.0)
+        return sample(guider, {"samples": torch.zeros(1, 4, 8, 8)}, 0, "euler", "ovis_u1", 2, 1.0)["samples"]
+
+    before = draw(*text_to_image(clip, "a cute cat", "", 64, 64))
+    patcher, end = (model, f"{LAYER}.weight") if part == "diffusion model" else (clip.patcher, "mlp.up_proj.weight")
+    name = next(key for key in patcher.model_state_dict() if key.endswith(end))
+    hooks, hook = comfy.hooks.HookGroup(), comfy.hooks.WeightHook()
+    hook.weights = hook.weights_clip = {name: ("diff", (torch.ones(patcher.get_model_object(name).shape),))}
+    hook.need_weight_init = False
+    hooks.add(hook)
+
+    def hooked() -> None:
+        if part == "diffusion model":
+            conditions = text_to_image(clip, "a cute cat", "", 64, 64)
+            draw(*(comfy.hooks.set_hooks_for_conditioning(condition, hooks=hooks) for condition in conditions))
+        else:
+            target = comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Clip)
+            patcher.register_all_hook_patches(hooks, target)
+            patcher.patch_hooks(hooks)
+
+    with pytest.raises(ValueError, match=r"^hooks: ComfyUI cannot apply hooks to quantized weights; set weight_dtype"):
+        hooked()
+    patcher.patch_hooks(None)
+    assert torch.equal(draw(*text_to_image(clip, "a cute cat", "", 64, 64)), before)
 
 
 @pytest.mark.parametrize("in_header", [True, False])
@@ -370,9 +377,9 @@ def test_formats_can_differ_from_layer_to_layer(
     if in_header:
         header = {"_quantization_metadata": json.dumps(names)}
         file = rewritten(file, tmp_path / "header.safetensors", lambda tensors: None, header)
-    kept, text, (model, clip, _) = run(file)
-    plain, plain_text, _ = run(file, "fp32")
-    assert 0 < apart(plain, run(whole)[0]) < 0.3
+    kept, text, (model, clip, _) = latent_and_answer(file)
+    plain, plain_text, _ = latent_and_answer(file, "fp32")
+    assert 0 < apart(plain, latent_and_answer(whole)[0]) < 0.3
     assert apart(kept, plain) < 0.02  # int8 has no mark for multiplication of weights only
     assert text == plain_text
     network = model.model.diffusion_model
@@ -398,10 +405,10 @@ def test_smoothing_is_applied_or_refused(whole: Path, formats: set[str], tmp_pat
         tensors[f"{layer}.pre_quant_scale"] = torch.full((tensors[f"{layer}.weight"].shape[1] * 2,), 0.5)
 
     smooth = rewritten(four, tmp_path / "smooth.safetensors", change)
-    plain = run(smooth, "fp32")[0]
-    assert apart(plain, run(four)[0]) > 1e-3
+    plain = latent_and_answer(smooth, "fp32")[0]
+    assert apart(plain, latent_and_answer(four)[0]) > 1e-3
     if ".pre_quant_scale" in quantized_formats()["nvfp4"]:
-        assert apart(run(smooth)[0], plain) < 1e-5
+        assert apart(latent_and_answer(smooth)[0], plain) < 1e-5
     else:
         with pytest.raises(
             CheckpointError, match="in the format nvfp4 with pre_quant_scale, which this ComfyUI does not"

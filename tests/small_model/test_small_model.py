@@ -201,9 +201,11 @@ def test_demo_reports_random_weights(
     )
 
 
-def test_convert_takes_the_built_in_model_by_name(tmp_path: Path) -> None:
+@WHOLE
+@pytest.mark.parametrize("source", [built_in.SHORT_NAME, built_in.NAME, str(built_in.FILE)])
+def test_convert_takes_the_built_in_model(tmp_path: Path, source: str) -> None:
     out = tmp_path / "shapes.safetensors"
-    command = [sys.executable, ROOT / "scripts" / "convert.py", built_in.SHORT_NAME, out, "--dtype", "fp8_e4m3fn"]
+    command = [sys.executable, ROOT / "scripts" / "convert.py", source, out, "--dtype", "fp8_e4m3fn"]
     ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert out.stat().st_size < built_in.unpack(tmp_path).stat().st_size
