@@ -131,7 +131,6 @@ OTHER_QUESTIONS = {
     "ovis_core.native.patch_checks": {"__module__", "signature"},
     # marks on a layer, which every version sets
     "ovis_core.native.comfy_layers": {"comfy_patched_weights", "prev_comfy_cast_weights", "ovis_u1_casts"},
-    "ovis_core.native.filling": {"MARK"},
     # a mark that another copy of the pack has set
     "ovis_core.native.core_loaders": {"CURRENT"},
 }
