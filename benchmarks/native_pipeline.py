@@ -32,7 +32,7 @@ class ImageSpec:
     """The settings of an image.
 
     edit    whether it is an edit of an image of this size, not text to image
-    source  the image to edit, (1, height, width, 3) in 0..1; noise if there is none
+    source  the image to edit, (1, height, width, 3) in 0..1; None: noise
     """
 
     width: int

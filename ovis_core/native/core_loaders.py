@@ -221,7 +221,9 @@ def _build_checkpoint(checkpoint: Checkpoint, arguments: Arguments) -> tuple[Any
     if arguments["output_clip"] and TEXT in checkpoint.components:
         clip = _load(checkpoint, TEXT, state_dict, arguments["te_model_options"], disable_dynamic)
     elif arguments["output_clip"]:
-        logging.warning("Ovis-U1: the checkpoint has no text encoder, so there is no CLIP; load one with Load CLIP.")
+        logging.warning(
+            "Ovis-U1: the checkpoint has no text encoder, so its CLIP output is empty; load one with Load CLIP."
+        )
     if arguments["output_model"]:
         model = _load(checkpoint, DECODER, state_dict, options, disable_dynamic)
     return model, clip, vae, None
