@@ -222,7 +222,7 @@ def _build_checkpoint(checkpoint: Checkpoint, arguments: Arguments) -> tuple[Any
         clip = _load(checkpoint, TEXT, state_dict, arguments["te_model_options"], disable_dynamic)
     elif arguments["output_clip"]:
         logging.warning(
-            "Ovis-U1: the checkpoint has no text encoder, so its CLIP output is empty; load one with Load CLIP."
+            "Ovis-U1: the checkpoint has no text encoder, so the CLIP output is empty. Load one with Load CLIP."
         )
     if arguments["output_model"]:
         model = _load(checkpoint, DECODER, state_dict, options, disable_dynamic)
