@@ -1,4 +1,4 @@
-"""Compares sampling settings and weight dtypes: the share of correct images, the decoder's passes and the time.
+"""Compares sampling settings and weight dtypes: the share of correct images, how clean their shapes are, and the time.
 
     COMFYUI_PATH=... python small_model/compare.py [--only caches] [--count 40] [--model FILE]
 
@@ -62,9 +62,9 @@ def main() -> int:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a row for each setting, then a row for each sampler with a column for each scheduler."""
     unit = rows[0]["seconds"]
-    lines = ["| setting | right | passes an image | time |", "|---|---|---|---|"]
+    lines = ["| setting | right | fit | passes an image | time |", "|---|---|---|---|---|"]
     lines += [
-        f"| {row['name']} | {_share(row)} | {row['passes']:.0f} | {row['seconds'] / unit:.2f} |"
+        f"| {row['name']} | {_share(row)} | {row['fit']:.3f} | {row['passes']:.0f} | {row['seconds'] / unit:.2f} |"
         for row in rows
         if row["group"] != "samplers"
     ]
@@ -77,7 +77,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         schedulers = list(next(iter(samplers.values())))
         lines += ["", f"| sampler | {' | '.join(schedulers)} | passes an image |", "|---" * (len(schedulers) + 2) + "|"]
     for sampler, found in samplers.items():
-        shares = " | ".join(_share(row) for row in found.values())
+        shares = " | ".join(f"{_share(row)}, {row['fit']:.3f}" for row in found.values())
         lines.append(f"| {sampler} | {shares} | {max(row['passes'] for row in found.values()):.0f} |")
     return "\n".join(lines)
 
@@ -103,17 +103,27 @@ def prepare() -> None:
 
 def _measure(painter: Painter, setting: Setting, asked: list[Case]) -> dict[str, Any]:
     begun, before = time.process_time(), painter.passes
+    import world
     from cases import picture_verdict
 
+    hits, fits = [], []
     try:
-        hits = [picture_verdict(case, painter.paint(setting, case, seed))[0] for seed, case in enumerate(asked)]
+        for seed, case in enumerate(asked):
+            picture = painter.paint(setting, case, seed)
+            hits.append(picture_verdict(case, picture)[0])
+            fits.append(max((shape.fit for shape in world.look(picture).shapes), default=0.0))
         right: float | None = sum(hits) / len(hits)
     except Exception as error:
         print(f"{setting.name}: {type(error).__name__}: {error}", file=sys.stderr)
         right = None
-    seconds = (time.process_time() - begun) / len(asked)
-    passes = (painter.passes - before) / len(asked)
-    return {"group": setting.group, "name": setting.name, "right": right, "passes": passes, "seconds": seconds}
+    return {
+        "group": setting.group,
+        "name": setting.name,
+        "right": right,
+        "fit": sum(fits) / max(len(fits), 1),
+        "passes": (painter.passes - before) / len(asked),
+        "seconds": (time.process_time() - begun) / len(asked),
+    }
 
 
 if __name__ == "__main__":
