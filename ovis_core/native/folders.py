@@ -11,8 +11,9 @@ from stat import S_ISREG
 
 import folder_paths
 
-from ..weights.checkpoint import holds_ours, is_single_file, why_not
+from ..weights.checkpoint import why_not
 from ..weights.hub_cache import REPOSITORY_FOLDER, cached_repositories, hub_cache, snapshots
+from ..weights.recognition import is_single_file, names_ovis_u1
 from ..weights.release_folder import CONFIG, SINGLE, has_pieces, is_complete, is_release, looks_like_release
 
 KIND = "ovis_u1"
@@ -163,7 +164,7 @@ class _Listing:
         for folder, label in self._walked.items():
             files = [] if _is_shared(label) or has_pieces(folder) else _weights(folder)
             if files:
-                yield from (file for file in files if label == KIND or _is_named_ours(file) or _holds_ours(file))
+                yield from (file for file in files if label == KIND or _is_named_ours(file) or _names_ovis_u1(file))
             elif (label == KIND and _changed(folder) is not None) or self._looks_like_release(folder):
                 yield folder
         for name in self._names:
@@ -173,7 +174,7 @@ class _Listing:
     def _looks_like_release(self, folder: Path) -> bool:
         repository = folder.parent.parent
         named = repository if repository.name.startswith(REPOSITORY_FOLDER) else folder
-        return _is_release(folder) or looks_like_release(folder, _is_named_ours(named), _holds_ours)
+        return _is_release(folder) or looks_like_release(folder, _is_named_ours(named), _names_ovis_u1)
 
     def _add(self, name: str, path: Path) -> None:
         self.found.setdefault(name, path)
@@ -258,8 +259,8 @@ def _is_ours(file: Path) -> bool:
     return _of_file(file, "single", lambda: is_single_file(file))
 
 
-def _holds_ours(file: Path) -> bool:
-    return _of_file(file, "ours", lambda: holds_ours(file))
+def _names_ovis_u1(file: Path) -> bool:
+    return _of_file(file, "ours", lambda: names_ovis_u1(file))
 
 
 def _of_file(file: Path, question: str, ask: Callable[[], bool]) -> bool:

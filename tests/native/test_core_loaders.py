@@ -21,7 +21,7 @@ from helpers.pictures import picture
 from ovis_core.pixels import to_tensor
 from ovis_core.weights.checkpoint import open_model, open_parts
 from ovis_core.weights.conversion import NAMES, write_one, write_parts
-from ovis_core.weights.precision import DEFAULT, PRECISIONS, QUANTIZED, Precision
+from ovis_core.weights.precision import DEFAULT, PRECISIONS, QUANTIZED_PRECISIONS, Precision
 from ovis_core.weights.safetensors_file import CheckpointError
 
 FUNCTIONS = ("load_state_dict_guess_config", "load_diffusion_model_state_dict", "load_text_encoder_state_dicts")
@@ -35,10 +35,10 @@ def core(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[.
     """The pack's loaders are in place; core's own functions by name."""
     import comfy.sd
 
-    from ovis_core.native import core_loaders
+    from ovis_core.native import core_loaders, wrapping
 
     own = {name: getattr(comfy.sd, name) for name in FUNCTIONS}
-    assert not any(hasattr(function, core_loaders.CURRENT) for function in own.values())
+    assert not any(hasattr(function, wrapping.CURRENT) for function in own.values())
     for name, function in own.items():
         monkeypatch.setattr(comfy.sd, name, function)  # to be undone
     core_loaders.register()
@@ -220,12 +220,12 @@ def test_weight_dtype(parts: dict[str, Path], one: Path, options: dict[str, Any]
         same(a, b)
 
 
-@pytest.mark.parametrize("name", ["fp8_e4m3fn", *QUANTIZED])
+@pytest.mark.parametrize("name", ["fp8_e4m3fn", *QUANTIZED_PRECISIONS])
 def test_quantized_weights_stay_as_they_are(release: Path, tmp_path: Path, name: str) -> None:
     from ovis_core.native.compat import quantized_formats
     from ovis_core.native.loading import load
 
-    precision: Precision = {**PRECISIONS, **QUANTIZED}[name]
+    precision: Precision = {**PRECISIONS, **QUANTIZED_PRECISIONS}[name]
     if precision.format and precision.format not in quantized_formats():
         pytest.skip(f"this ComfyUI does not have {name}")
     (file,) = write_one(open_model(release), tmp_path / "eight.safetensors", precision)
@@ -545,14 +545,16 @@ def test_a_fault_of_ours_stops_no_other_model(
     import comfy.sd
 
     from ovis_core.native import core_loaders
+    from ovis_core.weights import recognition
 
     def fails(*args: Any) -> Any:
         raise ZeroDivisionError("a fault")
 
     expected = detection(core["load_diffusion_model_state_dict"], flux())
-    for looks in ("reads_ovis_u1", "bound_arguments", "_has"):
+    steps = ((core_loaders, "reads_ovis_u1"), (core_loaders, "bound_arguments"), (recognition, "has_component"))
+    for module, step in steps:
         with monkeypatch.context() as context, caplog.at_level(logging.WARNING):
-            context.setattr(core_loaders, looks, fails)
+            context.setattr(module, step, fails)
             caplog.clear()
             assert detection(comfy.sd.load_diffusion_model_state_dict, flux()) == expected
             assert detection(comfy.sd.load_state_dict_guess_config, sd15())[0]

@@ -248,8 +248,8 @@ def test_disable_mmap_leaves_no_file_mapped(
 def scaled(server: ComfyServer, release: Path) -> Path:
     from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.conversion import write_one
-    from ovis_core.weights.precision import QUANTIZED
+    from ovis_core.weights.precision import QUANTIZED_PRECISIONS
 
     file = server.base / "models" / "checkpoints" / "scaled.safetensors"
-    write_one(open_model(release), file, QUANTIZED["fp8_scaled"])
+    write_one(open_model(release), file, QUANTIZED_PRECISIONS["fp8_scaled"])
     return file
