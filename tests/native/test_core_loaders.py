@@ -263,6 +263,26 @@ def test_load_clip_reads_formats_in_the_header(parts: dict[str, Path], tmp_path:
         comfy.sd.load_clip([file])
 
 
+@torch.no_grad()
+def test_load_clip_reads_older_files_with_scales(parts: dict[str, Path], tmp_path: Path) -> None:
+    """Each layer has a scale of 1, even if it is not quantized; newer ComfyUIs name one format for all of them."""
+    import comfy.sd
+
+    from ovis_core.native.compat import quantized_formats
+
+    tensors, file = load_file(parts["text_encoder"]), str(tmp_path / "text.safetensors")
+    layers = [name.removesuffix(".weight") for name in tensors if name.endswith("_proj.weight")]
+    dtypes = {"float8_e4m3fn": FP8, "float8_e5m2": torch.float8_e5m2}
+    for layer, name in zip(layers, dtypes.keys() & quantized_formats(), strict=False):
+        tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"].to(dtypes[name])
+    scales = {f"{layer}.scale_weight": torch.ones(1) for layer in layers}
+    save_file(tensors | scales | {"scaled_fp8": torch.zeros(2, dtype=FP8)}, file)
+    network = comfy.sd.load_clip([file]).cond_stage_model
+    for name in layers:
+        layer = network.get_submodule(name)
+        assert torch.equal(layer(torch.eye(layer.in_features)).T, tensors[f"{name}.weight"].float()), name
+
+
 def test_parts_that_are_not_wanted_are_not_checked(one: Path) -> None:
     import comfy.sd
 
