@@ -22,7 +22,7 @@ HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
 PLAIN = {"special_tokens", "text", "text.prompts", "sizes", "schedule", "weights", "__init__"}
 PLAIN |= {f"weights.{name}" for name in ("config", "layout", "release", "release_folder", "safetensors_file")}
 PLAIN |= {f"weights.{name}" for name in ("components", "layer_formats", "recognition")}
-PLAIN |= {f"weights.{name}" for name in ("download", "checked_files", "hub", "hub_cache", "built_in")}
+PLAIN |= {f"weights.{name}" for name in ("download", "file_fetcher", "checked_files", "hub", "hub_cache", "built_in")}
 # Imports the named modules and reads a file's header; prints the modules of HEAVY that were imported. safetensors
 # itself imports numpy.
 LOAD_PLAIN = """
