@@ -17,6 +17,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from console import positive_int
+
 HERE = Path(__file__).resolve().parent
 
 if TYPE_CHECKING:
@@ -28,12 +32,15 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, help="a file or folder of weights (default: the built-in model)")
-    parser.add_argument("--count", type=int, default=40, help="images for each setting; for a sampler at most 10")
+    parser.add_argument(
+        "--count", type=positive_int, default=40, help="images for each setting, at most 10 for a sampler"
+    )
     parser.add_argument("--only", help="only these groups of settings, separated by commas")
     parser.add_argument("--json", type=Path, help="also add results to this file; its rows are not measured again")
     args = parser.parse_args()
-    prepare()
-    from painting import Painter, cases, settings
+    set_up_imports()
+    from cases import first_cases
+    from painting import Painter, settings
 
     from ovis_core.weights import built_in
 
@@ -49,7 +56,7 @@ def main() -> int:
             if row is None:
                 kind = setting.weight_dtype
                 painters[kind] = painters.get(kind) or Painter(file, kind)
-                row = _measure(painters[kind], setting, cases(args.count, setting.task)[: setting.most])
+                row = _measure(painters[kind], setting, first_cases(setting.task, args.count)[: setting.most])
                 if args.json:
                     with args.json.open("a", encoding="utf-8") as out:
                         out.write(json.dumps(row) + "\n")
@@ -86,7 +93,7 @@ def _share(row: dict[str, Any]) -> str:
     return "fails" if row["right"] is None else f"{row['right']:.0%}"
 
 
-def prepare() -> None:
+def set_up_imports() -> None:
     """Makes ComfyUI, on the CPU, and the pack importable."""
     sys.path[:0] = [str(HERE.parent / "scripts"), os.environ["COMFYUI_PATH"]]
     sys.path += [str(HERE.parent / "benchmarks"), str(HERE)]  # behind everything else: their modules have plain names
