@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -19,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from console import positive_int
+from comfy_imports import set_up_imports
 
-HERE = Path(__file__).resolve().parent
+from console import positive_int
 
 if TYPE_CHECKING:
     from cases import Case
@@ -91,21 +90,6 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _share(row: dict[str, Any]) -> str:
     return "fails" if row["right"] is None else f"{row['right']:.0%}"
-
-
-def set_up_imports() -> None:
-    """Makes ComfyUI, on the CPU, and the pack importable."""
-    sys.path[:0] = [str(HERE.parent / "scripts"), os.environ["COMFYUI_PATH"]]
-    sys.path += [str(HERE.parent / "benchmarks"), str(HERE)]  # behind everything else: their modules have plain names
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
-    import torch
-
-    from import_core import import_core
-
-    torch.set_num_threads(1)
-    import_core()
 
 
 def _measure(painter: Painter, setting: Setting, asked: list[Case]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compare import set_up_imports
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from comfy_imports import set_up_imports
 
 from console import positive_int
 
