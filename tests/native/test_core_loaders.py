@@ -626,6 +626,25 @@ def test_they_are_wrapped_once(core: dict[str, Any], second_copy: Any, parts: di
     assert type(clip.cond_stage_model).__module__ == "second_core.native.text_model"
 
 
+def test_tables_of_lora_names_are_wrapped_once(monkeypatch: pytest.MonkeyPatch, one: Path) -> None:
+    import comfy.lora
+
+    from ovis_core.native import lora_keys
+
+    tables = ("model_lora_keys_unet", "model_lora_keys_clip")
+    for name in tables:
+        monkeypatch.setattr(comfy.lora, name, getattr(comfy.lora, name))  # to be undone
+    lora_keys.register()
+    wrapped = [getattr(comfy.lora, name) for name in tables]
+    lora_keys.register()
+    assert [getattr(comfy.lora, name) for name in tables] == wrapped
+    model, clip, _ = from_checkpoint(one)
+    key = "double_blocks.0.img_attn.qkv"
+    assert comfy.lora.model_lora_keys_unet(model.model, {})[f"transformer.{key}"] == f"diffusion_model.{key}.weight"
+    key = "llm.model.layers.0.self_attn.q_proj"
+    assert comfy.lora.model_lora_keys_clip(model=clip.cond_stage_model, key_map={})[key] == f"{key}.weight"
+
+
 def test_another_pack_s_wrapper_stays(monkeypatch: pytest.MonkeyPatch, parts: dict[str, Path]) -> None:
     import comfy.sd
 
