@@ -18,7 +18,7 @@ async def comfy_entrypoint() -> OvisU1Extension:
     """ComfyUI asks this for the pack's nodes; it logs an error in one line and loads the other packs."""
     try:
         from .nodes import OvisU1Extension
-        from .ovis_core.native import core_loaders, folders, lora_keys
+        from .ovis_core.native import core_loaders, folders, lora_keys, saving
     except (ImportError, AttributeError) as error:
         module = error.name if isinstance(error, ImportError) else getattr(error.obj, "__name__", None)
         if (module or "").startswith("comfy"):
@@ -28,6 +28,7 @@ async def comfy_entrypoint() -> OvisU1Extension:
     folders.register()
     lora_keys.register()
     core_loaders.register()
+    saving.register()
     logging.info("Ovis-U1: the nodes are loaded; put models into %s.", folders.roots()[0])
     return OvisU1Extension()
 

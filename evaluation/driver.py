@@ -66,13 +66,11 @@ class Driver:
 
     def _keep(self, record: Record, made: Output, bar: tqdm, task: LoadedRecord | None = None) -> None:
         result: dict[str, Any] = {"id": record.id, "seconds": round(made.seconds, 3)}
-        files: dict[str, bytes] = {}
         if made.error or task is None:
-            result["error"] = made.error
+            result["error"], files = made.error, dict[str, bytes]()
         else:
             result |= {"asked": task.asked, **({"seeds": task.seeds} if made.images else {})}
-            if made.text is not None:
-                result["answer"] = made.text
+            result |= {} if made.text is None else {"answer": made.text}
             if made.chances:
                 result["chances"] = dict(zip(record.choices, (round(c, 6) for c in made.chances), strict=True))
             files = {**task.beside, **dict(zip(record.files, made.images, strict=True))}

@@ -16,16 +16,19 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-import report
 import workspace
-from comfyui_worker import Setup
-from console import Ticker, UserError, guarded
-from demo_run import find_device, model_errors
-from driver import Driver
-from import_core import import_core
-from run_folder import identity, open_run
-from suites import SUITES, image_size
-from workers import InProcess, RayActors
+from console import Ticker, UserError, guarded, lacks, positive_int
+
+try:
+    import outcome
+    from comfyui_worker import Setup
+    from demo_run import find_device, model_errors
+    from driver import Driver
+    from run_folder import identity, open_run
+    from suites import SUITES, image_size
+    from workers import InProcess, RayActors
+except ModuleNotFoundError as error:
+    sys.exit(lacks(error))
 
 OWN = ("steps", "txt_cfg", "img_cfg", "max_new_tokens")
 
@@ -40,17 +43,17 @@ def arguments() -> argparse.Namespace:
     line.add_argument("--out", type=Path, required=True, help="folder for the run")
     line.add_argument("--model", type=Path, help="folder of a release, or a file (default: the built-in model)")
     line.add_argument("--weight-dtype", default="default", help="as in Ovis-U1 Load Model")
-    line.add_argument("--limit", type=int, help="only the first records, so many; for shapes, cases of each task")
+    line.add_argument("--limit", type=positive_int, help="number of records, or for shapes of cases of each task")
     line.add_argument("--seed", type=int, default=0, help="the seed of each record is derived from this one and its id")
-    line.add_argument("--workers", type=int, default=1, help="number of workers; more than one needs Ray")
+    line.add_argument("--workers", type=positive_int, default=1, help="number of workers; more than one needs Ray")
     line.add_argument("--retry-failed", action="store_true", help="try failed records again")
     line.add_argument("--cpu", action="store_true", help="run on the CPU even if there is a GPU")
     own = line.add_argument_group("settings that replace the report's")
     own.add_argument("--size", type=image_size, default={}, help="such as 1024x768; sides are multiples of 16")
-    own.add_argument("--steps", type=int, help="denoising steps, instead of 50")
+    own.add_argument("--steps", type=positive_int, help="denoising steps, instead of 50")
     own.add_argument("--txt-cfg", type=float, help="instead of 5, or of 6 for edits")
     own.add_argument("--img-cfg", type=float, help="for edits, instead of 1.5")
-    own.add_argument("--max-new-tokens", type=int, help="for answers in words, instead of 512")
+    own.add_argument("--max-new-tokens", type=positive_int, help="for answers in words, instead of 512")
     args = line.parse_args()
     if (args.data is None) != (args.name == "shapes"):
         wrong = "makes its own cases; leave out --data" if args.data else "needs records; name their file or folder"
@@ -87,12 +90,12 @@ def main() -> int:
         failed = {name: result["error"] for name, result in results.items() if "error" in result}
         summary, verdicts = {"records": len(results), "failed": len(failed), **timing, "scores": {}}, {}
         if args.name == "vqa":
-            folder.write("predictions.tsv", report.predictions(driver.records, results).encode())
-            summary["scores"] = report.answer_scores(driver.records, results)
+            folder.write("predictions.tsv", outcome.predictions(driver.records, results).encode())
+            summary["scores"] = outcome.answer_scores(driver.records, results)
         if args.name == "shapes":
-            verdicts, summary["scores"] = report.shapes_scores(folder.path, driver.records, results)
+            verdicts, summary["scores"] = outcome.shapes_scores(folder.path, driver.records, results)
         folder.write("summary.json", json.dumps(summary, indent=2).encode())
-        page = report.contact_sheet(json.dumps(folder.made_of), driver.records, results, verdicts)
+        page = outcome.contact_sheet(json.dumps(folder.made_of), driver.records, results, verdicts)
         folder.write("index.html", page.encode())
     print(f"{len(results) - len(failed)} of {len(results)} records are in {args.out}; open its index.html to view them")
     for name, share in summary["scores"].items():
@@ -104,14 +107,13 @@ def main() -> int:
 
 def checked_model(model: Path | None, weight_dtype: str) -> Path:
     """The model's path, by default the built-in model's; reads headers only. Raises UserError if it is not usable."""
-    import_core()
-    from ovis_core.weights import built_in
-    from ovis_core.weights.checkpoint import open_model
-    from ovis_core.weights.precision import PRECISIONS
-
-    if weight_dtype not in PRECISIONS:
-        raise UserError(f"--weight-dtype: expected one of {', '.join(PRECISIONS)}, got {weight_dtype!r}; choose one.")
     with model_errors():
+        from ovis_core.weights import built_in
+        from ovis_core.weights.checkpoint import open_model
+        from ovis_core.weights.precision import PRECISIONS
+
+        if weight_dtype not in PRECISIONS:
+            raise UserError(f"--weight-dtype: expected {', '.join(PRECISIONS)}, got {weight_dtype!r}; choose one.")
         if model in (None, built_in.FILE) and built_in.is_there():
             model = built_in.unpack(workspace.home() / "built_in")
         if not model or not model.exists():

@@ -16,7 +16,7 @@ _SAMPLING = {"steps": 50, "negative_prompt": "", "sampler_name": "euler", "sched
 Settings = Mapping[str, Mapping[str, Any]]
 """The inputs of the nodes, for each task."""
 
-REPORT: Settings = {
+REPORT_SETTINGS: Settings = {
     "image": {"width": 1024, "height": 1024, "txt_cfg": 5.0, **_SAMPLING},
     "edit": {"megapixels": 0.0, "txt_cfg": 6.0, "img_cfg": 1.5, **_SAMPLING},
     "question": {"max_new_tokens": 512, "thinking": False},

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import workspace
 from console import UserError
 from data_files import DataRow, RowError, Rows, json_lines, json_records, parquet, tab_separated, text_files
-from record import REPORT, Record, Settings, Source
+from record import REPORT_SETTINGS, Record, Settings, Source
 
 sys.path.append(str(workspace.ROOT / "small_model"))  # for its module `cases`
 
@@ -145,9 +145,9 @@ def _listed(text: str) -> tuple[str, ...]:
 def job(row: DataRow) -> Record:
     """A job, as in docs/evaluation.md -> images/ID.png, or an answer in the results."""
     values, task = row.values, row.values.get("task", "image")
-    if task not in list(REPORT):
-        raise RowError(f"task: expected one of {', '.join(REPORT)}, got {task!r}; choose one.")
-    known = REPORT[task].keys() | JOB_KEYS | KEYS_OF_TASKS[task]
+    if task not in list(REPORT_SETTINGS):
+        raise RowError(f"task: expected one of {', '.join(REPORT_SETTINGS)}, got {task!r}; choose one.")
+    known = REPORT_SETTINGS[task].keys() | JOB_KEYS | KEYS_OF_TASKS[task]
     if unknown := sorted(values.keys() - known):
         raise RowError(f"{task}: expected only {', '.join(sorted(known))}, got {', '.join(unknown)}; remove it.")
     name, images = row.name(values.get("id", f"{row.number:05d}")), row.paths(values.get("image", []))
@@ -157,7 +157,7 @@ def job(row: DataRow) -> Record:
     choices = values.get("choices", [])
     if not isinstance(choices, list) or (task == "choice" and not choices):
         raise RowError(f"choices: expected a list of words, got {choices!r}; correct it.")
-    settings = {key: values[key] for key in REPORT[task] if key in values}
+    settings = {key: values[key] for key in REPORT_SETTINGS[task] if key in values}
     settings |= image_size(str(values["size"])) if "size" in values else {}
     samples, seed = int(values.get("samples", 1)), int(values["seed"]) if "seed" in values else None
     names = [name] if samples == 1 else [f"{name}_{i:02d}" for i in range(samples)]
@@ -191,18 +191,18 @@ def shapes(row: DataRow) -> Record:
 
 
 SHAPES: Settings = {
-    "paint": {**REPORT["image"], "width": 128, "height": 128, "steps": 20},
-    **{task: {**REPORT["edit"], "steps": 20} for task in ("edit", "masked")},
-    **{task: {**REPORT["question"], "max_new_tokens": 24} for task in ("ask", "describe", "chat")},
+    "paint": {**REPORT_SETTINGS["image"], "width": 128, "height": 128, "steps": 20},
+    **{task: {**REPORT_SETTINGS["edit"], "steps": 20} for task in ("edit", "masked")},
+    **{task: {**REPORT_SETTINGS["question"], "max_new_tokens": 24} for task in ("ask", "describe", "chat")},
     "judge": {},
 }
-IMAGE, EDIT, CHOICE, QUESTION = ({task: REPORT[task]} for task in ("image", "edit", "choice", "question"))
+IMAGE, EDIT, CHOICE, QUESTION = ({task: REPORT_SETTINGS[task]} for task in ("image", "edit", "choice", "question"))
 SUITES = {
     "geneval": Suite(json_lines, geneval, IMAGE),
     "dpg": Suite(text_files, dpg, IMAGE),
     "imgedit": Suite(json_records, imgedit, EDIT),
     "gedit": Suite(gedit_rows, gedit, EDIT),
     "vqa": Suite(vqa_rows, vqa, CHOICE | QUESTION),
-    "jobs": Suite(json_lines, job, REPORT),
+    "jobs": Suite(json_lines, job, REPORT_SETTINGS),
     "shapes": Suite(shapes_rows, shapes, SHAPES),
 }

@@ -59,9 +59,9 @@ class OvisU1Loader(io.ComfyNode):
                     tooltip=(
                         "The model to load: a folder in models/ovis_u1 with config.json and safetensors files, for "
                         "example models/ovis_u1/Ovis-U1-3B, or one file in models/checkpoints, written by Save "
-                        "Checkpoint. Press R after you add one. ovis-u1-shapes (built in) needs no download: this "
-                        "small model draws one circle, square or triangle in one of eight colours on a plain "
-                        "background, at 128 x 128 pixels."
+                        "Checkpoint. Press R after you add one. scripts/convert.py makes smaller files for less VRAM. "
+                        "ovis-u1-shapes (built in) needs no download: this small model draws one circle, square or "
+                        "triangle in one of eight colours on a plain background, at 128 x 128 pixels."
                     ),
                 ),
                 WEIGHT_DTYPE,

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from types import TracebackType
 
@@ -82,16 +83,25 @@ def guarded(main: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:
         _trace_if_asked()
-        print(
-            f"error: {sys.executable} has no {error.name}; run this with the Python of your ComfyUI.",
-            file=sys.stderr,
-        )
+        print(lacks(error), file=sys.stderr)
     except Exception as error:
         _trace_if_asked()
         text = " ".join(str(error).split()) or "no message"
         hint = "set OVIS_U1_DEBUG=1 to print the traceback"
         print(f"error: unexpected {type(error).__name__}: {text}; {hint}.", file=sys.stderr)
     return 1
+
+
+def lacks(error: ModuleNotFoundError) -> str:
+    """An error message for a package that this Python does not have."""
+    return f"error: {sys.executable} has no {error.name}; run this with the Python of your ComfyUI."
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1 from the command line, as the `type` of an argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _trace_if_asked() -> None:

@@ -32,10 +32,10 @@ def main() -> int:
     from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.conversion import NAMES, write_one, write_parts
     from ovis_core.weights.lazy_tensors import check_values
-    from ovis_core.weights.precision import PRECISIONS, QUANTIZED
+    from ovis_core.weights.precision import PRECISIONS, QUANTIZED_PRECISIONS
     from ovis_core.weights.safetensors_file import CheckpointError
 
-    choices = {name: choice for name, choice in PRECISIONS.items() if not choice.fast} | QUANTIZED
+    choices = {name: choice for name, choice in PRECISIONS.items() if not choice.fast} | QUANTIZED_PRECISIONS
     names = {f"{name}.safetensors": PLACES[name] for name in NAMES.values()}
     parser = argparse.ArgumentParser(description="Convert an Ovis-U1 model to one file, or to one file for each part.")
     parser.add_argument("source", help=f"a release folder, a file with all parts, or {built_in.SHORT_NAME}")
@@ -77,7 +77,7 @@ def main() -> int:
                 for component in opened.components.values():
                     check_values(component.entries.values())
             files = write(opened, args.out, choices[args.dtype], report)
-            before = stored_formats(opened)
+            before = formats_in(opened)
     except CheckpointError as error:
         show("", last=True)
         print(error, file=sys.stderr)
@@ -101,17 +101,17 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def stored_formats(opened: Checkpoint) -> list[str]:
+def formats_in(opened: Checkpoint) -> list[str]:
     """The formats of a model's quantized layers, and "fp8" if it has weights in 8 bits without scales."""
     from ovis_core.weights.components import VAE
-    from ovis_core.weights.lazy_tensors import TensorReader, lazy_tensors
-    from ovis_core.weights.quantized import FP8, quantized_layers, unquantized
+    from ovis_core.weights.lazy_tensors import FP8, TensorReader, lazy_tensors
+    from ovis_core.weights.quantization import plain_tensors, quantized_layers
 
     found = set()
     for kind, component in opened.components.items():
         tensors = {} if kind == VAE else lazy_tensors(component.entries, TensorReader())
         found |= set(quantized_layers(tensors).values())
-        found |= {"fp8" for tensor in unquantized(tensors).values() if tensor.dtype == FP8}
+        found |= {"fp8" for tensor in plain_tensors(tensors).values() if tensor.dtype == FP8}
     return sorted(found)
 
 

@@ -13,13 +13,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from console import lacks, positive_int
+from import_core import import_core
+
 try:
     import numpy as np
     from safetensors.numpy import save_file
 except ModuleNotFoundError as error:
-    sys.exit(f"error: {sys.executable} has no {error.name}; run this with the Python of your ComfyUI.")
-
-from import_core import import_core
+    sys.exit(lacks(error))
 
 GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
 MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
@@ -99,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("config", type=Path, help="a config.json")
     parser.add_argument("folder", type=Path, help="where to write, e.g. ComfyUI/models/ovis_u1/tiny-random")
     parser.add_argument("--dtype", choices=("F32", "BF16"), default="F32", help="type of the weights (default: F32)")
-    parser.add_argument("--shards", type=int, default=2, help="number of files for the weights (default: 2)")
+    parser.add_argument("--shards", type=positive_int, default=2, help="number of files for the weights (default: 2)")
     args = parser.parse_args(argv)
     if not args.config.is_file():
         parser.error(f"config: {args.config} does not exist; run this in the pack's folder, or name another file")

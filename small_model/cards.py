@@ -81,10 +81,7 @@ def _opened(data: bytes) -> Image.Image:
 
 def drawn(scene: Scene, mask: torch.Tensor | None = None) -> Image.Image:
     """A scene's picture; a mask (128, 128) becomes transparent."""
-    pixels = (world.draw([scene])[0].permute(1, 2, 0) * 255).round().byte()
-    if mask is not None:
-        pixels = torch.cat((pixels, torch.where(mask, 0, 255).byte()[..., None]), 2)
-    return Image.fromarray(pixels.numpy())
+    return world.to_image(world.draw([scene])[0], mask)
 
 
 def text_to_image(run: Runner) -> list[Tile]:

@@ -78,6 +78,11 @@ def make_case(task: str, number: int, held_out: bool = True) -> Case:
     return Case(task, "", f"{question}\n{second}", (scene,), answer=answer)
 
 
+def first_cases(task: str, count: int, held_out: bool = True) -> list[Case]:
+    """The cases of a task with the lowest numbers."""
+    return [make_case(task, number, held_out) for number in range(count)]
+
+
 def all_cases() -> Iterator[tuple[str, Case]]:
     """Every case with its name, round by round one of each task."""
     for number in range(COUNT):
@@ -113,11 +118,8 @@ def answer_verdict(case: Case, answer: str) -> tuple[bool, str]:
 def source_files(case: Case) -> Iterator[bytes]:
     """The pictures that go in, as PNG files; the mask is the alpha channel, as the page's mask editor leaves it."""
     for scene in case.sources:
-        pixels = (world.draw([scene])[0].permute(1, 2, 0) * 255).round().byte()
-        if case.task == "masked":
-            pixels = torch.cat((pixels, torch.where(inside_mask(case), 0, 255).byte()[..., None]), 2)
         file = io.BytesIO()
-        Image.fromarray(pixels.numpy()).save(file, "PNG")
+        world.to_image(world.draw([scene])[0], inside_mask(case) if case.task == "masked" else None).save(file, "PNG")
         yield file.getvalue()
 
 

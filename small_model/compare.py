@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from comfy_imports import set_up_imports
+
+from console import positive_int
 
 if TYPE_CHECKING:
     from cases import Case
@@ -28,12 +31,15 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, help="a file or folder of weights (default: the built-in model)")
-    parser.add_argument("--count", type=int, default=40, help="images for each setting; for a sampler at most 10")
+    parser.add_argument(
+        "--count", type=positive_int, default=40, help="images for each setting, at most 10 for a sampler"
+    )
     parser.add_argument("--only", help="only these groups of settings, separated by commas")
     parser.add_argument("--json", type=Path, help="also add results to this file; its rows are not measured again")
     args = parser.parse_args()
-    prepare()
-    from painting import Painter, cases, settings
+    set_up_imports()
+    from cases import first_cases
+    from painting import Painter, settings
 
     from ovis_core.weights import built_in
 
@@ -49,7 +55,7 @@ def main() -> int:
             if row is None:
                 kind = setting.weight_dtype
                 painters[kind] = painters.get(kind) or Painter(file, kind)
-                row = _measure(painters[kind], setting, cases(args.count, setting.task)[: setting.most])
+                row = _measure(painters[kind], setting, first_cases(setting.task, args.count)[: setting.most])
                 if args.json:
                     with args.json.open("a", encoding="utf-8") as out:
                         out.write(json.dumps(row) + "\n")
@@ -84,21 +90,6 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _share(row: dict[str, Any]) -> str:
     return "fails" if row["right"] is None else f"{row['right']:.0%}"
-
-
-def prepare() -> None:
-    """Makes ComfyUI, on the CPU, and the pack importable."""
-    sys.path[:0] = [str(HERE.parent / "scripts"), os.environ["COMFYUI_PATH"]]
-    sys.path += [str(HERE.parent / "benchmarks"), str(HERE)]  # behind everything else: their modules have plain names
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
-    import torch
-
-    from import_core import import_core
-
-    torch.set_num_threads(1)
-    import_core()
 
 
 def _measure(painter: Painter, setting: Setting, asked: list[Case]) -> dict[str, Any]:

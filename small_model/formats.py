@@ -17,7 +17,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compare import prepare
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from comfy_imports import set_up_imports
+
+from console import positive_int
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,12 +35,12 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, help="a file or folder of weights (default: the built-in model)")
-    parser.add_argument("--count", type=int, default=40, help="images, and questions, for each format")
+    parser.add_argument("--count", type=positive_int, default=40, help="images, and questions, for each format")
     parser.add_argument("--only", help="formats, with commas between; bf16 is always measured, to compare with")
     parser.add_argument("--fast", action="store_true", help="multiply in the formats too")
     parser.add_argument("--json", type=Path, help="results also as JSON, one line a row")
     args = parser.parse_args()
-    prepare()
+    set_up_imports()
     print("| the published model, GB | decoder | language model | visual tokenizer | VAE | all |")
     print("|---|---|---|---|---|---|")
     for name, precision in formats().items():
@@ -75,11 +79,11 @@ def main() -> int:
 def formats() -> dict[str, Precision]:
     """The choices of `convert.py` that this ComfyUI can load, bf16 first."""
     from ovis_core.native.compat import quantized_formats
-    from ovis_core.weights.precision import PRECISIONS, QUANTIZED
+    from ovis_core.weights.precision import PRECISIONS, QUANTIZED_PRECISIONS
 
     offered = quantized_formats()
     eight = {"fp8_e4m3fn": PRECISIONS["fp8_e4m3fn"]}
-    return {BASE: PRECISIONS[BASE]} | eight | {n: p for n, p in QUANTIZED.items() if p.format in offered}
+    return {BASE: PRECISIONS[BASE]} | eight | {n: p for n, p in QUANTIZED_PRECISIONS.items() if p.format in offered}
 
 
 def published_sizes(precision: Precision) -> tuple[int, ...]:
@@ -109,8 +113,8 @@ def _measure(model: Path, file: Path, precision: Precision, count: int, fast: bo
     """Converts the model to `file` and runs it."""
     import torch
     import world
-    from cases import answer_verdict, make_case, picture_verdict
-    from painting import Painter, Setting, cases
+    from cases import answer_verdict, first_cases, picture_verdict
+    from painting import Painter, Setting
 
     from ovis_core.native.conditions import text_to_image
     from ovis_core.native.understanding import understand
@@ -125,13 +129,12 @@ def _measure(model: Path, file: Path, precision: Precision, count: int, fast: bo
         painter = Painter(file, "fp8_e4m3fn_fast" if fast else "default")
         load = time.perf_counter() - begun
         memory = painter.model.model_size() + painter.clip.patcher.model_size() + painter.vae.patcher.model_size()
-        for seed, case in enumerate(cases(count)):
+        for seed, case in enumerate(first_cases("paint", count)):
             positive, _ = text_to_image(painter.clip, case.prompt, "", world.SIDE, world.SIDE)
             conditions.append(positive[0][0])
             latents.append(painter.sampled(Setting("", ""), case, seed))
             hits.append(picture_verdict(case, painter.decoded(Setting("", ""), latents[-1]))[0])
-        for number in range(count):
-            case = make_case("ask", number)
+        for case in first_cases("ask", count):
             picture = world.draw(case.sources)[0].permute(1, 2, 0)
             answer = understand(painter.clip, case.prompt, [picture], (), 8, 16, False, GREEDY).text
             answers.append(answer_verdict(case, answer)[0])

@@ -8,7 +8,6 @@ from random import Random
 import torch
 import words
 import world
-from PIL import Image
 
 PINK = (255, 105, 180)
 PROMPT = "a pink square on a blue background"  # none of the pictures shows one
@@ -24,8 +23,7 @@ def write_pictures(folder: Path) -> None:
             cover = (0.5 - world.distance(scene.shape)).clamp(0, 1)
             ground = world.colour_of(scene.background).view(3, 1, 1)
             picture = ground + cover * (torch.tensor(PINK).view(3, 1, 1) / 255 - ground)
-            pixels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
-            Image.fromarray(pixels).save(folder / f"{made}.png")
+            world.to_image(picture).save(folder / f"{made}.png")
             text = words.caption(scene, rng).replace(" red", " pink").replace("Red", "Pink")
             (folder / f"{made}.txt").write_text(text, encoding="utf-8")
             made += 1

@@ -13,7 +13,7 @@ from typing import Any
 import comfy.samplers
 import torch
 import world
-from cases import Case, make_case
+from cases import Case
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from torch import Tensor
 
@@ -115,8 +115,3 @@ class Painter(NativePipeline):
         else:
             image = self.vae.decode(latent)
         return image[0].permute(2, 0, 1).float()
-
-
-def cases(count: int, task: str = "paint") -> list[Case]:
-    """Combinations and phrasings that training never met."""
-    return [make_case(task, number) for number in range(count)]

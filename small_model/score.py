@@ -21,7 +21,7 @@ import stage_vae
 import torch
 import words
 import world
-from cases import Case, answer_verdict, make_case, shares
+from cases import Case, answer_verdict, first_cases, shares
 from networks import (
     TOKENS,
     Conditioner,
@@ -37,6 +37,8 @@ from networks import (
     states,
 )
 from torch import Tensor
+
+from console import positive_int
 
 Scores = dict[str, float]
 
@@ -59,7 +61,7 @@ class Scorer:
         return self.conditioner.text([after_picture(parts) for parts in asked], kept, owner)
 
     def _cases(self, task: str, count: int) -> list[Case]:
-        return [make_case(task, i, self.held_out) for i in range(count)]
+        return first_cases(task, count, self.held_out)
 
     # ---- pictures
 
@@ -186,7 +188,7 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Score the trained stages in a folder.")
     parser.add_argument("--folder", type=Path, default=Path("small_model_run"), help="folder of the stages")
-    parser.add_argument("--count", type=int, default=200, help="cases of each task")
+    parser.add_argument("--count", type=positive_int, default=200, help="cases of each task")
     parser.add_argument("--tasks", default="paint,edit,ask,judge", help="tasks to score, separated by commas")
     parser.add_argument("--seen", action="store_true", help="score cases that training uses, instead of new ones")
     args = parser.parse_args()
@@ -225,9 +227,8 @@ def sheet(pictures: list[tuple[str, Tensor]], file: Path, columns: int = 8) -> N
     rows, cell = -(-len(pictures) // columns), world.SIDE + 4
     page = Image.new("RGB", (columns * cell, rows * (cell + 12)), (128, 128, 128))
     for i, (text, picture) in enumerate(pictures):
-        pixels = Image.fromarray((picture.clamp(0, 1).permute(1, 2, 0) * 255).round().byte().numpy())
         x, y = i % columns * cell, i // columns * (cell + 12)
-        page.paste(pixels, (x, y))
+        page.paste(world.to_image(picture), (x, y))
         ImageDraw.Draw(page).text((x + 1, y + world.SIDE), text[:22], fill=(255, 255, 255))
     page.save(file)
 

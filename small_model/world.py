@@ -13,6 +13,7 @@ from random import Random
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
@@ -119,6 +120,16 @@ def draw(scenes: Sequence[Scene], side: int = SIDE, corners: Tensor | None = Non
     """Pictures (B, 3, side, side) in 0..1 with smooth edges; `corners` (B, 2) is where a crop begins, as x, y."""
     corners = torch.zeros(len(scenes), 2) if corners is None else corners
     return torch.stack([_draw(scene, side, corner) for scene, corner in zip(scenes, corners, strict=True)])
+
+
+def to_image(picture: Tensor, transparent: Tensor | None = None) -> Image.Image:
+    """A picture (3, H, W) in 0..1 in 8 bits; a mask (H, W) becomes transparent."""
+    from ovis_core.pixels import to_pil
+
+    image = to_pil(picture.permute(1, 2, 0))
+    if transparent is not None:
+        image.putalpha(Image.fromarray(torch.where(transparent, 0, 255).byte().numpy()))
+    return image
 
 
 def _draw(scene: Scene, side: int, corner: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ import folder_paths
 
 from ..weights import built_in
 from ..weights.checkpoint import Checkpoint, open_model
-from . import folders
+from . import folders, missing_model, model_search
 
 FOLDER = "ovis_u1"  # in ComfyUI's folder for temporary files
 
 
 def names() -> list[str]:
     """Names that the loader lists. The built-in model comes last, so it is the default only if there is no other."""
-    found = [name for name in folders.find_models() if name != built_in.NAME]
+    found = [name for name in model_search.find_models() if name != built_in.NAME]
     return [*found, built_in.NAME] if built_in.is_there() else found
 
 
@@ -25,7 +25,7 @@ def missing(name: str) -> str:
     """An error message if no model has this name; empty if one has it."""
     if _is_built_in(name):
         return ""
-    problem = folders.missing(name)
+    problem = missing_model.missing(name)
     if problem and names() == [built_in.NAME]:
         return (
             f"{problem.removesuffix('.')}, or choose {built_in.NAME!r}, which needs no download and draws "
@@ -38,7 +38,7 @@ def fingerprint(name: str) -> str:
     """Changes when the model's files do."""
     if _is_built_in(name):
         return built_in.fingerprint()
-    path = folders.find_model(name)
+    path = model_search.find_model(name)
     return name if path is None else folders.fingerprint(path)
 
 
@@ -52,7 +52,7 @@ def open_named(name: str) -> Checkpoint:
         side = built_in.SIDE
         logging.info("Ovis-U1: %s draws only %s, at %d x %d pixels.", built_in.NAME, built_in.DRAWS, side, side)
         return dataclasses.replace(open_model(file), side=side)
-    path = folders.find_model(name)
+    path = model_search.find_model(name)
     if path is None:
         raise ValueError(missing(name))
     return open_model(path)

@@ -16,9 +16,9 @@ from ..multimodal import Token
 from ..pixels import VisualInput
 from ..weights.config import OvisConfig
 from ..weights.metadata import metadata
-from .comfy_layers import keep_patchable, loaded_whole
 from .compat import is_dynamic, new_clip
 from .network_weights import NetworkWeights
+from .partial_loading import keep_patchable, loaded_whole
 from .text_model import OvisTextModel
 from .tokens import OvisTokenizer
 
@@ -42,17 +42,16 @@ def build_clip(
         "config": config,
         "compute_dtype": dtypes.compute,
         "load_device": dtypes.device,
-        "eight_bit": weights.eight_bit,
+        "fp8_layers": weights.fp8_layers,
     }
-    placement = weights.placement
+    options = weights.options
     chosen = {
         "dtype": dtypes.weights,
         "custom_operations": weights.operations,
-        "load_device": placement.device,
-        "offload_device": placement.offload_device,
-        "initial_device": placement.initial_device,
+        "load_device": options.load_device,
+        "offload_device": options.offload_device,
+        "initial_device": options.initial_device,
     }
-    options = {name: value for name, value in chosen.items() if value is not None}
     arguments: dict[str, Any] = {
         "tokenizer_data": {
             "positions": config.language.max_position_embeddings,
@@ -60,7 +59,7 @@ def build_clip(
             "metadata": metadata(tokenizer, language=config.language, vision=config.vision),
         },
         "parameters": sum(tensor.meta.nelement() for tensor in weights.tensors.values()),
-        "model_options": options,
+        "model_options": {name: value for name, value in chosen.items() if value is not None},
     }
     clip = new_clip(target, weights.tensors, disable_dynamic, **arguments)
     clip.tokenizer.side = side
@@ -97,4 +96,4 @@ def _without(patcher: ModelPatcher, name: str) -> Iterator[None]:
         model._modules[name] = hidden
         model._modules.update({other: model._modules.pop(other) for other in order})  # back in its place
         patcher.size = size
-        model.model_lowvram = True  # ComfyUI's mark of a model that is not loaded completely
+        model.model_lowvram = True  # as ComfyUI sets it for a model that is not loaded completely

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import comfy
@@ -85,12 +84,20 @@ def quantized_formats() -> dict[str, set[str]]:
     return {name: {f".{parameter}" for parameter in form["parameters"]} for name, form in listed.items()}
 
 
-def mixed_operations(dtype: torch.dtype, device: torch.device, only_weights: bool) -> Any:
+def saved_part_of_quantized_weight() -> type | None:
+    """The class of the parameters that are saved for a quantized weight in RAM, made of (caster, name, tensor).
+
+    0.3.75 does not have it: its quantized weights are plain tensors.
+    """
+    return getattr(comfy.model_patcher, "LazyCastingParamPiece", None)
+
+
+def mixed_operations(dtype: torch.dtype, device: torch.device, full_precision: bool) -> Any:
     """Layers for weights of each quantized format, in versions without `scaled_fp8_operations`.
 
-    dtype         of weights that are not quantized
-    only_weights  multiply in the type of the activations; otherwise a layer's mark decides, and formats in which the
-                  device cannot multiply are dequantized
+    dtype           of weights that are not quantized
+    full_precision  multiply in the type of the activations; otherwise a layer's quant config decides, and formats in
+                    which the device cannot multiply are dequantized
     """
     supported = {
         "float8_e4m3fn": "supports_fp8_compute",
@@ -104,7 +111,7 @@ def mixed_operations(dtype: torch.dtype, device: torch.device, only_weights: boo
         for name, question in supported.items()
         if name in offered and not getattr(model_management, question)(device)
     }
-    return comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=only_weights, disabled=disabled)
+    return comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=full_precision, disabled=disabled)
 
 
 # ---- dynamic VRAM: weights stay in their files and are paged in when a layer needs them. 0.3.75 does not have it.
@@ -189,12 +196,6 @@ def bound_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs:
     bound = signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     return bound.arguments
-
-
-def source_file(tensor: Tensor) -> Path | None:
-    """The file that ComfyUI loaded a tensor from; None if it is not known. Versions up to 0.33 do not keep it."""
-    path = getattr(tensor.untyped_storage(), "_comfy_source_path", None)
-    return None if path is None else Path(path)
 
 
 # ---- latents

@@ -9,42 +9,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, wraps
 from typing import Any
 
 import comfy.sd
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..weights import layout
 from ..weights.checkpoint import Checkpoint, check_tensors
 from ..weights.components import DECODER, TEXT, VAE, Component, Kind
-from ..weights.lazy_tensors import NAMES_OF
+from ..weights.lazy_tensors import FP8, NAMES_OF, entry_of
 from ..weights.precision import DEFAULT, PRECISIONS, Precision
-from ..weights.quantized import FP8
-from ..weights.release import RELEASE
-from ..weights.safetensors_file import QUANTIZATION, CheckpointError, TensorEntry, header_marks, is_metadata
-from .compat import bound_arguments, reads_ovis_u1, source_file
+from ..weights.recognition import has_component, has_decoder, has_text_encoder
+from ..weights.safetensors_file import QUANT_HEADER, CheckpointError, header_quant_configs
+from .compat import bound_arguments, reads_ovis_u1
 from .loading import load_component
-from .network_weights import Placement
+from .network_weights import LoadOptions
+from .wrapping import Core, wrap
 
 Arguments = Mapping[str, Any]  # of a call of one of core's functions
 StateDict = Mapping[str, Any]
 Options = Mapping[str, Any]  # `model_options`
 
-# Names of tensors, without prefix, that only this component has together; a VAE is looked for only beside a decoder.
-PROBES = {
-    DECODER: (DECODER.probe, "double_blocks.0.img_self_attn.qkv.weight"),
-    TEXT: (TEXT.probe, "visual_tokenizer.head.0.weight", "vte.weight"),
-    VAE: (VAE.probe,),
-}
-CURRENT = "ovis_u1_loader"  # attribute of a wrapped function of core: a list with the one loader that it calls
-RELEASE_FILE = (
-    "this looks like one file of Ovis-U1's release, and a model needs all of them; choose the release's folder in "
-    "Ovis-U1 Load Model, or make one checkpoint of it with scripts/convert.py."
-)
-NO_DECODER = (
-    "this file has Ovis-U1's text encoder and no diffusion model; choose it in Load CLIP or Ovis-U1 Load Parts."
-)
 NOT_ALONE = (
     "clip_name1, clip_name2: expected one file, because Ovis-U1 has one text encoder, got several; choose its file in "
     "Load CLIP."
@@ -52,29 +36,9 @@ NOT_ALONE = (
 
 
 def register() -> None:
-    """Wraps the functions through which all of ComfyUI's loaders go; it offers packs no other way to add a model.
-
-    They are wrapped once. If the pack is loaded again, the last copy of it loads the models, because ComfyUI also takes
-    the nodes of the last copy.
-    """
+    """Wraps the functions through which all of ComfyUI's loaders go."""
     for name, loader in LOADERS.items():
-        core = getattr(comfy.sd, name)
-        current = getattr(core, CURRENT, None)
-        if current is None:
-            setattr(comfy.sd, name, _wrapped(core, loader))
-        else:
-            current[:] = [loader]
-
-
-def _wrapped(core: Callable[..., Any], loader: Loader) -> Callable[..., Any]:
-    current = [loader]
-
-    @wraps(core)
-    def load(*args: Any, **kwargs: Any) -> Any:
-        return current[0](core, args, kwargs)
-
-    setattr(load, CURRENT, current)
-    return load
+        wrap(comfy.sd, name, loader)
 
 
 @dataclass(frozen=True)
@@ -91,7 +55,7 @@ class Loader:
     build: Callable[[Checkpoint, Arguments], Any]
     core_knows: Callable[[Arguments], bool] = lambda arguments: True
 
-    def __call__(self, core: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, core: Core, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of `core`, or of `build` for Ovis-U1. Raises what either raises.
 
         An error within `find` never stops another model: it is logged, and `core` loads the model.
@@ -114,7 +78,7 @@ class Loader:
         return self.build(checkpoint, arguments)
 
 
-def _core_or(reason: CheckpointError, core: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _core_or(reason: CheckpointError, core: Core, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of `core`. Raises `reason` if core cannot load the model either."""
     try:
         loaded = core(*args, **kwargs)
@@ -125,29 +89,26 @@ def _core_or(reason: CheckpointError, core: Callable[..., Any], args: tuple[Any,
     return loaded
 
 
-# ---- whether a state dict is Ovis-U1's
+# ---- the arguments of a call -> the checked model
 
 
 def _find_checkpoint(arguments: Arguments) -> Checkpoint | None:
     state_dict = arguments["sd"]
-    if not _has_decoder(state_dict):
+    if not has_decoder(state_dict):
         return None
     wanted = {DECODER: "output_model", TEXT: "output_clip", VAE: "output_vae"}
-    return _checked(
-        arguments, state_dict, [kind for kind in PROBES if arguments[wanted[kind]] and _has(kind, state_dict)]
-    )
+    kinds = [kind for kind, output in wanted.items() if arguments[output] and has_component(kind, state_dict)]
+    return _checked(arguments, state_dict, kinds)
 
 
 def _find_decoder(arguments: Arguments) -> Checkpoint | None:
-    return _checked(arguments, arguments["sd"], [DECODER]) if _has_decoder(arguments["sd"]) else None
+    return _checked(arguments, arguments["sd"], [DECODER]) if has_decoder(arguments["sd"]) else None
 
 
 def _find_text(arguments: Arguments) -> Checkpoint | None:
     state_dicts = arguments["state_dicts"]
     for state_dict in state_dicts:
-        if _is_release_file(state_dict):
-            raise CheckpointError(RELEASE_FILE)
-        if _has(TEXT, state_dict):
+        if has_text_encoder(state_dict):
             if len(state_dicts) > 1:
                 raise CheckpointError(NOT_ALONE)
             return _checked(arguments, state_dict, [TEXT])
@@ -159,48 +120,11 @@ def _core_knows_text(arguments: Arguments) -> bool:
     return all(comfy.sd.detect_te_model(state_dict) is not None for state_dict in arguments["state_dicts"])
 
 
-def _has_decoder(state_dict: StateDict) -> bool:
-    """Whether there is a decoder. Raises `CheckpointError` for Ovis-U1 without one."""
-    if _is_release_file(state_dict):
-        raise CheckpointError(RELEASE_FILE)
-    if _has(DECODER, state_dict):
-        return True
-    if _has(TEXT, state_dict):
-        raise CheckpointError(NO_DECODER)
-    return False
-
-
-def _has(kind: Kind, state_dict: StateDict) -> bool:
-    prefixes = [kind.comfy_prefix] if kind == VAE else kind.prefixes
-    return any(all(f"{prefix}{mark}" in state_dict for mark in PROBES[kind]) for prefix in prefixes)
-
-
-def _is_release_file(state_dict: StateDict) -> bool:
-    """Whether all tensors have a release's names. A text encoder alone is not one: it has the same names everywhere."""
-    if not state_dict or not all(name in _release_names() for name in state_dict):
-        return False
-    return not _has(TEXT, state_dict) or any(name.startswith((layout.DECODER, layout.VAE)) for name in state_dict)
-
-
-@cache
-def _release_names() -> frozenset[str]:
-    return frozenset(name for name, _ in layout.tensor_shapes(RELEASE)) | {f"{layout.LANGUAGE}lm_head.weight"}
-
-
 def _checked(arguments: Arguments, state_dict: StateDict, kinds: Iterable[Kind]) -> Checkpoint:
-    entries = {name: _entry(name, tensor) for name, tensor in state_dict.items() if isinstance(tensor, Tensor)}
+    entries = {name: entry_of(name, tensor) for name, tensor in state_dict.items() if isinstance(tensor, Tensor)}
     # 0.3.75 puts a text encoder's metadata among its tensors.
-    header = (arguments.get("metadata") or {}).get(QUANTIZATION) or state_dict.get(QUANTIZATION)
-    return check_tensors(entries | header_marks("the file", header, entries), kinds)
-
-
-def _entry(name: str, tensor: Tensor) -> TensorEntry:
-    """A tensor's entry, as the header of its file has it."""
-    # Other packs' tensors, such as GGUF's, do not contain the values that their shape and dtype promise.
-    plain = type(tensor) in (Tensor, nn.Parameter)
-    dtype = NAMES_OF.get(tensor.dtype, str(tensor.dtype)) if plain else type(tensor).__name__
-    data = tensor.cpu().numpy().tobytes() if dtype == "U8" and is_metadata(name) else None
-    return TensorEntry(name, tuple(tensor.shape), dtype, source_file(tensor), data)
+    header = (arguments.get("metadata") or {}).get(QUANT_HEADER) or state_dict.get(QUANT_HEADER)
+    return check_tensors(entries | header_quant_configs("the file", header, entries), kinds)
 
 
 # ---- what core's functions return
@@ -244,14 +168,14 @@ def _load(checkpoint: Checkpoint, kind: Kind, state_dict: StateDict, options: Op
 
     Raises ValueError for options that Ovis-U1 does not have.
     """
-    placement = Placement(
+    load_options = LoadOptions(
         options.get("load_device"),
         options.get("offload_device"),
         options.get("initial_device"),
         options.get("custom_operations"),
     )
     precision = DEFAULT if kind == VAE else _precision(options, checkpoint.components[kind])
-    return load_component(checkpoint, kind, precision, disable_dynamic, placement, state_dict)
+    return load_component(checkpoint, kind, precision, disable_dynamic, load_options, state_dict)
 
 
 def _precision(options: Options, component: Component) -> Precision:

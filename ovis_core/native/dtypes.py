@@ -12,9 +12,9 @@ from comfy import model_management
 from comfy.cli_args import args as cli_args
 
 from ..weights.components import DECODER, Kind
-from ..weights.lazy_tensors import LazyTensor
+from ..weights.lazy_tensors import FP8, LazyTensor
 from ..weights.precision import DEFAULT, LARGE, PRECISIONS, Precision
-from ..weights.quantized import FP8, quantized_layers, unquantized
+from ..weights.quantization import plain_tensors, quantized_layers
 from .compat import supports_fp64
 
 # The decoder computes in these. Not in float16: the condition contains the language model's unnormed states, which
@@ -28,17 +28,17 @@ TEXT_FLAGS = ("fp8_e4m3fn_text_enc", "fp8_e5m2_text_enc", "fp16_text_enc", "bf16
 class Dtypes:
     """Types of a network's weights and arithmetic on a device.
 
-    precision     how the weights are kept
-    weights       dtype of the weights that `precision` does not set
-    compute       dtype of the arithmetic; None: that of the weights
-    only_weights  quantized layers multiply in `compute`, whatever their marks say
+    precision       how the weights are kept
+    weights         dtype of the weights that `precision` does not set
+    compute         dtype of the arithmetic; None: that of the weights
+    full_precision  quantized layers multiply in `compute`, whatever their quant configs say
     """
 
     device: torch.device
     precision: Precision
     weights: torch.dtype
     compute: torch.dtype | None
-    only_weights: bool = False
+    full_precision: bool = False
 
 
 def choose_dtypes(
@@ -58,7 +58,7 @@ def choose_dtypes(
     # The language model's activations have outliers that 8 bits cannot represent.
     precision = replace(for_device(precision, tensors, device), fast=False)
     stored = tensors["llm.model.embed_tokens.weight"].dtype
-    return Dtypes(device, precision, *text_dtypes(stored, device, precision), only_weights=True)
+    return Dtypes(device, precision, *text_dtypes(stored, device, precision), full_precision=True)
 
 
 def for_device(precision: Precision, tensors: Mapping[str, LazyTensor], device: torch.device) -> Precision:
@@ -100,7 +100,7 @@ def _dtypes_in(precision: Precision, tensors: Mapping[str, LazyTensor]) -> set[t
     """The types that these tensors are kept in."""
     if precision.every is not None:
         return {precision.every}
-    kept = {tensor.dtype for tensor in unquantized(tensors).values() if tensor.dtype.is_floating_point}
+    kept = {tensor.dtype for tensor in plain_tensors(tensors).values() if tensor.dtype.is_floating_point}
     in_float8 = [form for form in quantized_layers(tensors).values() if form not in WITHOUT_FLOAT8]
     return kept | ({FP8} if in_float8 else set()) | ({precision.large} if precision.large is not None else set())
 
@@ -108,7 +108,7 @@ def _dtypes_in(precision: Precision, tensors: Mapping[str, LazyTensor]) -> set[t
 def _decoder_dtypes(
     tensors: Mapping[str, LazyTensor], device: torch.device, precision: Precision
 ) -> tuple[torch.dtype, torch.dtype | None]:
-    small = {name: tensor.meta for name, tensor in unquantized(tensors).items() if not LARGE.search(name)}
+    small = {name: tensor.meta for name, tensor in plain_tensors(tensors).items() if not LARGE.search(name)}
     dtype = precision.every or model_management.unet_dtype(
         model_params=sum(tensor.meta.nelement() for tensor in tensors.values()),
         supported_dtypes=list(DECODER_DTYPES),

@@ -9,7 +9,8 @@ import comfy.utils
 from comfy.model_management import throw_exception_if_processing_interrupted
 
 from ..weights.download import REPOSITORY, Progress, download, repository_name
-from .folders import find_models, roots
+from .folders import roots
+from .model_search import find_models
 from .progress import show_text
 
 PATIENCE = 0.1  # seconds between checks for an interrupt

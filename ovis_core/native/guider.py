@@ -62,7 +62,7 @@ class OvisGuider(comfy.samplers.CFGGuider):
                     "image_only: expected conditioning with a reference image, got none; connect image_only of Ovis-U1 "
                     "Edit Encode."
                 )
-            # The mark that core's DualCFGGuider uses.
+            # As core's DualCFGGuider names it.
             conds["middle"] = node_helpers.conditioning_set_values(image_only, {"prompt_type": "negative"})
         self.inner_set_conds(conds)
 

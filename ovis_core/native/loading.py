@@ -19,7 +19,7 @@ from ..weights.safetensors_file import TensorEntry
 from .clip import build_clip
 from .compat import dynamic_vram
 from .model_patcher import build_model
-from .network_weights import CHOSEN_BY_COMFYUI, Placement, prepare_weights
+from .network_weights import CHOSEN_BY_COMFYUI, LoadOptions, prepare_weights
 from .vae import build_vae
 
 
@@ -50,7 +50,7 @@ def load_component(
     kind: Kind,
     precision: Precision = DEFAULT,
     disable_dynamic: bool = False,
-    placement: Placement = CHOSEN_BY_COMFYUI,
+    options: LoadOptions = CHOSEN_BY_COMFYUI,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> Any:
     """MODEL for the decoder, CLIP for the text encoder, or VAE. Raises as `load` does.
@@ -62,8 +62,8 @@ def load_component(
     read, persistent = _reader(component, state_dict)
     tensors = lazy_tensors(component.entries, read, persistent)
     if kind == VAE:
-        return build_vae(checkpoint.config.vae, tensors, placement.device)
-    weights = prepare_weights(kind, tensors, precision, placement)
+        return build_vae(checkpoint.config.vae, tensors, options.load_device)
+    weights = prepare_weights(kind, tensors, precision, options)
     if kind == DECODER:
         return build_model(checkpoint.config.decoder, weights, checkpoint.side, disable_dynamic)
     return build_clip(checkpoint.config, weights, checkpoint.tokenizer, checkpoint.side, disable_dynamic)

@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import wraps
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.lora
 
+from ..weights.layer_formats import WEIGHT
 from ..weights.layout import DECODER
-from ..weights.quantized import WEIGHT
 from .model import OvisU1
 from .text_model import OvisTextModel
-
-Keys = Callable[..., dict[str, Any]]
+from .wrapping import Core, wrap
 
 
 def register() -> None:
-    """Wraps the functions that make ComfyUI's tables of names; ComfyUI has no other way to add to them."""
-    comfy.lora.model_lora_keys_unet = _with(comfy.lora.model_lora_keys_unet, OvisU1, "diffusion_model.", decoder_names)
-    comfy.lora.model_lora_keys_clip = _with(comfy.lora.model_lora_keys_clip, OvisTextModel, "", text_names)
+    """Wraps the functions that make ComfyUI's tables of names."""
+    wrap(comfy.lora, "model_lora_keys_unet", KeyTable(OvisU1, "diffusion_model.", decoder_names))
+    wrap(comfy.lora, "model_lora_keys_clip", KeyTable(OvisTextModel, "", text_names))
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """A table of names in LoRA files -> weights of a model; more names for the layers of one kind of model.
+
+    kind    class of the models
+    prefix  of their layers
+    names   layer without prefix -> its names
+    """
+
+    kind: type
+    prefix: str
+    names: Callable[[str], Iterator[str]]
+
+    def __call__(self, core: Core, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The table that core's function makes, with these names."""
+        table = core(*args, **kwargs)
+        model = args[0] if args else kwargs["model"]
+        if isinstance(model, self.kind):
+            for key in model.state_dict():
+                if key.startswith(self.prefix) and key.endswith(WEIGHT):
+                    for name in self.names(key.removeprefix(self.prefix).removesuffix(WEIGHT)):
+                        table.setdefault(name, key)
+        return table
 
 
 def decoder_names(layer: str) -> Iterator[str]:
@@ -46,18 +70,3 @@ def text_names(layer: str) -> Iterator[str]:
 
 def _flat(layer: str) -> str:
     return layer.replace(".", "_")
-
-
-def _with(keys: Keys, kind: type, prefix: str, names: Callable[[str], Iterator[str]]) -> Keys:
-    @wraps(keys)
-    def more(model: Any, key_map: dict[str, Any] = {}) -> dict[str, Any]:  # noqa: B006 (as ComfyUI declares it)
-        found = keys(model, key_map)
-        if isinstance(model, kind):
-            for key in model.state_dict():
-                if key.startswith(prefix) and key.endswith(WEIGHT):
-                    layer = key.removeprefix(prefix).removesuffix(WEIGHT)
-                    for name in names(layer):
-                        found.setdefault(name, key)
-        return found
-
-    return more

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from comfy.model_patcher import ModelPatcher
 
 from ..weights.config import DecoderConfig
-from ..weights.quantized import OLDER_SCALE, TENSORS
+from ..weights.layer_formats import OLDER_SCALE, QUANT_SUFFIXES
 
 PREFIX = "diffusion_model."
 
@@ -30,7 +30,7 @@ def merge(first: ModelPatcher, second: ModelPatcher, ratios: Mapping[str, float]
         {
             name: weight.shape
             for name, weight in patcher.model.diffusion_model.named_parameters()
-            if not name.endswith((OLDER_SCALE, *TENSORS))
+            if not name.endswith((OLDER_SCALE, *QUANT_SUFFIXES))
         }
         for patcher in (first, second)
     ]

@@ -7,11 +7,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 
 from ..weights.config import DecoderConfig
-from .comfy_layers import keep_patchable, prepare
 from .compat import is_dynamic, new_patcher
 from .filling import fill
 from .model_config import ModelConfig
 from .network_weights import NetworkWeights
+from .partial_loading import keep_patchable
+from .quantized_operations import make_fp8_layers
 
 
 def build_model(
@@ -30,9 +31,9 @@ def build_model(
     tensors = model_config.process_unet_state_dict(weights.tensors)
     model = model_config.get_model({})
     model.side = side
-    prepare(model.diffusion_model, weights.eight_bit)
+    make_fp8_layers(model.diffusion_model, weights.fp8_layers)
 
-    offload_device = weights.placement.offload_device or model_management.unet_offload_device()
+    offload_device = weights.options.offload_device or model_management.unet_offload_device()
     patcher = new_patcher(model, tensors, dtypes.device, offload_device, disable_dynamic)
     patcher.add_callback(CallbacksMP.ON_CLEANUP, _after_sampling)
     keep_patchable(patcher)

@@ -19,10 +19,11 @@ from ..text.decoding import GREEDY, Sampling
 from ..text.tokenizer import Tokenizer
 from ..weights.config import OvisConfig
 from ..weights.lazy_tensors import LazyTensor
-from .comfy_layers import comfy_layers, pinned, prepare
+from .comfy_layers import comfy_layers, pinned
 from .compat import takes_tensors
 from .filling import fill
 from .progress import DecodingProgress
+from .quantized_operations import make_fp8_layers
 from .tokens import SECTION, own_section, refuse_unknown
 
 
@@ -34,14 +35,14 @@ class OvisTextModel(Multimodal):
         config: OvisConfig,
         compute_dtype: torch.dtype,
         load_device: torch.device,
-        eight_bit: Collection[str],
+        fp8_layers: Collection[str],
         device: Any = None,
         dtype: torch.dtype | None = None,
         model_options: dict[str, Any] | None = None,
     ) -> None:
         operations = (model_options or {}).get("custom_operations") or comfy.ops.manual_cast
         super().__init__(config, comfy_layers(operations, dtype, device))
-        prepare(self, eight_bit)
+        make_fp8_layers(self, fp8_layers)
         self.train(False).requires_grad_(False)
         self.dtypes = {dtype}
         self.weight_dtype = dtype

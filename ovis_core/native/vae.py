@@ -16,8 +16,8 @@ from ..pixels import restore
 from ..weights.config import VaeConfig
 from ..weights.lazy_tensors import LazyTensor
 from ..weights.safetensors_file import CheckpointError, some
-from .comfy_layers import keep_patchable
 from .conditions import SOURCE, EditSource
+from .partial_loading import keep_patchable
 
 
 def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor], device: torch.device | None = None) -> comfy.sd.VAE:
@@ -40,7 +40,7 @@ def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor], device: torc
         "attn_resolutions": [],
         "dropout": 0.0,
     }
-    weights = {name: _with_source(tensor) for name, tensor in tensors.items()}
+    weights = {name: tensor.read_with_source() for name, tensor in tensors.items()}
     params = {"ddconfig": ddconfig, "embed_dim": config.latent_channels}
     file = next(iter(tensors.values())).file
     try:
@@ -61,13 +61,6 @@ def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor], device: torc
         _attend_by_torch(vae)
     keep_patchable(vae.patcher)
     return vae
-
-
-def _with_source(tensor: LazyTensor) -> Tensor:
-    """The tensor, with its file noted where newer ComfyUIs look for it, to learn how fast the disk is."""
-    read = tensor.read()
-    read.untyped_storage()._comfy_source_path = tensor.untyped_storage()._comfy_source_path
-    return read
 
 
 def _attend_by_torch(vae: comfy.sd.VAE) -> None:

@@ -9,14 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import layout
-from .components import DECODER, KINDS, TEXT, VAE, Component, Kind, check, describe, find
+from .component_checks import check_component, config_and_tokenizer
+from .components import DECODER, KINDS, TEXT, VAE, Component, Kind, find
 from .config import OvisConfig
 from .release_folder import CONFIG, ReleaseFolder, read_folder, why_no_release
-from .safetensors_file import CheckpointError, TensorEntry, header_bytes, header_mentions, read_entries
-
-# Beginnings of tensor names that only headers of Ovis-U1 contain: of a release, and of one file with all components.
-MARKS = tuple(f'"{start}'.encode() for start in (layout.DECODER, layout.VAE, DECODER.comfy_prefix + DECODER.probe))
+from .safetensors_file import CheckpointError, TensorEntry, read_entries
 
 
 @dataclass(frozen=True)
@@ -81,27 +78,11 @@ def _check(
     if release:
         config, tokenizer, config_name = release.config, release.tokenizer, f"its {CONFIG}"
     else:
-        config, tokenizer, config_name = *describe(found, sources), "its config"
-    checked = {kind: check(component, config, sources[kind], config_name) for kind, component in found.items()}
+        config, tokenizer, config_name = *config_and_tokenizer(found, sources), "its config"
+    checked = {
+        kind: check_component(component, config, sources[kind], config_name) for kind, component in found.items()
+    }
     return Checkpoint(config, checked, tokenizer)
-
-
-def is_single_file(file: Path) -> bool:
-    """Whether a file contains all components of Ovis-U1 under ComfyUI's names, as core's CheckpointSave writes it."""
-    probes = [f"{kind.comfy_prefix}{kind.probe}" for kind in KINDS]
-    try:
-        return header_mentions(file, probes) and set(probes) <= read_entries(file).keys()
-    except (OSError, CheckpointError):
-        return False
-
-
-def holds_ours(file: Path) -> bool:
-    """Whether the header of a file, or a release's index, names tensors that only Ovis-U1 has."""
-    try:
-        header = file.read_bytes() if file.suffix == ".json" else header_bytes(file)
-    except OSError:
-        return False
-    return any(mark in header for mark in MARKS)
 
 
 def why_not(path: Path) -> str:

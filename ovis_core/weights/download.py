@@ -1,18 +1,12 @@
-"""Fetches a release from the Hugging Face hub or a mirror of it, and checks every file.
-
-A file gets its final name when it is complete and its hash is right, so a download can be stopped or killed at any
-time; the next one resumes. Checked files are recorded (`checked_files.py`) and not read again until they change.
-"""
+"""Downloads a release from the Hugging Face hub or a mirror of it; each error says what to do."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import http.client
 import logging
 import os
 import re
-import shutil
 import threading
 import urllib.error
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +18,8 @@ from typing import Any
 
 from . import hub
 from .checked_files import CheckedFiles
+from .file_fetcher import DISK, DownloadError, FileFetcher, Stopped, has_size, one_line, part_of, size_of
 from .hub import RepositoryFile
-from .hub_cache import cached_copies
 
 REPOSITORY = "AIDC-AI/Ovis-U1-3B"
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # of a repository
@@ -46,21 +40,7 @@ WANTED = (
     "README.md",
 )
 LOCK = ".download.lock"
-# Errors of a write may not name a file. A network error has no file and none of these numbers.
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 INTERVAL = 0.5  # seconds between reports of progress
-BLOCK = 1 << 24  # bytes hashed or copied at once
-PAUSES = (0.5, 1.0, 2.0)  # seconds before each new try if no data came
-
-
-class DownloadError(RuntimeError):
-    """A download failed; the message says what to do."""
-
-    __module__ = "builtins"  # ComfyUI shows the module before the name, and the pack's is a long path
-
-
-class Stopped(Exception):
-    """The download was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +85,7 @@ def download(
         from filelock import FileLock, Timeout
     except ImportError as error:
         raise DownloadError(
-            f"the package filelock cannot be imported ({_line(error)}); run this with ComfyUI's Python, or install "
+            f"the package filelock cannot be imported ({one_line(error)}); run this with ComfyUI's Python, or install "
             "filelock there."
         ) from error
 
@@ -121,7 +101,7 @@ def download(
                 raise
             logging.warning(
                 "Ovis-U1: the hub cannot be reached (%s), so %s is used, which was checked earlier.",
-                _line(error),
+                one_line(error),
                 folder,
             )
             return folder
@@ -131,7 +111,7 @@ def download(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=0), _reporting(folder, files, report) as say:
             commit = str(info.get("sha") or revision)
-            fetcher = _Fetcher(repository, commit, folder, say, stop or threading.Event())
+            fetcher = FileFetcher(repository, commit, folder, say, stop or threading.Event())
             fetcher.fetch_all(files, nearby, recheck)
             CheckedFiles(folder).set_complete(repository, revision, {file.name for file in files})
     except (DownloadError, Stopped):
@@ -143,11 +123,13 @@ def download(
                 "name and the revision, or set HF_TOKEN."
             ) from error
         raise DownloadError(
-            f"{hub.endpoint()} answered with an error ({_line(error)}); try again later, set HF_ENDPOINT to a mirror "
-            f"of the hub, {by_hand}"
+            f"{hub.endpoint()} answered with an error ({one_line(error)}); try again later, set HF_ENDPOINT to a "
+            f"mirror of the hub, {by_hand}"
         ) from error
     except NotImplementedError as error:
-        raise DownloadError(f"{folder} cannot be locked ({_line(error)}); choose a folder on another disk.") from error
+        raise DownloadError(
+            f"{folder} cannot be locked ({one_line(error)}); choose a folder on another disk."
+        ) from error
     except Timeout as error:
         raise DownloadError(f"another download into {folder} is running; wait until it ends.") from error
     except hub.Offline as error:
@@ -156,15 +138,15 @@ def download(
         ) from error
     except (hub.UnusableAnswer, http.client.HTTPException, ValueError) as error:
         raise DownloadError(
-            f"{hub.endpoint()} sent an answer that cannot be used ({_line(error)}); run the download again, "
+            f"{hub.endpoint()} sent an answer that cannot be used ({one_line(error)}); run the download again, "
             f"check HF_ENDPOINT, {by_hand}"
         ) from error
     except OSError as error:
         if not isinstance(error, urllib.error.URLError) and (error.filename is not None or error.errno in DISK):
             raise DownloadError(_disk_error(error, folder)) from error
         raise DownloadError(
-            f"{hub.endpoint()} cannot be reached ({_line(error)}); check the connection, set HF_ENDPOINT to a mirror "
-            f"of the hub, {by_hand}"
+            f"{hub.endpoint()} cannot be reached ({one_line(error)}); check the connection, set HF_ENDPOINT to a "
+            f"mirror of the hub, {by_hand}"
         ) from error
     return folder
 
@@ -172,7 +154,7 @@ def download(
 def _disk_error(error: OSError, folder: Path) -> str:
     """The message for an error of this machine's disk."""
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else folder
-    why = error.strerror or _line(error)
+    why = error.strerror or one_line(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {path} is full ({why}); free some space and run the download again, which resumes."
     if error.errno == errno.EFBIG:
@@ -198,211 +180,8 @@ def _wanted(siblings: list[Any]) -> Iterator[RepositoryFile]:
             yield RepositoryFile(name, int(sibling.get("size") or 0), str(sha256 or sibling.get("blobId") or ""))
 
 
-class _Fetcher:
-    """Downloads the files of one revision into one folder.
-
-    commit  the revision, by its hash
-    say     called with the current action, for the user
-    """
-
-    def __init__(
-        self, repository: str, commit: str, folder: Path, say: Callable[[str], object], stop: threading.Event
-    ) -> None:
-        self.repository = repository
-        self.commit = commit
-        self.folder = folder
-        self.say = say
-        self.stop = stop
-        self.checked = CheckedFiles(folder)
-        self.xet = hub.xet_client()
-
-    def fetch_all(self, files: Sequence[RepositoryFile], nearby: Sequence[Path], recheck: bool) -> None:
-        """Downloads and checks all files."""
-        missing = []
-        for file in files:
-            if self._is_intact(file, recheck):
-                self.checked.add(file)
-            elif not self._take_copy(file, nearby):
-                missing.append(file)
-        self._check_free_space(missing)
-        for file in missing:
-            self.say(f"fetching {file.name}")
-            self._fetch(file)
-            self.say(f"checking {file.name}")
-            self._finish(file)
-
-    def _raise_if_stopped(self) -> None:
-        if self.stop.is_set():
-            raise Stopped
-
-    def _is_intact(self, file: RepositoryFile, recheck: bool) -> bool:
-        """Whether the file exists and has the right hash; another revision's file may have the same size."""
-        path = self.folder / file.name
-        if path.is_dir():  # reported before anything is downloaded
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not _has_size(self.folder, file):
-            return False
-        if not recheck and self.checked.has(file):
-            return True
-        self.say(f"checking {file.name}")
-        return self._digest(path, file) == file.digest
-
-    def _take_copy(self, file: RepositoryFile, nearby: Sequence[Path]) -> bool:
-        """Links or copies the file from the hub's cache or from a folder nearby; returns whether one has it."""
-        places = [*cached_copies(self.repository, file.name, file.digest), *(folder / file.name for folder in nearby)]
-        part = self.folder / f"{file.name}.copy.part"
-        for place in places:
-            try:
-                if place.stat().st_size != file.size or place.parent == self.folder:
-                    continue
-                self.say(f"checking {file.name} in {place.parent}")
-                if self._digest(place, file) != file.digest:
-                    continue
-            except OSError:
-                continue  # it cannot be read, so the file is downloaded
-            part.unlink(missing_ok=True)
-            try:
-                os.link(place.resolve(), part)
-            except OSError:
-                self.say(f"copying {file.name}")
-                try:
-                    self._copy(place, part)
-                except BaseException:
-                    part.unlink(missing_ok=True)
-                    raise
-            self._rename(part, file)
-            return True
-        return False
-
-    def _copy(self, source: Path, target: Path) -> None:
-        with source.open("rb") as opened, target.open("wb") as sink:
-            while block := opened.read(BLOCK):
-                self._raise_if_stopped()
-                sink.write(block)
-
-    def _digest(self, path: Path, file: RepositoryFile) -> str:
-        """The hash of the file at `path`, of the same kind as the hash of `file`."""
-        digest = hashlib.sha256() if len(file.digest) == 64 else hashlib.sha1(b"blob %d\0" % _size(path))
-        with path.open("rb") as opened:
-            while block := opened.read(BLOCK):
-                self._raise_if_stopped()
-                digest.update(block)
-        return digest.hexdigest()
-
-    def _check_free_space(self, missing: Sequence[RepositoryFile]) -> None:
-        needed = sum(file.size - _size(part_of(self.folder, file)) for file in missing)
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise DownloadError(
-                f"{self.folder}: expected {needed / 1e9:.1f} GB of free disk space, got {free / 1e9:.1f} GB; free some "
-                "space and run the download again."
-            )
-
-    def _fetch(self, file: RepositoryFile) -> None:
-        """Downloads a file, resuming its partial file."""
-        part = part_of(self.folder, file)
-        if _size(part) > file.size:
-            part.unlink()
-        url = hub.file_url(self.repository, self.commit, file.name)
-        with part.open("ab") as sink:
-            if self.xet and len(file.digest) == 64:
-                self._fetch_by_xet(url, sink, file)
-            pauses = iter(PAUSES)
-            while sink.tell() < file.size:
-                begun = sink.tell()
-                try:
-                    for place, block in hub.read(url, begun):
-                        self._raise_if_stopped()
-                        if place != sink.tell():
-                            sink.truncate(place)
-                            sink.seek(place)
-                        sink.write(block)
-                    if sink.tell() >= file.size:
-                        break
-                    raise ConnectionError("the connection was closed early")
-                except (http.client.HTTPException, OSError) as error:
-                    if not _may_pass(error):
-                        raise
-                    if sink.tell() > begun:
-                        pauses = iter(PAUSES)
-                    pause = next(pauses, None)
-                    if pause is None:
-                        raise
-                    sink.flush()
-                    if self.stop.wait(pause):
-                        raise Stopped from error
-
-    def _fetch_by_xet(self, url: str, sink: Any, file: RepositoryFile) -> None:
-        """Downloads as much as possible over Xet; plain HTTP gets the rest."""
-        try:
-            found = hub.xet_file(url)
-            if found is None:
-                return
-            for block in hub.read_by_xet(self.xet, found, file.size, sink.tell(), self.stop):
-                self._raise_if_stopped()
-                try:
-                    sink.write(block)
-                except OSError as error:
-                    raise _DiskError(error) from error
-        except _DiskError as error:
-            raise error.args[0] from None
-        except Stopped:
-            raise
-        except Exception as error:  # the client raises many kinds of errors
-            self._raise_if_stopped()
-            logging.warning(
-                "Ovis-U1: the download of %s over Xet failed (%s) and continues over HTTP.", file.name, _line(error)
-            )
-        self._raise_if_stopped()
-
-    def _finish(self, file: RepositoryFile) -> None:
-        """Checks a complete partial file and gives it its final name."""
-        part = part_of(self.folder, file)
-        if _size(part) != file.size or self._digest(part, file) != file.digest:
-            part.unlink(missing_ok=True)
-            raise DownloadError(f"{self.folder / file.name} arrived damaged and was deleted; run the download again.")
-        self._rename(part, file)
-
-    def _rename(self, part: Path, file: RepositoryFile) -> None:
-        """Gives a checked partial file its final name."""
-        self.checked.set_incomplete()
-        part.replace(self.folder / file.name)
-        self.checked.add(file)
-
-
-class _DiskError(Exception):
-    """An OSError of this machine's disk, wrapped so that the handler of the client's errors does not ignore it."""
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether this is a network error after which another try can succeed."""
-    if isinstance(error, urllib.error.HTTPError):
-        return error.code >= 500 or error.code in (408, 429)
-    if isinstance(error, urllib.error.URLError | http.client.HTTPException):
-        return True
-    return isinstance(error, OSError) and error.filename is None and error.errno not in DISK
-
-
 def _is_out_of_reach(error: OSError) -> bool:
     return not isinstance(error, urllib.error.HTTPError) or error.code >= 500
-
-
-def _has_size(folder: Path, file: RepositoryFile) -> bool:
-    """Whether the file exists and has its full size."""
-    path = folder / file.name
-    return path.is_file() and path.stat().st_size == file.size
-
-
-def part_of(folder: Path, file: RepositoryFile) -> Path:
-    """The path of a file while it is incomplete; it differs for each revision of the file."""
-    return folder / f"{file.name}.{file.digest[:8]}.part"
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 @contextmanager
@@ -417,7 +196,7 @@ def _reporting(
 
     def send() -> None:
         with lock:
-            done = sum(file.size if _has_size(folder, file) else _size(part_of(folder, file)) for file in files)
+            done = sum(file.size if has_size(folder, file) else size_of(part_of(folder, file)) for file in files)
             report(Progress(done, total, doing[0]))
 
     def keep_reporting() -> None:
@@ -436,7 +215,3 @@ def _reporting(
     finally:
         ended.set()
         thread.join()
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

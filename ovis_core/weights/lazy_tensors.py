@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from .safetensors_file import CheckpointError, TensorEntry
+from .safetensors_file import CheckpointError, TensorEntry, is_metadata
 
 # Dtypes of weights by their names in safetensors.
 DTYPES = {
@@ -28,7 +28,9 @@ DTYPES = {
 }
 if "float8_e8m0fnu" in dir(torch):  # torch 2.7 and later
     DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
+FP8 = torch.float8_e4m3fn
 NAMES_OF = {dtype: name for name, dtype in DTYPES.items()}  # dtype -> its name in safetensors
+SOURCE_PATH = "_comfy_source_path"  # attribute of a storage with its file; newer ComfyUIs ask how fast its disk is
 REMAP_EVERY = 64 * 2**20  # bytes read from a memory map before it is mapped again, which frees them
 
 
@@ -82,8 +84,29 @@ class LazyTensor:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
     def untyped_storage(self) -> SimpleNamespace:
-        """ComfyUI reads the source file's path from this, to learn how fast its disk is."""
-        return SimpleNamespace(_comfy_source_path=self.file and os.path.realpath(self.file))
+        """Where ComfyUI looks for the tensor's file."""
+        return SimpleNamespace(**{SOURCE_PATH: self.file and os.path.realpath(self.file)})
+
+    def read_with_source(self) -> Tensor:
+        """`read`, with the tensor's file where ComfyUI looks for it."""
+        tensor = self.read()
+        setattr(tensor.untyped_storage(), SOURCE_PATH, getattr(self.untyped_storage(), SOURCE_PATH))
+        return tensor
+
+
+def source_file(tensor: Tensor) -> Path | None:
+    """The file that ComfyUI loaded a tensor from; None if it is not known. Versions up to 0.33 do not keep it."""
+    path = getattr(tensor.untyped_storage(), SOURCE_PATH, None)
+    return None if path is None else Path(path)
+
+
+def entry_of(name: str, tensor: Tensor) -> TensorEntry:
+    """A tensor's entry, as the header of its file has it."""
+    # Other packs' tensors, such as GGUF's, do not contain the values that their shape and dtype promise.
+    plain = type(tensor) in (Tensor, nn.Parameter)
+    dtype = NAMES_OF.get(tensor.dtype, str(tensor.dtype)) if plain else type(tensor).__name__
+    data = tensor.cpu().numpy().tobytes() if dtype == "U8" and is_metadata(name) else None
+    return TensorEntry(name, tuple(tensor.shape), dtype, source_file(tensor), data)
 
 
 class TensorReader:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from .layer_formats import FORMATS
 from .lazy_tensors import LazyTensor
-from .quantized import FORMATS, dequantized, multiplying, quantized, quantized_layers, unquantized
+from .quantization import allow_quantized_matmul, dequantize, plain_tensors, quantize, quantized_layers
 
 # The large matrices, 97 % of the decoder and 82 % of the language model. Everything else keeps its precision: norms,
 # embeddings, biases, the refiner's gates, the input layers of latents, time and text, and the final layer.
@@ -27,7 +28,7 @@ class Precision:
     every   dtype of all weights; None: as they are stored, or as the device computes best
     large   dtype of the large matrices; None: as the others
     fast    multiply in `large`, and in the formats of quantized layers, on a GPU that can
-    format  of `quantized.FORMATS`, for the large matrices; None: they are not quantized
+    format  of `layer_formats.FORMATS`, for the large matrices; None: they are not quantized
     """
 
     every: torch.dtype | None = None
@@ -45,7 +46,7 @@ PRECISIONS = {
     "fp8_e4m3fn_fast": Precision(large=torch.float8_e4m3fn, fast=True),
 }
 DEFAULT = PRECISIONS["default"]
-QUANTIZED = {  # for files
+QUANTIZED_PRECISIONS = {  # further choices of convert.py
     "fp8_scaled": Precision(format="float8_e4m3fn"),
     "int8": Precision(format="int8_tensorwise"),
     "mxfp8": Precision(format="mxfp8"),
@@ -60,22 +61,22 @@ def in_precision(tensors: Mapping[str, LazyTensor], precision: Precision) -> dic
     Quantized layers are not changed, unless `precision.every` asks for another type.
     """
     if precision.every is not None:
-        return {name: tensor.cast(precision.every) for name, tensor in dequantized(tensors).items()}
+        return {name: tensor.cast(precision.every) for name, tensor in dequantize(tensors).items()}
     kept = dict(tensors)
-    for name, tensor in unquantized(tensors).items():
+    for name, tensor in plain_tensors(tensors).items():
         if not LARGE.search(name) or tensor.dtype.itemsize == 1:
             continue
         if precision.format is not None:
-            kept |= quantized(name, tensor, FORMATS[precision.format])
+            kept |= quantize(name, tensor, FORMATS[precision.format])
         elif precision.large is not None:
             kept[name] = tensor.cast(precision.large)
-    return multiplying(kept) if precision.fast else kept
+    return allow_quantized_matmul(kept) if precision.fast else kept
 
 
-def large_only(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+def dequantize_other_layers(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """These tensors with bfloat16 in place of quantized layers other than the large matrices.
 
     Networks use weights of other layers, such as embeddings, in more ways than ComfyUI's quantized layers offer.
     """
     others = [layer for layer in quantized_layers(tensors) if not LARGE.search(f"{layer}.weight")]
-    return dequantized(tensors, torch.bfloat16, others) if others else dict(tensors)
+    return dequantize(tensors, torch.bfloat16, others) if others else dict(tensors)

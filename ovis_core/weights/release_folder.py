@@ -95,7 +95,7 @@ def looks_like_release(folder: Path, named: bool, holds: Callable[[Path], bool])
     """Whether a folder was meant to be a release of Ovis-U1, not another model.
 
     named  whether its name is one of Ovis-U1
-    holds  `holds_ours`, or a function that caches its answers
+    holds  `recognition.names_ovis_u1`, or a function that caches its answers
     """
     names = _names(folder)
     pieces = [name for name in names if name == INDEX or fnmatch(name, SHARDS)]

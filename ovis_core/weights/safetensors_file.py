@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 AGAIN = "delete it and download it again."
 LONGEST_HEADER = 100_000_000  # bytes; safetensors does not read longer ones
 METADATA = "ovis_u1."  # in the names of tensors that store metadata of the model, as bytes
-QUANTIZED_MARK = ".comfy_quant"  # ends the names of tensors that name the format of a layer, as JSON
-QUANTIZATION = "_quantization_metadata"  # in the header: JSON with the marks of all layers
+QUANT_CONFIG = ".comfy_quant"  # ends the name of a tensor with a layer's quant config: JSON that names its format
+QUANT_HEADER = "_quantization_metadata"  # in a header: JSON with the quant configs of all layers
 SHOWN = 3  # most names in a message
 
 
@@ -45,7 +45,7 @@ class TensorEntry:
 def read_entries(file: Path) -> dict[str, TensorEntry]:
     """Name -> entry of every tensor. Only the bytes of metadata are read, otherwise the header alone.
 
-    Marks of layers in the header become entries, as if they were tensors.
+    Quant configs in the header become entries, as if they were tensors.
 
     Raises `CheckpointError`, which says what the file is if it is something else.
     """
@@ -57,7 +57,7 @@ def read_entries(file: Path) -> dict[str, TensorEntry]:
                 shape, dtype = tuple(header.get_shape()), header.get_dtype()
                 data = tensors.get_tensor(name).tobytes() if dtype == "U8" and is_metadata(name) else None
                 found[name] = TensorEntry(name, shape, dtype, file, data)
-            return found | header_marks(file, (tensors.metadata() or {}).get(QUANTIZATION), found)
+            return found | header_quant_configs(file, (tensors.metadata() or {}).get(QUANT_HEADER), found)
     except SafetensorError as error:
         raise CheckpointError(f"{file} {_instead(file) or f'is damaged or incomplete ({error}); {AGAIN}'}") from error
     except FileNotFoundError as error:
@@ -67,24 +67,26 @@ def read_entries(file: Path) -> dict[str, TensorEntry]:
 
 
 def is_metadata(name: str) -> bool:
-    """Whether a tensor of bytes with this name stores metadata of the model, or the format of a layer."""
-    return METADATA in name or name.endswith(QUANTIZED_MARK)
+    """Whether a tensor of bytes with this name stores metadata of the model, or a layer's quant config."""
+    return METADATA in name or name.endswith(QUANT_CONFIG)
 
 
-def header_marks(source: object, text: str | None, names: Iterable[str]) -> dict[str, TensorEntry]:
-    """Entries for the formats of layers that a header names, without the layers that these names mark already.
+def header_quant_configs(source: object, text: str | None, names: Iterable[str]) -> dict[str, TensorEntry]:
+    """Entries for the quant configs of layers in a header, without those that are among these names already.
 
     source  the file, for messages; a path if there is one
     """
     if text is None:
         return {}
     try:
-        layers = {layer + QUANTIZED_MARK: json.dumps(mark) for layer, mark in dict(json.loads(text)["layers"]).items()}
+        layers = dict(json.loads(text)["layers"])
+        configs = {layer + QUANT_CONFIG: json.dumps(config).encode() for layer, config in layers.items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{source}: {QUANTIZATION} in its header is not valid; {AGAIN}") from error
-    marks = {name: mark.encode() for name, mark in layers.items() if name not in names}
+        raise CheckpointError(f"{source}: {QUANT_HEADER} in its header is not valid; {AGAIN}") from error
     file = source if isinstance(source, Path) else None
-    return {name: TensorEntry(name, (len(data),), "U8", file, data) for name, data in marks.items()}
+    return {
+        name: TensorEntry(name, (len(data),), "U8", file, data) for name, data in configs.items() if name not in names
+    }
 
 
 def header_mentions(file: Path, names: Iterable[str]) -> bool:

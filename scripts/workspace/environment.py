@@ -122,7 +122,7 @@ def _build(env: Path, requirements: Path, wanted: Sequence[str], lock: int) -> N
         python = make_venv(env, log, lock)
         arguments = ["install", "-r", str(requirements), *PINS, *wanted]
         pip(python, arguments, log, "the environment could not be installed", lock)
-        _mark(env, wanted)
+        _write_record(env, wanted)
 
 
 def _extend(env: Path, missing: Sequence[str], lock: int) -> None:
@@ -138,12 +138,12 @@ def _extend(env: Path, missing: Sequence[str], lock: int) -> None:
             pip(env_python(env), arguments, log, "the environment could not be extended", lock)
         except UserError:
             # pip undoes a failed installation, but not an interrupted one: then the environment is created again.
-            _mark(env, have.splitlines())
+            _write_record(env, have.splitlines())
             raise
-        _mark(env, [*have.splitlines(), *missing])
+        _write_record(env, [*have.splitlines(), *missing])
 
 
-def _mark(env: Path, lines: Sequence[str]) -> None:
+def _write_record(env: Path, lines: Sequence[str]) -> None:
     # Replaced last and in one step, so that an environment with this file is complete.
     temporary = env / (MARKER + ".new")
     temporary.write_text("".join(f"{line}\n" for line in dict.fromkeys(lines)), encoding="utf-8")

@@ -268,3 +268,23 @@ def test_shapes_are_generated_and_scored(release: Path, tmp_path: Path) -> None:
         refused = subprocess.run([*line[:2], *wrong], capture_output=True, text=True, check=False)
         assert refused.returncode == 2
         assert "--data: " in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "options", "code", "message"),
+    [
+        ([], ["--limit", "-1"], 2, "argument --limit: expected a whole number of at least 1, got '-1'"),
+        ([], ["--workers", "0"], 2, "argument --workers: expected a whole number of at least 1, got '0'"),
+        # Without site-packages this Python has nothing that ComfyUI needs.
+        (["-S"], [], 1, f"error: {sys.executable} has no PIL; run this with the Python of your ComfyUI."),
+    ],
+)
+def test_errors_before_comfyui_starts(
+    flags: list[str], options: list[str], code: int, message: str, tmp_path: Path
+) -> None:
+    script, out = ROOT / "evaluation" / "evaluate.py", tmp_path / "out"
+    line = [sys.executable, *flags, script, "shapes", "--comfyui", comfyui_path(), "--out", out, *options]
+    refused = run([*map(str, line)], code)
+    assert refused.stderr.splitlines()[-1].endswith(message)
+    assert "Traceback" not in refused.stderr
+    assert not out.exists()

@@ -17,8 +17,8 @@ from PIL import Image
 
 from console import UserError
 from helpers import benchmark_data
-from record import REPORT, Record, read
-from report import answer_scores, contact_sheet, shapes_scores
+from outcome import answer_scores, contact_sheet, shapes_scores
+from record import REPORT_SETTINGS, Record, read
 from run_folder import open_run
 from suites import SUITES, image_size
 
@@ -219,14 +219,14 @@ def test_hash_of_a_record_changes_with_its_inputs(tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     picture.write_bytes(b"one")
     record = Record("a", "edit", "x", (picture,), ("images/a.png",), {"images/b.png": b"two"})
-    asked = record.load(REPORT, 0).asked
-    assert replace(record, row={"answer": "A"}).load(REPORT, 0).asked == asked
+    asked = record.load(REPORT_SETTINGS, 0).asked
+    assert replace(record, row={"answer": "A"}).load(REPORT_SETTINGS, 0).asked == asked
     picture.write_bytes(b"two")
-    others = [record.load(REPORT, 0)]
+    others = [record.load(REPORT_SETTINGS, 0)]
     picture.write_bytes(b"one")
-    others += [replace(record, prompt="y").load(REPORT, 0), record.load(REPORT, 1)]
-    others += [replace(record, beside={"images/b.png": b"three"}).load(REPORT, 0)]
-    others += [replace(record, settings={"steps": 3}).load(REPORT, 0)]
+    others += [replace(record, prompt="y").load(REPORT_SETTINGS, 0), record.load(REPORT_SETTINGS, 1)]
+    others += [replace(record, beside={"images/b.png": b"three"}).load(REPORT_SETTINGS, 0)]
+    others += [replace(record, settings={"steps": 3}).load(REPORT_SETTINGS, 0)]
     assert len({asked, *(task.asked for task in others)}) == 6
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from comfy_prompt import PromptFailed
 from ovis_core.weights.checkpoint import open_model
 from ovis_core.weights.conversion import write_one
-from ovis_core.weights.precision import DEFAULT, QUANTIZED
+from ovis_core.weights.precision import DEFAULT, QUANTIZED_PRECISIONS
 
 from . import lora_files
 from .lora_files import KINDS, STYLES
@@ -148,11 +148,11 @@ def quantized(lab: Lab, name: str, limit: float) -> None:
 
     from ovis_core.native.compat import quantized_formats
 
-    if QUANTIZED[name].format not in quantized_formats():
+    if QUANTIZED_PRECISIONS[name].format not in quantized_formats():
         raise Unavailable(name)
     file = lab.server.base / "models" / "ovis_u1" / f"{name}.safetensors"
     if not file.exists():
-        write_one(open_model(lab.release), file, QUANTIZED[name])
+        write_one(open_model(lab.release), file, QUANTIZED_PRECISIONS[name])
     bench = lab.bench()
     plain = bench.model
     bench.prompt["9000"] = {

@@ -75,14 +75,14 @@ def test_tensors_in_converted_files_are_aligned(
 ) -> None:
     """In one file and in parts; metadata of any length come after the weights."""
     from ovis_core.weights.conversion import write_one, write_parts
-    from ovis_core.weights.precision import PRECISIONS, QUANTIZED
+    from ovis_core.weights.precision import PRECISIONS, QUANTIZED_PRECISIONS
 
     folder = make_checkpoint.write_release(tmp_path / "source", raw_config, dtype=source)
     make_checkpoint.write_tokenizer(folder, qwen25_tokenizer)
     for name in ("vocab.json", "merges.txt"):
         text = (folder / name).read_bytes()
         (folder / name).write_bytes(text + b"\n" * (1 + len(text) % 2))  # of odd length
-    precision = (PRECISIONS | QUANTIZED)[dtype]
+    precision = (PRECISIONS | QUANTIZED_PRECISIONS)[dtype]
     files = write_one(open_model(folder), tmp_path / "one.safetensors", precision)
     files += write_parts(open_model(files[0]), tmp_path / "parts", precision)
     lengths = [entry["shape"] for file in files for entry in header(file)[1].values() if entry["dtype"] == "U8"]
@@ -153,7 +153,7 @@ def test_scales_use_the_full_range_of_fp8(release: Path, scaled: Path) -> None:
 def test_scales_reduce_the_error_of_small_weights() -> None:
     """Below 2^-6 the steps of float8_e4m3fn no longer shrink with the value."""
     from ovis_core.weights.lazy_tensors import LazyTensor
-    from ovis_core.weights.precision import PRECISIONS, QUANTIZED, in_precision
+    from ovis_core.weights.precision import PRECISIONS, QUANTIZED_PRECISIONS, in_precision
 
     name = "double_blocks.0.img_mlp.0.weight"
     normal = torch.randn(256, 1536, generator=torch.Generator().manual_seed(0))
@@ -165,7 +165,7 @@ def test_scales_reduce_the_error_of_small_weights() -> None:
         }
         return float((kept[name] * kept.get(f"{name}_scale", 1.0) - matrix).norm() / matrix.norm())
 
-    plain, scaled = PRECISIONS["fp8_e4m3fn"], QUANTIZED["fp8_scaled"]
+    plain, scaled = PRECISIONS["fp8_e4m3fn"], QUANTIZED_PRECISIONS["fp8_scaled"]
     assert moved(plain, 0.1) == pytest.approx(moved(scaled, 0.1), rel=0.1)
     assert moved(scaled, 0.005) == pytest.approx(moved(scaled, 0.1), rel=0.1)
     assert moved(plain, 0.005) > 3 * moved(scaled, 0.005)

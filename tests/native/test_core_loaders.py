@@ -21,7 +21,7 @@ from helpers.pictures import picture
 from ovis_core.pixels import to_tensor
 from ovis_core.weights.checkpoint import open_model, open_parts
 from ovis_core.weights.conversion import NAMES, write_one, write_parts
-from ovis_core.weights.precision import DEFAULT, PRECISIONS, QUANTIZED, Precision
+from ovis_core.weights.precision import DEFAULT, PRECISIONS, QUANTIZED_PRECISIONS, Precision
 from ovis_core.weights.safetensors_file import CheckpointError
 
 FUNCTIONS = ("load_state_dict_guess_config", "load_diffusion_model_state_dict", "load_text_encoder_state_dicts")
@@ -35,10 +35,10 @@ def core(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[.
     """The pack's loaders are in place; core's own functions by name."""
     import comfy.sd
 
-    from ovis_core.native import core_loaders
+    from ovis_core.native import core_loaders, wrapping
 
     own = {name: getattr(comfy.sd, name) for name in FUNCTIONS}
-    assert not any(hasattr(function, core_loaders.CURRENT) for function in own.values())
+    assert not any(hasattr(function, wrapping.CURRENT) for function in own.values())
     for name, function in own.items():
         monkeypatch.setattr(comfy.sd, name, function)  # to be undone
     core_loaders.register()
@@ -220,12 +220,12 @@ def test_weight_dtype(parts: dict[str, Path], one: Path, options: dict[str, Any]
         same(a, b)
 
 
-@pytest.mark.parametrize("name", ["fp8_e4m3fn", *QUANTIZED])
+@pytest.mark.parametrize("name", ["fp8_e4m3fn", *QUANTIZED_PRECISIONS])
 def test_quantized_weights_stay_as_they_are(release: Path, tmp_path: Path, name: str) -> None:
     from ovis_core.native.compat import quantized_formats
     from ovis_core.native.loading import load
 
-    precision: Precision = {**PRECISIONS, **QUANTIZED}[name]
+    precision: Precision = {**PRECISIONS, **QUANTIZED_PRECISIONS}[name]
     if precision.format and precision.format not in quantized_formats():
         pytest.skip(f"this ComfyUI does not have {name}")
     (file,) = write_one(open_model(release), tmp_path / "eight.safetensors", precision)
@@ -261,6 +261,26 @@ def test_load_clip_reads_formats_in_the_header(parts: dict[str, Path], tmp_path:
         return
     with pytest.raises(CheckpointError, match="format int8_tensorwise, which this ComfyUI does not have"):
         comfy.sd.load_clip([file])
+
+
+@torch.no_grad()
+def test_load_clip_reads_older_files_with_scales(parts: dict[str, Path], tmp_path: Path) -> None:
+    """Each layer has a scale of 1, even if it is not quantized; newer ComfyUIs name one format for all of them."""
+    import comfy.sd
+
+    from ovis_core.native.compat import quantized_formats
+
+    tensors, file = load_file(parts["text_encoder"]), str(tmp_path / "text.safetensors")
+    layers = [name.removesuffix(".weight") for name in tensors if name.endswith("_proj.weight")]
+    dtypes = {"float8_e4m3fn": FP8, "float8_e5m2": torch.float8_e5m2}
+    for layer, name in zip(layers, dtypes.keys() & quantized_formats(), strict=False):
+        tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"].to(dtypes[name])
+    scales = {f"{layer}.scale_weight": torch.ones(1) for layer in layers}
+    save_file(tensors | scales | {"scaled_fp8": torch.zeros(2, dtype=FP8)}, file)
+    network = comfy.sd.load_clip([file]).cond_stage_model
+    for name in layers:
+        layer = network.get_submodule(name)
+        assert torch.equal(layer(torch.eye(layer.in_features)).T, tensors[f"{name}.weight"].float()), name
 
 
 def test_parts_that_are_not_wanted_are_not_checked(one: Path) -> None:
@@ -545,14 +565,16 @@ def test_a_fault_of_ours_stops_no_other_model(
     import comfy.sd
 
     from ovis_core.native import core_loaders
+    from ovis_core.weights import recognition
 
     def fails(*args: Any) -> Any:
         raise ZeroDivisionError("a fault")
 
     expected = detection(core["load_diffusion_model_state_dict"], flux())
-    for looks in ("reads_ovis_u1", "bound_arguments", "_has"):
+    steps = ((core_loaders, "reads_ovis_u1"), (core_loaders, "bound_arguments"), (recognition, "has_component"))
+    for module, step in steps:
         with monkeypatch.context() as context, caplog.at_level(logging.WARNING):
-            context.setattr(core_loaders, looks, fails)
+            context.setattr(module, step, fails)
             caplog.clear()
             assert detection(comfy.sd.load_diffusion_model_state_dict, flux()) == expected
             assert detection(comfy.sd.load_state_dict_guess_config, sd15())[0]
@@ -602,6 +624,25 @@ def test_they_are_wrapped_once(core: dict[str, Any], second_copy: Any, parts: di
     model, clip = from_parts(parts)
     assert type(model.model).__module__ == "second_core.native.model"
     assert type(clip.cond_stage_model).__module__ == "second_core.native.text_model"
+
+
+def test_tables_of_lora_names_are_wrapped_once(monkeypatch: pytest.MonkeyPatch, one: Path) -> None:
+    import comfy.lora
+
+    from ovis_core.native import lora_keys
+
+    tables = ("model_lora_keys_unet", "model_lora_keys_clip")
+    for name in tables:
+        monkeypatch.setattr(comfy.lora, name, getattr(comfy.lora, name))  # to be undone
+    lora_keys.register()
+    wrapped = [getattr(comfy.lora, name) for name in tables]
+    lora_keys.register()
+    assert [getattr(comfy.lora, name) for name in tables] == wrapped
+    model, clip, _ = from_checkpoint(one)
+    key = "double_blocks.0.img_attn.qkv"
+    assert comfy.lora.model_lora_keys_unet(model.model, {})[f"transformer.{key}"] == f"diffusion_model.{key}.weight"
+    key = "llm.model.layers.0.self_attn.q_proj"
+    assert comfy.lora.model_lora_keys_clip(model=clip.cond_stage_model, key_map={})[key] == f"{key}.weight"
 
 
 def test_another_pack_s_wrapper_stays(monkeypatch: pytest.MonkeyPatch, parts: dict[str, Path]) -> None:

@@ -317,9 +317,9 @@ def test_download_continues_after_lost_connections(
     mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The download resumes by itself as long as data comes."""
-    from ovis_core.weights import download
+    from ovis_core.weights import file_fetcher
 
-    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(file_fetcher, "PAUSES", (0.0, 0.0))
     mirror.cut_every = 2 << 20
     folder = fetch()
     assert (folder / WEIGHTS).read_bytes() == (mirror.folder / WEIGHTS).read_bytes()
@@ -327,7 +327,7 @@ def test_download_continues_after_lost_connections(
 
 
 def test_download_from_a_server_without_ranges(mirror: Mirror, models: Path) -> None:
-    from ovis_core.weights.download import part_of
+    from ovis_core.weights.file_fetcher import part_of
     from ovis_core.weights.hub import RepositoryFile
 
     mirror.no_ranges = True
@@ -415,11 +415,11 @@ def test_interrupt(mirror: Mirror, way: str, models: Path) -> None:
 def test_interrupt_while_files_are_checked(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from comfy import model_management
 
-    from ovis_core.weights import download
+    from ovis_core.weights import file_fetcher
 
     folder = fetch()
     os.utime(folder / WEIGHTS)
-    monkeypatch.setattr(download, "BLOCK", 1 << 10)
+    monkeypatch.setattr(file_fetcher, "BLOCK", 1 << 10)
     model_management.interrupt_current_processing(True)
     with pytest.raises(model_management.InterruptProcessingException):
         fetch()
@@ -456,9 +456,9 @@ def test_error_for_a_server_that_is_not_a_hub(
 def test_errors_for_http_error_statuses(
     mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
 ) -> None:
-    from ovis_core.weights import download
+    from ovis_core.weights import download, file_fetcher
 
-    monkeypatch.setattr(download, "PAUSES", (0.0,))
+    monkeypatch.setattr(file_fetcher, "PAUSES", (0.0,))
     mirror.refused = code
     with pytest.raises(download.DownloadError, match=words):
         fetch()
@@ -567,7 +567,7 @@ def hub_blob(mirror: Mirror, tmp_path: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("kept", [1000, 12_345_678])
 def test_xet_download_resumes(mirror: Mirror, models: Path, kept: int) -> None:
-    from ovis_core.weights.download import part_of
+    from ovis_core.weights.file_fetcher import part_of
     from ovis_core.weights.hub import RepositoryFile
 
     mirror.xet = True
@@ -587,10 +587,10 @@ def _asked_of(mirror: Mirror, part: str) -> list[tuple[str, str, str | None]]:
 
 
 def test_error_for_too_little_free_space(mirror: Mirror, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ovis_core.weights import download
+    from ovis_core.weights import download, file_fetcher
 
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr(file_fetcher.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     words = r"small: expected .* GB of free disk space, got 0\.0 GB; free some space and run the download again\."
     with pytest.raises(download.DownloadError, match=words):
         download.download("owner/small", models / "small", "main")
@@ -612,7 +612,7 @@ def refused(mirror: Mirror, folder: Path) -> str:
 
 
 def test_error_for_a_full_disk(mirror: Mirror, tmp_path: Path) -> None:
-    from ovis_core.weights.download import part_of
+    from ovis_core.weights.file_fetcher import part_of
     from ovis_core.weights.hub import RepositoryFile
 
     if not Path("/dev/full").exists():

@@ -66,6 +66,7 @@ def models(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
     folder = tmp_path / "models"
     monkeypatch.setattr(folder_paths, "models_dir", str(folder))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})  # of another test's folders, which may be deleted
     for kind in ("ovis_u1", "checkpoints", "diffusion_models", "text_encoders", "diffusers"):
         (folder / kind).mkdir(parents=True)
         ends = folder_paths.folder_names_and_paths.get(kind, ([], set()))[1]
@@ -78,15 +79,15 @@ def models(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def find() -> dict[str, Path]:
-    from ovis_core.native.folders import find_models
+    from ovis_core.native.model_search import find_models
 
     return find_models()
 
 
 def missing(name: str) -> str:
-    from ovis_core.native import folders
+    from ovis_core.native import missing_model
 
-    return folders.missing(name)
+    return missing_model.missing(name)
 
 
 def copy(release: Path, folder: Path) -> Path:
@@ -232,9 +233,9 @@ def test_checks_do_not_define_the_schema(pack: Any, models: Path, monkeypatch: p
     """Defining it would list files."""
     for node in pack.values():
         node.GET_SCHEMA()  # as ComfyUI does when it loads a pack
-    folders = sys.modules[f"{PACK}.ovis_core.native.folders"]
+    folders, search = (sys.modules[f"{PACK}.ovis_core.native.{name}"] for name in ("folders", "model_search"))
     asked = []
-    monkeypatch.setattr(folders, "find_models", lambda *_: asked.append("models") or {})
+    monkeypatch.setattr(search, "find_models", lambda *_: asked.append("models") or {})
     monkeypatch.setattr(folders, "part_names", lambda *_: asked.append("parts") or [])
     for node in pack.values():
         copied = type(f"{node.__name__}Copy", node.__bases__, dict(vars(node)))  # as ComfyUI does for each run

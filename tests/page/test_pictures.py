@@ -5,15 +5,12 @@ What they leave in `output/screenshots/` as `graph_*.png` are the README's pictu
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import cases
 import pytest
-import torch
 import world
-from PIL import Image
 from world import Scene, Shape
 
 from comfy_server import ComfyServer
@@ -36,8 +33,7 @@ CENTRE = "([x, y]) => { const {ds} = window.app.canvas; ds.scale = 1; ds.offset[
 def source(ready: ComfyServer, tmp_path: Path) -> str:
     """A picture of a blue square among ComfyUI's inputs."""
     file = tmp_path / "blue_square.png"
-    pixels = (world.draw([SOURCE])[0].permute(1, 2, 0) * 255).round().byte()
-    Image.fromarray(pixels.numpy()).save(file)
+    world.to_image(world.draw([SOURCE])[0]).save(file)
     return ready.upload(file)
 
 
@@ -74,9 +70,7 @@ def saved(page: Any, server: ComfyServer) -> Scene:
     """The scene in the image that the graph saved."""
     node = "window.app.graph._nodes.find((n) => n.type === 'SaveImage').id"
     (entry,) = page.evaluate(f"window.app.nodeOutputs[{node}].images")
-    with Image.open(io.BytesIO(server.image(entry))) as image:
-        pixels = torch.from_numpy(np.asarray(image.convert("RGB")).copy())
-    return world.look(pixels.permute(2, 0, 1) / 255)
+    return world.look(cases.from_png(server.image(entry)))
 
 
 def test_text_to_image(page: Any, shots: Path, ready: ComfyServer) -> None:

@@ -21,7 +21,8 @@ HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
 # Modules of ovis_core that need only Python.
 PLAIN = {"special_tokens", "text", "text.prompts", "sizes", "schedule", "weights", "__init__"}
 PLAIN |= {f"weights.{name}" for name in ("config", "layout", "release", "release_folder", "safetensors_file")}
-PLAIN |= {f"weights.{name}" for name in ("download", "checked_files", "hub", "hub_cache", "built_in")}
+PLAIN |= {f"weights.{name}" for name in ("components", "layer_formats", "recognition")}
+PLAIN |= {f"weights.{name}" for name in ("download", "file_fetcher", "checked_files", "hub", "hub_cache", "built_in")}
 # Imports the named modules and reads a file's header; prints the modules of HEAVY that were imported. safetensors
 # itself imports numpy.
 LOAD_PLAIN = """
@@ -129,10 +130,10 @@ OTHER_QUESTIONS = {
     "nodes.checks": {"model", "cond_stage_model", "first_stage_model", "signature"},
     "ovis_core.native.tokens": {"__len__", "ndim"},
     "ovis_core.native.patch_checks": {"__module__", "signature"},
-    # marks on a layer, which every version sets
-    "ovis_core.native.comfy_layers": {"comfy_patched_weights", "prev_comfy_cast_weights", "ovis_u1_casts"},
-    # a mark that another copy of the pack has set
-    "ovis_core.native.core_loaders": {"CURRENT"},
+    # attributes of a layer, which every version sets
+    "ovis_core.native.partial_loading": {"comfy_patched_weights", "prev_comfy_cast_weights", "ovis_u1_casts"},
+    # an attribute that another copy of the pack has set
+    "ovis_core.native.wrapping": {"CURRENT"},
 }
 INSPECT = {"signature", "getfullargspec", "getattr_static", "find_spec", "import_module", "__dataclass_fields__"}
 # The others need an object of ComfyUI, which only files in `native` have.

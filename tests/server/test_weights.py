@@ -17,7 +17,7 @@ from helpers.graphs import Graph, saved_latent, text_to_image
 from helpers.headers import misplaced
 
 MAPS = Path("/proc/self/maps")
-MARK = "ovis_u1.config.json"  # the tensor with the config in files of parts
+CONFIG_TENSOR = "ovis_u1.config.json"  # name of the tensor with the config in files of parts
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_saved_checkpoint_has_every_tensor(saved: dict[str, Path], weights: dict
         there = there if there != name else f"text_encoders.{name}"
         assert torch.equal(whole.pop(there), tensor), name
     left = {name for name in whole if not name.startswith("first_stage_model.")}
-    assert left == {f"model.diffusion_model.{MARK}", f"text_encoders.{MARK}"}
+    assert left == {f"model.diffusion_model.{CONFIG_TENSOR}", f"text_encoders.{CONFIG_TENSOR}"}
 
 
 def test_tensors_in_saved_files_are_aligned(saved: dict[str, Path]) -> None:
@@ -181,7 +181,7 @@ def test_errors_name_unusable_part_files(server: ComfyServer, info: dict[str, An
     cut.pop("model.diffusion_model.single_blocks.0.linear2.weight")
     save_file(cut, models / "diffusion_models" / "cut.safetensors")
     save_file({"a": torch.zeros(1)}, models / "text_encoders" / "other.safetensors")
-    bare = {name: tensor for name, tensor in load_file(saved["decoder"]).items() if MARK not in name}
+    bare = {name: tensor for name, tensor in load_file(saved["decoder"]).items() if CONFIG_TENSOR not in name}
     save_file(bare, models / "diffusion_models" / "bare.safetensors")
     short = load_file(saved["vae"])
     short.pop("decoder.mid.block_1.conv1.weight")
@@ -248,8 +248,8 @@ def test_disable_mmap_leaves_no_file_mapped(
 def scaled(server: ComfyServer, release: Path) -> Path:
     from ovis_core.weights.checkpoint import open_model
     from ovis_core.weights.conversion import write_one
-    from ovis_core.weights.precision import QUANTIZED
+    from ovis_core.weights.precision import QUANTIZED_PRECISIONS
 
     file = server.base / "models" / "checkpoints" / "scaled.safetensors"
-    write_one(open_model(release), file, QUANTIZED["fp8_scaled"])
+    write_one(open_model(release), file, QUANTIZED_PRECISIONS["fp8_scaled"])
     return file

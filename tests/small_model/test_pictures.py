@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 import world
-from cases import picture_verdict
+from cases import first_cases, picture_verdict
 from torch import Tensor
 from world import Scene, Shape
 
 from ovis_core.weights import built_in
 from ovis_core.weights.checkpoint import open_model
 from ovis_core.weights.conversion import write_one
-from ovis_core.weights.precision import PRECISIONS, QUANTIZED
+from ovis_core.weights.precision import PRECISIONS, QUANTIZED_PRECISIONS
 
 pytestmark = pytest.mark.skipif(not built_in.is_there(), reason="this copy of the pack lacks the small model")
 
@@ -42,10 +42,11 @@ def painter(comfyui: Path, file: Path) -> Any:
 
 def share_right(painter: Any, **changes: Any) -> tuple[float, float]:
     """Share of pictures that are right, and the decoder's passes for each."""
-    from painting import Setting, cases
+    from painting import Setting
 
     setting, before = Setting("", "", **changes), painter.passes
-    hits = [picture_verdict(case, painter.paint(setting, case, seed))[0] for seed, case in enumerate(cases(CASES))]
+    cases = enumerate(first_cases("paint", CASES))
+    hits = [picture_verdict(case, painter.paint(setting, case, seed))[0] for seed, case in cases]
     return sum(hits) / CASES, (painter.passes - before) / CASES
 
 
@@ -113,7 +114,7 @@ def test_images_are_correct_from_an_fp8_scaled_file(comfyui: Path, file: Path, t
     from painting import Painter
 
     smaller = tmp_path / "fp8_scaled.safetensors"
-    write_one(open_model(file), smaller, QUANTIZED["fp8_scaled"])
+    write_one(open_model(file), smaller, QUANTIZED_PRECISIONS["fp8_scaled"])
     assert share_right(Painter(smaller, "default"), steps=FEW)[0] >= ENOUGH
 
 
@@ -188,12 +189,10 @@ def test_lower_denoise_keeps_more_of_the_image(painter: Any) -> None:
 @torch.inference_mode()
 def test_second_pass_corrects_an_image_of_half_the_size(painter: Any) -> None:
     """At 64 x 64, for which the model was not trained, few are right."""
-    from painting import cases
-
     from nodes import LatentUpscale
 
     right = {0.1: 0, 0.6: 0}
-    for seed, case in enumerate(cases(CASES)):
+    for seed, case in enumerate(first_cases("paint", CASES)):
         own, none = conditions(painter, case.prompt, "")
         small = sampled(painter, own, none, {"samples": torch.zeros(1, 4, 8, 8)}, seed=seed)
         (large,) = LatentUpscale().upscale({"samples": small}, "bilinear", 128, 128, "disabled")

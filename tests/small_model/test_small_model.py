@@ -11,13 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import words
 import world
+from cases import from_png
 from PIL import Image
-from torch import Tensor
 
 import demo_run
 import workspace
@@ -171,8 +170,7 @@ def test_warning_for_an_image_size_without_training(bare: ComfyServer) -> None:
 
 
 def seen(file: Path) -> world.Scene:
-    pixels: Tensor = torch.from_numpy(np.asarray(Image.open(file).convert("RGB")).copy())
-    return world.look(pixels.permute(2, 0, 1) / 255)
+    return world.look(from_png(file.read_bytes()))
 
 
 @WHOLE

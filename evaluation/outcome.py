@@ -1,4 +1,4 @@
-"""The report of a run: the scores that need no other model, and a page that shows the records."""
+"""The outcome of a run: the scores that need no other model, and a page that shows the records."""
 
 from __future__ import annotations
 
