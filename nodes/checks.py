@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..ovis_core.native.compat import nested, with_values
 from ..ovis_core.native.model import OvisU1
 from ..ovis_core.native.text_model import OvisTextModel
 from ..ovis_core.sizes import LATENT_FACTOR
@@ -33,13 +34,14 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
 
     @functools.wraps(execute)
     def checking(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> io.NodeOutput:
+        inputs = nested(inputs, signature.parameters)
         bound = signature.bind(cls, *args, **inputs)
         bound.apply_defaults()
         values = {**bound.arguments, **bound.kwargs}
         # The schema that ComfyUI keeps: defining it again would list files.
-        for spec in (cls.SCHEMA or cls.GET_SCHEMA()).inputs:
-            if values[spec.id] is not None or not spec.optional:
-                NEEDS[type(spec)](spec, values[spec.id])
+        for spec, value in with_values((cls.SCHEMA or cls.GET_SCHEMA()).inputs, values):
+            if value is not None or not spec.optional:
+                NEEDS[type(spec)](spec, value)
         return execute(cls, *args, **inputs)
 
     return checking
@@ -165,6 +167,14 @@ def need_size(**sides: int) -> None:
                 f"{name}: expected a multiple of {LATENT_FACTOR} pixels, got {side}; use {lower} or "
                 f"{lower + LATENT_FACTOR}."
             )
+
+
+def need_batches_of(count: int, batches: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for a batch, by the name of its input, that has neither one image nor `count`."""
+    for name, batch in batches.items():
+        if len(batch) not in (1, count):
+            expected = "one image" if count == 1 else f"one image or {count}, the number of images in image"
+            raise ValueError(f"{name}: expected {expected}, got {len(batch)}; choose one of them with ImageFromBatch.")
 
 
 def need_image_latent(latent: dict[str, Any]) -> None:

@@ -10,9 +10,10 @@ import nodes
 
 from ..ovis_core.native import conditions
 from ..ovis_core.sizes import DEFAULT_BOUNDS, LATENT_FACTOR
-from .checks import checked, need_size
-from .schema import CATEGORY, found_by
+from .checks import checked, need_batches_of, need_size
+from .schema import CATEGORY, found_by, growing
 
+FURTHER = ("image_2", "image_3", "image_4")
 SIDE_TIP = "{} of the image in pixels, a multiple of 16. Set the same value in Empty Latent Image."
 
 
@@ -123,6 +124,19 @@ class OvisU1EditEncode(io.ComfyNode):
                         "0.957. A larger image is scaled down; Ovis-U1 Decode can restore its size."
                     ),
                 ),
+                *growing(
+                    "images",
+                    io.Image.Input(
+                        "image",
+                        tooltip=(
+                            "A further image to use in the edit, of any size, for example a person or a style; in the "
+                            "prompt call the images Image 1, Image 2, .... The model was trained on edits of one "
+                            "image, so results with several vary. Each image is scaled like the first, which sets "
+                            "the size of the edit, and makes the edit slower."
+                        ),
+                    ),
+                    FURTHER,
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -155,7 +169,16 @@ class OvisU1EditEncode(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, clip: Any, vae: Any, image: Any, prompt: str, negative_prompt: str = "", megapixels: float = 0.0
+        cls,
+        clip: Any,
+        vae: Any,
+        image: Any,
+        prompt: str,
+        negative_prompt: str = "",
+        megapixels: float = 0.0,
+        images: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
+        further = {name: images[name] for name in FURTHER if images and images.get(name) is not None}
+        need_batches_of(len(image), further)
         limit = round(megapixels * 1024 * 1024) or DEFAULT_BOUNDS[1]
-        return io.NodeOutput(*conditions.edit(clip, vae, image, prompt, negative_prompt, limit))
+        return io.NodeOutput(*conditions.edit(clip, vae, image, prompt, negative_prompt, limit, [*further.values()]))

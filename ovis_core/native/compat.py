@@ -7,8 +7,9 @@ versions known to have a feature are 0.29 and later unless an entry says more.
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from pathlib import Path
@@ -39,6 +40,56 @@ FIXED_SEED = io.ControlAfterGenerate.fixed if hasattr(io, "ControlAfterGenerate"
 def search_aliases(*words: str) -> dict[str, Any]:
     """Words by which the page's search finds a node, for its schema. 0.3.75 searches names only."""
     return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
+
+
+AUTOGROW = getattr(io, "Autogrow", None)  # 0.3.75 has no inputs that grow
+
+
+def growing(name: str, template: io.Input, members: Sequence[str]) -> list[io.Input]:
+    """Optional inputs like `template`, with ids "name.member". The page shows one more than are connected.
+
+    `execute` takes them as one dict `name`, see `nested`. 0.3.75 shows all of them.
+    """
+    if AUTOGROW:
+        several = AUTOGROW.TemplateNames(template, names=[*members], min=0)
+        return [AUTOGROW.Input(name, template=several, optional=True, tooltip=template.tooltip)]
+    inputs = [copy.copy(template) for _ in members]
+    for each, member in zip(inputs, members, strict=True):
+        each.id, each.display_name, each.optional = f"{name}.{member}", member, True
+    return inputs
+
+
+def nested(inputs: Mapping[str, Any], parameters: Collection[str]) -> dict[str, Any]:
+    """A node's arguments, with those of `growing` as one dict {member: value}. 0.3.75 passes them one by one.
+
+    parameters  of the node's `execute`
+    """
+    out: dict[str, Any] = {}
+    for id_, value in inputs.items():
+        name, _, member = id_.partition(".")
+        if member and name in parameters:
+            out.setdefault(name, {})[member] = value
+        else:
+            out[id_] = value
+    return out
+
+
+def with_values(specs: Sequence[io.Input], values: Mapping[str, Any]) -> Iterator[tuple[io.Input, Any]]:
+    """Each input of a schema, with its value in `nested` arguments.
+
+    Those of `growing` have the id that the page shows, `member`, and are left out if they are not connected.
+    """
+    for spec in specs:
+        name, _, member = spec.id.partition(".")
+        if AUTOGROW and isinstance(spec, AUTOGROW.Input):
+            given = values[name] or {}
+            yield from ((each, given[each.id]) for each in spec.template.get_all() if each.id in given)
+        elif spec.id in values:
+            yield spec, values[spec.id]
+        elif member in (values[name] or {}):
+            shown = copy.copy(spec)
+            shown.id = member
+            yield shown, values[name][member]
 
 
 # ---- devices and types
