@@ -129,10 +129,10 @@ class OvisU1EditEncode(io.ComfyNode):
                     io.Image.Input(
                         "image",
                         tooltip=(
-                            "A further image for the edit, of any size, for example a person or a style. In the prompt, "
-                            "call the images Image 1, Image 2 and so on. The model was trained on edits of one image, "
-                            "so it may not use this one as asked. It is scaled like image, but the edit has the size "
-                            "of image. Each further image makes the edit slower."
+                            "A further image for the edit, of any size, for example a person or a style. In the "
+                            "prompt, call the images Image 1, Image 2 and so on. The model was trained on edits of "
+                            "one image, so it may not use this one as asked. It is scaled like image, but the edit "
+                            "has the size of image. Each further image makes the edit slower."
                         ),
                     ),
                     FURTHER,
