@@ -14,7 +14,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ovis_core.native.compat import nested, with_values
+from ..ovis_core.native.compat import single_inputs
 from ..ovis_core.native.model import OvisU1
 from ..ovis_core.native.text_model import OvisTextModel
 from ..ovis_core.sizes import LATENT_FACTOR
@@ -34,14 +34,14 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
 
     @functools.wraps(execute)
     def checking(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> io.NodeOutput:
-        inputs = nested(inputs, signature.parameters)
         bound = signature.bind(cls, *args, **inputs)
         bound.apply_defaults()
         values = {**bound.arguments, **bound.kwargs}
         # The schema that ComfyUI keeps: defining it again would list files.
-        for spec, value in with_values((cls.SCHEMA or cls.GET_SCHEMA()).inputs, values):
-            if value is not None or not spec.optional:
-                NEEDS[type(spec)](spec, value)
+        for spec in (cls.SCHEMA or cls.GET_SCHEMA()).inputs:
+            for single, value in single_inputs(spec, values.get(spec.id)):
+                if value is not None or not single.optional:
+                    NEEDS[type(single)](single, value)
         return execute(cls, *args, **inputs)
 
     return checking

@@ -9,11 +9,13 @@ from comfy_api.latest import io
 import nodes
 
 from ..ovis_core.native import conditions
+from ..ovis_core.native.compat import growing_inputs, grown
 from ..ovis_core.sizes import DEFAULT_BOUNDS, LATENT_FACTOR
 from .checks import checked, need_batches_of, need_size
-from .schema import CATEGORY, found_by, growing
+from .schema import CATEGORY, found_by
 
-FURTHER = ("image_2", "image_3", "image_4")
+FURTHER = "images"  # group of the inputs that grow
+FURTHER_NAMES = [f"image_{i}" for i in range(2, 5)]
 SIDE_TIP = "{} of the image in pixels, a multiple of 16. Set the same value in Empty Latent Image."
 
 
@@ -124,10 +126,11 @@ class OvisU1EditEncode(io.ComfyNode):
                         "0.957. A larger image is scaled down; Ovis-U1 Decode can restore its size."
                     ),
                 ),
-                *growing(
-                    "images",
+                *growing_inputs(
+                    FURTHER,
                     io.Image.Input(
                         "image",
+                        optional=True,
                         tooltip=(
                             "A further image for the edit, of any size, for example a person or a style. In the "
                             "prompt, call the images Image 1, Image 2 and so on. The model was trained on edits of "
@@ -135,7 +138,7 @@ class OvisU1EditEncode(io.ComfyNode):
                             "has the size of image. Each further image makes the edit slower."
                         ),
                     ),
-                    FURTHER,
+                    FURTHER_NAMES,
                 ),
             ],
             outputs=[
@@ -176,9 +179,9 @@ class OvisU1EditEncode(io.ComfyNode):
         prompt: str,
         negative_prompt: str = "",
         megapixels: float = 0.0,
-        images: dict[str, Any] | None = None,
+        **more: Any,
     ) -> io.NodeOutput:
-        further = {name: images[name] for name in FURTHER if images and images.get(name) is not None}
+        further = {f"{FURTHER}.{name}": batch for name in FURTHER_NAMES for batch in grown(FURTHER, [name], more)}
         need_batches_of(len(image), further)
         limit = round(megapixels * 1024 * 1024) or DEFAULT_BOUNDS[1]
         return io.NodeOutput(*conditions.edit(clip, vae, image, prompt, negative_prompt, limit, [*further.values()]))

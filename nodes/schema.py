@@ -10,4 +10,3 @@ CATEGORY = "Ovis-U1"
 History = io.Custom("OVIS_U1_HISTORY")
 ADVANCED = compat.ADVANCED  # of an input
 found_by = compat.search_aliases  # of a schema
-growing = compat.growing  # inputs

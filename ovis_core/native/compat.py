@@ -7,10 +7,10 @@ versions known to have a feature are 0.29 and later unless an entry says more.
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -42,54 +42,46 @@ def search_aliases(*words: str) -> dict[str, Any]:
     return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
 
 
-AUTOGROW = getattr(io, "Autogrow", None)  # 0.3.75 has no inputs that grow
+FEW = 3  # growing inputs that a page which cannot add them shows from the start
 
 
-def growing(name: str, template: io.Input, members: Sequence[str]) -> list[io.Input]:
-    """Optional inputs like `template`, with ids "name.member". The page shows one more than are connected.
+def growing_inputs(group: str, template: io.Input, names: Sequence[str]) -> list[io.Input]:
+    """Optional inputs like `template`: the page shows one more than are connected. `grown` collects their values.
 
-    `execute` takes them as one dict `name`, see `nested`. 0.3.75 shows all of them.
+    0.3.75 has fixed inputs only: the first `FEW`. They have the ids that the growing ones have in a prompt, for example
+    "images.image_2", so a workflow with few of them runs in all versions.
     """
-    if AUTOGROW:
-        several = AUTOGROW.TemplateNames(template, names=[*members], min=0)
-        return [AUTOGROW.Input(name, template=several, optional=True, tooltip=template.tooltip)]
-    inputs = [copy.copy(template) for _ in members]
-    for each, member in zip(inputs, members, strict=True):
-        each.id, each.display_name, each.optional = f"{name}.{member}", member, True
-    return inputs
+    if hasattr(io, "Autogrow"):
+        growing = io.Autogrow.TemplateNames(template, names=list(names), min=0)
+        return [io.Autogrow.Input(group, template=growing, optional=True, tooltip=template.tooltip)]
+    return [_named(template, f"{group}.{name}", name) for name in names[:FEW]]
 
 
-def nested(inputs: Mapping[str, Any], parameters: Collection[str]) -> dict[str, Any]:
-    """A node's arguments, with those of `growing` as one dict {member: value}. 0.3.75 passes them one by one.
+def grown(group: str, names: Sequence[str], inputs: Mapping[str, Any]) -> list[Any]:
+    """The values of growing inputs in the order of `names`, from the keyword arguments of a node's `execute`.
 
-    parameters  of the node's `execute`
+    0.3.75 passes each of them; later versions pass a dictionary.
     """
-    out: dict[str, Any] = {}
-    for id_, value in inputs.items():
-        name, _, member = id_.partition(".")
-        if member and name in parameters:
-            out.setdefault(name, {})[member] = value
-        else:
-            out[id_] = value
-    return out
+    values = {**inputs, **{f"{group}.{name}": value for name, value in (inputs.get(group) or {}).items()}}
+    found = [values.get(f"{group}.{name}") for name in names]
+    return [value for value in found if value is not None]
 
 
-def with_values(specs: Sequence[io.Input], values: Mapping[str, Any]) -> Iterator[tuple[io.Input, Any]]:
-    """Each input of a schema, with its value in `nested` arguments.
+def single_inputs(spec: io.Input, value: Any) -> list[tuple[io.Input, Any]]:
+    """An entry of a schema and its value as pairs to check: one pair, or one for each growing input that has a value.
 
-    Those of `growing` have the id that the page shows, `member`, and are left out if they are not connected.
+    0.3.75 has no entries that stand for several inputs.
     """
-    for spec in specs:
-        name, _, member = spec.id.partition(".")
-        if AUTOGROW and isinstance(spec, AUTOGROW.Input):
-            given = values[name] or {}
-            yield from ((each, given[each.id]) for each in spec.template.get_all() if each.id in given)
-        elif spec.id in values:
-            yield spec, values[spec.id]
-        elif member in (values[name] or {}):
-            shown = copy.copy(spec)
-            shown.id = member
-            yield shown, values[name][member]
+    if not hasattr(io, "Autogrow") or not isinstance(spec, io.Autogrow.Input):
+        return [(spec, value)]
+    template = spec.template.input
+    return [(_named(template, f"{spec.id}.{name}", name), one) for name, one in (value or {}).items()]
+
+
+def _named(template: io.Input, name: str, display_name: str) -> io.Input:
+    made = copy(template)
+    made.id, made.display_name, made.optional = name, display_name, True
+    return made
 
 
 # ---- devices and types
