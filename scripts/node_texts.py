@@ -28,6 +28,7 @@ LOCALES = ROOT / "locales"
 ENGLISH = LOCALES / "en" / "nodeDefs.json"
 OURS = "OvisU1"  # prefix of our nodes' ids
 GROWING = "COMFY_AUTOGROW_V3"  # the type of an input that grows
+FEW = 3  # of its members have texts: those that a ComfyUI without such inputs shows, as in native/compat.py
 MOST_CHOICES = 8  # longer lists, which are ComfyUI's own, are not shown
 CODE = re.compile(r"<\w+>|\{\w+\}|models/[\w./-]*\w|\w+\.json|\b[\w./-]*_[\w./-]*\w")
 
@@ -99,7 +100,8 @@ def titles(info: Mapping[str, Any]) -> list[str]:
 def inputs_of(node: Mapping[str, Any]) -> Iterable[tuple[str, Any, dict[str, Any], bool]]:
     """Each input's id, type or list of choices, options, and whether it is optional.
 
-    An input that grows is listed as the plain inputs that a ComfyUI without such inputs has, with the same ids.
+    An input that grows is listed as the plain inputs that a ComfyUI without such inputs has. Their ids are the same, and
+    the page looks up texts by them.
     """
     for group in ("required", "optional"):
         for name, (kind, options) in node["input"].get(group, {}).items():
@@ -108,7 +110,7 @@ def inputs_of(node: Mapping[str, Any]) -> Iterable[tuple[str, Any, dict[str, Any
                 continue
             template = options["template"]
             ((kind, options),) = (spec for specs in template["input"].values() for spec in specs.values())
-            for member in template["names"]:
+            for member in template["names"][:FEW]:
                 yield f"{name}.{member}", kind, options | {"display_name": member}, True
 
 
