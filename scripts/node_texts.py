@@ -100,8 +100,8 @@ def titles(info: Mapping[str, Any]) -> list[str]:
 def inputs_of(node: Mapping[str, Any]) -> Iterable[tuple[str, Any, dict[str, Any], bool]]:
     """Each input's id, type or list of choices, options, and whether it is optional.
 
-    An input that grows is listed as the plain inputs that a ComfyUI without such inputs has. Their ids are the same, and
-    the page looks up texts by them.
+    An input that grows is listed as the plain inputs that a ComfyUI without such inputs has. Their ids are the same,
+    and the page looks up texts by them.
     """
     for group in ("required", "optional"):
         for name, (kind, options) in node["input"].get(group, {}).items():
