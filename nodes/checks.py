@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..ovis_core.native.compat import single_inputs
 from ..ovis_core.native.model import OvisU1
 from ..ovis_core.native.text_model import OvisTextModel
 from ..ovis_core.sizes import LATENT_FACTOR
@@ -38,8 +39,9 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
         values = {**bound.arguments, **bound.kwargs}
         # The schema that ComfyUI keeps: defining it again would list files.
         for spec in (cls.SCHEMA or cls.GET_SCHEMA()).inputs:
-            if values[spec.id] is not None or not spec.optional:
-                NEEDS[type(spec)](spec, values[spec.id])
+            for single, value in single_inputs(spec, values.get(spec.id)):
+                if value is not None or not single.optional:
+                    NEEDS[type(single)](single, value)
         return execute(cls, *args, **inputs)
 
     return checking
@@ -165,6 +167,14 @@ def need_size(**sides: int) -> None:
                 f"{name}: expected a multiple of {LATENT_FACTOR} pixels, got {side}; use {lower} or "
                 f"{lower + LATENT_FACTOR}."
             )
+
+
+def need_batches_of(count: int, batches: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for a batch, by the name of its input, that has neither one image nor `count`."""
+    for name, batch in batches.items():
+        if len(batch) not in (1, count):
+            expected = "one image" if count == 1 else f"one image or {count}, the number of images in image"
+            raise ValueError(f"{name}: expected {expected}, got {len(batch)}; choose one of them with ImageFromBatch.")
 
 
 def need_image_latent(latent: dict[str, Any]) -> None:

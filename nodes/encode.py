@@ -9,10 +9,13 @@ from comfy_api.latest import io
 import nodes
 
 from ..ovis_core.native import conditions
+from ..ovis_core.native.compat import growing_inputs, grown
 from ..ovis_core.sizes import DEFAULT_BOUNDS, LATENT_FACTOR
-from .checks import checked, need_size
+from .checks import checked, need_batches_of, need_size
 from .schema import CATEGORY, found_by
 
+FURTHER = "images"  # group of the inputs that grow
+FURTHER_NAMES = [f"image_{i}" for i in range(2, 5)]
 SIDE_TIP = "{} of the image in pixels, a multiple of 16. Set the same value in Empty Latent Image."
 
 
@@ -123,6 +126,20 @@ class OvisU1EditEncode(io.ComfyNode):
                         "0.957. A larger image is scaled down; Ovis-U1 Decode can restore its size."
                     ),
                 ),
+                *growing_inputs(
+                    FURTHER,
+                    io.Image.Input(
+                        "image",
+                        optional=True,
+                        tooltip=(
+                            "A further image for the edit, of any size, for example a person or a style. In the "
+                            "prompt, call the images Image 1, Image 2 and so on. The model was trained on edits of "
+                            "one image, so it may not use this one as asked. It is scaled like image, but the edit "
+                            "has the size of image. Each further image makes the edit slower."
+                        ),
+                    ),
+                    FURTHER_NAMES,
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -155,7 +172,16 @@ class OvisU1EditEncode(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, clip: Any, vae: Any, image: Any, prompt: str, negative_prompt: str = "", megapixels: float = 0.0
+        cls,
+        clip: Any,
+        vae: Any,
+        image: Any,
+        prompt: str,
+        negative_prompt: str = "",
+        megapixels: float = 0.0,
+        **more: Any,
     ) -> io.NodeOutput:
+        further = {f"{FURTHER}.{name}": batch for name in FURTHER_NAMES for batch in grown(FURTHER, [name], more)}
+        need_batches_of(len(image), further)
         limit = round(megapixels * 1024 * 1024) or DEFAULT_BOUNDS[1]
-        return io.NodeOutput(*conditions.edit(clip, vae, image, prompt, negative_prompt, limit))
+        return io.NodeOutput(*conditions.edit(clip, vae, image, prompt, negative_prompt, limit, [*further.values()]))

@@ -16,6 +16,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ ROOT = workspace.ROOT
 LOCALES = ROOT / "locales"
 ENGLISH = LOCALES / "en" / "nodeDefs.json"
 OURS = "OvisU1"  # prefix of our nodes' ids
+GROWING = "COMFY_AUTOGROW_V3"  # the type of an input that grows
+FEW = 3  # of its members have texts: those that a ComfyUI without such inputs shows, as in native/compat.py
 MOST_CHOICES = 8  # longer lists, which are ComfyUI's own, are not shown
 CODE = re.compile(r"<\w+>|\{\w+\}|models/[\w./-]*\w|\w+\.json|\b[\w./-]*_[\w./-]*\w")
 
@@ -95,10 +98,20 @@ def titles(info: Mapping[str, Any]) -> list[str]:
 
 
 def inputs_of(node: Mapping[str, Any]) -> Iterable[tuple[str, Any, dict[str, Any], bool]]:
-    """Each input's id, type or list of choices, options, and whether it is optional."""
+    """Each input's id, type or list of choices, options, and whether it is optional.
+
+    An input that grows is listed as the plain inputs that a ComfyUI without such inputs has. Their ids are the same,
+    and the page looks up texts by them.
+    """
     for group in ("required", "optional"):
         for name, (kind, options) in node["input"].get(group, {}).items():
-            yield name, kind, options, group == "optional"
+            if kind != GROWING:
+                yield name, kind, options, group == "optional"
+                continue
+            template = options["template"]
+            ((kind, options),) = (spec for specs in template["input"].values() for spec in specs.values())
+            for member in template["names"][:FEW]:
+                yield f"{name}.{member}", kind, options | {"display_name": member}, True
 
 
 def english(info: Mapping[str, Any]) -> Tree:
@@ -110,7 +123,7 @@ def english(info: Mapping[str, Any]) -> Tree:
             "display_name": node["display_name"],
             "description": escaped(node["description"]),
             "inputs": {
-                key.replace(".", "_"): {"name": key, "tooltip": escaped(options["tooltip"])}
+                key.replace(".", "_"): {"name": shown(key, options), "tooltip": escaped(options["tooltip"])}
                 for key, _, options, _ in inputs_of(node)
             },
             "outputs": {
@@ -121,6 +134,11 @@ def english(info: Mapping[str, Any]) -> Tree:
     return found
 
 
+def shown(key: str, options: Mapping[str, Any]) -> str:
+    """The name that the page shows for an input."""
+    return options.get("display_name", key)
+
+
 def escaped(text: str) -> str:
     """Escapes braces, which the page would otherwise treat as placeholders."""
     return re.sub(r"[{}]", r"{'\g<0>'}", text)
@@ -128,10 +146,11 @@ def escaped(text: str) -> str:
 
 def with_lists(page: str, node: Mapping[str, Any], names: Iterable[str]) -> str:
     """A help page with new lists under its headings Inputs and Outputs; other text stays."""
-    inputs = [
-        line(name, facts(kind, options, optional), options["tooltip"], names)
-        for name, kind, options, optional in inputs_of(node)
-    ]
+    inputs = []
+    for _, alike in groupby(inputs_of(node), lambda row: row[0].split(".")[0] if "display_name" in row[2] else row[0]):
+        (_, kind, options, optional), *_ = rows = [*alike]
+        called = "`, `".join(shown(row[0], row[2]) for row in rows)
+        inputs.append(line(called, facts(kind, options, optional), options["tooltip"], names))
     rows = zip(node["output_name"], node["output"], node["output_is_list"], node["output_tooltips"], strict=True)
     outputs = [line(name, f"list of {kind}" if many else kind, tip, names) for name, kind, many, tip in rows]
     for heading, lines in (("Inputs", inputs), ("Outputs", outputs)):

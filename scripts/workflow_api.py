@@ -13,6 +13,7 @@ TITLES = {
     "edit": "Ovis-U1 edit an image",
     "edit_masked": "Ovis-U1 edit inside a mask",
     "edit_chain": "Ovis-U1 edit an image twice",
+    "edit_two": "Ovis-U1 edit with two images",
     "understand": "Ovis-U1 ask about an image",
     "multi_image": "Ovis-U1 ask about several images",
     "video": "Ovis-U1 ask about a video",

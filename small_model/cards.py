@@ -123,6 +123,18 @@ def edit_chain(run: Runner) -> list[Tile]:
     return [(drawn(SOURCE), ""), (run.shown(result)[-1], words[0]), (run.image(result), words[1])]
 
 
+def edit_two(run: Runner) -> list[Tile]:
+    """Two pictures and an edit of the first. The small model was trained on one."""
+    images = [drawn(SOURCE), drawn(Scene("yellow", (Shape("circle", "red", "", "", 64, 64, 30),)))]
+    prompt, workflow = "change the background to yellow", run.load("edit_two")
+    loaders = (node for node in workflow["nodes"] if node["type"] == "LoadImage")
+    for number, (node, image) in enumerate(zip(loaders, images, strict=True)):
+        node["widgets_values"][0] = run.uploaded(image, f"{number}.png")
+    put(workflow, "OvisU1EditEncode", 0, prompt)
+    result = run.image(run.run(workflow))
+    return [(images[0], "Image 1"), (images[1], "Image 2"), (result, prompt)]
+
+
 def understand(run: Runner) -> list[Tile]:
     """A picture with a question and its answer."""
     workflow = run.load("understand")
@@ -225,6 +237,7 @@ CARDS: dict[str, Callable[[Runner], list[Tile]]] = {
         edit,
         edit_masked,
         edit_chain,
+        edit_two,
         understand,
         multi_image,
         video,

@@ -11,6 +11,7 @@ import comfy.model_management
 import comfy.sd
 import node_helpers
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..pixels import VisualInput, blank_input, condition_input, resize, to_pil, to_tensor
@@ -38,7 +39,7 @@ def text_to_image(
 
     An empty negative prompt is the model's own prompt without text; any other is put into the positive's template.
     """
-    blank = [blank_input(height, width)]
+    blank = [[blank_input(height, width)]]
     negative = prompts.text_to_image(negative_prompt) if negative_prompt.strip() else prompts.unconditional()
     with _caching_images(clip):
         return _encode(clip, prompts.text_to_image(prompt), blank), _encode(clip, negative, blank)
@@ -51,33 +52,53 @@ def edit(
     prompt: str,
     negative_prompt: str = "",
     max_pixels: int = DEFAULT_BOUNDS[1],
+    further: Sequence[Tensor] = (),
 ) -> tuple[Conditioning, Conditioning, Conditioning, dict[str, Any]]:
     """Positive, image-only, negative and the sources' LATENT for edits of images (B, H, W, C), 0 to 1.
 
-    Each image is stretched to the edit's size; positive and image-only have it as `reference_latents`. A negative
-    prompt replaces the model's own prompt without an instruction; its picture is a blank of the edit's size.
+    further  further pictures of each edit, Image 2, Image 3, ...: batches (1 or B, h, w, c) of any size
+
+    Every picture is stretched to the size at which it would be edited itself; the size of the edit is that of `images`.
+    As with one picture, positive and image-only have all pictures, in the prompt and as `reference_latents`; image-only
+    has the model's own prompt without an instruction. A negative prompt replaces that prompt in negative, whose only
+    picture is a blank of the edit's size. Several pictures are laid out as in a question about them: the model was
+    trained on edits of one.
     """
     source_height, source_width = images.shape[1:3]
     height, width = edit_target_size(source_height, source_width, max_pixels)
-    sources = [resize(to_pil(image), height, width) for image in images]
-    pictures = [condition_input(source) for source in sources]
+    sources = [_resized(images, max_pixels), *(_resized(batch, max_pixels) for batch in further)]
+    pictures = _batch([[condition_input(source) for source in batch] for batch in sources])
     negative_text = negative_prompt if negative_prompt.strip() else prompts.UNCONDITIONAL
     with _caching_images(clip):
-        positive = _encode(clip, prompts.about_image(prompt), pictures)
-        image_only = _encode(clip, prompts.unconditional(), pictures)
-        negative = _encode(clip, prompts.about_image(negative_text), [blank_input(height, width)])
-    latent = vae.encode(torch.stack([to_tensor(source) for source in sources]))
-    reference = {"reference_latents": [latent]}
+        positive = _encode(clip, prompts.about_image(prompt, len(sources)), pictures)
+        image_only = _encode(clip, prompts.unconditional(len(sources)), pictures)
+        negative = _encode(clip, prompts.about_image(negative_text), [[blank_input(height, width)]])
+    latents = [vae.encode(torch.stack([to_tensor(source) for source in batch])) for batch in sources]
+    references = {"reference_latents": latents}
     return (
-        node_helpers.conditioning_set_values(positive, reference, append=True),
-        node_helpers.conditioning_set_values(image_only, reference, append=True),
+        node_helpers.conditioning_set_values(positive, references, append=True),
+        node_helpers.conditioning_set_values(image_only, references, append=True),
         negative,
-        {"samples": latent, SOURCE: EditSource(source_height, source_width, latent)},
+        {"samples": latents[0], SOURCE: EditSource(source_height, source_width, latents[0])},
     )
 
 
-def _encode(clip: comfy.sd.CLIP, parts: list[prompts.PromptPart], pictures: Sequence[VisualInput]) -> Conditioning:
-    tokens = clip.tokenizer.tokenize_parts(parts, pictures)
+def _resized(images: Tensor, max_pixels: int) -> list[Image.Image]:
+    """Images (B, H, W, C), 0 to 1, at the size at which they are edited."""
+    size = edit_target_size(*images.shape[1:3], max_pixels)
+    return [resize(to_pil(image), *size) for image in images]
+
+
+def _batch(pictures: Sequence[Sequence[VisualInput]]) -> list[list[VisualInput]]:
+    """The pictures of each edit of a batch; a single further picture is in every edit."""
+    first, *further = pictures
+    return [[picture, *(batch[i % len(batch)] for batch in further)] for i, picture in enumerate(first)]
+
+
+def _encode(
+    clip: comfy.sd.CLIP, parts: list[prompts.PromptPart], batch: Sequence[Sequence[VisualInput]]
+) -> Conditioning:
+    tokens = clip.tokenizer.tokenize_parts(parts, batch)
     # 0.3.75 loads a CLIP without asking how much memory the encoding will take.
     memory = clip.cond_stage_model.memory_estimation_function(tokens)
     comfy.model_management.load_models_gpu([clip.patcher], memory_required=memory)

@@ -149,5 +149,6 @@ class OvisU1(comfy.model_base.BaseModel):
             out["c_crossattn"] = list(condition.shape)
         references = kwargs.get("reference_latents")
         if references:
-            out["ref_latents"] = [1, LATENT_CHANNELS, sum(math.prod(latent.shape[2:]) for latent in references)]
+            elements = sum(latent.nelement() // latent.shape[1] for latent in references)
+            out["ref_latents"] = [1, LATENT_CHANNELS, elements]
         return out

@@ -103,7 +103,7 @@ class OvisTokenizer:
             return _numbered({SECTION: [[(t, 1.0) for t in self._core_question(text, **kwargs)]]}, return_word_ids)
         _refuse_more_than_text(kwargs)
         parts = prompts.text_to_image(text) if text.strip() else prompts.unconditional()
-        tokens = Tokens(_numbered(self.tokenize_parts(parts, [blank_input(height, width)]), return_word_ids))
+        tokens = Tokens(_numbered(self.tokenize_parts(parts, [[blank_input(height, width)]]), return_word_ids))
         tokens.without_text = self.without_text
         return tokens
 
@@ -115,10 +115,10 @@ class OvisTokenizer:
         )
 
     def tokenize_parts(
-        self, parts: Sequence[prompts.PromptPart], pictures: Sequence[VisualInput]
+        self, parts: Sequence[prompts.PromptPart], batch: Sequence[Sequence[VisualInput]]
     ) -> dict[str, list[list[tuple]]]:
-        """Tokens of a prompt with one placeholder: a batch with one sequence for each picture."""
-        return {SECTION: [[(token, 1.0) for token in self.fill_placeholders(parts, [picture])] for picture in pictures]}
+        """Tokens of a prompt: one sequence for each item of the batch, with this item's pictures."""
+        return {SECTION: [[(token, 1.0) for token in self.fill_placeholders(parts, pictures)] for pictures in batch]}
 
     def fill_placeholders(self, parts: Sequence[prompts.PromptPart], pictures: Sequence[VisualInput]) -> list[Token]:
         """Tokens of a prompt with one placeholder for each picture."""

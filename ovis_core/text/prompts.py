@@ -33,14 +33,14 @@ def text_to_image(prompt: str) -> list[PromptPart]:
     return user_turn([Placeholder.IMAGE, f"\n{DESCRIBE}{prompt}"])
 
 
-def about_image(text: str) -> list[PromptPart]:
-    """A picture and a text about it: an edit's instruction, stripped."""
-    return user_turn([Placeholder.IMAGE, f"\n{text.strip()}"])
+def about_image(text: str, images: int = 1) -> list[PromptPart]:
+    """Pictures and a text about them: an edit's instruction, stripped. Several are numbered as in a question."""
+    return question(text.strip(), images)
 
 
-def unconditional() -> list[PromptPart]:
-    """The condition without the text: the picture is a blank, or an edit's source for the image-only branch."""
-    return about_image(UNCONDITIONAL)
+def unconditional(images: int = 1) -> list[PromptPart]:
+    """The condition without the text: the picture is a blank, or an edit's pictures for the image-only branch."""
+    return about_image(UNCONDITIONAL, images)
 
 
 def question(text: str, images: int = 0, video: bool = False) -> list[PromptPart]:

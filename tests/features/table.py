@@ -136,11 +136,12 @@ class Bench(Graph):
         """Conditioning after the refiner."""
         return self.node("OvisU1Refine", model=self.model, conditioning=conditioning)
 
-    def edited(self) -> list[list[Any]]:
-        """Positive, image_only, negative and latent of an edit of the bench's size."""
+    def edited(self, **further: list[Any]) -> list[list[Any]]:
+        """Positive, image_only, negative and latent of an edit of the bench's size; `further` images by their names."""
         image = self.node("LoadImage", image=self.lab.noise_picture(WIDTH, HEIGHT))
         given = {"clip": self.clip, "vae": self.vae, "image": image, "prompt": "make it red", "negative_prompt": OTHER}
-        node, _ = self.node("OvisU1EditEncode", **given, megapixels=0.0)
+        more = {f"images.{name}": link for name, link in further.items()}
+        node, _ = self.node("OvisU1EditEncode", **given, megapixels=0.0, **more)
         return [[node, slot] for slot in range(4)]
 
     def edit_sampler(self, edited: list[list[Any]], txt_cfg: float, img_cfg: float, **inputs: Any) -> list[Any]:

@@ -231,3 +231,128 @@ def test_grey_is_expanded_and_alpha_is_dropped(loaded: tuple[Any, ...], channels
     plain = rgb[..., :1].expand(-1, -1, 3) if channels == 1 else rgb
     given, expected = (edit(loaded[1], loaded[2], x[None], PROMPT)[3]["samples"] for x in (image, plain))
     assert torch.equal(given, expected)
+
+
+@pytest.fixture(scope="module")
+def two(loaded: tuple[Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+    from ovis_core.native.conditions import edit
+
+    first, second = to_tensor(picture(256, 192))[None], to_tensor(picture(300, 217, 2))[None]
+    return edit(loaded[1], loaded[2], first, PROMPT, further=[second])
+
+
+def test_no_further_pictures_give_the_same_bits(loaded: tuple[Any, ...], edited: tuple[Any, ...]) -> None:
+    from ovis_core.native.conditions import edit
+
+    again = edit(loaded[1], loaded[2], to_tensor(picture(256, 192))[None], PROMPT, further=[])
+    for before, now in zip(edited[:3], again[:3], strict=True):
+        assert torch.equal(before[0][0], now[0][0])
+    assert torch.equal(edited[3]["samples"], again[3]["samples"])
+    assert [len(cond[0][1].get("reference_latents", ())) for cond in again[:3]] == [1, 1, 0]
+
+
+def test_conditions_of_two_pictures(
+    loaded: tuple[Any, ...], edited: tuple[Any, ...], two: tuple[Any, ...], golden: dict[str, Any]
+) -> None:
+    """Both pictures are in the prompt, numbered, and among the references, each at its own size."""
+    from ovis_core.native.conditions import SOURCE
+    from ovis_core.pixels import condition_input, resize
+
+    _, clip, vae = loaded
+    text, tokenizer = clip.cond_stage_model, clip.tokenizer.tokenizer
+    width, height = golden["resized_target_wh"]
+    sources = [picture(256, 192), resize(picture(300, 217, 2), height, width)]
+    seen = [condition_input(source) for source in sources]
+    for condition, words in ((two[0], PROMPT), (two[1], "Generate an image.")):
+        start = tokenizer.encode(["user\nImage 1: "]), tokenizer.encode(["\nImage 2: "])
+        start_of_turn, end_of_turn = 151644, 151645
+        tokens = [start_of_turn, *start[0], seen[0], *start[1], seen[1], *tokenizer.encode([f"\n{words}"])]
+        tokens += [end_of_turn, *tokenizer.encode(["\n"])]
+        expected = text.condition(tokens, torch.device("cpu"), torch.float32)
+        close(condition[0][0], expected)
+        latents = condition[0][1]["reference_latents"]
+        assert len(latents) == 2
+        for latent, source in zip(latents, sources, strict=True):
+            assert torch.equal(latent, vae.encode(to_tensor(source)[None]))
+    # Negative and the latent are those of the first picture alone.
+    assert torch.equal(two[2][0][0], edited[2][0][0])
+    assert "reference_latents" not in two[2][0][1]
+    assert torch.equal(two[3]["samples"], edited[3]["samples"])
+    assert (two[3][SOURCE].height, two[3][SOURCE].width) == (192, 256)
+
+
+def test_each_network_runs_once_for_each_picture(loaded: tuple[Any, ...]) -> None:
+    from ovis_core.native.conditions import edit
+
+    batch = torch.stack([to_tensor(picture(256, 192, k)) for k in range(2)])
+    with counted(*loaded) as calls:
+        edit(loaded[1], loaded[2], batch, PROMPT, further=[batch[:1, :100], batch])
+    # Two images, one further picture for both, one for each, and the blank.
+    assert calls == {"vision": 6, "language model": 5, "vae encoder": 3}
+
+
+@torch.inference_mode()
+def test_edit_with_two_pictures_equals_the_formula(
+    loaded: tuple[Any, ...], two: tuple[Any, ...], tensors: dict[str, Tensor]
+) -> None:
+    """One Euler step, computed from the decoder's velocities."""
+    model, noise = loaded[0], tensors["edit/noise"]
+    core, network = model.model, model.model.diffusion_model
+
+    def velocity(condition: Any) -> Tensor:
+        text, y = network.refine(condition[0][0])
+        references = [core.process_latent_in(latent) for latent in condition[0][1].get("reference_latents", ())]
+        return network(noise, torch.ones(1), text, y, references)
+
+    positive, image_only, negative = map(velocity, two[:3])
+    expected = noise - (negative + 1.5 * (image_only - negative) + 6.0 * (positive - image_only))
+    close(sample(guider(model, two, 6.0, 1.5), noise, 1), expected)
+    # The second picture takes part, and the order of the pictures counts.
+    other = [two[0][0][0], {"reference_latents": two[0][0][1]["reference_latents"][::-1]}]
+    assert (velocity([other]) - positive).abs().max() > 1e-4
+
+
+def test_batch_with_further_pictures_equals_its_single_edits(
+    loaded: tuple[Any, ...], tensors: dict[str, Tensor]
+) -> None:
+    from ovis_core.native.conditions import edit
+
+    model, clip, vae = loaded
+    images = torch.stack([to_tensor(picture(256, 192, k)) for k in range(2)])
+    shared, own = to_tensor(picture(80, 96, 5))[None], torch.stack([to_tensor(picture(64, 64, k)) for k in (7, 8)])
+    both = edit(clip, vae, images, PROMPT, further=[shared, own])
+    noise = tensors["edit/noise"]
+    batch = sample(guider(model, both, 6.0, 1.5), noise.repeat(2, 1, 1, 1), 2)
+    for i in range(2):
+        one = edit(clip, vae, images[i : i + 1], PROMPT, further=[shared, own[i : i + 1]])
+        close(batch[i : i + 1], sample(guider(model, one, 6.0, 1.5), noise, 2))
+    swapped = edit(clip, vae, images, PROMPT, further=[shared, own.flip(0)])
+    assert (sample(guider(model, swapped, 6.0, 1.5), noise.repeat(2, 1, 1, 1), 2) - batch).abs().max() > 1e-3
+
+
+def test_refined_conditions_of_two_pictures_give_the_same_edit(
+    loaded: tuple[Any, ...], two: tuple[Any, ...], tensors: dict[str, Tensor]
+) -> None:
+    from ovis_core.native.refining import refine
+
+    model, noise = loaded[0], tensors["edit/noise"]
+    refined = (*(refine(model, condition) for condition in two[:3]), two[3])
+    assert [len(cond[0][1].get("reference_latents", ())) for cond in refined[:3]] == [2, 2, 0]
+    close(sample(guider(model, refined, 6.0, 1.5), noise, 2), sample(guider(model, two, 6.0, 1.5), noise, 2))
+
+
+def test_core_reference_latent_adds_a_picture_to_the_decoder(
+    loaded: tuple[Any, ...], edited: tuple[Any, ...], two: tuple[Any, ...], tensors: dict[str, Tensor]
+) -> None:
+    """A latent of ReferenceLatent is the next reference, after those of the edit."""
+    from comfy_extras.nodes_edit_model import ReferenceLatent
+
+    model, noise = loaded[0], tensors["edit/noise"]
+    latents = two[0][0][1]["reference_latents"]
+    added = [ReferenceLatent.execute(cond, {"samples": latents[1]})[0] for cond in edited[:2]]
+    given = [[[cond[0][0], {"reference_latents": latents}]] for cond in edited[:2]]
+    one, other = (
+        sample(guider(model, (*conditions, edited[2], edited[3]), 6.0, 1.5), noise, 2) for conditions in (added, given)
+    )
+    assert torch.equal(one, other)
+    assert (one - sample(guider(model, edited, 6.0, 1.5), noise, 2)).abs().max() > 1e-3

@@ -76,6 +76,11 @@ def test_memory_estimate_includes_text_and_references(comfyui: Path, config: Any
     )
     both = model.memory_required([1, 4, 128, 128], {name: [shape] for name, shape in shapes.items()})
     assert both == pytest.approx(alone * 3)
+    # References of a batch count with each of its images, before loading as in a pass.
+    latents = [torch.empty(2, 4, 64, 64), torch.empty(2, 4, 32, 16)]
+    conds = model.extra_conds(cross_attn=torch.zeros(2, 9, 128), reference_latents=latents, device=torch.device("cpu"))
+    shapes = model.extra_conds_shapes(reference_latents=latents)
+    assert shapes["ref_latents"] == conds["ref_latents"].size() == [1, 4, 2 * (64 * 64 + 32 * 16)]
 
 
 @pytest.mark.parametrize("room", [None, 512], ids=["condition", "write"])

@@ -31,6 +31,19 @@ CHECKS = [
         r"image: expected at least one image, got an empty batch; connect a node",
     ),
     ("OvisU1EditEncode", "image", "nothing", r"image: expected an IMAGE of 4 dimensions, got NoneType"),
+    (
+        "OvisU1EditEncode",
+        "images.image_3",
+        "one image",
+        r"images\.image_3: expected an IMAGE of 4 dimensions, got 3 dimensions; connect Load",
+    ),
+    (
+        "OvisU1EditEncode",
+        "images.image_2",
+        "no images",
+        r"images\.image_2: expected at least one image, got an empty",
+    ),
+    ("OvisU1EditEncode", "images.image_2", "a word", r"images\.image_2: expected an IMAGE of 4 dimensions, got str"),
     ("OvisU1EditEncode", "megapixels", "minus one", r"megapixels: expected a number from 0\.0 to 16\.0, got -1"),
     ("OvisU1EditEncode", "prompt", "two words", r"prompt: expected one text, got list"),
     (

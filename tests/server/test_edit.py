@@ -108,6 +108,48 @@ def test_batch_of_images_gives_one_edit_each(server: ComfyServer, info: dict[str
     assert images[0].tobytes() != images[1].tobytes()
 
 
+def test_edit_with_two_images_of_different_sizes(
+    server: ComfyServer, info: dict[str, Any], source: str, tmp_path: Path
+) -> None:
+    """The workflow's API form is the same in every ComfyUI; the first image decides the size."""
+    graph = load("edit_two", info).set("OvisU1Sampler", steps=2, seed=7)
+    first, second = graph.find_all("LoadImage")
+    graph.set_node(first, image=source).set_node(second, image=upload(server, tmp_path, picture(70, 300, 3), "tall"))
+    assert graph.prompt[graph.find("OvisU1EditEncode")]["inputs"]["images.image_2"] == [second, 0]
+    one = graph.copy()
+    del one.prompt[one.find("OvisU1EditEncode")]["inputs"]["images.image_2"]
+    plain = edit(info, source).set(
+        "OvisU1EditEncode", prompt=one.prompt[one.find("OvisU1EditEncode")]["inputs"]["prompt"]
+    )
+    images = [saved_image(server, server.run(g.prompt), g) for g in (graph, one, plain)]
+    assert [image.size for image in images] == [(256, 192)] * 3
+    assert images[0].tobytes() != images[1].tobytes()
+    assert images[1].tobytes() == images[2].tobytes()
+
+
+def test_batch_with_further_images(server: ComfyServer, info: dict[str, Any], source: str, tmp_path: Path) -> None:
+    """A further image is in every edit, or there is one for each; any other number is refused."""
+    graph = load("edit_two", info).set("OvisU1Sampler", steps=1, seed=7)
+    first, second = graph.find_all("LoadImage")
+    graph.set_node(first, image=source).set_node(second, image=upload(server, tmp_path, picture(96, 64, 3), "other"))
+    two, three = (graph.add("RepeatImageBatch", image=[first, 0], amount=amount) for amount in (2, 3))
+    sizes = []
+    for further in ([second, 0], [two, 0]):
+        batch = graph.copy().set("OvisU1EditEncode", image=[two, 0], **{"images.image_2": further})
+        sizes.append(len(saved_images(server, server.run(batch.prompt), batch.find("SaveImage"))))
+    assert sizes == [2, 2]
+    for image, expected in (
+        ([first, 0], r"images\.image_2: expected one image, got 3; choose one of them with ImageFromBatch."),
+        (
+            [two, 0],
+            r"images\.image_2: expected one image or 2, the number of images in image, got 3; choose",
+        ),
+    ):
+        wrong = graph.copy().set("OvisU1EditEncode", image=image, **{"images.image_2": [three, 0]})
+        with pytest.raises(PromptFailed, match=expected):
+            server.run(wrong.prompt)
+
+
 def test_masked_edit_keeps_the_image_outside_the_mask(
     server: ComfyServer, info: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ import demo_run
 import workspace
 from comfy_prompt import PromptRejected
 from comfy_server import ComfyServer
-from helpers.graphs import load
+from helpers.graphs import load, saved_image
 from helpers.paths import ROOT, comfyui_path
 from ovis_core.weights import built_in
 from ovis_core.weights.safetensors_file import CheckpointError
@@ -185,6 +185,32 @@ def test_demo_paints_edits_and_answers(bare: ComfyServer, tmp_path: Path) -> Non
     assert made.seconds < 60
     strip = Image.open(made.strip)
     assert strip.width > 2 * strip.height
+
+
+@WHOLE
+def test_edit_of_one_image_is_right_and_of_two_images_runs(bare: ComfyServer, tmp_path: Path) -> None:
+    """In the workflow for two images. The small model was trained on edits of one image."""
+    info = bare.object_info()
+    scenes = [
+        world.Scene("white", (world.Shape("square", "blue", "", "", 64, 64, 30),)),
+        world.Scene("yellow", (world.Shape("circle", "red", "", "", 64, 64, 30),)),
+    ]
+    graph = load("edit_two", info).set("OvisU1Loader", model_name=built_in.NAME)
+    graph.set("OvisU1EditEncode", prompt="make the square red").set("OvisU1Sampler", steps=20, seed=1)
+    for number, (node, pixels) in enumerate(zip(graph.find_all("LoadImage"), world.draw(scenes), strict=True)):
+        file = tmp_path / f"{number}.png"
+        Image.fromarray((pixels.permute(1, 2, 0) * 255).round().byte().numpy()).save(file)
+        graph.set_node(node, image=bare.upload(file))
+    one = graph.copy()
+    del one.prompt[one.find("OvisU1EditEncode")]["inputs"]["images.image_2"]
+    made = []
+    for edit in (one, graph):
+        file = tmp_path / f"made{len(made)}.png"
+        saved_image(bare, bare.run(edit.prompt), edit).save(file)
+        made.append(Image.open(file))
+    assert world.same(seen(tmp_path / "made0.png"), scenes[0].change(colour="red"))
+    assert made[0].size == made[1].size == (world.SIDE, world.SIDE)
+    assert made[0].tobytes() != made[1].tobytes()
 
 
 def test_demo_reports_random_weights(

@@ -66,6 +66,21 @@ def test_locale_keys_without_dots_and_escaped_braces() -> None:
     assert tree(leaves(made)) == made
 
 
+def test_inputs_that_grow_have_the_same_texts_in_every_comfyui() -> None:
+    tip = {"tooltip": "Another image."}
+    names = ["image_2", "image_3", "image_4", "image_5"]
+    plain = {f"images.{name}": ["IMAGE", {**tip, "display_name": name}] for name in names[:3]}
+    template = {"input": {"required": {}, "optional": {"image": ["IMAGE", tip]}}, "names": names, "min": 0}
+    grows = {"images": ["COMFY_AUTOGROW_V3", {**tip, "template": template}]}
+    first, second = ({**NODE, "input": {"required": {}, "optional": inputs}} for inputs in (plain, grows))
+    made = with_lists(PAGE, first, ["Ovis-U1 Example"])
+    assert "\n- `image_2`, `image_3`, `image_4` (IMAGE; optional): Another image.\n\n" in made
+    assert with_lists(PAGE, second, ["Ovis-U1 Example"]) == made
+    texts = english({"OvisU1Example": first})
+    assert texts["OvisU1Example"]["inputs"]["images_image_3"] == {"name": "image_3", "tooltip": "Another image."}
+    assert english({"OvisU1Example": second}) == texts
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "expected"),
     [
