@@ -177,6 +177,20 @@ def test_dropped_image_restores_its_workflow(page: Any, ready: ComfyServer) -> N
     assert page.evaluate(f"{prompt}.value") == "a heron in the reeds"
 
 
+def test_a_workflow_takes_another_real_model(page: Any, info: dict[str, Any]) -> None:
+    open_dropped(page, "text_to_image")
+    name = models(info)[0]
+    page.get_by_text(f"The model Ovis-U1-3B was not found, so {name} is chosen.").first.wait_for()
+    loader = "window.app.graph._nodes.find((n) => n.type === 'OvisU1Loader')"
+    assert page.evaluate(f"{loader}.widgets.find((w) => w.name === 'model_name').value") == name
+    element = page.locator(f"[data-node-id='{page.evaluate(f'{loader}.id')}']")
+    if element.count():  # Nodes 2.0
+        fields = element.locator("input").evaluate_all("(fields) => fields.map((field) => field.value)")
+        words = " ".join([element.inner_text(), *fields])
+        assert name in words
+        assert "Ovis-U1-3B" not in words
+
+
 def test_error_message_is_shown_on_the_page(page: Any, shots: Path) -> None:
     open_dropped(page, "text_to_image")
     set_widgets(page, SMALL | {"PrimitiveInt": {"value": 1000}})
