@@ -99,7 +99,7 @@ def main() -> int:
         folder.write("index.html", page.encode())
     print(f"{len(results) - len(failed)} of {len(results)} records are in {args.out}; open its index.html to view them")
     for name, share in summary["scores"].items():
-        print(f"{name:<20}{share['right']:>7.1%} of {share['cases']}")
+        print(f"{name:<20}{share['right'] * share['cases']:>5.0f} of {share['cases']} ({share['right'] * 100:.3g}%)")
     for name, error in failed.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
     return 3 if failed else 0

@@ -19,7 +19,9 @@ TITLES = {
     "video": "Ovis-U1 ask about a video",
     "chat": "Ovis-U1 chat about an image",
     "describe_and_redraw": "Ovis-U1 describe and redraw",
+    "enrich_prompt": "Ovis-U1 enrich a prompt",
     "pick_the_best": "Ovis-U1 pick the best of four",
+    "caption_folder": "Ovis-U1 caption a folder",
     "train_lora": "Ovis-U1 train a LoRA",
 }
 NOTES = {"Note", "MarkdownNote"}

@@ -14,6 +14,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -173,6 +174,15 @@ def describe_and_redraw(run: Runner) -> list[Tile]:
     return [(drawn(SOURCE), "described:"), (run.image(result), text_of(result))]
 
 
+def enrich_prompt(run: Runner) -> list[Tile]:
+    """A few words, and what is painted from the prompt that is made of them."""
+    idea = "something blue"  # of most ideas the small model makes a blue square
+    workflow = run.load("enrich_prompt")
+    put(workflow, "PrimitiveStringMultiline", 0, idea)
+    result = run.run(workflow)
+    return [(run.image(result), f"{idea}: {text_of(result)}")]
+
+
 def pick_the_best(run: Runner) -> list[Tile]:
     """Four pictures and the one that was chosen."""
     prompt = "a small orange triangle on a blue background"
@@ -213,6 +223,19 @@ def video(run: Runner) -> list[Tile]:
     return [(frames[0], "Describe the video."), (frames[1], answer), (frames[2], "")]
 
 
+def caption_folder(run: Runner) -> list[Tile]:
+    """Three pictures of a folder with their captions."""
+    workflow = run.load("caption_folder")
+    (folder,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "LoadImageDataSetFromFolder")
+    pictures = run.server.base / "input" / folder
+    pictures.mkdir()
+    for seed in range(3):
+        drawn(world.make_scene(Random(seed), False)).save(pictures / f"{seed}.png")
+    result = run.run(workflow)
+    (captions,) = (output["text"] for output in result.outputs.values() if "text" in output)
+    return list(zip(run.shown(result), captions, strict=True))
+
+
 def train_lora(run: Runner) -> list[Tile]:
     """Four of the pictures that it is trained on, and what is painted then."""
     workflow = run.load("train_lora")
@@ -243,7 +266,9 @@ CARDS: dict[str, Callable[[Runner], list[Tile]]] = {
         video,
         chat,
         describe_and_redraw,
+        enrich_prompt,
         pick_the_best,
+        caption_folder,
         train_lora,
     )
 }

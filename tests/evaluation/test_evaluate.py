@@ -257,7 +257,7 @@ def test_shapes_are_generated_and_scored(release: Path, tmp_path: Path) -> None:
     assert [name for name in scores if " " not in name] == tasks
     assert all(share["cases"] == 1 for share in scores.values())
     assert scores["paint"]["right"] == 0  # of random weights
-    assert re.search(r"^paint +0\.0% of 1$", printed, re.MULTILINE)
+    assert re.search(r"^paint +0 of 1 \(0%\)$", printed, re.MULTILINE)
     assert "wrong: " in (out / "index.html").read_text(encoding="utf-8")
 
     before = files(out)

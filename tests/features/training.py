@@ -15,6 +15,7 @@ from .table import HEIGHT, PROMPT, WIDTH, Lab, apart, other, row
 
 STEPS = 60
 FOLDER = "ovis_u1_lora"  # as in the workflow that trains a LoRA
+WITHOUT_CAPTIONS = "ovis_u1_pictures"  # as in the workflow that captions a folder
 
 
 @row(
@@ -59,9 +60,10 @@ def train(lab: Lab) -> None:
 
 
 def write_dataset(inputs: Path) -> None:
-    """Two pictures with captions; before the server starts, which lists folders then."""
-    folder = inputs / FOLDER
-    folder.mkdir(parents=True)
-    for name, color in (("one", (200, 40, 40)), ("two", (180, 60, 40))):
-        Image.new("RGB", (WIDTH, HEIGHT), color).save(folder / f"{name}.png")
-        (folder / f"{name}.txt").write_text(PROMPT, encoding="utf-8")
+    """Two pictures, with and without captions; before the server starts, which lists folders then."""
+    for folder in (inputs / FOLDER, inputs / WITHOUT_CAPTIONS):
+        folder.mkdir(parents=True)
+        for name, color in (("one", (200, 40, 40)), ("two", (180, 60, 40))):
+            Image.new("RGB", (WIDTH, HEIGHT), color).save(folder / f"{name}.png")
+            if folder.name == FOLDER:
+                (folder / f"{name}.txt").write_text(PROMPT, encoding="utf-8")

@@ -60,7 +60,8 @@ CUT = """[...document.querySelectorAll("[data-node-id] input")]
 SHOWN = """() => window.app.graph._nodes.every((n) => {
     const element = document.querySelector(`[data-node-id="${n.id}"]`);
     const images = element ? [...element.querySelectorAll("img")].filter((image) => image.naturalWidth > 0) : n.imgs;
-    return (n.type !== "SaveImage" || images?.length > 0) &&
+    return (!["SaveImage", "PreviewImage"].includes(n.type) || images?.length > 0) &&
+        (n.type !== "OvisU1Understand" || n.properties.ovis_u1_text) &&
         (n.type !== "PreviewAny" || n.widgets.some((w) => typeof w.value === "string" && w.value !== ""));
 })"""
 

@@ -70,6 +70,12 @@ class Graph:
         return self.add("SaveLatent", samples=link, filename_prefix=f"tests/{name}")
 
 
+def models(object_info: dict[str, Any]) -> list[str]:
+    """The names that Ovis-U1 Load Model offers."""
+    spec = object_info["OvisU1Loader"]["input"]["required"]["model_name"]
+    return spec[0] if isinstance(spec[0], list) else spec[1]["options"]
+
+
 def workflows(object_info: dict[str, Any]) -> list[str]:
     """Names of the workflows that this ComfyUI can run: the training node of older versions has one more output."""
     trains = object_info.get("TrainLoraNode", {}).get("output", [None])[0] == "LORA_MODEL"

@@ -22,7 +22,7 @@ import demo_run
 import workspace
 from comfy_prompt import PromptRejected
 from comfy_server import ComfyServer
-from helpers.graphs import load, saved_image
+from helpers.graphs import load, models, saved_image
 from helpers.paths import ROOT, comfyui_path
 from ovis_core.weights import built_in
 from ovis_core.weights.safetensors_file import CheckpointError
@@ -124,14 +124,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
         yield running
 
 
-def choices(info: dict[str, Any]) -> list[str]:
-    spec = info["OvisU1Loader"]["input"]["required"]["model_name"]
-    return spec[0] if isinstance(spec[0], list) else spec[1]["options"]
-
-
 @WHOLE
 def test_built_in_model_is_listed_last(info: dict[str, Any]) -> None:
-    *others, last = choices(info)
+    *others, last = models(info)
     assert last == built_in.NAME
     assert "tiny" in others
     assert built_in.NAME not in others
@@ -140,7 +135,7 @@ def test_built_in_model_is_listed_last(info: dict[str, Any]) -> None:
 @WHOLE
 def test_built_in_model_is_the_default_without_other_models(bare: ComfyServer) -> None:
     info = bare.object_info()
-    assert choices(info) == [built_in.NAME]
+    assert models(info) == [built_in.NAME]
     missing = load("text_to_image", info).set("OvisU1Loader", model_name="Ovis-U1-3B")
     words = rf"run Ovis-U1 Download, .*, or choose '{built_in.NAME[:14]}.*', which needs no download and draws one c"
     with pytest.raises(PromptRejected, match=words):

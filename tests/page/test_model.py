@@ -1,0 +1,50 @@
+"""A workflow whose model is not there, on the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import workspace
+from comfy_server import ComfyServer
+from demo_run import put
+from helpers.browser import drop, open_dropped, set_settings, wait_for_nodes
+from helpers.paths import ROOT, comfyui_path
+from ovis_core.weights import built_in
+from workflow_api import read_workflow
+
+pytestmark = pytest.mark.skipif(not built_in.is_there(), reason="this copy of the pack lacks the small model")
+
+MODEL = """window.app.graph._nodes.find((n) => n.type === "OvisU1Loader")
+    .widgets.find((w) => w.name === "model_name").value"""
+SAID = f"The model Ovis-U1-3B was not found. Run Ovis-U1 Download and press R, or choose {built_in.NAME}"
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A running ComfyUI into which the pack has just been installed, without any other model."""
+    base = workspace.make_base(tmp_path_factory.mktemp("bare"), ROOT, comfyui_path())
+    with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
+        set_settings(running, {"Comfy.TutorialCompleted": True})
+        yield running
+
+
+def test_message_for_a_workflow_whose_model_is_not_there(page: Any, shots: Path) -> None:
+    """The model's name stays, so that the workflow runs after the download."""
+    open_dropped(page, "text_to_image")
+    page.get_by_text(SAID).first.wait_for()
+    page.screenshot(path=shots / "model_missing.png")
+    assert page.evaluate(MODEL) == "Ovis-U1-3B"
+
+
+def test_no_message_for_a_model_that_is_there(page: Any) -> None:
+    workflow = read_workflow("text_to_image")
+    put(workflow, "OvisU1Loader", 0, built_in.NAME)
+    drop(page, json.dumps(workflow).encode(), "built_in.json", "application/json")
+    wait_for_nodes(page, len(workflow["nodes"]))
+    assert page.evaluate(MODEL) == built_in.NAME
+    assert page.get_by_text(SAID).count() == 0

@@ -1,0 +1,29 @@
+// Opens the pack's workflows with the model that is there. They name the folder that Ovis-U1 Download makes; the same model may have
+// another name here, or may not be here yet.
+
+import { app } from "../../scripts/app.js";
+
+const NAMED = "Ovis-U1-3B";
+const BUILT_IN = " (built in)"; // at the end of the small model's name
+
+function tell(detail) {
+    app.extensionManager?.toast?.add({ severity: "warn", summary: "Ovis-U1 Load Model", detail, life: 8000 });
+}
+
+app.registerExtension({
+    name: "OvisU1.Model",
+    loadedGraphNode(node) {
+        const widget = node.comfyClass === "OvisU1Loader" && node.widgets?.find((w) => w.name === "model_name");
+        const offered = widget?.options?.values ?? [];
+        if (!widget || widget.value !== NAMED || offered.includes(NAMED)) return;
+        const other = offered.find((name) => !name.endsWith(BUILT_IN));
+        if (other) {
+            widget.value = other;
+            widget.callback?.(other); // Nodes 2.0 of older pages shows the new value only then
+            tell(`The model ${NAMED} was not found, so ${other} is chosen.`);
+            return;
+        }
+        const small = offered.length ? `, or choose ${offered[0]}, which draws only flat shapes, at 128 x 128` : "";
+        tell(`The model ${NAMED} was not found. Run Ovis-U1 Download and press R${small}.`);
+    },
+});
