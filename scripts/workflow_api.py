@@ -19,6 +19,7 @@ TITLES = {
     "chat": "Ovis-U1 chat about an image",
     "describe_and_redraw": "Ovis-U1 describe and redraw",
     "pick_the_best": "Ovis-U1 pick the best of four",
+    "improve": "Ovis-U1 paint until right",
     "train_lora": "Ovis-U1 train a LoRA",
 }
 NOTES = {"Note", "MarkdownNote"}

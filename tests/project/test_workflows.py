@@ -15,7 +15,14 @@ from workflow_api import TITLES, WORKFLOWS, read_workflow
 # A node's color shows its kind: loading, text input, making, showing, or note. All others have #223.
 ROLES = {
     "#323": {"OvisU1Loader", "LoraModelLoader"},
-    "#232": {"OvisU1TextEncode", "OvisU1EditEncode", "OvisU1Understand", "OvisU1Judge", "PrimitiveStringMultiline"},
+    "#232": {
+        "OvisU1TextEncode",
+        "OvisU1EditEncode",
+        "OvisU1Understand",
+        "OvisU1Judge",
+        "OvisU1Improve",
+        "PrimitiveStringMultiline",
+    },
     "#322": {"OvisU1Sampler", "TrainLoraNode"},
     "#233": {"OvisU1Decode", "SaveImage", "PreviewImage", "PreviewAny", "SaveLoRA", "LossGraphNode"},
     "#432": {"MarkdownNote"},
