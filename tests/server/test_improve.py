@@ -81,9 +81,10 @@ def ran(result: Result) -> list[str]:
     return [names[name] for node in inner if (name := node.rsplit(".", 1)[1]) in names]
 
 
-@pytest.fixture(scope="module")
-def red(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return upload(server, tmp_path_factory.mktemp("improve"), RED, "improve_red.png")
+@pytest.fixture
+def red(server: ComfyServer, tmp_path: Path) -> str:
+    """A red circle in a new file, so that nothing about it is in the cache."""
+    return upload(server, tmp_path, RED, f"{tmp_path.name}.png")
 
 
 def test_a_wrong_image_is_edited_until_it_fits(server: ComfyServer, red: str) -> None:
