@@ -6,9 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-import nodes
-
 from ..ovis_core.native import improving
+from ..ovis_core.native.compat import FIXED_SEED
 from ..ovis_core.text.prompts import ANSWER_SLOT, FITS, WHAT_TO_CHANGE
 from ..ovis_core.text.rounds import Goal
 from .checks import checked, need_prompt, need_words
@@ -41,7 +40,6 @@ class OvisU1Improve(io.ComfyNode):
             ),
             is_output_node=True,
             enable_expand=True,
-            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
                 io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
@@ -78,8 +76,8 @@ class OvisU1Improve(io.ComfyNode):
                     min=0,
                     max=50,
                     tooltip=(
-                        "Maximum number of edits of an image. If you raise it, a new run continues after the rounds "
-                        "that are in ComfyUI's cache. 0: only judge."
+                        "Maximum number of edits of an image. If you raise it and nothing else, the next run continues "
+                        "after the rounds of the last one. 0: only judge."
                     ),
                 ),
                 io.Int.Input(
@@ -87,7 +85,7 @@ class OvisU1Improve(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
+                    control_after_generate=FIXED_SEED,
                     tooltip="Seed of the first edit. Each later round uses the next number.",
                 ),
                 io.Int.Input("steps", **STEPS),
@@ -165,17 +163,9 @@ class OvisU1Improve(io.ComfyNode):
         asked = {"question": question} if goal.asks else {}
         need_words(judge_question=judge_question, instruction=instruction, **asked)
         need_prompt(prompt, judge_question=judge_question, instruction=instruction, **asked)
-        first = improving.start(
-            goal,
-            image,
-            {"model": model, "clip": clip, "vae": vae},
-            {"steps": steps, "txt_cfg": txt_cfg, "img_cfg": img_cfg},
-            seed,
-            judge_question,
-            cls.hidden.dynprompt,
-            cls.hidden.unique_id,
-            nodes.NODE_CLASS_MAPPINGS,
-        )
+        parts = {"model": model, "clip": clip, "vae": vae}
+        sampler = {"steps": steps, "txt_cfg": txt_cfg, "img_cfg": img_cfg}
+        first = improving.start(goal, image, parts, sampler, seed, judge_question)
         return io.NodeOutput(*first.outputs, ui=ui.PreviewText(first.text), expand=first.graph)
 
 

@@ -8,7 +8,7 @@ versions known to have a feature are 0.29 and later unless an entry says more.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from pathlib import Path
@@ -43,14 +43,6 @@ def search_aliases(*words: str) -> dict[str, Any]:
 
 # Hides a node from the menu and the search of the page. 0.3.75 hides only deprecated nodes.
 HIDDEN: dict[str, Any] = {"is_dev_only" if "is_dev_only" in io.Schema.__dataclass_fields__ else "is_deprecated": True}
-
-
-def list_flags(node_class: type) -> tuple[bool, Sequence[bool]]:
-    """Whether a node takes whole lists, and for each of its outputs whether it is a list.
-
-    Nodes in ComfyUI's older form lack these attributes if there are no lists.
-    """
-    return getattr(node_class, "INPUT_IS_LIST", False), getattr(node_class, "OUTPUT_IS_LIST", ())
 
 
 # ---- devices and types

@@ -1,54 +1,57 @@
 """The loop that improves images, as graphs of the pack's nodes that ComfyUI runs in the place of a node.
 
 Each step of the loop is a node (`STEP`). It takes a score or an answer, decides with `text/rounds.py`, and returns the
-nodes that come next, with another step after them. These nodes get links, and texts and numbers as values, so ComfyUI's
-cache knows them again in the next run.
+nodes that come next, with another step after them. The nodes get values, not links: a link would bring all of a list,
+and run the nodes before it again if ComfyUI keeps no outputs.
+
+ComfyUI's cache does not keep the outputs of such nodes until the next run (newer versions drop them if the machine has
+less than 128 GB of RAM). So the rounds are kept here, as long as the CLIP that made them exists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
-from comfy.cli_args import args
-from comfy_execution.graph_utils import GraphBuilder, is_link
+from comfy_execution.graph_utils import GraphBuilder
 from torch import Tensor
 
 from ..text.prompts import PROMPT_SLOT, fill
-from ..text.rounds import ASK, EDIT, Course, Goal, seed_of
-from .compat import list_flags
+from ..text.rounds import ASK, DONE, EDIT, Course, Goal, seed_of
 from .progress import show_text
 
 STEP = "_OvisU1ImproveStep"
 MAX_NEW_TOKENS = 96  # of the instruction
+LOOPS = 4  # that are kept for a CLIP
 FIRST = Course()
 
 
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """One image (1, height, width, channels).
+@dataclass
+class Known:
+    """The rounds of one image that have been computed.
 
-    source  what nodes get as their input: a link to it, or the image itself
+    edits  those that were the best so far, by the round: (1, height, width, 3)
     """
 
-    pixels: Tensor
-    source: Any
+    course: Course = FIRST
+    edits: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """A loop that runs. None of it is an input that ComfyUI takes for a link.
+    """A loop that runs.
 
-    parts           links to MODEL, CLIP and VAE, or these themselves
+    parts           MODEL, CLIP and VAE by the names of nodes' inputs
     sampler         steps and scales of the edits
     judge_question  may contain {prompt}
-    waiting         the images of the batch that come after this one
-    best            the best image so far of the one that is being improved
-    edit            the edit that is being judged; None before the first one
-    done            the images that are finished, and their courses
+    images          each (1, height, width, channels)
+    known           of each image
     shown           the text that the node keeps, as its only element
+    course          of the image that is being improved
+    finished        the results of the images before it, and their courses
     """
 
     goal: Goal
@@ -56,21 +59,25 @@ class Loop:
     sampler: Mapping[str, Any]
     seed: int
     judge_question: str
-    waiting: tuple[Picture, ...]
-    best: Picture
+    images: tuple[Tensor, ...]
+    known: list[Known]
     shown: list[str]
-    edit: Any = None
-    course: Course = FIRST
-    done: tuple[tuple[Picture, Course], ...] = ()
+    course: Course
+    finished: tuple[tuple[Tensor, Course], ...] = ()
+
+    @property
+    def best(self) -> Tensor:
+        """The best image so far of the one that is being improved."""
+        number, best = len(self.finished), self.course.best
+        return self.known[number].edits[best] if best else self.images[number]
 
     @property
     def log(self) -> str:
         """The log of all images so far."""
-        courses = [*(course for _, course in self.done), self.course]
-        count = len(courses) + len(self.waiting)
+        courses = [*(course for _, course in self.finished), self.course][: len(self.images)]
         logs = [course.log(self.goal) for course in courses]
-        if count > 1:
-            logs = [f"Image {number} of {count}\n{log}" for number, log in enumerate(logs, 1)]
+        if len(self.images) > 1:
+            logs = [f"Image {number} of {len(self.images)}\n{log}" for number, log in enumerate(logs, 1)]
         return "\n\n".join(logs)
 
 
@@ -79,7 +86,7 @@ class Step:
     """The result of a step.
 
     outputs  images, their scores and the log; or links to them
-    graph    the nodes that make the outputs
+    graph    the nodes that make the outputs; None if the loop has ended
     text     for the node: the log, or a list with one text that the last step of the loop replaces by the log
     """
 
@@ -95,87 +102,50 @@ def start(
     sampler: Mapping[str, Any],
     seed: int,
     judge_question: str,
-    running: Any,
-    node: str,
-    node_classes: Mapping[str, type],
 ) -> Step:
-    """The first nodes of the loop.
+    """The first step: its nodes, or the results if all rounds are known.
 
-    image         (batch, height, width, channels); each image of the batch is improved, one after the other
-    parts         MODEL, CLIP and VAE by the names of the inputs
-    sampler       steps, txt_cfg and img_cfg of the edits
-    running       the prompt that runs, ComfyUI's DynamicPrompt
-    node          id of the node in it
-    node_classes  ComfyUI's table of classes by their ids
+    image    (batch, height, width, channels); each image of the batch is improved, one after the other
+    parts    MODEL, CLIP and VAE as "model", "clip" and "vae"
+    sampler  steps, txt_cfg and img_cfg of the edits
     """
-    graph = GraphBuilder()
-    inputs = running.get_node(node)["inputs"]
-
-    def source(name: str, value: Any) -> Any:
-        # Without a cache, each new node would run the nodes again that its links lead to. Of a list, a link has all.
-        link = inputs.get(name)
-        usable = is_link(link) and not args.cache_none and not _is_list(running, link, node_classes)
-        return link if usable else value
-
-    whole = source("image", image)
-    pictures = []
-    for index in range(len(image)):
-        pixels, one = image[index : index + 1], whole
-        if len(image) > 1:
-            one = pixels
-            if is_link(whole):
-                one = graph.node("ImageFromBatch", f"image{index}", image=whole, batch_index=index, length=1).out(0)
-        pictures.append(Picture(pixels, one))
-    loop = Loop(
-        goal=goal,
-        parts={name: source(name, value) for name, value in parts.items()},
-        sampler=sampler,
-        seed=seed,
-        judge_question=judge_question,
-        waiting=tuple(pictures[1:]),
-        best=pictures[0],
-        shown=[""],
-    )
-    # ComfyUI keeps what a node shows before its graph runs, so the text must be in place of it later.
-    return replace(_judge(graph, loop), text=loop.shown)
+    settings = (goal.prompt, goal.question, goal.instruction, judge_question, seed, *sampler.items())
+    known = _recall(parts, image, settings)
+    course = known[0].course.until(goal)
+    loop = Loop(goal, parts, sampler, seed, judge_question, image.split(1), known, [""], course)
+    # ComfyUI keeps the text that a node returns with its nodes, so the log is put into it when the loop ends.
+    return replace(_advance(loop), text=loop.shown)
 
 
 def step(loop: Loop, score: float | None = None, answer: str | None = None, edit: Tensor | None = None) -> Step:
-    """The next step, after a score of `edit`, or of the first image if there is no edit yet, or after an answer."""
-    if answer is not None:
-        loop = replace(loop, course=loop.course.answered(answer, loop.goal))
-    else:
-        loop = _judged(loop, score, edit)
-    course, goal = loop.course, loop.goal
-    edits = len(course.instructions) == len(course.scores)
-    following = EDIT if edits else course.next(goal)
-    if following == EDIT and not edits:
-        loop = replace(loop, course=course.repeated(goal))
-    graph = GraphBuilder()
-    if following == ASK:
-        made = _ask(graph, loop)
-    elif following == EDIT:
-        made = _edit(graph, loop)
-    elif loop.waiting:
-        best, *waiting = loop.waiting
-        done = (*loop.done, (loop.best, course))
-        loop = replace(loop, best=best, waiting=tuple(waiting), edit=None, course=FIRST, done=done)
-        made = _judge(graph, loop)
-    else:
-        made = _finished(loop)
+    """The next step, after an answer, or after a score: of `edit`, or of the image as it came if there is no edit."""
+    known = loop.known[len(loop.finished)]
+    course = loop.course.judged(score) if answer is None else loop.course.answered(answer, loop.goal)
+    if edit is not None and course.best > loop.course.best:
+        known.edits[course.best] = edit
+    known.course = course
+    made = _advance(replace(loop, course=course))
     show_text(made.text)
     return made
 
 
-def _judged(loop: Loop, score: float, edit: Tensor | None) -> Loop:
-    course = loop.course.judged(score)
-    if course.best == loop.course.best or edit is None:
-        return replace(loop, course=course)
-    return replace(loop, course=course, best=Picture(edit, loop.edit if is_link(loop.edit) else edit))
+def _advance(loop: Loop) -> Step:
+    graph = GraphBuilder()
+    while (following := _following(loop)) == DONE:
+        loop = replace(loop, finished=(*loop.finished, (loop.best, loop.course)))
+        if len(loop.finished) == len(loop.images):
+            return _finish(loop)
+        loop = replace(loop, course=loop.known[len(loop.finished)].course.until(loop.goal))
+    if following == ASK:
+        return _ask(graph, loop)
+    return _edit(graph, loop) if following == EDIT else _then(graph, loop, score=_score(graph, loop, loop.best))
 
 
-def _judge(graph: GraphBuilder, loop: Loop) -> Step:
-    return _then(graph, loop, score=_score(graph, loop, loop.best.source))
+def _following(loop: Loop) -> str | None:
+    course = loop.course
+    if not course.scores:
+        return None
+    return EDIT if course.edits else course.next(loop.goal)
 
 
 def _score(graph: GraphBuilder, loop: Loop, image: Any) -> Any:
@@ -186,42 +156,32 @@ def _score(graph: GraphBuilder, loop: Loop, image: Any) -> Any:
 
 def _ask(graph: GraphBuilder, loop: Loop) -> Step:
     question = fill(loop.goal.question, prompt=loop.goal.prompt)
-    asked = graph.node(
-        "OvisU1Understand",
-        "ask",
-        clip=loop.parts["clip"],
-        prompt=question,
-        image=loop.best.source,
-        max_new_tokens=MAX_NEW_TOKENS,
-    )
-    return _then(graph, loop, answer=asked.out(0))
+    inputs = {"clip": loop.parts["clip"], "prompt": question, "image": loop.best, "max_new_tokens": MAX_NEW_TOKENS}
+    return _then(graph, loop, answer=graph.node("OvisU1Understand", "ask", **inputs).out(0))
 
 
 def _edit(graph: GraphBuilder, loop: Loop) -> Step:
-    parts, course = loop.parts, loop.course
-    encoded = graph.node(
-        "OvisU1EditEncode",
-        "encode",
-        clip=parts["clip"],
-        vae=parts["vae"],
-        image=loop.best.source,
-        prompt=course.instructions[-1],
-    )
-    conditions = {name: encoded.out(slot) for slot, name in enumerate(("positive", "image_only", "negative", "latent"))}
+    if not loop.course.edits:
+        loop = replace(loop, course=loop.course.repeated(loop.goal))
+    clip, vae = loop.parts["clip"], loop.parts["vae"]
+    instruction = loop.course.instructions[-1]
+    encoded = graph.node("OvisU1EditEncode", "encode", clip=clip, vae=vae, image=loop.best, prompt=instruction)
     sampled = graph.node(
         "OvisU1Sampler",
         "sample",
-        model=parts["model"],
-        seed=seed_of(loop.seed, course),
+        model=loop.parts["model"],
+        positive=encoded.out(0),
+        image_only=encoded.out(1),
+        negative=encoded.out(2),
+        latent=encoded.out(3),
+        seed=seed_of(loop.seed, loop.course),
         sampler_name="euler",
         scheduler="ovis_u1",
         denoise=1.0,
-        **conditions,
         **loop.sampler,
     )
-    decoded = graph.node("OvisU1Decode", "decode", samples=sampled.out(0), vae=parts["vae"], restore_size=True)
-    kept = None if args.cache_none else decoded.out(0)
-    return _then(graph, replace(loop, edit=kept), score=_score(graph, loop, decoded.out(0)), edit=decoded.out(0))
+    decoded = graph.node("OvisU1Decode", "decode", samples=sampled.out(0), vae=vae, restore_size=True).out(0)
+    return _then(graph, loop, score=_score(graph, loop, decoded), edit=decoded)
 
 
 def _then(graph: GraphBuilder, loop: Loop, **results: Any) -> Step:
@@ -229,23 +189,40 @@ def _then(graph: GraphBuilder, loop: Loop, **results: Any) -> Step:
     return Step(tuple(following.out(slot) for slot in range(3)), graph.finalize(), loop.log)
 
 
-def _finished(loop: Loop) -> Step:
-    images, courses = zip(*loop.done, (loop.best, loop.course), strict=True)
-    channels = min(image.pixels.shape[-1] for image in images)  # an edit has no alpha channel
-    whole = torch.cat([image.pixels[..., :channels].to(images[0].pixels.device) for image in images])
+def _finish(loop: Loop) -> Step:
+    images, courses = zip(*loop.finished, strict=True)
+    channels = min(image.shape[-1] for image in images)  # an edit has no alpha channel
+    whole = torch.cat([image[..., :channels].to(images[0].device) for image in images])
     loop.shown[:] = [loop.log]
     return Step((whole, [course.score for course in courses], loop.log), None, loop.log)
 
 
-def _is_list(graph: Any, link: list[Any], node_classes: Mapping[str, type], seen: set[str] | None = None) -> bool:
-    """Whether a link brings a list, for each of whose elements ComfyUI runs the node that takes it."""
-    seen = set() if seen is None else seen
-    name, slot = link
-    node = graph.get_node(name)
-    takes, gives = list_flags(node_classes[node["class_type"]])
-    if slot < len(gives) and gives[slot]:
-        return True
-    if takes or name in seen:
-        return False
-    seen.add(name)
-    return any(is_link(value) and _is_list(graph, value, node_classes, seen) for value in node["inputs"].values())
+# ---- the rounds that have been computed
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    model: ref[Any]
+    vae: ref[Any]
+    image: Tensor
+    settings: tuple[Any, ...]
+    known: list[Known]
+
+
+_kept: WeakKeyDictionary[Any, list[_Kept]] = WeakKeyDictionary()  # CLIP -> its last loops
+
+
+def _recall(parts: Mapping[str, Any], image: Tensor, settings: tuple[Any, ...]) -> list[Known]:
+    """What is known of each image of a batch under these settings, which are all but threshold and rounds."""
+    model, vae = parts["model"], parts["vae"]
+    loops = _kept.setdefault(parts["clip"], [])
+    for loop in loops:
+        if loop.model() is model and loop.vae() is vae and loop.settings == settings and _same(loop.image, image):
+            return loop.known
+    known = [Known() for _ in image]
+    loops[:] = [*loops, _Kept(ref(model), ref(vae), image, settings, known)][-LOOPS:]
+    return known
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or ((a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and torch.equal(a, b))

@@ -55,6 +55,11 @@ class Course:
         """The best score, 0 to 1; NaN if the image's score is NaN and no edit had a number."""
         return self.scores[self.best]
 
+    @property
+    def edits(self) -> bool:
+        """Whether the last instruction's edit has not been judged yet."""
+        return len(self.instructions) == len(self.scores) > 0
+
     def judged(self, score: float) -> Course:
         """With the score of the image as it came, or of the edit that was made last."""
         better = bool(self.scores) and _worth(score) > _worth(self.score)
@@ -84,6 +89,21 @@ class Course:
             return DONE
         last_is_best = self.best == len(self.scores) - 1
         return ASK if goal.asks and last_is_best else EDIT
+
+    def until(self, goal: Goal) -> Course:
+        """These rounds as far as they go with another threshold or number of rounds."""
+        if not self.scores:
+            return self
+        course = Course().judged(self.scores[0])
+        while course.next(goal) != DONE:
+            count = len(course.scores)
+            if count > len(self.instructions):
+                return replace(course, silent=self.silent)
+            course = replace(course, instructions=self.instructions[:count])
+            if count == len(self.scores):
+                return course
+            course = course.judged(self.scores[count])
+        return course
 
     def log(self, goal: Goal) -> str:
         """A line for each score, and one that says why the rounds ended, or what is being done."""

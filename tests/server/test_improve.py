@@ -165,7 +165,7 @@ def test_with_its_own_texts_the_result_is_never_worse(server: ComfyServer, red: 
     assert ran(result)[:2] == ["OvisU1Judge", "OvisU1Understand"]
 
 
-def test_raising_rounds_continues_from_the_cache(server: ComfyServer, red: str) -> None:
+def test_raising_rounds_continues_after_the_known_rounds(server: ComfyServer, red: str) -> None:
     inputs = {"threshold": 1.0, "steps": 3, "seed": 11}
     first = server.run(improve(red, rounds=1, **inputs))
     assert ran(first) == ["OvisU1Judge", "OvisU1Understand", *EDIT]
@@ -180,9 +180,22 @@ def test_raising_rounds_continues_from_the_cache(server: ComfyServer, red: str) 
     assert ran(server.run(improve(red, rounds=3, **{**inputs, "threshold": 0.99999}))) == []
 
 
-def test_another_seed_judges_and_asks_from_the_cache(server: ComfyServer, red: str) -> None:
-    server.run(improve(red, seed=21, rounds=1, steps=3))
-    assert ran(server.run(improve(red, seed=22, rounds=1, steps=3))) == EDIT[1:]
+@pytest.mark.parametrize("changes", [{"seed": 12}, {"steps": 4}, {"instruction": "turn the {answer} blue"}])
+def test_other_settings_begin_anew(server: ComfyServer, red: str, changes: dict[str, Any]) -> None:
+    inputs = {"threshold": 1.0, "steps": 3, "seed": 11, "rounds": 1}
+    server.run(improve(red, **inputs))
+    assert ran(server.run(improve(red, **{**inputs, **changes}))) == ["OvisU1Judge", "OvisU1Understand", *EDIT]
+
+
+def test_another_image_or_model_begins_anew(server: ComfyServer, red: str, tmp_path: Path) -> None:
+    server.run(improve(red, rounds=0))
+    other = upload(server, tmp_path, BLUE, f"{tmp_path.name}_other.png")
+    assert ran(server.run(improve(other, rounds=0))) == ["OvisU1Judge"]
+    assert ran(server.run(improve(red, rounds=0))) == []
+    prompt = improve(red, rounds=0)
+    prompt["8"] = {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["2", 1], "stop_at_clip_layer": -1}}
+    prompt[NODE]["inputs"]["clip"] = ["8", 0]
+    assert ran(server.run(prompt)) == ["OvisU1Judge"]
 
 
 def test_the_text_is_shown_on_the_node(server: ComfyServer, red: str) -> None:
@@ -217,7 +230,7 @@ def test_each_image_of_a_batch_is_improved(server: ComfyServer, red: str, tmp_pa
     assert ran(result) == ["OvisU1Judge", "OvisU1Judge", "OvisU1Understand", *EDIT]
     lines = log(result)
     assert [line for line in lines if line.startswith("Image")] == ["Image 1 of 2", "Image 2 of 2"]
-    # The rounds of the second image come from the cache.
+    # More rounds than were needed.
     prompt[NODE]["inputs"]["rounds"] = 5
     assert ran(server.run(prompt)) == []
 
@@ -260,6 +273,13 @@ def test_an_edit_has_the_size_of_its_image(server: ComfyServer, tmp_path: Path, 
     assert "better: kept" in "\n".join(log(result))
 
 
+def test_an_edit_of_an_image_with_an_alpha_channel(server: ComfyServer, red: str) -> None:
+    prompt = improve(["8", 0])
+    prompt["9"] = {"class_type": "LoadImage", "inputs": {"image": red}}
+    prompt["8"] = {"class_type": "JoinImageWithAlpha", "inputs": {"image": ["9", 0], "alpha": ["9", 1]}}
+    assert world.same(world.look(pixels(best(server, server.run(prompt))[0])), BLUE)
+
+
 def test_interrupt_in_an_edit_and_the_next_run_works(server: ComfyServer, red: str) -> None:
     asked: list[int] = []
 
@@ -274,8 +294,17 @@ def test_interrupt_in_an_edit_and_the_next_run_works(server: ComfyServer, red: s
     assert server.waiting() == 0
     after = server.run(improve(red, steps=10))
     assert world.same(world.look(pixels(best(server, after)[0])), BLUE)
-    # The score and the answer from before the interrupt are in the cache.
-    assert [name for name in ran(after) if name in ("OvisU1Judge", "OvisU1Understand")] == ["OvisU1Judge"]
+    assert server.run(improve(red, steps=400, rounds=0)).error is None
+
+
+def test_what_was_known_before_an_interrupt_is_not_computed_again(server: ComfyServer, red: str) -> None:
+    """The score and the answer: the edit with the same settings begins at once."""
+    result = server.run(
+        improve(red, steps=60), on_progress=lambda *step: step[1] == 60 and server.interrupt(), check=False
+    )
+    assert result.interrupted
+    assert ran(result)[:2] == ["OvisU1Judge", "OvisU1Understand"]
+    assert ran(server.run(improve(red, steps=60))) == EDIT
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,30 @@ def test_log_while_the_rounds_run() -> None:
     assert course.log(goal()) == "As it came: 0.1000\nRound 1: Add a cat."
 
 
+@pytest.mark.parametrize("count", range(4))
+def test_known_rounds_are_used_again_as_far_as_they_go(count: int) -> None:
+    scores, answers = [0.1, 0.5, 0.4, 0.9], ["One.", "Two."]
+    whole, *_ = play(goal(1.0, 3), scores, answers)
+    for wanted in (goal(1.0, count), goal(max(scores[: count + 1]), 3)):
+        fresh, *_ = play(wanted, scores[: len(whole.until(wanted).scores)], answers)
+        assert whole.until(wanted) == fresh
+        assert fresh.until(goal(1.0, 9)).until(wanted) == fresh
+    # More rounds continue from the last one, as they would without a stop.
+    more = whole.until(goal(1.0, 4))
+    assert (more, more.next(goal(1.0, 4))) == (whole, ASK)
+
+
+def test_known_rounds_with_a_stop_in_between() -> None:
+    assert Course().until(goal()) == Course()
+    asked = Course().judged(0.1).answered("One.", goal())
+    assert asked.until(goal()) == asked
+    assert asked.edits
+    assert asked.until(goal(0.1)) == Course().judged(0.1)
+    silent = Course().judged(0.1).answered("", goal())
+    assert silent.until(goal(0.9, 5)) == silent
+    assert silent.until(goal(0.1)) == Course().judged(0.1)
+
+
 def test_seeds_stay_in_range() -> None:
     course = Course((0.1, 0.1), ("One.", "One."))
     assert seed_of(2**64 - 1, course) == 0
