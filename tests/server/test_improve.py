@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,21 @@ BLUE = RED.change(colour="blue")
 NODE, IMAGE, SHOWN = "1", "4", {"best": "5", "scores": "6", "log": "7"}  # ids in the prompts
 # The small model knows this question, and instructions of this form.
 WORDS = {"question": "What shape is it?", "instruction": "make the {answer} blue"}
+NUMBERS = count()
+SOURCES: dict[str, torch.Tensor] = {}  # uploaded images by their names
 EDIT = ["OvisU1EditEncode", "OvisU1Sampler", "OvisU1Decode", "OvisU1Judge"]
 
 
-def upload(server: ComfyServer, folder: Path, scene: Scene, name: str, size: tuple[int, int] = (128, 128)) -> str:
-    pixels = (world.draw([scene])[0].permute(1, 2, 0) * 255).round().byte()
-    Image.fromarray(pixels.numpy()).resize(size).save(folder / name)
-    return server.upload(folder / name)
+def upload(server: ComfyServer, folder: Path, scene: Scene, size: tuple[int, int] = (128, 128)) -> str:
+    """An image of the scene that differs from each other one in a pixel, so that nothing about it is known yet."""
+    number = next(NUMBERS)
+    drawn = (world.draw([scene])[0].permute(1, 2, 0) * 255).round().byte()
+    drawn[0, 0] = torch.tensor([number % 256, number // 256, 255])
+    image = Image.fromarray(drawn.numpy()).resize(size, Image.Resampling.NEAREST)
+    image.save(folder / f"improve_{number}.png")
+    name = server.upload(folder / f"improve_{number}.png")
+    SOURCES[name] = pixels(image)
+    return name
 
 
 def improve(source: str | list[Any], prompt: str = "a blue circle on a white background", **inputs: Any) -> Prompt:
@@ -83,8 +92,8 @@ def ran(result: Result) -> list[str]:
 
 @pytest.fixture
 def red(server: ComfyServer, tmp_path: Path) -> str:
-    """A red circle in a new file, so that nothing about it is in the cache."""
-    return upload(server, tmp_path, RED, f"{tmp_path.name}.png")
+    """An image of a red circle."""
+    return upload(server, tmp_path, RED)
 
 
 def test_a_wrong_image_is_edited_until_it_fits(server: ComfyServer, red: str) -> None:
@@ -120,20 +129,15 @@ def test_scores_are_those_of_judge(server: ComfyServer, red: str) -> None:
 def test_an_image_that_fits_is_returned_as_it_came(server: ComfyServer, red: str) -> None:
     result = server.run(improve(red, "a red circle on a white background"))
     (image,) = best(server, result)
-    assert torch.equal(pixels(image), world_of(RED))
+    assert torch.equal(pixels(image), SOURCES[red])
     assert ran(result) == ["OvisU1Judge"]
     assert log(result)[1].startswith("Result: the image as it came, ")
-
-
-def world_of(scene: Scene) -> torch.Tensor:
-    """The scene as its file has it."""
-    return (world.draw([scene])[0] * 255).round() / 255
 
 
 @pytest.mark.parametrize("changes", [{"rounds": 0}, {"threshold": 0.0}])
 def test_without_rounds_or_threshold_it_only_judges(server: ComfyServer, red: str, changes: dict[str, Any]) -> None:
     result = server.run(improve(red, **changes))
-    assert torch.equal(pixels(best(server, result)[0]), world_of(RED))
+    assert torch.equal(pixels(best(server, result)[0]), SOURCES[red])
     assert ran(result) == ["OvisU1Judge"]
     assert scores(result)[0] < 0.1
 
@@ -142,7 +146,7 @@ def test_edits_that_are_not_better_are_dropped(server: ComfyServer, red: str) ->
     """The instruction leads away from the prompt, so the image stays; each round has another seed."""
     inputs = {"instruction": "turn it into a triangle", "threshold": 1.0, "steps": 4, "rounds": 2}
     result = server.run(improve(red, "a red circle on a white background", **inputs))
-    assert torch.equal(pixels(best(server, result)[0]), world_of(RED))
+    assert torch.equal(pixels(best(server, result)[0]), SOURCES[red])
     first, *rounds, _ = log(result)
     assert f"{scores(result)[0]:.4f}" == first.split()[-1]
     assert [line for line in rounds if line.startswith("Round")] == [
@@ -189,7 +193,7 @@ def test_other_settings_begin_anew(server: ComfyServer, red: str, changes: dict[
 
 def test_another_image_or_model_begins_anew(server: ComfyServer, red: str, tmp_path: Path) -> None:
     server.run(improve(red, rounds=0))
-    other = upload(server, tmp_path, BLUE, f"{tmp_path.name}_other.png")
+    other = upload(server, tmp_path, BLUE)
     assert ran(server.run(improve(other, rounds=0))) == ["OvisU1Judge"]
     assert ran(server.run(improve(red, rounds=0))) == []
     prompt = improve(red, rounds=0)
@@ -215,7 +219,7 @@ def test_the_text_is_shown_on_the_node(server: ComfyServer, red: str) -> None:
 
 
 def test_each_image_of_a_batch_is_improved(server: ComfyServer, red: str, tmp_path: Path) -> None:
-    fits = upload(server, tmp_path, BLUE, "improve_blue.png")
+    fits = upload(server, tmp_path, BLUE)
     prompt = improve(["8", 0])
     for node, name in (("9", fits), ("10", red)):
         prompt[node] = {"class_type": "LoadImage", "inputs": {"image": name}}
@@ -224,7 +228,7 @@ def test_each_image_of_a_batch_is_improved(server: ComfyServer, red: str, tmp_pa
     images = best(server, result)
     assert len(images) == 2
     assert all(world.same(world.look(pixels(image)), BLUE) for image in images)
-    assert torch.equal(pixels(images[0]), world_of(BLUE))
+    assert torch.equal(pixels(images[0]), SOURCES[fits])
     assert len(scores(result)) == 2
     assert min(scores(result)) >= 0.9
     assert ran(result) == ["OvisU1Judge", "OvisU1Judge", "OvisU1Understand", *EDIT]
@@ -237,7 +241,7 @@ def test_each_image_of_a_batch_is_improved(server: ComfyServer, red: str, tmp_pa
 
 def test_each_image_of_a_list_is_improved(server: ComfyServer, red: str, tmp_path: Path) -> None:
     """A node that makes a list, and one between it and ours."""
-    fits = upload(server, tmp_path, BLUE, "improve_blue.png")
+    fits = upload(server, tmp_path, BLUE)
     prompt = improve(["11", 0])
     for node, name in (("9", fits), ("10", red)):
         prompt[node] = {"class_type": "LoadImage", "inputs": {"image": name}}
@@ -266,7 +270,7 @@ def test_a_list_of_prompts_gives_a_result_for_each(server: ComfyServer, red: str
 
 @pytest.mark.parametrize("size", [(200, 100), (97, 131)])
 def test_an_edit_has_the_size_of_its_image(server: ComfyServer, tmp_path: Path, size: tuple[int, int]) -> None:
-    name = upload(server, tmp_path, RED, f"improve_{size[0]}.png", size)
+    name = upload(server, tmp_path, RED, size)
     instruction = {"instruction": "make the circle blue", "threshold": 1.0, "rounds": 3, "steps": 6}
     result = server.run(improve(name, judge_question="Is the circle blue?", prompt="", **instruction))
     assert [image.size for image in best(server, result)] == [size]
@@ -359,7 +363,7 @@ def without_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfySer
 
 
 def test_without_a_cache_no_node_runs_twice(without_cache: ComfyServer, tmp_path: Path) -> None:
-    red = upload(without_cache, tmp_path, RED, "improve_red.png")
+    red = upload(without_cache, tmp_path, RED)
     prompt = improve(["8", 0])
     prompt["9"] = {"class_type": "LoadImage", "inputs": {"image": red}}
     prompt["8"] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["9", 0], "amount": 2}}
