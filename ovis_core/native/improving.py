@@ -20,7 +20,7 @@ from comfy_execution.graph_utils import GraphBuilder
 from torch import Tensor
 
 from ..text.prompts import PROMPT_SLOT, fill
-from ..text.rounds import ASK, DONE, EDIT, Course, Goal, seed_of
+from ..text.rounds import ASK, DONE, JUDGE, Course, Goal, seed_of
 from .progress import show_text
 
 STEP = "_OvisU1ImproveStep"
@@ -131,21 +131,14 @@ def step(loop: Loop, score: float | None = None, answer: str | None = None, edit
 
 def _advance(loop: Loop) -> Step:
     graph = GraphBuilder()
-    while (following := _following(loop)) == DONE:
+    while (following := loop.course.next(loop.goal)) == DONE:
         loop = replace(loop, finished=(*loop.finished, (loop.best, loop.course)))
         if len(loop.finished) == len(loop.images):
             return _finish(loop)
         loop = replace(loop, course=loop.known[len(loop.finished)].course.until(loop.goal))
-    if following == ASK:
-        return _ask(graph, loop)
-    return _edit(graph, loop) if following == EDIT else _then(graph, loop, score=_score(graph, loop, loop.best))
-
-
-def _following(loop: Loop) -> str | None:
-    course = loop.course
-    if not course.scores:
-        return None
-    return EDIT if course.edits else course.next(loop.goal)
+    if following == JUDGE:
+        return _then(graph, loop, score=_score(graph, loop, loop.best))
+    return _ask(graph, loop) if following == ASK else _edit(graph, loop)
 
 
 def _score(graph: GraphBuilder, loop: Loop, image: Any) -> Any:

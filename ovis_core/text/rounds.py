@@ -9,7 +9,7 @@ from .prompts import ANSWER_SLOT, fill
 
 SEEDS = 1 << 64
 QUOTES = "\"'`"
-ASK, EDIT, DONE = "ask", "edit", "done"
+JUDGE, ASK, EDIT, DONE = "judge", "ask", "edit", "done"
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,15 @@ class Course:
         return self.answered("", goal)
 
     def next(self, goal: Goal) -> str:
-        """`ASK`, `EDIT` or `DONE`.
+        """`JUDGE`, `ASK`, `EDIT` or `DONE`.
 
         The best image so far is edited. If the last edit was not better, its question would get the same answer, so the
         instruction is tried again, with another seed.
         """
+        if not self.scores:
+            return JUDGE
+        if self.edits:
+            return EDIT
         if self.silent or _worth(self.score) >= goal.threshold or len(self.instructions) >= goal.rounds:
             return DONE
         last_is_best = self.best == len(self.scores) - 1
@@ -115,7 +119,7 @@ class Course:
                 better = _worth(self.scores[number]) > _worth(self.scores[best])
                 best = number if better else best
                 lines.append(f"  {_shown(self.scores[number])}, {'better: kept' if better else 'not better: dropped'}")
-        if self.scores and len(self.instructions) < len(self.scores) and self.next(goal) == DONE:
+        if self.next(goal) == DONE:
             lines.append(self._end(goal))
         return "\n".join(lines)
 

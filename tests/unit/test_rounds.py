@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ovis_core.text.prompts import ANSWER_SLOT, fill
-from ovis_core.text.rounds import ASK, DONE, EDIT, Course, Goal, first_line, seed_of
+from ovis_core.text.rounds import ASK, DONE, EDIT, JUDGE, Course, Goal, first_line, seed_of
 
 NAN = float("nan")
 
@@ -115,11 +115,11 @@ def test_a_score_that_is_not_a_number_is_worse_than_any_other() -> None:
 
 def test_log_while_the_rounds_run() -> None:
     course = Course()
-    assert course.log(goal()) == "Judging the image ..."
+    assert (course.log(goal()), course.next(goal())) == ("Judging the image ...", JUDGE)
     course = course.judged(0.1)
     assert course.log(goal()) == "As it came: 0.1000"
     course = course.answered("Add a cat.", goal())
-    assert course.log(goal()) == "As it came: 0.1000\nRound 1: Add a cat."
+    assert (course.log(goal()), course.next(goal())) == ("As it came: 0.1000\nRound 1: Add a cat.", EDIT)
 
 
 @pytest.mark.parametrize("count", range(4))
