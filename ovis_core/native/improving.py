@@ -154,7 +154,7 @@ def _ask(graph: GraphBuilder, loop: Loop) -> Step:
 
 
 def _edit(graph: GraphBuilder, loop: Loop) -> Step:
-    if not loop.course.edits:
+    if not loop.course.editing:
         loop = replace(loop, course=loop.course.repeated(loop.goal))
     clip, vae = loop.parts["clip"], loop.parts["vae"]
     instruction = loop.course.instructions[-1]

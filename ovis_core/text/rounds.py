@@ -56,7 +56,7 @@ class Course:
         return self.scores[self.best]
 
     @property
-    def edits(self) -> bool:
+    def editing(self) -> bool:
         """Whether the last instruction's edit has not been judged yet."""
         return len(self.instructions) == len(self.scores) > 0
 
@@ -87,7 +87,7 @@ class Course:
         """
         if not self.scores:
             return JUDGE
-        if self.edits:
+        if self.editing:
             return EDIT
         if self.silent or _worth(self.score) >= goal.threshold or len(self.instructions) >= goal.rounds:
             return DONE

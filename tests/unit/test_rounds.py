@@ -139,7 +139,7 @@ def test_known_rounds_with_a_stop_in_between() -> None:
     assert Course().until(goal()) == Course()
     asked = Course().judged(0.1).answered("One.", goal())
     assert asked.until(goal()) == asked
-    assert asked.edits
+    assert asked.editing
     assert asked.until(goal(0.1)) == Course().judged(0.1)
     silent = Course().judged(0.1).answered("", goal())
     assert silent.until(goal(0.9, 5)) == silent
