@@ -15,12 +15,14 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ovis_core.native.compat import single_inputs
+from ..ovis_core.native.improving import Loop
 from ..ovis_core.native.model import OvisU1
 from ..ovis_core.native.text_model import OvisTextModel
 from ..ovis_core.sizes import LATENT_FACTOR
 from ..ovis_core.text.conversation import Conversation
+from ..ovis_core.text.prompts import PROMPT_SLOT
 from ..ovis_core.weights.config import LATENT_CHANNELS, LATENT_SCALE
-from .schema import History
+from .schema import History, LoopState
 
 FILES = ("model_name", "diffusion_model_name", "text_encoder_name", "vae_name")  # the node reports a missing file
 
@@ -138,8 +140,16 @@ def _need_history(spec: Any, history: Any) -> None:
         )
 
 
+def _need_loop(spec: Any, loop: Any) -> None:
+    if not isinstance(loop, Loop):
+        raise ValueError(
+            f"{spec.id}: expected a loop of Ovis-U1 Improve, got {type(loop).__name__}; use Ovis-U1 Improve, which "
+            "adds this node itself."
+        )
+
+
 def _need_nothing(spec: Any, value: Any) -> None:
-    """No check: any value counts as true or false."""
+    """No check: any value counts as true or false, or comes from a node of the same loop."""
 
 
 NEEDS = {
@@ -155,6 +165,8 @@ NEEDS = {
     io.Latent.Input: _need_latent,
     io.Boolean.Input: _need_nothing,
     History.Input: _need_history,
+    LoopState.Input: _need_loop,
+    io.AnyType.Input: _need_nothing,
 }
 
 
@@ -175,6 +187,28 @@ def need_batches_of(count: int, batches: Mapping[str, Tensor]) -> None:
         if len(batch) not in (1, count):
             expected = "one image" if count == 1 else f"one image or {count}, the number of images in image"
             raise ValueError(f"{name}: expected {expected}, got {len(batch)}; choose one of them with ImageFromBatch.")
+
+
+def need_prompt(prompt: str, **templates: str) -> None:
+    """Raises ValueError if a template contains {prompt} and there is no prompt, or if there is one and none does."""
+    users = [name for name, template in templates.items() if PROMPT_SLOT in template]
+    if users and not prompt.strip():
+        raise ValueError(
+            f"prompt: expected a text for {PROMPT_SLOT} in {users[0]}, got none; write a prompt, or remove "
+            f"{PROMPT_SLOT}."
+        )
+    if prompt.strip() and not users:
+        raise ValueError(
+            f"{next(iter(templates))}: expected {PROMPT_SLOT}, because there is a prompt, got none; add {PROMPT_SLOT}, "
+            "or clear prompt."
+        )
+
+
+def need_words(**texts: str) -> None:
+    """Raises ValueError for a text that is empty."""
+    for name, text in texts.items():
+        if not text.strip():
+            raise ValueError(f"{name}: expected a text, got none; write a text.")
 
 
 def need_image_latent(latent: dict[str, Any]) -> None:

@@ -8,5 +8,7 @@ from ..ovis_core.native import compat
 
 CATEGORY = "Ovis-U1"
 History = io.Custom("OVIS_U1_HISTORY")
+LoopState = io.Custom("OVIS_U1_LOOP")
 ADVANCED = compat.ADVANCED  # of an input
+HIDDEN = compat.HIDDEN  # of a schema
 found_by = compat.search_aliases  # of a schema

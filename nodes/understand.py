@@ -10,11 +10,11 @@ from ..ovis_core.native.compat import FIXED_SEED
 from ..ovis_core.native.tokens import MAX_FRAMES
 from ..ovis_core.native.understanding import judge, understand
 from ..ovis_core.text.decoding import GREEDY, Sampling
-from .checks import checked
+from ..ovis_core.text.prompts import FITS, PROMPT_SLOT
+from .checks import checked, need_prompt
 from .schema import ADVANCED, CATEGORY, History, found_by
 
 HISTORY_SLOT = 1
-PROMPT_SLOT = "{prompt}"
 DRAWN = Sampling()
 
 
@@ -248,7 +248,7 @@ class OvisU1Judge(io.ComfyNode):
                 io.String.Input(
                     "question",
                     multiline=True,
-                    default='Does this image fit the description "{prompt}"? Answer yes or no.',
+                    default=FITS,
                     tooltip="A question that can be answered with yes or no. {prompt} is replaced by the prompt.",
                 ),
                 io.String.Input(
@@ -284,16 +284,7 @@ class OvisU1Judge(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, clip: Any, images: Any, question: str, prompt: str) -> io.NodeOutput:
-        if not prompt.strip() and PROMPT_SLOT in question:
-            raise ValueError(
-                f"prompt: expected a text for {PROMPT_SLOT} in question, got none; write a prompt, or remove "
-                f"{PROMPT_SLOT}."
-            )
-        if prompt.strip() and PROMPT_SLOT not in question:
-            raise ValueError(
-                f"question: expected {PROMPT_SLOT}, because there is a prompt, got none; add {PROMPT_SLOT}, or clear "
-                "prompt."
-            )
+        need_prompt(prompt, question=question)
         verdict = judge(clip, images, question.replace(PROMPT_SLOT, prompt))
         best = images[verdict.order[0], None]
         return io.NodeOutput(verdict.scores, best, verdict.ranking, ui=ui.PreviewText(verdict.ranking))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 import tempfile
 import textwrap
@@ -192,6 +193,30 @@ def pick_the_best(run: Runner) -> list[Tile]:
     return [*((image, "") for image in run.shown(result)[:4]), (run.image(result), f"the best: {prompt}")]
 
 
+def improve(run: Runner) -> list[Tile]:
+    """A picture of another prompt, and what the loop makes of it. Pictures of the right prompt are right at once."""
+    painted = "a red circle on a white background"
+    workflow = run.load("improve")
+    (encode,) = (node for node in workflow["nodes"] if node["type"] == "OvisU1TextEncode")
+    for entry in encode["inputs"]:
+        if entry["name"] == "prompt":
+            entry["link"] = None
+    put(workflow, "OvisU1TextEncode", 0, painted)
+    put(workflow, "PrimitiveStringMultiline", 0, painted.replace("red", "blue"))
+    for place, value in ((5, run.demo.steps), (9, "What shape is it?"), (10, "make the {answer} blue")):
+        put(workflow, "OvisU1Improve", place, value)
+    result = run.run(workflow)
+    (loop,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == "OvisU1Improve")
+    ((log,),) = result.outputs[loop]["text"]
+    score, instruction, better, *_ = log.splitlines()
+    before, after = (float(re.search(r"\d\.\d+", line)[0]) for line in (score, better))
+    change = instruction.partition(": ")[2]
+    return [
+        (run.shown(result)[0], f"wanted: a blue circle; score {before:.2f}"),
+        (run.image(result), f"{change}; score {after:.2f}"),
+    ]
+
+
 def multi_image(run: Runner) -> list[Tile]:
     """Two pictures and a question about one of them."""
     question = "What color is the circle?"
@@ -269,6 +294,7 @@ CARDS: dict[str, Callable[[Runner], list[Tile]]] = {
         enrich_prompt,
         pick_the_best,
         caption_folder,
+        improve,
         train_lora,
     )
 }

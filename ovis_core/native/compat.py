@@ -83,6 +83,10 @@ def _named(template: io.Input, name: str, display_name: str) -> io.Input:
     return made
 
 
+# Hides a node from the menu and the search of the page. 0.3.75 hides only deprecated nodes.
+HIDDEN: dict[str, Any] = {"is_dev_only" if "is_dev_only" in io.Schema.__dataclass_fields__ else "is_deprecated": True}
+
+
 # ---- devices and types
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import comfy.utils
 from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
 from ..text.tokenizer import Tokenizer
@@ -57,7 +58,10 @@ class DecodingProgress:
 
 
 def show_text(text: str) -> None:
-    """Shows text on the running node, on the page that queued it. Without a server or such a page it does nothing."""
+    """Shows text on the running node, on the page that queued it. Without a server or such a page it does nothing.
+
+    A node that another one has made is not on the page; its text is shown on the one that made it.
+    """
     node = get_executing_context()
     if node is not None:
         from server import PromptServer
@@ -65,4 +69,5 @@ def show_text(text: str) -> None:
         server = PromptServer.instance
         # Without a client the text would go to every page that is open.
         if server.client_id is not None:
-            server.send_progress_text(text, node.node_id, server.client_id)
+            shown_on = get_progress_state().dynprompt.get_display_node_id(node.node_id)
+            server.send_progress_text(text, shown_on, server.client_id)

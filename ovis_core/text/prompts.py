@@ -6,6 +6,7 @@ Only the templates contain control tokens and placeholders. A user's text is alw
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ..special_tokens import Control, Placeholder
@@ -18,9 +19,23 @@ DESCRIBE = (
 )
 UNCONDITIONAL = "Generate an image."
 
+# Texts of users, in which a word in braces is replaced.
+PROMPT_SLOT, ANSWER_SLOT = "{prompt}", "{answer}"
+FITS = 'Does this image fit the description "{prompt}"? Answer yes or no.'
+WHAT_TO_CHANGE = (
+    'This image should fit the description "{prompt}", but something is missing or wrong. Which change makes it fit? '
+    "Answer with one short instruction to an image editor."
+)
+
 END_TOKENS = (Control.TURN_END, Control.END_OF_TEXT)  # either ends an answer
 EMPTY_THINKING: tuple[PromptPart, ...] = (Control.THINK, "\n\n", Control.END_THINK)
 AFTER_THINKING = "\n\n"
+
+
+def fill(template: str, **values: str) -> str:
+    """The template with each {name} replaced by the value of that name; braces in the values stay as they are."""
+    names = "|".join(values)
+    return re.sub(rf"\{{({names})\}}", lambda found: values[found[1]], template)
 
 
 def user_turn(parts: Sequence[PromptPart]) -> list[PromptPart]:

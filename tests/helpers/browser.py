@@ -38,6 +38,7 @@ SMALL = {
     "OvisU1TextEncode": {"width": 128, "height": 128},
     "EmptyLatentImage": {"width": 128, "height": 128},
     "OvisU1Understand": {"max_new_tokens": 8},
+    "OvisU1Improve": {"steps": 2, "rounds": 1},
 }
 # Nodes as they are drawn. An element of Nodes 2.0 includes its title, and may be larger than the graph says.
 NODES = """() => {

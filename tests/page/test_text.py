@@ -14,6 +14,7 @@ SHORT = {
     **SMALL,
     "OvisU1Understand": {"max_new_tokens": 12},
     "OvisU1Sampler": {"steps": 2, "control_after_generate": "fixed"},
+    "OvisU1Improve": {"steps": 2, "rounds": 1, "control_after_generate": "fixed"},
 }
 RUNS = "Ovis-U1: prefilled "  # the log has it once for each answer
 # The text that a node of a class shows: the values of its widgets that are texts and not inputs.
@@ -57,7 +58,10 @@ def wait_for_text(page: Any, node: str, text: str) -> None:
     page.wait_for_function(SEEN, arg=[node, text])
 
 
-@pytest.mark.parametrize(("name", "node"), [("understand", "OvisU1Understand"), ("pick_the_best", "OvisU1Judge")])
+@pytest.mark.parametrize(
+    ("name", "node"),
+    [("understand", "OvisU1Understand"), ("pick_the_best", "OvisU1Judge"), ("improve", "OvisU1Improve")],
+)
 def test_text_is_shown_after_a_reload_and_for_a_cached_run(
     page: Any, ready: ComfyServer, shots: Path, name: str, node: str
 ) -> None:
@@ -93,7 +97,15 @@ def test_dynamic_prompts_are_expanded(page: Any) -> None:
         "OvisU1EditEncode": {"prompt": "make it {red|blue}", "negative_prompt": "{red|blue} rain"},
         "OvisU1Understand": {"prompt": "Is it {red|blue}?"},
         "OvisU1Judge": {"question": "Is this {prompt}, {red|blue}?", "prompt": "{red|blue}"},
+        "OvisU1Improve": {
+            "prompt": "a {red|blue} heron",
+            "judge_question": "Is this {prompt}, {red|blue}?",
+            "question": "Why is this not {prompt}, {red|blue}?",
+            "instruction": "{answer}, {red|blue}",
+        },
     }
+    templates = [("OvisU1Judge", "question")]
+    templates += [("OvisU1Improve", name) for name in texts["OvisU1Improve"] if name != "prompt"]
     page.evaluate(
         "(types) => types.forEach((type) => window.app.graph.add(window.LiteGraph.createNode(type)))", [*texts]
     )
@@ -104,7 +116,8 @@ def test_dynamic_prompts_are_expanded(page: Any) -> None:
         for node in prompt.values()
         for name in texts[node["class_type"]]
     }
-    assert made.pop(("OvisU1Judge", "question")) == texts["OvisU1Judge"]["question"]
+    for node, name in templates:
+        assert made.pop((node, name)) == texts[node][name]
     for (node, name), text in made.items():
         assert text in [texts[node][name].replace("{red|blue}", colour) for colour in ("red", "blue")]
-    assert len(made) == 6
+    assert len(made) == 7

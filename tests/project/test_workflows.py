@@ -20,6 +20,7 @@ ROLES = {
         "OvisU1EditEncode",
         "OvisU1Understand",
         "OvisU1Judge",
+        "OvisU1Improve",
         "PrimitiveStringMultiline",
         "StringConcatenate",
     },

@@ -92,6 +92,23 @@ CHECKS = [
     ("OvisU1Judge", "prompt", "no words", r"prompt: expected a text for \{prompt\} in question, got none"),
     ("OvisU1Judge", "images", "no images", r"images: expected at least one image, got an empty batch"),
     ("OvisU1Judge", "question", "zero", r"question: expected one text, got int"),
+    (
+        "OvisU1Improve",
+        "model",
+        "another model",
+        r"model: expected an Ovis-U1 MODEL, got Identity; connect the MODEL of",
+    ),
+    ("OvisU1Improve", "clip", "another clip", r"clip: expected an Ovis-U1 CLIP, got Identity"),
+    ("OvisU1Improve", "vae", "another vae", r"vae: expected a VAE with 4 latent channels, got 16"),
+    ("OvisU1Improve", "image", "one image", r"image: expected an IMAGE of 4 dimensions, got 3"),
+    ("OvisU1Improve", "image", "no images", r"image: expected at least one image, got an empty batch"),
+    ("OvisU1Improve", "prompt", "no words", r"prompt: expected a text for \{prompt\} in judge_question, got none"),
+    ("OvisU1Improve", "prompt", "two words", r"prompt: expected one text, got list"),
+    ("OvisU1Improve", "threshold", "minus one", r"threshold: expected a number from 0\.0 to 1\.0, got -1"),
+    ("OvisU1Improve", "rounds", "a million", r"rounds: expected a whole number from 0 to 50, got 1000000"),
+    ("OvisU1Improve", "steps", "zero", r"steps: expected a whole number from 1 to 10000, got 0"),
+    ("OvisU1Improve", "instruction", "no words", r"instruction: expected a text, got none; write a text"),
+    ("OvisU1Improve", "question", "zero", r"question: expected one text, got int"),
 ]
 
 
@@ -107,7 +124,9 @@ def graphs(info: dict[str, Any]) -> dict[str, Graph]:
     best.set("EmptyLatentImage", batch_size=1, **small)
     for graph in (edit, understand):
         graph.prompt[graph.find("LoadImage")] = {"class_type": "EmptyImage", "inputs": picture}
-    found = {"OvisU1EditEncode": edit, "OvisU1Understand": understand, "OvisU1Judge": best}
+    improve = load("improve", info).set("OvisU1Sampler", steps=1).set_all("PrimitiveInt", value=64)
+    improve.set("OvisU1Improve", steps=1, rounds=1)
+    found = {"OvisU1Improve": improve, "OvisU1EditEncode": edit, "OvisU1Understand": understand, "OvisU1Judge": best}
     return {name: found.get(name, paint) for name, *_ in CHECKS}
 
 
@@ -122,7 +141,9 @@ def test_errors_for_wrong_inputs(
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("node", ["OvisU1Sampler", "OvisU1EditEncode", "OvisU1Understand", "OvisU1Judge"])
+@pytest.mark.parametrize(
+    "node", ["OvisU1Sampler", "OvisU1EditEncode", "OvisU1Understand", "OvisU1Judge", "OvisU1Improve"]
+)
 def test_graphs_without_wrong_inputs_run(server: ComfyServer, graphs: dict[str, Graph], node: str) -> None:
     assert server.run(graphs[node].prompt).outputs
 

@@ -134,7 +134,7 @@ def test_repetition_penalty_acts_without_sampling(server: ComfyServer, info: dic
     assert answer(temperature=1.5, top_p=0.1, top_k=3, min_p=0.5, seed=9) == plain
 
 
-def test_prompts_are_dynamic_but_questions_of_judge_are_not(info: dict[str, Any]) -> None:
+def test_prompts_are_dynamic_but_templates_with_a_prompt_are_not(info: dict[str, Any]) -> None:
     texts = {
         (node[len("OvisU1") :], name): spec[1].get("dynamicPrompts", False)
         for node, said in info.items()
@@ -151,6 +151,10 @@ def test_prompts_are_dynamic_but_questions_of_judge_are_not(info: dict[str, Any]
         ("Understand", "prompt"): True,
         ("Judge", "question"): False,
         ("Judge", "prompt"): True,
+        ("Improve", "prompt"): True,
+        ("Improve", "judge_question"): False,
+        ("Improve", "question"): False,
+        ("Improve", "instruction"): False,
         ("Download", "repository"): False,
         ("Download", "revision"): False,
     }

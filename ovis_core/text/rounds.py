@@ -1,0 +1,156 @@
+"""The rounds in which the model improves an image: what to do next, and the log. Plain Python, without the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from .prompts import ANSWER_SLOT, fill
+
+SEEDS = 1 << 64
+QUOTES = "\"'`"
+JUDGE, ASK, EDIT, DONE = "judge", "ask", "edit", "done"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the image should become, and how hard to try.
+
+    prompt       what the image should show
+    threshold    the score, 0 to 1, from which an image is finished
+    rounds       the most edits of an image
+    question     asks the model what to change; may contain {prompt}
+    instruction  of the edit; may contain {prompt}, and {answer} for the answer to `question`
+    """
+
+    prompt: str
+    threshold: float
+    rounds: int
+    question: str
+    instruction: str
+
+    @property
+    def asks(self) -> bool:
+        """Whether the instruction needs an answer."""
+        return ANSWER_SLOT in self.instruction
+
+
+@dataclass(frozen=True)
+class Course:
+    """The rounds of one image so far.
+
+    scores        of the image as it came, then of each edit
+    instructions  of each edit; one more than edits with a score while an edit is being made
+    best          index of the best score
+    silent        whether the model named nothing to change
+    """
+
+    scores: tuple[float, ...] = ()
+    instructions: tuple[str, ...] = ()
+    best: int = 0
+    silent: bool = False
+
+    @property
+    def score(self) -> float:
+        """The best score, 0 to 1; NaN if the image's score is NaN and no edit had a number."""
+        return self.scores[self.best]
+
+    @property
+    def editing(self) -> bool:
+        """Whether the last instruction's edit has not been judged yet."""
+        return len(self.instructions) == len(self.scores) > 0
+
+    def judged(self, score: float) -> Course:
+        """With the score of the image as it came, or of the edit that was made last."""
+        better = bool(self.scores) and _worth(score) > _worth(self.score)
+        return replace(self, scores=(*self.scores, score), best=len(self.scores) if better else self.best)
+
+    def answered(self, answer: str, goal: Goal) -> Course:
+        """With the next edit's instruction, made from the model's answer."""
+        said = first_line(answer)
+        if goal.asks and not said:
+            return replace(self, silent=True)
+        instruction = fill(goal.instruction, prompt=goal.prompt, answer=said)
+        return replace(self, instructions=(*self.instructions, instruction))
+
+    def repeated(self, goal: Goal) -> Course:
+        """With an instruction that needs no new answer: the last one, or one without {answer}."""
+        if self.instructions:
+            return replace(self, instructions=(*self.instructions, self.instructions[-1]))
+        return self.answered("", goal)
+
+    def next(self, goal: Goal) -> str:
+        """`JUDGE`, `ASK`, `EDIT` or `DONE`.
+
+        The best image so far is edited. If the last edit was not better, its question would get the same answer, so the
+        instruction is tried again, with another seed.
+        """
+        if not self.scores:
+            return JUDGE
+        if self.editing:
+            return EDIT
+        if self.silent or _worth(self.score) >= goal.threshold or len(self.instructions) >= goal.rounds:
+            return DONE
+        last_is_best = self.best == len(self.scores) - 1
+        return ASK if goal.asks and last_is_best else EDIT
+
+    def until(self, goal: Goal) -> Course:
+        """These rounds as far as they go with another threshold or number of rounds."""
+        if not self.scores:
+            return self
+        course = Course().judged(self.scores[0])
+        while course.next(goal) != DONE:
+            count = len(course.scores)
+            if count > len(self.instructions):
+                return replace(course, silent=self.silent)
+            course = replace(course, instructions=self.instructions[:count])
+            if count == len(self.scores):
+                return course
+            course = course.judged(self.scores[count])
+        return course
+
+    def log(self, goal: Goal) -> str:
+        """A line for each score, and one that says why the rounds ended, or what is being done."""
+        lines = [f"As it came: {_shown(self.scores[0])}"] if self.scores else ["Judging the image ..."]
+        best = 0
+        for number, instruction in enumerate(self.instructions, 1):
+            lines.append(f"Round {number}: {instruction}")
+            if number < len(self.scores):
+                better = _worth(self.scores[number]) > _worth(self.scores[best])
+                best = number if better else best
+                lines.append(f"  {_shown(self.scores[number])}, {'better: kept' if better else 'not better: dropped'}")
+        if self.next(goal) == DONE:
+            lines.append(self._end(goal))
+        return "\n".join(lines)
+
+    def _end(self, goal: Goal) -> str:
+        taken = f"round {self.best}" if self.best else "the image as it came"
+        if _worth(self.score) >= goal.threshold:
+            why = f", which reaches the threshold of {goal.threshold:g}"
+        elif self.silent:
+            why = "; the model named nothing to change"
+        else:
+            rounds = f"{goal.rounds} round{'' if goal.rounds == 1 else 's'}"
+            why = f"; the threshold of {goal.threshold:g} was not reached in {rounds}"
+        return f"Result: {taken}, {_shown(self.score)}{why}."
+
+
+def seed_of(seed: int, course: Course) -> int:
+    """The seed of the edit whose instruction came last: `seed` in the first round, and one more in each later one."""
+    return (seed + len(course.instructions) - 1) % SEEDS
+
+
+def first_line(answer: str) -> str:
+    """The first line of an answer that has text, without spaces and quotes around it."""
+    line = next(filter(None, map(str.strip, answer.splitlines())), "")
+    quoted = len(line) > 1 and line[0] in QUOTES and line[0] == line[-1] and line.count(line[0]) == 2
+    return line[1:-1].strip() if quoted else line
+
+
+def _worth(score: float) -> float:
+    """The score for comparisons: NaN is worse than any number."""
+    return -1.0 if math.isnan(score) else score
+
+
+def _shown(score: float) -> str:
+    return "not a number" if math.isnan(score) else f"{score:.4f}"

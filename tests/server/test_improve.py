@@ -1,0 +1,373 @@
+"""Ovis-U1 Improve in a running ComfyUI, with the small model that comes with the pack, whose edits must be right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import world
+from PIL import Image
+from world import Scene, Shape
+
+import workspace
+from comfy_prompt import PromptFailed, Result
+from comfy_server import ComfyServer
+from helpers.graphs import Prompt, saved_images
+from helpers.paths import ROOT, comfyui_path
+from ovis_core.weights import built_in
+
+pytestmark = pytest.mark.skipif(not built_in.is_there(), reason="this copy of the pack lacks the small model")
+
+RED = Scene("white", (Shape("circle", "red", "", "", 64, 64, 30),))
+BLUE = RED.change(colour="blue")
+NODE, IMAGE, SHOWN = "1", "4", {"best": "5", "scores": "6", "log": "7"}  # ids in the prompts
+# The small model knows this question, and instructions of this form.
+WORDS = {"question": "What shape is it?", "instruction": "make the {answer} blue"}
+NUMBERS = count()
+SOURCES: dict[str, torch.Tensor] = {}  # uploaded images by their names
+EDIT = ["OvisU1EditEncode", "OvisU1Sampler", "OvisU1Decode", "OvisU1Judge"]
+
+
+def upload(server: ComfyServer, folder: Path, scene: Scene, size: tuple[int, int] = (128, 128)) -> str:
+    """An image of the scene that differs from each other one in a pixel, so that nothing about it is known yet."""
+    number = next(NUMBERS)
+    drawn = (world.draw([scene])[0].permute(1, 2, 0) * 255).round().byte()
+    drawn[0, 0] = torch.tensor([number % 256, number // 256, 255])
+    image = Image.fromarray(drawn.numpy()).resize(size, Image.Resampling.NEAREST)
+    image.save(folder / f"improve_{number}.png")
+    name = server.upload(folder / f"improve_{number}.png")
+    SOURCES[name] = pixels(image)
+    return name
+
+
+def improve(source: str | list[Any], prompt: str = "a blue circle on a white background", **inputs: Any) -> Prompt:
+    """A prompt that improves an image, with few steps; `source` is an uploaded image or a link."""
+    values = {"threshold": 0.9, "rounds": 2, "seed": 3, "steps": 10, "txt_cfg": 6.0, "img_cfg": 1.5, **WORDS, **inputs}
+    image = [IMAGE, 0] if isinstance(source, str) else source
+    parts = {name: ["2", slot] for slot, name in enumerate(("model", "clip", "vae"))}
+    return {
+        NODE: {"class_type": "OvisU1Improve", "inputs": {**parts, "image": image, "prompt": prompt, **values}},
+        "2": {"class_type": "OvisU1Loader", "inputs": {"model_name": built_in.NAME, "weight_dtype": "default"}},
+        **({IMAGE: {"class_type": "LoadImage", "inputs": {"image": source}}} if isinstance(source, str) else {}),
+        SHOWN["best"]: {"class_type": "SaveImage", "inputs": {"images": [NODE, 0], "filename_prefix": "improve"}},
+        SHOWN["scores"]: {"class_type": "PreviewAny", "inputs": {"source": [NODE, 1]}},
+        SHOWN["log"]: {"class_type": "PreviewAny", "inputs": {"source": [NODE, 2]}},
+    }
+
+
+def shown(result: Result, name: str) -> list[str]:
+    return result.outputs[SHOWN[name]]["text"]
+
+
+def log(result: Result) -> list[str]:
+    """The lines of the log, which the node shows too."""
+    (text,) = shown(result, "log")
+    assert result.outputs[NODE]["text"] == [[text]]
+    return text.splitlines()
+
+
+def scores(result: Result) -> list[float]:
+    return [float(text) for text in shown(result, "scores")]
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1) / 255
+
+
+def best(server: ComfyServer, result: Result) -> list[Image.Image]:
+    return saved_images(server, result, SHOWN["best"])
+
+
+def ran(result: Result) -> list[str]:
+    """The classes of the nodes inside the loop that were computed, in order; steps of the loop and slices left out."""
+    inner = [node for node in result.executed_nodes if node.startswith(f"{NODE}.")]
+    names = {"judge": "OvisU1Judge", "ask": "OvisU1Understand", "encode": EDIT[0], "sample": EDIT[1], "decode": EDIT[2]}
+    return [names[name] for node in inner if (name := node.rsplit(".", 1)[1]) in names]
+
+
+@pytest.fixture
+def red(server: ComfyServer, tmp_path: Path) -> str:
+    """An image of a red circle."""
+    return upload(server, tmp_path, RED)
+
+
+def test_a_wrong_image_is_edited_until_it_fits(server: ComfyServer, red: str) -> None:
+    result = server.run(improve(red))
+    (image,) = best(server, result)
+    seen = world.look(pixels(image))
+    assert world.same(seen, BLUE)
+    assert world.kept(seen, BLUE)
+    (score,) = scores(result)
+    first, instruction, second, end = log(result)
+    assert first.startswith("As it came: 0.")
+    assert float(first.split()[-1]) < 0.1
+    assert instruction == "Round 1: make the circle blue"
+    assert second == f"  {score:.4f}, better: kept"
+    assert end == f"Result: round 1, {score:.4f}, which reaches the threshold of 0.9."
+    assert score >= 0.9
+    assert ran(result) == ["OvisU1Judge", "OvisU1Understand", *EDIT]
+
+
+def test_scores_are_those_of_judge(server: ComfyServer, red: str) -> None:
+    prompt = improve(red, seed=4)
+    inputs = {"clip": ["2", 1], "question": 'Does this image fit the description "{prompt}"? Answer yes or no.'}
+    for node, link in (("8", [IMAGE, 0]), ("9", [NODE, 0])):
+        judge = {**inputs, "images": link, "prompt": prompt[NODE]["inputs"]["prompt"]}
+        prompt[node] = {"class_type": "OvisU1Judge", "inputs": judge}
+    result = server.run(prompt)
+    before, after = (result.outputs[node]["text"][0].split()[-1] for node in ("8", "9"))
+    assert log(result)[0] == f"As it came: {before}"
+    assert f"{scores(result)[0]:.4f}" == after
+    assert float(after) > float(before)
+
+
+def test_an_image_that_fits_is_returned_as_it_came(server: ComfyServer, red: str) -> None:
+    result = server.run(improve(red, "a red circle on a white background"))
+    (image,) = best(server, result)
+    assert torch.equal(pixels(image), SOURCES[red])
+    assert ran(result) == ["OvisU1Judge"]
+    assert log(result)[1].startswith("Result: the image as it came, ")
+
+
+@pytest.mark.parametrize("changes", [{"rounds": 0}, {"threshold": 0.0}])
+def test_without_rounds_or_threshold_it_only_judges(server: ComfyServer, red: str, changes: dict[str, Any]) -> None:
+    result = server.run(improve(red, **changes))
+    assert torch.equal(pixels(best(server, result)[0]), SOURCES[red])
+    assert ran(result) == ["OvisU1Judge"]
+    assert scores(result)[0] < 0.1
+
+
+def test_edits_that_are_not_better_are_dropped(server: ComfyServer, red: str) -> None:
+    """The instruction leads away from the prompt, so the image stays; each round has another seed."""
+    inputs = {"instruction": "turn it into a triangle", "threshold": 1.0, "steps": 4, "rounds": 2}
+    result = server.run(improve(red, "a red circle on a white background", **inputs))
+    assert torch.equal(pixels(best(server, result)[0]), SOURCES[red])
+    first, *rounds, _ = log(result)
+    assert f"{scores(result)[0]:.4f}" == first.split()[-1]
+    assert [line for line in rounds if line.startswith("Round")] == [
+        "Round 1: turn it into a triangle",
+        "Round 2: turn it into a triangle",
+    ]
+    assert sum(line.endswith("not better: dropped") for line in rounds) == 2
+    assert ran(result) == ["OvisU1Judge", *EDIT, *EDIT]  # without a question
+    values = {line.split(",")[0].strip() for line in rounds if "dropped" in line}
+    assert len(values) == 2
+
+
+def test_with_its_own_texts_the_result_is_never_worse(server: ComfyServer, red: str) -> None:
+    """The small model does not know the question, so its answer may be anything."""
+    prompt = improve(red, threshold=1.0, rounds=1)
+    for name in WORDS:
+        del prompt[NODE]["inputs"][name]
+    result = server.run(prompt)
+    assert scores(result)[0] >= float(log(result)[0].split()[-1]) - 1e-4
+    assert ran(result)[:2] == ["OvisU1Judge", "OvisU1Understand"]
+
+
+def test_raising_rounds_continues_after_the_known_rounds(server: ComfyServer, red: str) -> None:
+    inputs = {"threshold": 1.0, "steps": 3, "seed": 11}
+    first = server.run(improve(red, rounds=1, **inputs))
+    assert ran(first) == ["OvisU1Judge", "OvisU1Understand", *EDIT]
+    again = server.run(improve(red, rounds=1, **inputs))
+    assert not [node for node in again.executed_nodes if node.split(".")[0] == NODE]
+    assert log(again) == log(first)
+    more = server.run(improve(red, rounds=3, **inputs))
+    computed = [name for name in ran(more) if name != "OvisU1Understand"]
+    assert computed == EDIT * 2
+    assert log(more)[:3] == log(first)[:3]
+    # A lower threshold needs nothing new.
+    assert ran(server.run(improve(red, rounds=3, **{**inputs, "threshold": 0.99999}))) == []
+
+
+@pytest.mark.parametrize("changes", [{"seed": 12}, {"steps": 4}, {"instruction": "turn the {answer} blue"}])
+def test_other_settings_begin_anew(server: ComfyServer, red: str, changes: dict[str, Any]) -> None:
+    inputs = {"threshold": 1.0, "steps": 3, "seed": 11, "rounds": 1}
+    server.run(improve(red, **inputs))
+    assert ran(server.run(improve(red, **{**inputs, **changes}))) == ["OvisU1Judge", "OvisU1Understand", *EDIT]
+
+
+def test_another_image_or_model_begins_anew(server: ComfyServer, red: str, tmp_path: Path) -> None:
+    server.run(improve(red, rounds=0))
+    other = upload(server, tmp_path, BLUE)
+    assert ran(server.run(improve(other, rounds=0))) == ["OvisU1Judge"]
+    assert ran(server.run(improve(red, rounds=0))) == []
+    prompt = improve(red, rounds=0)
+    prompt["8"] = {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["2", 1], "stop_at_clip_layer": -1}}
+    prompt[NODE]["inputs"]["clip"] = ["8", 0]
+    assert ran(server.run(prompt)) == ["OvisU1Judge"]
+
+
+def test_the_text_is_shown_on_the_node(server: ComfyServer, red: str) -> None:
+    result = server.run(improve(red, seed=31))
+    texts = [event["data"] for event in result.events if event["type"] == "progress_text"]
+    assert {data["node"] for data in texts} == {NODE}
+    said = [data["text"] for data in texts]
+    # The question's answer while it is generated, then the round, before its score is known.
+    for earlier, later in (("circle", "Round 1: make the circle blue"), ("As it came: ", "Result: round 1, ")):
+        assert next(i for i, text in enumerate(said) if earlier in text) < next(
+            i for i, text in enumerate(said) if later in text
+        )
+    assert any(text.endswith("Round 1: make the circle blue") for text in said)
+    kept = [event["data"] for event in result.events if event["type"] == "executed"]
+    last = [data for data in kept if data["display_node"] == NODE and (data["output"] or {}).get("text")][-1]
+    assert list(last["output"]["text"]) == ["\n".join(log(result))]
+
+
+def test_each_image_of_a_batch_is_improved(server: ComfyServer, red: str, tmp_path: Path) -> None:
+    fits = upload(server, tmp_path, BLUE)
+    prompt = improve(["8", 0])
+    for node, name in (("9", fits), ("10", red)):
+        prompt[node] = {"class_type": "LoadImage", "inputs": {"image": name}}
+    prompt["8"] = {"class_type": "ImageBatch", "inputs": {"image1": ["9", 0], "image2": ["10", 0]}}
+    result = server.run(prompt)
+    images = best(server, result)
+    assert len(images) == 2
+    assert all(world.same(world.look(pixels(image)), BLUE) for image in images)
+    assert torch.equal(pixels(images[0]), SOURCES[fits])
+    assert len(scores(result)) == 2
+    assert min(scores(result)) >= 0.9
+    assert ran(result) == ["OvisU1Judge", "OvisU1Judge", "OvisU1Understand", *EDIT]
+    lines = log(result)
+    assert [line for line in lines if line.startswith("Image")] == ["Image 1 of 2", "Image 2 of 2"]
+    # More rounds than were needed.
+    prompt[NODE]["inputs"]["rounds"] = 5
+    assert ran(server.run(prompt)) == []
+
+
+def test_each_image_of_a_list_is_improved(server: ComfyServer, red: str, tmp_path: Path) -> None:
+    """A node that makes a list, and one between it and ours."""
+    fits = upload(server, tmp_path, BLUE)
+    prompt = improve(["11", 0])
+    for node, name in (("9", fits), ("10", red)):
+        prompt[node] = {"class_type": "LoadImage", "inputs": {"image": name}}
+    prompt["8"] = {"class_type": "ImageBatch", "inputs": {"image1": ["9", 0], "image2": ["10", 0]}}
+    prompt["12"] = {"class_type": "RebatchImages", "inputs": {"images": ["8", 0], "batch_size": 1}}
+    prompt["11"] = {"class_type": "ImageInvert", "inputs": {"image": ["13", 0]}}
+    prompt["13"] = {"class_type": "ImageInvert", "inputs": {"image": ["12", 0]}}
+    result = server.run(prompt)
+    images = best(server, result)
+    assert [world.same(world.look(pixels(image)), BLUE) for image in images] == [True, True]
+    assert len(scores(result)) == 2
+    assert min(scores(result)) >= 0.9
+    assert len(shown(result, "log")) == 2
+
+
+def test_a_list_of_prompts_gives_a_result_for_each(server: ComfyServer, red: str) -> None:
+    """Scores of another node as thresholds: a list of numbers, with one image."""
+    prompt = improve(["8", 0], "a red circle on a white background", threshold=["9", 0], rounds=0)
+    prompt["8"] = {"class_type": "LoadImage", "inputs": {"image": red}}
+    prompt["10"] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["8", 0], "amount": 3}}
+    question = {"question": "Is the circle red?", "prompt": ""}
+    prompt["9"] = {"class_type": "OvisU1Judge", "inputs": {"clip": ["2", 1], "images": ["10", 0], **question}}
+    result = server.run(prompt)
+    assert len(best(server, result)) == len(scores(result)) == 3
+
+
+@pytest.mark.parametrize("size", [(200, 100), (97, 131)])
+def test_an_edit_has_the_size_of_its_image(server: ComfyServer, tmp_path: Path, size: tuple[int, int]) -> None:
+    name = upload(server, tmp_path, RED, size)
+    instruction = {"instruction": "make the circle blue", "threshold": 1.0, "rounds": 3, "steps": 6}
+    result = server.run(improve(name, judge_question="Is the circle blue?", prompt="", **instruction))
+    assert [image.size for image in best(server, result)] == [size]
+    assert "better: kept" in "\n".join(log(result))
+
+
+def test_an_edit_of_an_image_with_an_alpha_channel(server: ComfyServer, red: str) -> None:
+    prompt = improve(["8", 0])
+    prompt["9"] = {"class_type": "LoadImage", "inputs": {"image": red}}
+    prompt["8"] = {"class_type": "JoinImageWithAlpha", "inputs": {"image": ["9", 0], "alpha": ["9", 1]}}
+    assert world.same(world.look(pixels(best(server, server.run(prompt))[0])), BLUE)
+
+
+def test_interrupt_in_an_edit_and_the_next_run_works(server: ComfyServer, red: str) -> None:
+    asked: list[int] = []
+
+    def on_progress(value: int, maximum: int) -> None:
+        if maximum == 400 and value > 2 and not asked:
+            asked.append(value)
+            server.interrupt()
+
+    result = server.run(improve(red, steps=400), on_progress=on_progress, check=False)
+    assert result.interrupted
+    assert asked
+    assert server.waiting() == 0
+    after = server.run(improve(red, steps=10))
+    assert world.same(world.look(pixels(best(server, after)[0])), BLUE)
+    assert server.run(improve(red, steps=400, rounds=0)).error is None
+
+
+def test_what_was_known_before_an_interrupt_is_not_computed_again(server: ComfyServer, red: str) -> None:
+    """The score and the answer: the edit with the same settings begins at once."""
+    result = server.run(
+        improve(red, steps=60), on_progress=lambda *step: step[1] == 60 and server.interrupt(), check=False
+    )
+    assert result.interrupted
+    assert ran(result)[:2] == ["OvisU1Judge", "OvisU1Understand"]
+    assert ran(server.run(improve(red, steps=60))) == EDIT
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"prompt": " "}, r"prompt: expected a text for \{prompt\} in judge_question, got none; write a prompt"),
+        (
+            {"judge_question": "Is the circle blue?"},
+            r"judge_question: expected \{prompt\}, because there is a prompt, got none; add \{prompt\}",
+        ),
+        ({"judge_question": ""}, r"judge_question: expected a text, got none; write a text"),
+        ({"instruction": "\n"}, r"instruction: expected a text, got none; write a text"),
+        ({"question": ""}, r"question: expected a text, got none; write a text"),
+    ],
+)
+def test_errors_for_texts_that_do_not_fit(server: ComfyServer, red: str, inputs: dict[str, Any], words: str) -> None:
+    with pytest.raises(PromptFailed, match=words):
+        server.run(improve(red, **inputs))
+
+
+def test_a_question_that_is_not_asked_may_be_empty(server: ComfyServer, red: str) -> None:
+    assert scores(server.run(improve(red, question="", instruction="make the circle blue")))[0] > 0.9
+
+
+def test_an_error_in_the_loop_names_the_node(server: ComfyServer, red: str) -> None:
+    prompt = improve(red)
+    prompt["8"] = {"class_type": "OtherValue", "inputs": {"name": "another vae"}}
+    prompt[NODE]["inputs"]["vae"] = ["8", 0]
+    with pytest.raises(PromptFailed, match="vae: expected a VAE with 4 latent channels, got 16") as caught:
+        server.run(prompt)
+    assert (caught.value.node_id, caught.value.node_type) == (NODE, "OvisU1Improve")
+
+
+def test_the_helper_node_is_hidden_and_takes_only_its_loop(server: ComfyServer, info: dict[str, Any]) -> None:
+    (step,) = (name for name in info if "OvisU1" in name and not name.startswith("OvisU1"))
+    assert info[step].get("dev_only") or info[step]["deprecated"]
+    word = {"1": {"class_type": "OtherValue", "inputs": {"name": "a word"}}}
+    prompt = {
+        **word,
+        "2": {"class_type": step, "inputs": {"loop": ["1", 0]}},
+        "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 2]}},
+    }
+    with pytest.raises(PromptFailed, match=r"loop: expected a loop of Ovis-U1 Improve, got str; use Ovis-U1 Improve"):
+        server.run(prompt)
+
+
+@pytest.fixture(scope="module")
+def without_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    base = workspace.make_base(tmp_path_factory.mktemp("uncached"), ROOT, comfyui_path())
+    with ComfyServer(comfyui_path(), base, ["--cpu", "--cache-none"]) as running:
+        yield running
+
+
+def test_without_a_cache_no_node_runs_twice(without_cache: ComfyServer, tmp_path: Path) -> None:
+    red = upload(without_cache, tmp_path, RED)
+    prompt = improve(["8", 0])
+    prompt["9"] = {"class_type": "LoadImage", "inputs": {"image": red}}
+    prompt["8"] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["9", 0], "amount": 2}}
+    result = without_cache.run(prompt)
+    started = [event["data"]["node"] for event in result.events if event["type"] == "executing"]
+    assert len(started) == len(set(started))
+    assert [world.same(world.look(pixels(image)), BLUE) for image in best(without_cache, result)] == [True, True]

@@ -1,0 +1,171 @@
+"""What the loop that improves an image decides, and its log."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from ovis_core.text.prompts import ANSWER_SLOT, fill
+from ovis_core.text.rounds import ASK, DONE, EDIT, JUDGE, Course, Goal, first_line, seed_of
+
+NAN = float("nan")
+
+
+def goal(threshold: float = 0.8, rounds: int = 3, instruction: str = ANSWER_SLOT) -> Goal:
+    return Goal("a red cat", threshold, rounds, "What is wrong?", instruction)
+
+
+def play(goal: Goal, scores: list[float], answers: list[str]) -> tuple[Course, list[str], list[int]]:
+    """Runs the rounds with these scores and answers; the course, what was done, and the seeds of the edits."""
+    left, said = iter(scores), iter(answers)
+    course, done, seeds = Course().judged(next(left)), [], []
+    while (following := course.next(goal)) != DONE:
+        done.append(following)
+        course = course.answered(next(said), goal) if following == ASK else course.repeated(goal)
+        if len(course.instructions) == len(course.scores):
+            seeds.append(seed_of(7, course))
+            course = course.judged(next(left))
+    assert next(left, None) is None
+    return course, done, seeds
+
+
+def test_an_image_that_fits_is_only_judged() -> None:
+    course, done, _ = play(goal(), [0.8], [])
+    assert (course.best, course.score, done) == (0, 0.8, [])
+    assert course.log(goal()) == "\n".join(
+        ["As it came: 0.8000", "Result: the image as it came, 0.8000, which reaches the threshold of 0.8."]
+    )
+
+
+def test_rounds_end_at_the_threshold() -> None:
+    course, done, seeds = play(goal(), [0.1, 0.4, 0.9], ["Add a cat.", "Make the cat red."])
+    assert (course.best, done, seeds) == (2, [ASK, ASK], [7, 8])
+    assert course.log(goal()) == "\n".join(
+        [
+            "As it came: 0.1000",
+            "Round 1: Add a cat.",
+            "  0.4000, better: kept",
+            "Round 2: Make the cat red.",
+            "  0.9000, better: kept",
+            "Result: round 2, 0.9000, which reaches the threshold of 0.8.",
+        ]
+    )
+
+
+def test_the_best_image_is_kept_and_its_instruction_is_tried_again_with_another_seed() -> None:
+    """The question about the same image would get the same answer."""
+    course, done, seeds = play(goal(), [0.3, 0.2, 0.3, 0.1], ["Add a cat."])
+    assert (course.best, course.score) == (0, 0.3)
+    assert (done, seeds) == ([ASK, EDIT, EDIT], [7, 8, 9])
+    assert course.instructions == ("Add a cat.",) * 3
+    assert course.log(goal()).count("not better: dropped") == 3
+    assert course.log(goal()).endswith(
+        "Result: the image as it came, 0.3000; the threshold of 0.8 was not reached in 3 rounds."
+    )
+
+
+def test_the_next_question_is_about_the_new_best_image() -> None:
+    course, done, _ = play(goal(rounds=4), [0.1, 0.2, 0.15, 0.5, 0.4], ["One.", "Two.", "Three."])
+    assert done == [ASK, ASK, EDIT, ASK]
+    assert course.instructions == ("One.", "Two.", "Two.", "Three.")
+    assert (course.best, course.score) == (3, 0.5)
+
+
+def test_without_an_answer_in_the_instruction_nothing_is_asked() -> None:
+    course, done, _ = play(goal(instruction="Make it {prompt}."), [0.1, 0.2, 0.9], [])
+    assert done == [EDIT, EDIT]
+    assert course.instructions == ("Make it a red cat.",) * 2
+
+
+@pytest.mark.parametrize("answer", ["", "\n \n", "  "])
+def test_an_empty_answer_ends_the_rounds(answer: str) -> None:
+    course, done, _ = play(goal(instruction="Do this: {answer}"), [0.1], [answer])
+    assert done == [ASK]
+    assert course.log(goal()).endswith("Result: the image as it came, 0.1000; the model named nothing to change.")
+
+
+@pytest.mark.parametrize(
+    ("threshold", "rounds", "scores", "edits"),
+    [
+        (0.0, 3, [0.0], 0),
+        (1.0, 3, [0.999, 0.9999, 1.0], 2),
+        (1.0, 2, [0.5, 0.6, 0.7], 2),
+        (0.8, 0, [0.1], 0),
+        (1.0, 0, [0.1], 0),
+    ],
+)
+def test_limits_of_threshold_and_rounds(threshold: float, rounds: int, scores: list[float], edits: int) -> None:
+    course, *_ = play(goal(threshold, rounds), scores, ["More."] * 3)
+    assert len(course.instructions) == edits
+    assert course.score == max(scores)
+
+
+def test_a_score_that_is_not_a_number_is_worse_than_any_other() -> None:
+    course, *_ = play(goal(rounds=2), [0.1, NAN, 0.2], ["One."])
+    assert (course.best, course.score) == (2, 0.2)
+    assert "  not a number, not better: dropped" in course.log(goal(rounds=2))
+    course, *_ = play(goal(rounds=2), [NAN, 0.0, NAN], ["One.", "Two."])
+    assert (course.best, course.score) == (1, 0.0)
+    course, *_ = play(goal(0.0, 1), [NAN, NAN], ["One."])
+    assert course.best == 0
+    assert math.isnan(course.score)
+    assert "not reached in 1 round." in course.log(goal(0.0, 1))
+
+
+def test_log_while_the_rounds_run() -> None:
+    course = Course()
+    assert (course.log(goal()), course.next(goal())) == ("Judging the image ...", JUDGE)
+    course = course.judged(0.1)
+    assert course.log(goal()) == "As it came: 0.1000"
+    course = course.answered("Add a cat.", goal())
+    assert (course.log(goal()), course.next(goal())) == ("As it came: 0.1000\nRound 1: Add a cat.", EDIT)
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_known_rounds_are_used_again_as_far_as_they_go(count: int) -> None:
+    scores, answers = [0.1, 0.5, 0.4, 0.9], ["One.", "Two."]
+    whole, *_ = play(goal(1.0, 3), scores, answers)
+    for wanted in (goal(1.0, count), goal(max(scores[: count + 1]), 3)):
+        fresh, *_ = play(wanted, scores[: len(whole.until(wanted).scores)], answers)
+        assert whole.until(wanted) == fresh
+        assert fresh.until(goal(1.0, 9)).until(wanted) == fresh
+    # More rounds continue from the last one, as they would without a stop.
+    more = whole.until(goal(1.0, 4))
+    assert (more, more.next(goal(1.0, 4))) == (whole, ASK)
+
+
+def test_known_rounds_with_a_stop_in_between() -> None:
+    assert Course().until(goal()) == Course()
+    asked = Course().judged(0.1).answered("One.", goal())
+    assert asked.until(goal()) == asked
+    assert asked.editing
+    assert asked.until(goal(0.1)) == Course().judged(0.1)
+    silent = Course().judged(0.1).answered("", goal())
+    assert silent.until(goal(0.9, 5)) == silent
+    assert silent.until(goal(0.1)) == Course().judged(0.1)
+
+
+def test_seeds_stay_in_range() -> None:
+    course = Course((0.1, 0.1), ("One.", "One."))
+    assert seed_of(2**64 - 1, course) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        ("Add a cat.", "Add a cat."),
+        ('\n "Add a cat."\nIt is missing.', "Add a cat."),
+        ('Add a sign that says "Open"', 'Add a sign that says "Open"'),
+        ('"Open" must be "Closed"', '"Open" must be "Closed"'),
+        ('"', '"'),
+    ],
+)
+def test_the_first_line_of_an_answer(answer: str, line: str) -> None:
+    assert first_line(answer) == line
+
+
+def test_braces_in_texts_stay() -> None:
+    assert fill("{prompt}, {answer}, {other}", prompt="{answer}", answer=r"\1 {prompt}") == (
+        r"{answer}, \1 {prompt}, {other}"
+    )
