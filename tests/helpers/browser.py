@@ -27,6 +27,7 @@ ARGS = [
 WAIT = 60_000  # ms
 WINDOW = {"width": 1440, "height": 900}  # of a small laptop
 CANVAS = "#graph-canvas"
+FOUND = ".p-autocomplete-option, [data-testid=result-item]"  # entries that the search for nodes has found
 CLASSIC, NODES_2 = "classic", "nodes_2"  # nodes drawn on the canvas, or as elements of the page ("Nodes 2.0")
 ELEMENTS = "document.querySelectorAll('[data-node-id]').length"
 # Widgets of a quick run on the small model.
@@ -117,3 +118,18 @@ def wait_for_nodes(page: Any, count: int) -> None:
 
 def select(page: Any, kind: str) -> None:
     page.evaluate("(type) => window.app.canvas.selectNode(window.app.graph._nodes.find((n) => n.type === type))", kind)
+
+
+def open_search(page: Any) -> Any:
+    """Double-clicks the canvas until the page reacts; returns the field to type into."""
+    from playwright.sync_api import TimeoutError
+
+    field = page.locator(".node-search-box-dialog-mask input, [role=dialog] input").first
+    for _ in range(20):
+        page.mouse.dblclick(1000, 500)
+        try:
+            field.wait_for(timeout=3000)
+        except TimeoutError:
+            continue
+        return field
+    raise AssertionError("a double click on the canvas opens no search")

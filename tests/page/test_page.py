@@ -12,12 +12,14 @@ from comfy_server import ComfyServer
 from helpers.browser import (
     CLASSIC,
     CUT,
+    FOUND,
     GROUPS,
     NODES,
     SHOWN,
     SMALL,
     drop,
     open_dropped,
+    open_search,
     run,
     select,
     set_widgets,
@@ -29,7 +31,6 @@ from workflow_api import TITLES, read_workflow, to_api
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-FOUND = ".p-autocomplete-option, [data-testid=result-item]"
 STEP = 250  # ms from one step of scrolling to the next, in which the page draws what has come
 # Scrolls down the templates by a step, or back to the top at the end. The page loads more of them at the end and keeps
 # only those in view.
@@ -65,19 +66,6 @@ def browse_templates(page: Any) -> Any:
     entry.scroll_into_view_if_needed()
     entry.click()
     return page.get_by_role("dialog")
-
-
-def open_search(page: Any) -> Any:
-    """Double-clicks the canvas until the page reacts; returns the field to type into."""
-    field = page.locator(".node-search-box-dialog-mask input, [role=dialog] input").first
-    for _ in range(20):
-        page.mouse.dblclick(1000, 500)
-        try:
-            field.wait_for(timeout=3000)
-        except sync_api.TimeoutError:
-            continue
-        return field
-    raise AssertionError("a double click on the canvas opens no search")
 
 
 def card(page: Any, dialog: Any, name: str) -> Any:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cases
 import pytest
 import world
-from world import Scene, Shape
+from world import Scene
 
 from comfy_server import ComfyServer
 from helpers.browser import CLASSIC, GROUPS, NODES, SHOWN, open_dropped, run, set_widgets
+from helpers.scenes import ASKS_FOR_TRIANGLE, SQUARE, TRIANGLE, scene_in, upload_square
 from ovis_core.weights import built_in
 
 pytestmark = [
@@ -25,16 +25,13 @@ pytestmark = [
 WIDE = {"width": 2400, "height": 1400}  # of the window: a graph at its own size
 EDGE = 12  # pixels around a graph
 MODEL = {"OvisU1Loader": {"model_name": built_in.NAME}, "OvisU1Sampler": {"steps": 20, "seed": 1}}
-SOURCE = Scene("white", (Shape("square", "blue", "", "", 64, 64, 30),))
 CENTRE = "([x, y]) => { const {ds} = window.app.canvas; ds.scale = 1; ds.offset[0] = x; ds.offset[1] = y; }"
 
 
 @pytest.fixture
 def source(ready: ComfyServer, tmp_path: Path) -> str:
     """A picture of a blue square among ComfyUI's inputs."""
-    file = tmp_path / "blue_square.png"
-    world.to_image(world.draw([SOURCE])[0]).save(file)
-    return ready.upload(file)
+    return upload_square(ready, tmp_path)
 
 
 def run_and_shoot(page: Any, shots: Path, name: str, widgets: dict[str, dict[str, Any]]) -> None:
@@ -70,21 +67,21 @@ def saved(page: Any, server: ComfyServer) -> Scene:
     """The scene in the image that the graph saved."""
     node = "window.app.graph._nodes.find((n) => n.type === 'SaveImage').id"
     (entry,) = page.evaluate(f"window.app.nodeOutputs[{node}].images")
-    return world.look(cases.from_png(server.image(entry)))
+    return scene_in(server.image(entry))
 
 
 def test_text_to_image(page: Any, shots: Path, ready: ComfyServer) -> None:
-    words = {"OvisU1TextEncode": {"prompt": "a blue triangle on a yellow background"}, "PrimitiveInt": {"value": 128}}
+    words = {"OvisU1TextEncode": {"prompt": ASKS_FOR_TRIANGLE}, "PrimitiveInt": {"value": 128}}
     run_and_shoot(page, shots, "text_to_image", words)
-    assert world.same(saved(page, ready), Scene("yellow", (Shape("triangle", "blue", "", "", 0, 0, 0),)))
+    assert world.same(saved(page, ready), TRIANGLE)
 
 
 def test_edit(page: Any, shots: Path, ready: ComfyServer, source: str) -> None:
     words = {"LoadImage": {"image": source}, "OvisU1EditEncode": {"prompt": "make the square red"}}
     run_and_shoot(page, shots, "edit", words)
     seen = saved(page, ready)
-    assert world.same(seen, SOURCE.change(colour="red"))
-    assert world.kept(seen, SOURCE)
+    assert world.same(seen, SQUARE.change(colour="red"))
+    assert world.kept(seen, SQUARE)
 
 
 def test_understand(page: Any, shots: Path, source: str) -> None:

@@ -125,7 +125,7 @@ def test_archive_contains_only_what_users_need(pack: Path) -> None:
     assert sum((pack / path).stat().st_size for path in model) <= 12 * 2**20
     have -= model
     assert {path.split("/")[0] for path in have} == {
-        *("__init__.py", "nodes", "ovis_core", "web", "locales", "workflows", "docs", "scripts", "tests"),
+        *("__init__.py", "nodes", "ovis_core", "web", "locales", "workflows", "subgraphs", "docs", "scripts", "tests"),
         *("README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"),
     }
     assert {path for path in have if path.startswith("tests/")} == {
