@@ -8,8 +8,9 @@ versions known to have a feature are 0.29 and later unless an entry says more.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import comfy.supported_models
 import torch
 from comfy import model_management
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io
+from comfy_api.latest import Input, io
 from torch import Tensor, nn
 
 # ---- schemas of nodes
@@ -39,6 +40,58 @@ FIXED_SEED = io.ControlAfterGenerate.fixed if hasattr(io, "ControlAfterGenerate"
 def search_aliases(*words: str) -> dict[str, Any]:
     """Words by which the page's search finds a node, for its schema. 0.3.75 searches names only."""
     return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
+
+
+FEW = 3  # growing inputs that a page which cannot add them shows from the start
+
+
+def growing_inputs(group: str, template: io.Input, names: Sequence[str]) -> list[io.Input]:
+    """Optional inputs like `template`: the page shows one more than are connected. `grown` collects their values.
+
+    0.3.75 has fixed inputs only: the first `FEW`. They have the ids that the growing ones have in a prompt, for example
+    "images.image_2", so a workflow with few of them runs in all versions.
+    """
+    if hasattr(io, "Autogrow"):
+        growing = io.Autogrow.TemplateNames(template, names=list(names), min=0)
+        return [io.Autogrow.Input(group, template=growing, optional=True, tooltip=template.tooltip)]
+    return [_named(template, f"{group}.{name}", name) for name in names[:FEW]]
+
+
+def grown(group: str, names: Sequence[str], inputs: Mapping[str, Any]) -> list[Any]:
+    """The values of growing inputs in the order of `names`, from the keyword arguments of a node's `execute`.
+
+    0.3.75 passes each of them; later versions pass a dictionary.
+    """
+    values = {**inputs, **{f"{group}.{name}": value for name, value in (inputs.get(group) or {}).items()}}
+    found = [values.get(f"{group}.{name}") for name in names]
+    return [value for value in found if value is not None]
+
+
+def single_inputs(spec: io.Input, value: Any) -> list[tuple[io.Input, Any]]:
+    """An entry of a schema and its value as pairs to check: one pair, or one for each growing input that has a value.
+
+    0.3.75 has no entries that stand for several inputs.
+    """
+    if not hasattr(io, "Autogrow") or not isinstance(spec, io.Autogrow.Input):
+        return [(spec, value)]
+    template = spec.template.input
+    return [(_named(template, f"{spec.id}.{name}", name), one) for name, one in (value or {}).items()]
+
+
+def _named(template: io.Input, name: str, display_name: str) -> io.Input:
+    made = copy(template)
+    made.id, made.display_name, made.optional = name, display_name, True
+    return made
+
+
+def trim_window(video: Input.Video) -> tuple[float, float] | None:
+    """The part of its file that a VIDEO stands for: start and duration in seconds, 0 for "to the end"; None: not known.
+
+    0.3.75 cannot trim a VIDEO; some later versions can, but do not tell the part.
+    """
+    if hasattr(video, "get_active_trim_window"):
+        return video.get_active_trim_window()
+    return None if hasattr(video, "as_trimmed") else (0.0, 0.0)
 
 
 # ---- devices and types
