@@ -11,9 +11,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import Input, io
 from torch import Tensor
 
+from ..ovis_core.native.compat import single_inputs
 from ..ovis_core.native.model import OvisU1
 from ..ovis_core.native.text_model import OvisTextModel
 from ..ovis_core.sizes import LATENT_FACTOR
@@ -38,8 +39,9 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
         values = {**bound.arguments, **bound.kwargs}
         # The schema that ComfyUI keeps: defining it again would list files.
         for spec in (cls.SCHEMA or cls.GET_SCHEMA()).inputs:
-            if values[spec.id] is not None or not spec.optional:
-                NEEDS[type(spec)](spec, values[spec.id])
+            for single, value in single_inputs(spec, values.get(spec.id)):
+                if value is not None or not single.optional:
+                    NEEDS[type(single)](single, value)
         return execute(cls, *args, **inputs)
 
     return checking
@@ -106,6 +108,16 @@ def _need_pictures(spec: Any, batch: Any) -> None:
         )
 
 
+def _need_video(spec: Any, video: Any) -> None:
+    if isinstance(video, Tensor):
+        _need_pictures(spec, video)
+    elif not isinstance(video, Input.Video):
+        raise ValueError(
+            f"{spec.id}: expected a VIDEO or an IMAGE, got {type(video).__name__}; connect Load Video, or a node that "
+            "returns frames."
+        )
+
+
 def _need_conditioning(spec: Any, conditioning: Any) -> None:
     if not isinstance(conditioning, list) or not all(isinstance(entry, list | tuple) for entry in conditioning):
         raise ValueError(
@@ -149,6 +161,7 @@ NEEDS = {
     io.Float.Input: _need_number,
     io.Combo.Input: _need_choice,
     io.Image.Input: _need_pictures,
+    io.MultiType.Input: _need_video,
     io.Conditioning.Input: _need_conditioning,
     io.Latent.Input: _need_latent,
     io.Boolean.Input: _need_nothing,

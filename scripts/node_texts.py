@@ -28,6 +28,9 @@ ENGLISH = LOCALES / "en" / "nodeDefs.json"
 OURS = "OvisU1"  # prefix of our nodes' ids
 MOST_CHOICES = 8  # longer lists, which are ComfyUI's own, are not shown
 CODE = re.compile(r"<\w+>|\{\w+\}|models/[\w./-]*\w|\w+\.json|\b[\w./-]*_[\w./-]*\w")
+GROWS = "COMFY_AUTOGROW_V3"  # type of a group of inputs that grow
+FEW = 3  # of them are shown by a ComfyUI that cannot add inputs
+GROWN = re.compile(r"(\w+)\.\w+_\d+")  # id of an input in such a group
 
 Tree = dict[str, Any]
 Places = dict[tuple[str, ...], str]
@@ -95,14 +98,40 @@ def titles(info: Mapping[str, Any]) -> list[str]:
 
 
 def inputs_of(node: Mapping[str, Any]) -> Iterable[tuple[str, Any, dict[str, Any], bool]]:
-    """Each input's id, type or list of choices, options, and whether it is optional."""
+    """Each input's id, type or list of choices, options, and whether it is optional.
+
+    A group of inputs that grow is one input, also if this ComfyUI shows a fixed number of them.
+    """
+    seen = set()
     for group in ("required", "optional"):
         for name, (kind, options) in node["input"].get(group, {}).items():
-            yield name, kind, options, group == "optional"
+            member = GROWN.fullmatch(name)
+            if kind == GROWS:
+                (template,) = (one for inputs in options["template"]["input"].values() for one in inputs.values())
+                kind = template[0]
+            name = member[1] if member else name
+            if name not in seen:
+                seen.add(name)
+                yield name, kind, options, group == "optional"
+
+
+def fixed(node: Mapping[str, Any]) -> list[str]:
+    """Ids of the inputs that a ComfyUI shows which cannot add inputs."""
+    found = []
+    for group in node["input"].values():
+        for name, (kind, *options) in group.items():
+            if kind == GROWS:
+                found += [f"{name}.{one}" for one in options[0]["template"]["names"][:FEW]]
+            elif GROWN.fullmatch(name):
+                found.append(name)
+    return found
 
 
 def english(info: Mapping[str, Any]) -> Tree:
-    """The nodes' own texts in the form of a locale: keys have no dots, and braces are escaped."""
+    """The nodes' own texts in the form of a locale: keys have no dots, and braces are escaped.
+
+    Inputs that grow have their names here too, for a ComfyUI that shows a fixed number of them.
+    """
     found: Tree = {}
     for name, node in nodes(info).items():
         outputs = zip(node["output_name"], node["output_tooltips"], strict=True)
@@ -112,7 +141,8 @@ def english(info: Mapping[str, Any]) -> Tree:
             "inputs": {
                 key.replace(".", "_"): {"name": key, "tooltip": escaped(options["tooltip"])}
                 for key, _, options, _ in inputs_of(node)
-            },
+            }
+            | {key.replace(".", "_"): {"name": key.partition(".")[2]} for key in fixed(node)},
             "outputs": {
                 str(slot): {"name": called, "tooltip": escaped(tooltip)}
                 for slot, (called, tooltip) in enumerate(outputs)

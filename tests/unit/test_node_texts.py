@@ -66,6 +66,23 @@ def test_locale_keys_without_dots_and_escaped_braces() -> None:
     assert tree(leaves(made)) == made
 
 
+def test_inputs_that_grow_are_one_input() -> None:
+    """Whether the page adds them or shows a fixed number of them."""
+    picture = ["IMAGE", {"tooltip": "More images."}]
+    template = {"input": {"required": {}, "optional": {"image": picture}}, "names": ["image_2", "image_3"], "min": 0}
+    growing = {"images": ["COMFY_AUTOGROW_V3", {"tooltip": "More images.", "template": template}]}
+    fixed = {"images.image_2": picture, "images.image_3": picture}
+    pages, locales = set(), []
+    for more in (growing, fixed):
+        node = {**NODE, "input": {"required": {}, "optional": more}}
+        pages.add(with_lists(PAGE, node, ["Ovis-U1 Example"]))
+        locales.append(english({"OvisU1Example": node})["OvisU1Example"]["inputs"])
+    (page,) = pages
+    assert "## Inputs\n\n- `images` (IMAGE; optional): More images.\n\n" in page
+    names = {f"images_{name}": {"name": name} for name in ("image_2", "image_3")}
+    assert locales == 2 * [{"images": {"name": "images", "tooltip": "More images."}, **names}]
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "expected"),
     [
