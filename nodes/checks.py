@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import Input, io
 from torch import Tensor
 
 from ..ovis_core.native.compat import single_inputs
@@ -110,6 +110,16 @@ def _need_pictures(spec: Any, batch: Any) -> None:
         )
 
 
+def _need_video(spec: Any, video: Any) -> None:
+    if isinstance(video, Tensor):
+        _need_pictures(spec, video)
+    elif not isinstance(video, Input.Video):
+        raise ValueError(
+            f"{spec.id}: expected a VIDEO or an IMAGE, got {type(video).__name__}; connect Load Video, or a node that "
+            "returns frames."
+        )
+
+
 def _need_conditioning(spec: Any, conditioning: Any) -> None:
     if not isinstance(conditioning, list) or not all(isinstance(entry, list | tuple) for entry in conditioning):
         raise ValueError(
@@ -161,6 +171,7 @@ NEEDS = {
     io.Float.Input: _need_number,
     io.Combo.Input: _need_choice,
     io.Image.Input: _need_pictures,
+    io.MultiType.Input: _need_video,
     io.Conditioning.Input: _need_conditioning,
     io.Latent.Input: _need_latent,
     io.Boolean.Input: _need_nothing,

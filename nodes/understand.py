@@ -6,9 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..ovis_core.native.compat import FIXED_SEED
+from ..ovis_core.native.compat import FIXED_SEED, growing_inputs, grown
+from ..ovis_core.native.progress import listed
 from ..ovis_core.native.tokens import MAX_FRAMES
-from ..ovis_core.native.understanding import judge, understand
+from ..ovis_core.native.understanding import judge, understand, understand_each
 from ..ovis_core.text.decoding import GREEDY, Sampling
 from ..ovis_core.text.prompts import FITS, PROMPT_SLOT
 from .checks import checked, need_prompt
@@ -16,6 +17,8 @@ from .schema import ADVANCED, CATEGORY, History, found_by
 
 HISTORY_SLOT = 1
 DRAWN = Sampling()
+MORE = "images"  # group of the inputs that grow
+MORE_NAMES = [f"image_{i}" for i in range(2, 10)]
 
 
 class OvisU1Understand(io.ComfyNode):
@@ -46,13 +49,20 @@ class OvisU1Understand(io.ComfyNode):
                         "on."
                     ),
                 ),
-                io.Image.Input("image", optional=True, tooltip="One image, or a batch of several images."),
                 io.Image.Input(
-                    "video",
+                    "image",
                     optional=True,
                     tooltip=(
-                        "The frames of a video as a batch, for example from Get Video Components. Connect either image "
-                        "or video."
+                        "One image, or a batch of several images. Connect images of other sizes to image_2 and so on."
+                    ),
+                ),
+                io.MultiType.Input(
+                    "video",
+                    types=[io.Image, io.Video],
+                    optional=True,
+                    tooltip=(
+                        "A video, for example from Load Video, or its frames as a batch of images. Of a video file, "
+                        "only the frames that are used are decoded. Connect either images or a video."
                     ),
                 ),
                 History.Input(
@@ -166,18 +176,63 @@ class OvisU1Understand(io.ComfyNode):
                     optional=True,
                     tooltip="Sampling seed. It has an effect only if sampling is on.",
                 ),
+                *growing_inputs(
+                    MORE,
+                    io.Image.Input(
+                        "image",
+                        optional=True,
+                        tooltip=(
+                            "More images, each of any size. They are numbered after those of image: with one image "
+                            "there, image_2 is Image 2 in the prompt."
+                        ),
+                    ),
+                    MORE_NAMES,
+                ),
+                io.String.Input(
+                    "system_prompt",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip=(
+                        "Instructions for the whole conversation, for example the language or the length of the "
+                        "answers. Write it at the first question only: history keeps it. The model was trained "
+                        "without one."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "each_image",
+                    default=False,
+                    optional=True,
+                    tooltip=(
+                        "Off: one answer about all images. On: the question is asked about each image separately. The "
+                        "outputs are then lists, and the nodes after this one run once for each image."
+                    ),
+                ),
             ],
             outputs=[
-                io.String.Output("text", display_name="text", tooltip="The answer."),
+                io.String.Output(
+                    "text",
+                    display_name="text",
+                    is_output_list=True,
+                    tooltip="The answer, or one answer for each image if each_image is on.",
+                ),
                 History.Output(
                     "history_out",
                     display_name="history",
-                    tooltip="The conversation with this question and answer, for another Ovis-U1 Understand.",
+                    is_output_list=True,
+                    tooltip=(
+                        "The conversation with this question and answer, for another Ovis-U1 Understand. If each_image "
+                        "is on, one conversation for each image."
+                    ),
                 ),
                 io.String.Output(
                     "reasoning",
                     display_name="reasoning",
-                    tooltip="The model's reasoning before the answer. Empty if thinking is off.",
+                    is_output_list=True,
+                    tooltip=(
+                        "The model's reasoning before the answer, or before each answer if each_image is on. Empty if "
+                        "thinking is off."
+                    ),
                 ),
             ],
         )
@@ -201,25 +256,34 @@ class OvisU1Understand(io.ComfyNode):
         min_p: float = DRAWN.min_p,
         repetition_penalty: float = DRAWN.repetition_penalty,
         seed: int = DRAWN.seed,
+        system_prompt: str = "",
+        each_image: bool = False,
+        **more: Any,
     ) -> io.NodeOutput:
-        images, frames = (() if batch is None else batch for batch in (image, video))
-        if len(images) and len(frames):
+        batches = [*(() if image is None else (image,)), *grown(MORE, MORE_NAMES, more)]
+        images = [one for batch in batches for one in batch]
+        if images and video is not None:
             raise ValueError("video: expected either images or a video, got both; disconnect image or video.")
         if not sampling:
             temperature = GREEDY.temperature
-        answer = understand(
-            clip,
-            prompt,
-            images,
-            frames,
-            max_frames,
-            max_new_tokens,
-            thinking,
-            Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed=seed),
-            history,
-            keep=cls._is_connected(HISTORY_SLOT),
-        )
-        return io.NodeOutput(answer.text, answer.conversation, answer.reasoning, ui=ui.PreviewText(answer.text))
+        options = {
+            "video": () if video is None else video,
+            "max_frames": max_frames,
+            "max_new_tokens": max_new_tokens,
+            "thinking": thinking,
+            "sampling": Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed=seed),
+            "before": history,
+            "keep": cls._is_connected(HISTORY_SLOT),
+            "system_prompt": system_prompt,
+        }
+        if each_image and len(images) > 1:
+            answers = understand_each(clip, prompt, images, **options)
+            shown = listed([answer.text for answer in answers])
+        else:
+            answers = [understand(clip, prompt, images, **options)]
+            shown = answers[0].text
+        texts, histories, reasonings = zip(*((a.text, a.conversation, a.reasoning) for a in answers), strict=True)
+        return io.NodeOutput([*texts], [*histories], [*reasonings], ui=ui.PreviewText(shown))
 
     @classmethod
     def _is_connected(cls, slot: int) -> bool:

@@ -5,7 +5,7 @@ Resizing is PIL's bicubic on 8-bit pixels, as in the release.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,25 +41,38 @@ class VisualInput:
         return self.patches.shape[0] // HIDDEN_STRIDE**2 + 2
 
 
-def understanding_input(frames: list[Image.Image], kind: Placeholder = Placeholder.IMAGE) -> VisualInput:
+def understanding_input(frames: Iterable[Image.Image], kind: Placeholder = Placeholder.IMAGE) -> VisualInput:
     """Patches of one picture, or of a video's frames, which all take the first one's size."""
-    height, width = understanding_size(frames[0].height, frames[0].width)
-    pixels = np.stack([np.asarray(resize(frame.convert("RGB"), height, width)) for frame in frames])
-    return patchify(torch.from_numpy(pixels), kind)
+    pixels: list[Tensor] = []
+    for frame in frames:
+        height, width = pixels[0].shape[:2] if pixels else understanding_size(frame.height, frame.width)
+        pixels.append(torch.tensor(np.asarray(resize(frame.convert("RGB"), height, width))))
+    return patchify(pixels, kind)
 
 
-def sample_frames(frames: Sequence[Tensor], most: int) -> Sequence[Tensor]:
-    """At most `most` frames, evenly spaced, including the first and the last."""
-    if len(frames) <= most:
-        return frames
-    return [frames[round(i * (len(frames) - 1) / max(most - 1, 1))] for i in range(most)]
+class SampledFrames(Sequence[Tensor]):
+    """At most `most` of a video's frames, evenly spaced, including the first and the last.
+
+    A frame is taken from `frames` when it is indexed, because `frames` may decode it then.
+    """
+
+    def __init__(self, frames: Sequence[Tensor], most: int) -> None:
+        self.frames = frames
+        count = min(len(frames), most)
+        self.indexes = [round(i * (len(frames) - 1) / max(count - 1, 1)) for i in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.indexes)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.frames[self.indexes[index]]
 
 
 def to_pil(image: Tensor) -> Image.Image:
     """One image (height, width, channels), 0 to 1, as 8-bit RGB; grey is expanded to RGB, alpha is dropped."""
     if image.shape[-1] < 3:
         image = image[..., :1].expand(-1, -1, 3)
-    pixels = image[..., :3].float().clamp(0.0, 1.0).mul(255.0).round()
+    pixels = image[..., :3].float().clamp(0.0, 1.0).mul_(255.0).round_()
     return Image.fromarray(pixels.to(torch.uint8).cpu().numpy())
 
 
@@ -93,20 +106,22 @@ def condition_input(image: Image.Image) -> VisualInput:
 def blank_input(height: int, width: int) -> VisualInput:
     """Patches of a blank white picture, in place of the image of height x width pixels that will be generated."""
     height, width = understanding_size(*condition_size(height, width))
-    return patchify(torch.full((1, height, width, 3), 255, dtype=torch.uint8))
+    return patchify([torch.full((height, width, 3), 255, dtype=torch.uint8)])
 
 
-def patchify(pixels: Tensor, kind: Placeholder = Placeholder.IMAGE) -> VisualInput:
-    """8-bit pixels (frames, height, width, 3), sides multiples of `sizes.FACTOR` -> normalized patches."""
+def patchify(frames: Sequence[Tensor], kind: Placeholder = Placeholder.IMAGE) -> VisualInput:
+    """8-bit pixels of each frame (height, width, 3), sides multiples of `sizes.FACTOR` -> normalized patches."""
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
-    x = (pixels.float() / 255.0 - mean) / std
-    frames, height, width, _ = x.shape
-    patches = rearrange(
-        x,
-        "t (gh sh ph) (gw sw pw) c -> (t gh gw sh sw) (c ph pw)",
-        ph=PATCH_SIZE,
-        pw=PATCH_SIZE,
-        sh=HIDDEN_STRIDE,
-        sw=HIDDEN_STRIDE,
-    )
-    return VisualInput(patches, (frames, height // PATCH_SIZE, width // PATCH_SIZE), kind)
+    height, width, channels = frames[0].shape
+    rows, columns = height // PATCH_SIZE, width // PATCH_SIZE
+    patches = torch.empty(len(frames), rows * columns, channels * PATCH_SIZE**2)
+    for frame, into in zip(frames, patches, strict=True):  # one at a time: a copy is as large as the frame's patches
+        into[:] = rearrange(
+            frame.float().div_(255.0).sub_(mean).div_(std),
+            "(gh sh ph) (gw sw pw) c -> (gh gw sh sw) (c ph pw)",
+            ph=PATCH_SIZE,
+            pw=PATCH_SIZE,
+            sh=HIDDEN_STRIDE,
+            sw=HIDDEN_STRIDE,
+        )
+    return VisualInput(patches.flatten(0, 1), (len(frames), rows, columns), kind)

@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "scripts")]
 sys.path.append(str(HERE))
 
+import av
 import torch
 import world
 from new_colour import PROMPT, write_pictures
@@ -34,7 +35,7 @@ from comfy_server import ComfyServer
 from demo_run import Demo, put, text_of, workflow_of
 from demo_strip import INK, PAGE, SOFT, font
 from import_core import import_core
-from workflow_api import TITLES, WORKFLOWS, to_api
+from workflow_api import TITLES, WORKFLOWS
 
 SIDE, GAP = 640, 24
 SOURCE = Scene("white", (Shape("square", "blue", "", "", 64, 64, 30),))
@@ -225,8 +226,6 @@ def multi_image(run: Runner) -> list[Tile]:
     loaders = (node for node in workflow["nodes"] if node["type"] == "LoadImage")
     for number, (node, image) in enumerate(zip(loaders, images, strict=True)):
         node["widgets_values"][0] = run.uploaded(image, f"{number}.png")
-    put(workflow, "ResizeAndPadImage", 0, world.SIDE)
-    put(workflow, "ResizeAndPadImage", 1, world.SIDE)
     put(workflow, "OvisU1Understand", 0, question)
     answer = text_of(run.run(workflow))
     return [(images[0], question), (images[1], answer)]
@@ -235,16 +234,15 @@ def multi_image(run: Runner) -> list[Tile]:
 def video(run: Runner) -> list[Tile]:
     """Frames in which a circle moves, and what the model says."""
     frames = [drawn(Scene("white", (Shape("circle", "red", "small", "", x, 64, 24),))) for x in (30.0, 64.0, 98.0)]
-    prompt = to_api(run.load("video"), run.info)
-    (repeated,) = (key for key, node in prompt.items() if node["class_type"] == "RepeatImageBatch")
-    for number, frame in enumerate(frames):
-        prompt[f"frame {number}"] = {
-            "class_type": "LoadImage",
-            "inputs": {"image": run.uploaded(frame, f"{number}.png")},
-        }
-    prompt["first two"] = {"class_type": "ImageBatch", "inputs": {"image1": ["frame 0", 0], "image2": ["frame 1", 0]}}
-    prompt[repeated] = {"class_type": "ImageBatch", "inputs": {"image1": ["first two", 0], "image2": ["frame 2", 0]}}
-    answer = text_of(run.server.run(prompt, timeout=None))
+    with av.open(str(run.folder / "moving.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=8)
+        stream.width, stream.height, stream.pix_fmt = world.SIDE, world.SIDE, "bgr0"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode(None))
+    workflow = run.load("video")
+    put(workflow, "LoadVideo", 0, run.server.upload(run.folder / "moving.mkv"))
+    answer = text_of(run.run(workflow))
     return [(frames[0], "Describe the video."), (frames[1], answer), (frames[2], "")]
 
 

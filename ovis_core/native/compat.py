@@ -24,7 +24,7 @@ import comfy.supported_models
 import torch
 from comfy import model_management
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io
+from comfy_api.latest import Input, io
 from torch import Tensor, nn
 
 # ---- schemas of nodes
@@ -85,6 +85,16 @@ def _named(template: io.Input, name: str, display_name: str) -> io.Input:
 
 # Hides a node from the menu and the search of the page. 0.3.75 hides only deprecated nodes.
 HIDDEN: dict[str, Any] = {"is_dev_only" if "is_dev_only" in io.Schema.__dataclass_fields__ else "is_deprecated": True}
+
+
+def trim_window(video: Input.Video) -> tuple[float, float] | None:
+    """The part of its file that a VIDEO stands for: start and duration in seconds, 0 for "to the end"; None: not known.
+
+    0.3.75 cannot trim a VIDEO; some later versions can, but do not tell the part.
+    """
+    if hasattr(video, "get_active_trim_window"):
+        return video.get_active_trim_window()
+    return None if hasattr(video, "as_trimmed") else (0.0, 0.0)
 
 
 # ---- devices and types

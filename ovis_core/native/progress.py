@@ -19,11 +19,19 @@ INTERVAL = 0.1  # seconds between messages to the page
 class DecodingProgress:
     """Progress bar, the text on the node, and the speed in the log, while text is generated."""
 
-    def __init__(self, max_new_tokens: int, tokenizer: Tokenizer | None = None) -> None:
-        """tokenizer: decodes the text; None: no text on the node."""
-        self.bar = comfy.utils.ProgressBar(max_new_tokens)
+    def __init__(
+        self, max_new_tokens: int, tokenizer: Tokenizer | None = None, earlier: Sequence[str] = (), texts: int = 1
+    ) -> None:
+        """Of one of several texts.
+
+        tokenizer  decodes the text; None: no text on the node
+        earlier    the texts before this one, which are shown above it
+        texts      how many there will be; the bar is full after the last one
+        """
+        self.bar = comfy.utils.ProgressBar(texts * max_new_tokens)
         self.max_new_tokens = max_new_tokens
         self.tokenizer = tokenizer
+        self.earlier, self.texts = earlier, texts
         self.started = self.shown = time.perf_counter()
         self.first = 0.0
 
@@ -51,10 +59,17 @@ class DecodingProgress:
         )
 
     def _show(self, ids: Sequence[int], count: int) -> None:
-        self.bar.update_absolute(count, self.max_new_tokens)
+        done = len(self.earlier) * self.max_new_tokens
+        self.bar.update_absolute(done + count, self.texts * self.max_new_tokens)
         if self.tokenizer:
             # The last character can take several tokens and may be incomplete.
-            show_text(self.tokenizer.decode(ids).rstrip("\ufffd").strip())
+            text = self.tokenizer.decode(ids).rstrip("\ufffd").strip()
+            show_text(listed([*self.earlier, text]) if self.texts > 1 else text)
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Texts about one image each, in order, as one text."""
+    return "\n\n".join(f"Image {number}: {text.strip()}" for number, text in enumerate(texts, 1))
 
 
 def show_text(text: str) -> None:

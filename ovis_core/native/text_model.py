@@ -16,7 +16,6 @@ from ..networks.kv_cache import KeysAndValues, KVCache
 from ..pixels import VisualInput
 from ..text import decoding
 from ..text.decoding import GREEDY, Sampling
-from ..text.tokenizer import Tokenizer
 from ..weights.config import OvisConfig
 from ..weights.lazy_tensors import LazyTensor
 from .comfy_layers import comfy_layers, pinned
@@ -146,17 +145,17 @@ class OvisTextModel(Multimodal):
         max_new_tokens: int,
         sampling: Sampling,
         past: Sequence[KeysAndValues] = (),
-        tokenizer: Tokenizer | None = None,
+        progress: DecodingProgress | None = None,
     ) -> tuple[list[int], KVCache]:
         """Generates at most `max_new_tokens` ids after `tokens`; returns them and the KV cache of all positions but the
         last.
 
-        past       keys and values of the first positions, computed earlier
-        tokenizer  shows the text on the running node; None: no text
+        past      keys and values of the first positions, computed earlier
+        progress  of this text; None: a bar, and no text on the node
 
         Raises ValueError if `tokens` take more positions than the language model has.
         """
-        progress = DecodingProgress(max_new_tokens, tokenizer)
+        progress = progress or DecodingProgress(max_new_tokens)
         cache, logits = self.prefill(tokens, max_new_tokens, past)
         prefilled = cache.length - sum(keys.shape[2] for keys, _ in past)
         ids: list[int] = []

@@ -13,7 +13,7 @@ from comfy.model_management import throw_exception_if_processing_interrupted
 from torch import Tensor
 
 from ..multimodal import Token, check_positions, sequence_length
-from ..pixels import VisualInput, blank_input, sample_frames, to_pil, understanding_input
+from ..pixels import SampledFrames, VisualInput, blank_input, to_pil, understanding_input
 from ..sizes import FACTOR, understanding_size
 from ..special_tokens import Control, Placeholder
 from ..text import prompts
@@ -137,12 +137,12 @@ class OvisTokenizer:
         """Tokens of the user's turn and of the start of the model's.
 
         images         each (height, width, channels), 0 to 1
-        frames         of one video, likewise; sampled evenly down to `max_frames`
+        frames         of one video, likewise; sampled evenly down to `max_frames`, and only these are indexed
         system_prompt  text of a turn before the user's; empty: no such turn
         """
         asked = prompts.question(text, len(images), bool(len(frames)))
         parts = [*prompts.system_turn(system_prompt), *asked, *prompts.answer_start(thinking)]
-        frames = sample_frames(frames, max_frames)
+        frames = SampledFrames(frames, max_frames)
         self._check_length(parts, images, frames)
         return self.fill_placeholders(parts, self._visual_inputs(images, frames))
 
@@ -160,7 +160,7 @@ class OvisTokenizer:
             pictures += positions(frames[0]) * len(frames) + 2
         words = sum(not isinstance(token, Placeholder) for token in self.tokenizer.encode(parts))
         check_positions(words, pictures, self.positions)
-        for picture in (*images, *frames):
+        for picture in (*images, *([frames[0]] if len(frames) else [])):
             warn_of_picture(self.side, *picture.shape[:2])
 
     def _visual_inputs(self, images: Sequence[Tensor], frames: Sequence[Tensor]) -> list[VisualInput]:
@@ -169,7 +169,7 @@ class OvisTokenizer:
             throw_exception_if_processing_interrupted()
             inputs.append(understanding_input([to_pil(image)]))
         if len(frames):
-            inputs.append(understanding_input([to_pil(frame) for frame in frames], Placeholder.VIDEO))
+            inputs.append(understanding_input(map(to_pil, frames), Placeholder.VIDEO))
         return inputs
 
     def _core_question(
@@ -190,14 +190,14 @@ class OvisTokenizer:
             raise ValueError("audio: Ovis-U1 does not support audio; disconnect audio.")
         batches = images.values() if isinstance(images, Mapping) else [images] if _is_batch(images) else images or ()
         seen = [*_images("image", image), *(one for batch in batches for one in _images("images", batch))]
-        frames = sample_frames(_images("video", video), MAX_FRAMES)
+        frames = SampledFrames(_images("video", video), MAX_FRAMES)
         system_prompt = system_prompt or ""
         if not isinstance(system_prompt, str):
             raise ValueError(
                 f"system_prompt: expected text, got {type(system_prompt).__name__}; connect a STRING, or clear "
                 "system_prompt."
             )
-        if seen and frames:
+        if seen and len(frames):
             raise ValueError("video: expected either images or a video, got both; disconnect one of them.")
         if not skip_template:
             tokens = self.question(text, seen, frames, thinking=thinking, system_prompt=system_prompt)

@@ -7,18 +7,23 @@ from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import comfy.sd
 import comfy.utils
 import torch
+from comfy_api.latest import Input
 from torch import Tensor
 
 from ..multimodal import Token, sequence_length
+from ..text import prompts
 from ..text.conversation import Conversation, PromptCache, split_thinking, with_answer, without_end
 from ..text.decoding import Sampling
 from ..text.tokenizer import Tokenizer
 from .clip import load_clip
 from .compat import device_context
+from .progress import DecodingProgress
+from .video_frames import frames_of
 
 YES, NO = ("Yes", "yes"), ("No", "no")
 
@@ -54,28 +59,51 @@ class Verdict:
         return "\n".join(lines)
 
 
+def understand_each(clip: comfy.sd.CLIP, prompt: str, images: Sequence[Tensor], **options: Any) -> list[Answer]:
+    """The same question about each image: an answer of `understand`, which takes the same options, for each."""
+    answers: list[Answer] = []
+    for image in images:
+        earlier = [answer.text for answer in answers]
+        answers.append(understand(clip, prompt, [image], earlier=earlier, texts=len(images), **options))
+    return answers
+
+
 def understand(
     clip: comfy.sd.CLIP,
     prompt: str,
     images: Sequence[Tensor],
-    frames: Sequence[Tensor],
+    video: Sequence[Tensor] | Input.Video,
     max_frames: int,
     max_new_tokens: int,
     thinking: bool,
     sampling: Sampling,
     before: Conversation | None = None,
     keep: bool = True,
+    system_prompt: str = "",
+    earlier: Sequence[str] = (),
+    texts: int = 1,
 ) -> Answer:
-    """Answers a question about images, about a video's frames, or without pictures; each (height, width, channels).
+    """Answers a question about images, about a video, or without pictures; each image (height, width, channels).
 
-    before  the conversation that the question continues
-    keep    keep the keys and values of the conversation in RAM, so that the next question does not compute them again
+    video          its frames, likewise, or a VIDEO, of which only `max_frames` frames are decoded
+    before         the conversation that the question continues
+    keep           keep the keys and values of the conversation in RAM, so that the next question does not compute them
+                   again
+    system_prompt  text of a turn before the first question; a conversation keeps it
+    earlier        answers that the node shows above this one
+    texts          how many answers it will show
 
-    Raises ValueError if the conversation takes more positions than the language model has.
+    Raises ValueError if the conversation takes more positions than the language model has, or has begun with another
+    system prompt.
     """
-    before = before or Conversation()
     model, tokenizer = clip.cond_stage_model, clip.tokenizer.tokenizer
-    tokens = [*before.tokens, *clip.tokenizer.question(prompt, images, frames, max_frames, thinking)]
+    if before:
+        _check_system_prompt(before, tokenizer.encode(prompts.system_turn(system_prompt)))
+        system_prompt = ""
+    before = before or Conversation()
+    frames = frames_of(video) if isinstance(video, Input.Video) else video
+    asked = clip.tokenizer.question(prompt, images, frames, max_frames, thinking, system_prompt)
+    tokens = [*before.tokens, *asked]
     limit = model.limit_new_tokens(tokens, max_new_tokens)
     if limit < max_new_tokens:
         logging.warning(
@@ -89,7 +117,8 @@ def understand(
         past = before.cache
         if past is None or weights is None or past.weights != weights:
             past = PromptCache(weights)
-        ids, cache = model.generate_ids(tokens, limit, sampling, past.turns, tokenizer)
+        progress = DecodingProgress(limit, tokenizer, earlier, texts)
+        ids, cache = model.generate_ids(tokens, limit, sampling, past.turns, progress)
     # Without `thinking` the prompt ends with an empty think block, and all that follows is the answer.
     reasoning, answer = split_thinking(ids) if thinking else ([], without_end(ids))
     kept = None
@@ -147,6 +176,15 @@ def _first_words(
             scores.append([float(part.sum()) for part in probs])
             progress.update(1)
     return scores
+
+
+def _check_system_prompt(before: Conversation, turn: Sequence[Token]) -> None:
+    """Raises ValueError if a conversation does not begin with `turn`, the tokens of a system prompt or none."""
+    if before.tokens[: len(turn)] != tuple(turn):
+        raise ValueError(
+            "system_prompt: expected no text or that of the first question, because history continues a conversation, "
+            "got another text; clear system_prompt, or disconnect history."
+        )
 
 
 def _loaded(clip: comfy.sd.CLIP, tokens: Iterable[Token], memory: int) -> AbstractContextManager[None]:

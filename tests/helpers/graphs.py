@@ -14,7 +14,10 @@ from comfy_prompt import Result
 from comfy_server import ComfyServer
 from workflow_api import TITLES, read_workflow, to_api
 
+from .paths import ROOT
+
 NAMES = sorted(TITLES)
+OLD = ROOT / "tests" / "helpers" / "workflows_0_1_0"  # some of the workflows of version 0.1.0
 Prompt = dict[str, dict[str, Any]]
 
 

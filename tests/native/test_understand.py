@@ -164,6 +164,30 @@ def test_system_prompt_is_a_turn_before_the_question(clip: Any) -> None:
             clip.tokenize("x", system_prompt=["Answer in verse."], **template)
 
 
+def test_a_conversation_keeps_its_system_prompt(clip: Any) -> None:
+    system = "Answer in verse."
+    (alone,) = clip.tokenize(WORDS, system_prompt=system, thinking=False)["ovis_u1"]
+    start = tuple(token for token, _ in alone)
+    first = ask(clip, system_prompt=system)
+    assert first.text != ask(clip).text
+    assert first.conversation.tokens[: len(start)] == start
+    assert ask(clip, before=first.conversation, prompt="And now?").conversation.tokens[: len(start)] == start
+    blocks = clip.cond_stage_model.llm.blocks[0]
+    for again in ("", "  ", system):
+        with calls(blocks) as counts:
+            second = ask(clip, "And now?", before=first.conversation, system_prompt=again)
+        # The prefill of the second turn and 23 decode steps: nothing of the first turn is computed again.
+        assert counts == [24]
+        assert second.conversation.cache.turns[0] is first.conversation.cache.turns[0]
+        fresh = ask(clip, "And now?", before=Conversation(first.conversation.tokens), system_prompt=again)
+        assert (fresh.text, fresh.conversation.tokens) == (second.text, second.conversation.tokens)
+        assert second.conversation.tokens.count(Control.TURN_START) == 5
+    words = r"^system_prompt: expected no text or that of the first question, .*, got another text; clear system_prompt"
+    for before in (first.conversation, ask(clip).conversation):
+        with pytest.raises(ValueError, match=words):
+            ask(clip, "And now?", before=before, system_prompt="Answer in prose.")
+
+
 def test_generate_text_splits_off_the_think_block(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from ovis_core.text import decoding
 
@@ -572,11 +596,12 @@ def test_incomplete_characters_are_not_shown(clip: Any, monkeypatch: pytest.Monk
 
 
 def test_frames_are_sampled_evenly(clip: Any) -> None:
-    from ovis_core.pixels import sample_frames
+    from ovis_core.pixels import SampledFrames
 
     frames: list[Tensor] = list(torch.arange(100))
-    assert [int(f) for f in sample_frames(frames, 4)] == [0, 33, 66, 99]
-    assert [int(f) for f in sample_frames(frames, 1)] == [0]
-    assert len(sample_frames(frames, 100)) == 100
+    assert [int(f) for f in SampledFrames(frames, 4)] == [0, 33, 66, 99]
+    assert [int(f) for f in SampledFrames(frames, 1)] == [0]
+    assert [int(f) for f in SampledFrames(frames, 100)] == [int(f) for f in SampledFrames(frames, 999)] == [*range(100)]
+    assert len(SampledFrames([], 8)) == 0
     (video,) = [t for t in clip.tokenizer.question("?", frames=FRAMES * 10, max_frames=5) if not isinstance(t, int)]
     assert video.grid[0] == 5

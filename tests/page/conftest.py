@@ -18,6 +18,7 @@ import pytest
 from comfy_server import ComfyServer
 from helpers.browser import ARGS, BROWSERS, CLASSIC, ELEMENTS, NODES_2, SHOTS, WAIT, WINDOW, set_settings
 from helpers.pictures import picture
+from helpers.videos import write_video
 
 STORED = (
     "cache_storage,cookies,file_systems,indexeddb,local_storage,service_workers,shared_storage,storage_buckets,websql"
@@ -42,10 +43,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def ready(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> ComfyServer:
-    """The server with a picture to load, after its first start."""
-    example = tmp_path_factory.mktemp("page") / "example.png"
-    picture(512, 512).save(example)
-    server.upload(example)
+    """The server with a picture and a video to load, after its first start."""
+    folder = tmp_path_factory.mktemp("page")
+    picture(512, 512).save(folder / "example.png")
+    server.upload(folder / "example.png")
+    server.upload(write_video(folder / "video.mp4", [picture(320, 240, k) for k in range(12)], "mpeg4", "yuv420p"))
     # A first start would open the template browser over the canvas.
     set_settings(server, {"Comfy.TutorialCompleted": True})
     return server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from helpers.browser import (
     wait_for_nodes,
 )
 from helpers.canvas import READABLE, overlaps, strays
-from helpers.graphs import NAMES, Graph, models, workflows
+from helpers.graphs import NAMES, OLD, Graph, models, workflows
 from workflow_api import TITLES, read_workflow, to_api
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -147,6 +148,39 @@ def assert_nothing_is_hidden(page: Any) -> None:
     assert overlaps(nodes) == []
     assert strays(nodes, page.evaluate(GROUPS)) == []
     assert page.evaluate(CUT) == []
+
+
+INPUTS = """window.app.graph._nodes.filter((n) => n.type === "OvisU1Understand").map((n) =>
+    n.inputs.filter((i) => !i.widget).map((i) => [i.name, i.label ?? i.localized_name ?? i.name, i.type]))"""
+
+
+def test_understand_shows_inputs_for_more_images(page: Any, shots: Path, info: dict[str, Any]) -> None:
+    open_dropped(page, "multi_image")
+    (inputs,) = page.evaluate(INPUTS)
+    page.screenshot(path=shots / "more_images.png")
+    names = [name for name, _, _ in inputs]
+    more = [name for name in names if name.startswith("images.")]
+    grows = "images" in info["OvisU1Understand"]["input"]["optional"]
+    # One more than are connected, or the few that a page shows which cannot add them.
+    assert more == [f"images.image_{i}" for i in range(2, 4 if grows else 5)]
+    assert {name: label for name, label, _ in inputs if name in more} == {n: n.removeprefix("images.") for n in more}
+    assert names[:4] == ["clip", "image", "video", "history"]
+    assert {kind for name, _, kind in inputs if name == "video"} == {"IMAGE,VIDEO"}
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in OLD.glob("*.json")))
+def test_workflows_of_the_first_version_still_open(page: Any, shots: Path, info: dict[str, Any], name: str) -> None:
+    data = (OLD / f"{name}.json").read_bytes()
+    workflow = json.loads(data)
+    drop(page, data, f"{name}.json", "application/json")
+    wait_for_nodes(page, len(workflow["nodes"]))
+    page.screenshot(path=shots / f"0_1_0_{name.replace(' ', '_')}.png")
+    prompt = page.evaluate("(async () => (await window.app.graphToPrompt()).output)()")
+    ours = to_api(workflow, info)
+    node = next(i for i, one in ours.items() if one["class_type"] == "OvisU1Understand")
+    assert prompt[node]["inputs"] == ours[node]["inputs"]
+    for inputs in page.evaluate(INPUTS):
+        assert "images.image_2" in [one for one, _, _ in inputs]
 
 
 def test_dropped_image_restores_its_workflow(page: Any, ready: ComfyServer) -> None:

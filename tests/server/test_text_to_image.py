@@ -81,10 +81,16 @@ def test_workflow_matches_the_node_schemas(info: dict[str, Any]) -> None:
         for node in load(name_of_workflow, info).prompt.values():
             inputs = info[node["class_type"]]["input"]
             specs = {**inputs.get("required", {}), **inputs.get("optional", {})}
+            specs |= {f"{name}.{one}": spec for name, spec in specs.items() for one in grown(spec)}
             assert set(node["inputs"]) <= set(specs), node["class_type"]
             assert set(inputs.get("required", {})) <= set(node["inputs"]), node["class_type"]
             for name, value in node["inputs"].items():
                 assert fits(specs[name], value), f"{name_of_workflow}: {node['class_type']}.{name} is {value!r}"
+
+
+def grown(spec: list[Any]) -> list[str]:
+    """The names of inputs that grow."""
+    return spec[1]["template"].get("names", []) if spec[0] == "COMFY_AUTOGROW_V3" else []
 
 
 def fits(spec: list[Any], value: Any) -> bool:
@@ -94,7 +100,7 @@ def fits(spec: list[Any], value: Any) -> bool:
     if isinstance(value, list):
         return len(value) == 2
     if choices is not None:
-        return value in choices or options.get("image_upload", False)
+        return value in choices or options.get("image_upload", False) or options.get("video_upload", False)
     if kind in ("INT", "FLOAT"):
         whole = kind == "INT"
         return isinstance(value, int if whole else int | float) and options["min"] <= value <= options["max"]

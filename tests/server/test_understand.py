@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -13,11 +15,14 @@ import pytest
 
 from comfy_prompt import PromptFailed, PromptRejected, Result, shown
 from comfy_server import ComfyServer
-from helpers.graphs import Graph, load, saved_image, saved_images
+from helpers.graphs import OLD, Graph, load, saved_image, saved_images
 from helpers.paths import comfyui_path
 from helpers.pictures import picture
+from helpers.videos import write_video
+from ovis_core.sizes import understanding_size
 from ovis_core.text import prompts
 from ovis_core.text.tokenizer import Tokenizer
+from workflow_api import to_api
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +154,7 @@ def test_prompts_are_dynamic_but_templates_with_a_prompt_are_not(info: dict[str,
         ("EditEncode", "prompt"): True,
         ("EditEncode", "negative_prompt"): True,
         ("Understand", "prompt"): True,
+        ("Understand", "system_prompt"): False,
         ("Judge", "question"): False,
         ("Judge", "prompt"): True,
         ("Improve", "prompt"): True,
@@ -218,6 +224,39 @@ def test_video(server: ComfyServer, info: dict[str, Any], count: int, most: int,
     assert positions_read(server) == frames * 266 + 2 + read_without_pictures(info)
 
 
+@pytest.fixture(scope="module")
+def clip_file(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A video of the frames of the golden "video"."""
+    frames = [picture(112, 84, k) for k in range(3)]
+    return server.upload(write_video(tmp_path_factory.mktemp("clip") / "golden.mkv", frames))
+
+
+def test_a_video_matches_the_authors_code(
+    server: ComfyServer, info: dict[str, Any], clip_file: str, golden: dict[str, Any]
+) -> None:
+    graph = load("video", info).set("LoadVideo", file=clip_file)
+    graph.set("OvisU1Understand", prompt="Describe the video.", max_new_tokens=24)
+    expected = golden["generate"]["video"]["text"]
+    assert text(server.run(graph.prompt), graph) == expected
+    loaded = graph.out("LoadVideo")
+    frames = [graph.add("GetVideoComponents", video=loaded), 0]
+    assert text(server.run(graph.set("OvisU1Understand", video=frames).prompt), graph) == expected
+    made = graph.add("CreateVideo", images=frames, fps=8.0)
+    assert text(server.run(graph.set("OvisU1Understand", video=[made, 0]).prompt), graph) == expected
+    graph.set("OvisU1Understand", video=loaded, max_frames=2, prompt="Two of them?")
+    server.run(graph.prompt)
+    two = positions_read(server)
+    graph.set("OvisU1Understand", video=loaded, max_frames=3)
+    server.run(graph.prompt)
+    assert positions_read(server) == two + 266
+
+
+def test_error_for_a_file_that_is_not_a_video(server: ComfyServer, info: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "words.mp4").write_text("not a video")
+    graph = load("video", info).set("LoadVideo", file=server.upload(tmp_path / "words.mp4"))
+    refused(server, graph, r"video: expected a file with a video, got one that cannot be read .*; choose another file")
+
+
 def positions_read(server: ComfyServer) -> int:
     """The positions of the last prefill, from the log."""
     return int(server.log_text().rsplit("Ovis-U1: prefilled ", 1)[1].split()[0])
@@ -270,15 +309,193 @@ def test_chat_does_not_recompute_earlier_turns(server: ComfyServer, info: dict[s
     assert read < 40
 
 
-def test_batch_of_two_images_counts_as_two(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
-    graph = load("multi_image", info).set_all("LoadImage", image=photo)
-    graph.set("OvisU1Understand", max_new_tokens=4).set_all("ResizeAndPadImage", target_width=64, target_height=64)
-    assert text(server.run(graph.prompt), graph)
-    two = positions_read(server)
-    first, _ = graph.find_all("LoadImage")
-    graph.set("OvisU1Understand", image=[first, 0])
-    server.run(graph.prompt)
-    assert two > 1.5 * positions_read(server)
+@pytest.fixture(scope="module")
+def pair(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two images of different size: those of the golden "multi"."""
+    files = [tmp_path_factory.mktemp("pair") / f"{i}.png" for i in range(2)]
+    for file, image in zip(files, (picture(256, 192), picture(200, 200, 1)), strict=True):
+        image.save(file)
+    return [server.upload(file) for file in files]
+
+
+def about_pair(info: dict[str, Any], pair: list[str], prompt: str = "Describe each image.") -> Graph:
+    """The workflow `multi_image` on the small model."""
+    graph = load("multi_image", info).set("OvisU1Understand", prompt=prompt, max_new_tokens=24)
+    for node, file in zip(graph.find_all("LoadImage"), pair, strict=True):
+        graph.set_node(node, image=file)
+    return graph
+
+
+def test_images_of_two_sizes_match_the_authors_code(
+    server: ComfyServer, info: dict[str, Any], pair: list[str], golden: dict[str, Any]
+) -> None:
+    graph = about_pair(info, pair)
+    assert text(server.run(graph.prompt), graph) == golden["generate"]["multi"]["text"]
+    assert positions_read(server) == golden["generate"]["multi"]["input_len"]
+    # The order of the inputs counts, not that of the prompt.
+    first, second = ([node, 0] for node in graph.find_all("LoadImage"))
+    inputs = graph.prompt[graph.find("OvisU1Understand")]["inputs"]
+    del inputs["image"]
+    graph.set("OvisU1Understand", **{"images.image_3": second, "images.image_2": first})
+    assert text(server.run(graph.prompt), graph) == golden["generate"]["multi"]["text"]
+    graph.set("OvisU1Understand", **{"images.image_3": first, "images.image_2": second})
+    assert text(server.run(graph.prompt), graph) != golden["generate"]["multi"]["text"]
+
+
+def test_a_batch_comes_before_more_images(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = about(info, 64, 48, 2)
+    node = graph.find("OvisU1Understand")
+    texts = load("understand", info).prompt[load("understand", info).find("OvisU1Understand")]["inputs"]["prompt"]
+    tokenizer = Tokenizer(comfyui_path() / "comfy" / "text_encoders" / "qwen25_tokenizer")
+    more = {}
+    for i, (width, height, count) in enumerate([(84, 56, 1), (64, 48, 2), (448, 448, 1)], 2):
+        image = graph.add("EmptyImage", width=width, height=height, batch_size=count, color=i)
+        more[f"images.image_{i}"] = [image, 0]
+    server.run(graph.set_node(node, **more).prompt)
+    words = len(tokenizer.encode([*prompts.question(texts, images=6), *prompts.answer_start()])) - 6
+    sizes = [understanding_size(height, width) for width, height in [(64, 48)] * 4 + [(84, 56), (448, 448)]]
+    assert len(set(sizes)) == 3
+    assert positions_read(server) == words + sum(h // 28 * (w // 28) + 2 for h, w in sizes)
+
+
+def each_of(info: dict[str, Any], pair: list[str], **inputs: Any) -> tuple[Graph, str]:
+    """A question about each of the two images, and the node that shows the answers."""
+    graph = about_pair(info, pair, "What is it?").set("OvisU1Understand", each_image=True, **inputs)
+    return graph, graph.find("PreviewAny")
+
+
+def alone(server: ComfyServer, info: dict[str, Any], file: str) -> str:
+    """The answer about one image."""
+    graph = understand(info, file, prompt="What is it?")
+    return text(server.run(graph.prompt), graph)
+
+
+def test_one_answer_for_each_image(
+    server: ComfyServer, info: dict[str, Any], pair: list[str], golden: dict[str, Any]
+) -> None:
+    graph, preview = each_of(info, pair)
+    lengths = graph.add("StringLength", string=graph.out("OvisU1Understand"))
+    counted = graph.add("PreviewAny", source=[lengths, 0])
+    steps: list[tuple[int, int]] = []
+    result = server.run(graph.prompt, on_progress=lambda *step: steps.append(step))
+    first, second = result.outputs[preview]["text"]
+    assert first == golden["generate"]["single"]["text"]
+    assert [first, second] == [alone(server, info, file) for file in pair]
+    assert first != second
+    # The nodes after it run once for each image; the node itself shows both answers.
+    assert result.outputs[counted]["text"] == [str(len(first)), str(len(second))]
+    shown = f"Image 1: {first.strip()}\n\nImage 2: {second.strip()}"
+    assert text(result, graph) == shown
+    texts = [e["data"]["text"] for e in result.events if e["type"] == "progress_text"]
+    assert texts[-1] == shown
+    assert texts[0].startswith("Image 1: ")
+    values = [value for value, maximum in steps if maximum == 48]
+    assert values == sorted(values)
+    # Newer versions of ComfyUI leave out steps that follow each other quickly.
+    assert values[0] <= 24 < values[-1] == 48
+    # One answer about all images, and none of them computed again.
+    graph.set("OvisU1Understand", each_image=False, prompt="Describe each image.")
+    assert server.run(graph.prompt).outputs[preview]["text"] == [golden["generate"]["multi"]["text"]]
+
+
+def test_each_image_is_the_same_for_one_image_and_without_images(
+    server: ComfyServer, info: dict[str, Any], photo: str
+) -> None:
+    plain = understand(info, photo, prompt="One?")
+    each = understand(info, photo, prompt="One?", each_image=True)
+    assert text(server.run(each.prompt), each) == text(server.run(plain.prompt), plain)
+    for graph in (plain, each):
+        del graph.prompt[graph.find("OvisU1Understand")]["inputs"]["image"]
+        graph.remove("LoadImage")
+    assert text(server.run(each.prompt), each) == text(server.run(plain.prompt), plain)
+
+
+def test_each_image_has_its_own_history(server: ComfyServer, info: dict[str, Any], pair: list[str]) -> None:
+    def follow(graph: Graph) -> str:
+        node = graph.find("OvisU1Understand")
+        inputs = {"clip": graph.out("OvisU1Loader", 1), "prompt": "And now?", "max_new_tokens": 12}
+        return graph.add("OvisU1Understand", history=[node, 1], **inputs)
+
+    expected = []
+    for file in pair:
+        graph = understand(info, file, prompt="What is it?")
+        node = follow(graph)
+        expected += server.run(graph.prompt).outputs[node]["text"]
+    graph, _ = each_of(info, pair)
+    node = follow(graph)
+    before = len(server.log_text())
+    assert server.run(graph.prompt).outputs[node]["text"] == expected
+    # The second question about each image prefills only its own tokens.
+    read = [int(part.split()[0]) for part in server.log_text()[before:].split("Ovis-U1: prefilled ")[1:]]
+    assert len(read) == 4
+    assert min(read[:2]) > 100 > max(read[2:])
+    # A cached run has the same answers.
+    assert server.run(graph.prompt).outputs[node]["text"] == expected
+
+
+def test_interrupt_between_answers_and_the_next_prompt_works(
+    server: ComfyServer, info: dict[str, Any], pair: list[str]
+) -> None:
+    graph, _ = each_of(info, pair, max_new_tokens=3000)
+    asked: list[int] = []
+
+    def on_progress(value: int, maximum: int) -> None:
+        if maximum == 6000 and value > 3000 and not asked:
+            asked.append(value)
+            server.interrupt()
+
+    # The answers of this model do not end by themselves, or the second one would not be interrupted.
+    result = server.run(graph.prompt, on_progress=on_progress, check=False)
+    assert result.interrupted
+    assert asked
+    assert server.run(graph.set("OvisU1Understand", max_new_tokens=4).prompt).error is None
+
+
+def test_system_prompt_stays_in_the_conversation(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+    graph = load("chat", info).set("LoadImage", image=photo).set_all("OvisU1Understand", max_new_tokens=12)
+    first, second = graph.find_all("OvisU1Understand")
+    graph.set_node(second, prompt="And the colours?")
+
+    def run() -> tuple[list[int], str]:
+        """The positions that each turn prefilled, and the last answer."""
+        before = len(server.log_text())
+        outputs = server.run(graph.prompt).outputs
+        read = server.log_text()[before:].split("Ovis-U1: prefilled ")[1:]
+        return [int(part.split()[0]) for part in read], outputs[second]["text"][0]
+
+    (one, two), _ = run()
+    graph.set_node(first, system_prompt="Answer in verse.")
+    tokenizer = Tokenizer(comfyui_path() / "comfy" / "text_encoders" / "qwen25_tokenizer")
+    turn = len(tokenizer.encode(prompts.system_turn("Answer in verse.")))
+    read, answer = run()
+    assert read == [one + turn, two]
+    # The same text again adds nothing.
+    graph.set_node(second, system_prompt="Answer in verse.")
+    assert run() == ([two], answer)
+    graph.set_node(second, system_prompt="Answer in prose.")
+    refused(server, graph, r"system_prompt: expected no text or that of the first question, .*; clear system_prompt")
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in OLD.glob("*.json")))
+def test_workflows_of_the_first_version_still_run(
+    server: ComfyServer, info: dict[str, Any], photo: str, name: str
+) -> None:
+    """Saved with version 0.1.0, whose Understand had neither the last inputs nor lists as outputs."""
+    workflow = json.loads((OLD / f"{name}.json").read_text(encoding="utf-8"))
+    graph = Graph(to_api(workflow, info)).set("OvisU1Loader", model_name="tiny").set_all("LoadImage", image=photo)
+    graph.set_all("OvisU1Understand", max_new_tokens=8)
+    outputs = server.run(graph.prompt).outputs
+    for preview, node in zip(graph.find_all("PreviewAny"), graph.find_all("OvisU1Understand"), strict=True):
+        assert outputs[preview]["text"] == outputs[node]["text"]
+        assert len(outputs[node]["text"]) == 1
+        new = {"system_prompt": "", "each_image": False}
+        assert {**graph.prompt[node]["inputs"], **new} == graph.prompt[node]["inputs"]
+
+
+def test_error_for_a_wrong_value_among_more_images(server: ComfyServer, info: dict[str, Any]) -> None:
+    graph = about(info, 64, 48)
+    graph.set("OvisU1Understand", **{"images.image_2": [graph.add("OtherValue", name="one image"), 0]})
+    refused(server, graph, r"images\.image_2: expected an IMAGE of 4 dimensions, got 3 dimensions; connect Load Image")
 
 
 def test_describe_and_redraw(server: ComfyServer, info: dict[str, Any], photo: str) -> None:

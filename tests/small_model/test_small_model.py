@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cases
 import pytest
 import torch
 import words
@@ -159,6 +160,31 @@ def test_warning_for_an_image_size_without_training(bare: ComfyServer) -> None:
         assert log.count(warned) == (side == 160)
         assert any("set width and height to 128" in text for text in said) == (side == 160)
     assert "Ovis-U1: ovis-u1-shapes (built in) draws only one circle, square or triangle" in bare.log_text()
+
+
+@WHOLE
+def test_answers_about_several_images_are_right(bare: ComfyServer, tmp_path: Path) -> None:
+    """One answer about both, which must find the right one, and one about each."""
+    square = world.Scene("white", (world.Shape("square", "blue", "", "", 64, 64, 30),))
+    circle = world.Scene("yellow", (world.Shape("circle", "red", "", "", 64, 64, 30),))
+    info = bare.object_info()
+    graph = load("multi_image", info).set("OvisU1Loader", model_name=built_in.NAME)
+    node, (preview,) = graph.find("OvisU1Understand"), graph.find_all("PreviewAny")
+    uploaded = {}
+    for name, scene in (("square", square), ("circle", circle)):
+        (data,) = cases.source_files(cases.Case("describe", "", "", (scene,)))
+        (tmp_path / f"{name}.png").write_bytes(data)
+        uploaded[name] = bare.upload(tmp_path / f"{name}.png")
+    for order in (("square", "circle"), ("circle", "square")):
+        for loader, name in zip(graph.find_all("LoadImage"), order, strict=True):
+            graph.set_node(loader, image=uploaded[name])
+        for kind, colour in (("square", "blue"), ("circle", "red")):
+            graph.set_node(node, prompt=f"What color is the {kind}?", max_new_tokens=24, each_image=False)
+            assert bare.run(graph.prompt).outputs[preview]["text"] == [colour], order
+        graph.set_node(node, prompt="Describe this image.", each_image=True)
+        answers = bare.run(graph.prompt).outputs[preview]["text"]
+        scenes = [square if name == "square" else circle for name in order]
+        assert [words.described(scene, answer) for scene, answer in zip(scenes, answers, strict=True)] == [True, True]
 
 
 # ---- the demo
