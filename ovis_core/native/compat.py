@@ -90,7 +90,7 @@ HIDDEN: dict[str, Any] = {"is_dev_only" if "is_dev_only" in io.Schema.__dataclas
 def trim_window(video: Input.Video) -> tuple[float, float] | None:
     """The part of its file that a VIDEO stands for: start and duration in seconds, 0 for "to the end"; None: not known.
 
-    0.3.75 cannot trim a VIDEO; some later versions can, but do not tell the part.
+    0.3.75 cannot trim a VIDEO. A version that can, but has no method that returns the part, gives None.
     """
     if hasattr(video, "get_active_trim_window"):
         return video.get_active_trim_window()

@@ -26,7 +26,7 @@ def frames_of(video: Input.Video) -> Sequence[Tensor]:
     """The frames of a VIDEO in order, each (height, width, channels), 0 to 1; those of a file are decoded when indexed.
 
     They are the frames that core's Get Video Components returns: of the part that a trimmed VIDEO stands for. Frames of
-    a file that is marked as rotated are turned, also where core does not do so.
+    a file that is marked as rotated are turned, also if core does not turn them.
 
     Raises ValueError for a file without frames or one that cannot be read.
     """
