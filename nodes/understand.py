@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..ovis_core.native.compat import FIXED_SEED
+from ..ovis_core.native.compat import FIXED_SEED, KEEPS_TEXT
+from ..ovis_core.native.results import text_result
 from ..ovis_core.native.tokens import MAX_FRAMES
 from ..ovis_core.native.understanding import judge, understand
 from ..ovis_core.text.decoding import GREEDY, Sampling
@@ -33,6 +34,7 @@ class OvisU1Understand(io.ComfyNode):
                 "generated. Connect history to another Ovis-U1 Understand to continue the conversation."
             ),
             is_output_node=True,
+            **KEEPS_TEXT,
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
@@ -219,7 +221,7 @@ class OvisU1Understand(io.ComfyNode):
             history,
             keep=cls._is_connected(HISTORY_SLOT),
         )
-        return io.NodeOutput(answer.text, answer.conversation, answer.reasoning, ui=ui.PreviewText(answer.text))
+        return io.NodeOutput(answer.text, answer.conversation, answer.reasoning, ui=text_result(answer.text))
 
     @classmethod
     def _is_connected(cls, slot: int) -> bool:
@@ -242,6 +244,7 @@ class OvisU1Judge(io.ComfyNode):
                 "the model gives to yes. Use it to make several images and keep the best."
             ),
             is_output_node=True,
+            **KEEPS_TEXT,
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
                 io.Image.Input("images", tooltip="The images to judge, as a batch."),
@@ -296,4 +299,4 @@ class OvisU1Judge(io.ComfyNode):
             )
         verdict = judge(clip, images, question.replace(PROMPT_SLOT, prompt))
         best = images[verdict.order[0], None]
-        return io.NodeOutput(verdict.scores, best, verdict.ranking, ui=ui.PreviewText(verdict.ranking))
+        return io.NodeOutput(verdict.scores, best, verdict.ranking, ui=text_result(verdict.ranking))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,17 @@ FIXED_SEED = io.ControlAfterGenerate.fixed if hasattr(io, "ControlAfterGenerate"
 def search_aliases(*words: str) -> dict[str, Any]:
     """Words by which the page's search finds a node, for its schema. 0.3.75 searches names only."""
     return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
+
+
+# For the schema of a node with text on it: a cached node's text is sent also if the page runs only a part of the graph.
+# 0.3.75 sends it only with a run of the node itself.
+KEEPS_TEXT: dict[str, Any] = (
+    {"has_intermediate_output": True} if "has_intermediate_output" in io.Schema.__dataclass_fields__ else {}
+)
+
+# Whether ComfyUI takes a text file as the result of a node: its page's app mode shows no other texts. 0.3.75 does not,
+# and has no app mode.
+SHOWS_TEXT_FILES = find_spec("comfy_execution.jobs") is not None
 
 
 # ---- devices and types
