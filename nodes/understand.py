@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..ovis_core.native.compat import FIXED_SEED, growing_inputs, grown
+from ..ovis_core.native.compat import FIXED_SEED, KEEPS_TEXT, growing_inputs, grown
 from ..ovis_core.native.progress import listed
+from ..ovis_core.native.results import text_result
 from ..ovis_core.native.tokens import MAX_FRAMES
 from ..ovis_core.native.understanding import judge, understand, understand_each
 from ..ovis_core.text.decoding import GREEDY, Sampling
@@ -36,6 +37,7 @@ class OvisU1Understand(io.ComfyNode):
                 "generated. Connect history to another Ovis-U1 Understand to continue the conversation."
             ),
             is_output_node=True,
+            **KEEPS_TEXT,
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
@@ -283,7 +285,7 @@ class OvisU1Understand(io.ComfyNode):
             answers = [understand(clip, prompt, images, **options)]
             shown = answers[0].text
         texts, histories, reasonings = zip(*((a.text, a.conversation, a.reasoning) for a in answers), strict=True)
-        return io.NodeOutput([*texts], [*histories], [*reasonings], ui=ui.PreviewText(shown))
+        return io.NodeOutput([*texts], [*histories], [*reasonings], ui=text_result(shown))
 
     @classmethod
     def _is_connected(cls, slot: int) -> bool:
@@ -306,6 +308,7 @@ class OvisU1Judge(io.ComfyNode):
                 "the model gives to yes. Use it to make several images and keep the best."
             ),
             is_output_node=True,
+            **KEEPS_TEXT,
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
                 io.Image.Input("images", tooltip="The images to judge, as a batch."),
@@ -351,4 +354,4 @@ class OvisU1Judge(io.ComfyNode):
         need_prompt(prompt, question=question)
         verdict = judge(clip, images, question.replace(PROMPT_SLOT, prompt))
         best = images[verdict.order[0], None]
-        return io.NodeOutput(verdict.scores, best, verdict.ranking, ui=ui.PreviewText(verdict.ranking))
+        return io.NodeOutput(verdict.scores, best, verdict.ranking, ui=text_result(verdict.ranking))

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
+from importlib.util import find_spec
 from inspect import signature
 from typing import Any
 
@@ -95,6 +96,17 @@ def trim_window(video: Input.Video) -> tuple[float, float] | None:
     if hasattr(video, "get_active_trim_window"):
         return video.get_active_trim_window()
     return None if hasattr(video, "as_trimmed") else (0.0, 0.0)
+
+
+# For the schema of a node with text on it: a cached node's text is sent also if the page runs only a part of the graph.
+# 0.3.75 sends it only with a run of the node itself.
+KEEPS_TEXT: dict[str, Any] = (
+    {"has_intermediate_output": True} if "has_intermediate_output" in io.Schema.__dataclass_fields__ else {}
+)
+
+# Whether ComfyUI takes a text file as the result of a node: its page's app mode shows no other texts. 0.3.75 does not,
+# and has no app mode.
+SHOWS_TEXT_FILES = find_spec("comfy_execution.jobs") is not None
 
 
 # ---- devices and types

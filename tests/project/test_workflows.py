@@ -72,6 +72,22 @@ def test_nodes_in_workflows_name_their_pack(name: str) -> None:
             assert numbers(named["ver"]) >= (0, 3, 75), "saved with a ComfyUI that the pack does not run in"
 
 
+@pytest.mark.parametrize("name", ["text_to_image", "edit", "understand"])
+def test_app_mode_shows_widgets_and_a_result_that_exist(name: str) -> None:
+    workflow = read_workflow(name)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    shown = workflow["extra"]["linearData"]
+    for number, widget in shown["inputs"]:
+        node = nodes[number]
+        if node["type"] == "OvisU1Loader":  # the file lists no inputs of a node without links
+            assert widget == "model_name"
+        else:
+            (slot,) = [slot for slot in node["inputs"] if slot["name"] == widget]
+            assert (slot["widget"]["name"], slot["link"]) == (widget, None)
+    assert [nodes[number]["type"] for number in shown["outputs"]] in (["SaveImage"], ["OvisU1Understand"])
+    assert "linearMode" not in workflow["extra"], "the graph opens first"
+
+
 def numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,53 @@ def test_answer_matches_the_authors_code(
     assert text(result, graph) == expected
     assert result.outputs[graph.find("PreviewAny")]["text"][0] == expected
     assert "tokens/s" in server.log_text()
+
+
+def test_answer_is_also_a_text_file_for_app_mode(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
+    graph = understand(info, photo, prompt="A file?")
+    output = server.run(graph.prompt).outputs[graph.find("OvisU1Understand")]
+    if (comfyui_path() / "comfy_execution" / "jobs.py").exists():
+        (entry,) = output["files"]
+        assert server.image(entry).decode() == output["text"][0]
+    else:
+        assert "files" not in output
+
+
+def test_text_of_a_cached_node_is_sent_when_only_a_part_runs(
+    server: ComfyServer, info: dict[str, Any], photo: str
+) -> None:
+    """The page can run one output node; the answer on its way there stays a result of the run."""
+    if "has_intermediate_output" not in info["OvisU1Understand"]:
+        pytest.skip("this ComfyUI sends only the results of the nodes that it runs")
+    graph = understand(info, photo, prompt="Which part?")
+    judge = graph.add(
+        "OvisU1Judge",
+        clip=graph.out("OvisU1Loader", 1),
+        images=graph.out("LoadImage"),
+        question="Is it so?",
+        prompt="",
+    )
+    ranking = graph.add("PreviewAny", source=[judge, 2])
+    first = server.run(graph.prompt).outputs
+    answered = server.log_text().count("Ovis-U1: prefilled ")
+    body = {"prompt": graph.prompt, "partial_execution_targets": [graph.find_all("PreviewAny")[0], ranking]}
+    again = finished(server, body)
+    assert server.log_text().count("Ovis-U1: prefilled ") == answered
+    for node in (graph.find("OvisU1Understand"), judge):
+        assert again[node]["text"] == first[node]["text"]
+
+
+def finished(server: ComfyServer, body: dict[str, Any]) -> dict[str, Any]:
+    """The outputs of a prompt that is sent as it is."""
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(f"{server.url}/prompt", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        prompt_id = json.load(answer)["prompt_id"]
+    for _ in range(600):
+        if entry := server.history(prompt_id):
+            return entry["outputs"]
+        time.sleep(0.1)
+    raise AssertionError("the prompt did not end within 60 s")
 
 
 def test_text_is_sent_while_it_is_generated(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
