@@ -87,8 +87,8 @@ class OvisU1EditEncode(io.ComfyNode):
             display_name="Ovis-U1 Edit Encode",
             category=CATEGORY,
             description=(
-                "Encodes an image and an instruction for editing. Connect positive, image_only, negative and latent to "
-                "Ovis-U1 Sampler. In a batch, each image is edited by the same instruction."
+                "Encodes one or more images and an instruction for editing. Connect positive, image_only, negative and "
+                "latent to Ovis-U1 Sampler. In a batch, each image is edited by the same instruction."
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
@@ -132,10 +132,10 @@ class OvisU1EditEncode(io.ComfyNode):
                         "image",
                         optional=True,
                         tooltip=(
-                            "A further image for the edit, of any size, for example a person or a style. In the "
-                            "prompt, call the images Image 1, Image 2 and so on. The model was trained on edits of "
-                            "one image, so it may not use this one as asked. It is scaled like image, but the edit "
-                            "has the size of image. Each further image makes the edit slower."
+                            "Another image for the edit, of any size, for example a person or a style. If image is a "
+                            "batch, this can be a batch of the same length. Name it Image 2, Image 3 and so on in the "
+                            "prompt. The model was trained on one image, so results vary. The edit keeps the size of "
+                            "the first image. Each image makes it slower."
                         ),
                     ),
                     FURTHER_NAMES,
@@ -145,12 +145,12 @@ class OvisU1EditEncode(io.ComfyNode):
                 io.Conditioning.Output(
                     "positive",
                     display_name="positive",
-                    tooltip="The instruction, with the image as reference latent.",
+                    tooltip="The instruction, with the images as reference latents.",
                 ),
                 io.Conditioning.Output(
                     "image_only",
                     display_name="image_only",
-                    tooltip="The image as reference latent, without the instruction.",
+                    tooltip="The images as reference latents, without the instruction.",
                 ),
                 io.Conditioning.Output(
                     "negative",

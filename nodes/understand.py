@@ -64,7 +64,7 @@ class OvisU1Understand(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "A video, for example from Load Video, or its frames as a batch of images. Of a video file, "
-                        "only the frames that are used are decoded. Connect either images or a video."
+                        "only the frames that the model sees are kept in memory. Connect either images or a video."
                     ),
                 ),
                 History.Input(
@@ -198,7 +198,7 @@ class OvisU1Understand(io.ComfyNode):
                     tooltip=(
                         "Instructions for the whole conversation, for example the language or the length of the "
                         "answers. Write it at the first question only: history keeps it. The model was trained "
-                        "without one."
+                        "without a system prompt."
                     ),
                 ),
                 io.Boolean.Input(
@@ -207,7 +207,8 @@ class OvisU1Understand(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "Off: one answer about all images. On: the question is asked about each image separately. The "
-                        "outputs are then lists, and the nodes after this one run once for each image."
+                        "outputs are then lists, and the nodes after this one run once for each image. It has no "
+                        "effect on a video."
                     ),
                 ),
             ],

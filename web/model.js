@@ -20,10 +20,12 @@ app.registerExtension({
         if (other) {
             widget.value = other;
             widget.callback?.(other); // Nodes 2.0 of older pages shows the new value only then
-            tell(`The model ${NAMED} was not found, so ${other} is chosen.`);
+            tell(`${NAMED} was not found; ${other} was chosen instead.`);
             return;
         }
-        const small = offered.length ? `, or choose ${offered[0]}, which draws only flat shapes, at 128 x 128` : "";
-        tell(`The model ${NAMED} was not found. Run Ovis-U1 Download and press R${small}.`);
+        const small = offered.length
+            ? ` To try the workflow now, choose ${offered[0]}: it draws flat shapes at 128 x 128.`
+            : "";
+        tell(`${NAMED} was not found. Add the node Ovis-U1 Download and run it, then press R.${small}`);
     },
 });

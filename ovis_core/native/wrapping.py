@@ -1,4 +1,4 @@
-"""Wraps functions of core that offer packs no other way to add to them."""
+"""Wraps functions of core for which ComfyUI has no extension point."""
 
 from __future__ import annotations
 

@@ -21,7 +21,10 @@ pytestmark = pytest.mark.skipif(not built_in.is_there(), reason="this copy of th
 
 MODEL = """window.app.graph._nodes.find((n) => n.type === "OvisU1Loader")
     .widgets.find((w) => w.name === "model_name").value"""
-SAID = f"The model Ovis-U1-3B was not found. Run Ovis-U1 Download and press R, or choose {built_in.NAME}"
+SAID = (
+    "Ovis-U1-3B was not found. Add the node Ovis-U1 Download and run it, then press R. To try the workflow now, choose "
+    f"{built_in.NAME}"
+)
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,7 @@ def test_dropped_image_restores_its_workflow(page: Any, ready: ComfyServer) -> N
 def test_a_workflow_takes_another_real_model(page: Any, info: dict[str, Any]) -> None:
     open_dropped(page, "text_to_image")
     name = models(info)[0]
-    page.get_by_text(f"The model Ovis-U1-3B was not found, so {name} is chosen.").first.wait_for()
+    page.get_by_text(f"Ovis-U1-3B was not found; {name} was chosen instead.").first.wait_for()
     loader = "window.app.graph._nodes.find((n) => n.type === 'OvisU1Loader')"
     assert page.evaluate(f"{loader}.widgets.find((w) => w.name === 'model_name').value") == name
     element = page.locator(f"[data-node-id='{page.evaluate(f'{loader}.id')}']")
