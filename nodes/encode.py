@@ -12,10 +12,9 @@ from ..ovis_core.native import conditions
 from ..ovis_core.native.compat import growing_inputs, grown
 from ..ovis_core.sizes import DEFAULT_BOUNDS, LATENT_FACTOR
 from .checks import checked, need_batches_of, need_size
-from .schema import CATEGORY, found_by
+from .schema import CATEGORY, IMAGES, found_by, image_names
 
-FURTHER = "images"  # group of the inputs that grow
-FURTHER_NAMES = [f"image_{i}" for i in range(2, 5)]
+FURTHER = image_names(4)
 SIDE_TIP = "{} of the image in pixels, a multiple of 16. Set the same value in Empty Latent Image."
 
 
@@ -127,7 +126,7 @@ class OvisU1EditEncode(io.ComfyNode):
                     ),
                 ),
                 *growing_inputs(
-                    FURTHER,
+                    IMAGES,
                     io.Image.Input(
                         "image",
                         optional=True,
@@ -138,7 +137,7 @@ class OvisU1EditEncode(io.ComfyNode):
                             "the first image. Each image makes it slower."
                         ),
                     ),
-                    FURTHER_NAMES,
+                    FURTHER,
                 ),
             ],
             outputs=[
@@ -181,7 +180,7 @@ class OvisU1EditEncode(io.ComfyNode):
         megapixels: float = 0.0,
         **more: Any,
     ) -> io.NodeOutput:
-        further = {f"{FURTHER}.{name}": batch for name in FURTHER_NAMES for batch in grown(FURTHER, [name], more)}
+        further = grown(IMAGES, FURTHER, more)
         need_batches_of(len(image), further)
         limit = round(megapixels * 1024 * 1024) or DEFAULT_BOUNDS[1]
         return io.NodeOutput(*conditions.edit(clip, vae, image, prompt, negative_prompt, limit, [*further.values()]))

@@ -73,7 +73,7 @@ class OvisU1Loader(io.ComfyNode):
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
         """Replaces the page's 'value not in list' with an error that says where models belong."""
         # The value of a link is not known yet.
-        return model_name is None or catalogue.missing(model_name) or True
+        return model_name is None or catalogue.why_missing(model_name) or True
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, weight_dtype: str) -> str:

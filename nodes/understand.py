@@ -14,12 +14,11 @@ from ..ovis_core.native.understanding import judge, understand, understand_each
 from ..ovis_core.text.decoding import GREEDY, Sampling
 from ..ovis_core.text.prompts import FITS, PROMPT_SLOT
 from .checks import checked, need_prompt
-from .schema import ADVANCED, CATEGORY, History, found_by
+from .schema import ADVANCED, CATEGORY, IMAGES, History, found_by, image_names
 
 HISTORY_SLOT = 1
 DRAWN = Sampling()
-MORE = "images"  # group of the inputs that grow
-MORE_NAMES = [f"image_{i}" for i in range(2, 10)]
+FURTHER = image_names(9)
 
 
 class OvisU1Understand(io.ComfyNode):
@@ -179,7 +178,7 @@ class OvisU1Understand(io.ComfyNode):
                     tooltip="Sampling seed. It has an effect only if sampling is on.",
                 ),
                 *growing_inputs(
-                    MORE,
+                    IMAGES,
                     io.Image.Input(
                         "image",
                         optional=True,
@@ -188,7 +187,7 @@ class OvisU1Understand(io.ComfyNode):
                             "there, image_2 is Image 2 in the prompt."
                         ),
                     ),
-                    MORE_NAMES,
+                    FURTHER,
                 ),
                 io.String.Input(
                     "system_prompt",
@@ -263,7 +262,7 @@ class OvisU1Understand(io.ComfyNode):
         each_image: bool = False,
         **more: Any,
     ) -> io.NodeOutput:
-        batches = [*(() if image is None else (image,)), *grown(MORE, MORE_NAMES, more)]
+        batches = [*(() if image is None else (image,)), *grown(IMAGES, FURTHER, more).values()]
         images = [one for batch in batches for one in batch]
         if images and video is not None:
             raise ValueError("video: expected either images or a video, got both; disconnect image or video.")

@@ -5,8 +5,9 @@ Resizing is PIL's bicubic on 8-bit pixels, as in the release.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -50,13 +51,21 @@ def understanding_input(frames: Iterable[Image.Image], kind: Placeholder = Place
     return patchify(pixels, kind)
 
 
-class SampledFrames(Sequence[Tensor]):
+class Frames(Protocol):
+    """The frames of a video: how many, and each by its index from 0, as a tensor (height, width, channels), 0 to 1."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
+
+
+class SampledFrames:
     """At most `most` of a video's frames, evenly spaced, including the first and the last.
 
     A frame is taken from `frames` when it is indexed, because `frames` may decode it then.
     """
 
-    def __init__(self, frames: Sequence[Tensor], most: int) -> None:
+    def __init__(self, frames: Frames, most: int) -> None:
         self.frames = frames
         count = min(len(frames), most)
         self.indexes = [round(i * (len(frames) - 1) / max(count - 1, 1)) for i in range(count)]
@@ -66,6 +75,9 @@ class SampledFrames(Sequence[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return self.frames[self.indexes[index]]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self.frames[index] for index in self.indexes)
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -30,29 +30,49 @@ Tree = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Widget:
+    """A widget inside, of the one node of a class."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Links:
+    """The links inside that come from a node outside, which is named by its class or title."""
+
+    node: str
+
+
+@dataclass(frozen=True)
 class Blueprint:
     """One file, and the workflow that it is made from.
 
-    inputs   name outside -> class and widget inside, or the title of a node that stays outside; in the order on the
-             page
+    inputs   name outside -> what it sets inside; in the order on the page
     outputs  name outside -> class of the node that stays outside
     """
 
     workflow: str
     description: str
     aliases: tuple[str, ...]
-    inputs: dict[str, tuple[str, str] | str]
+    inputs: dict[str, Widget | Links]
     outputs: dict[str, str]
 
 
-MODEL = {"model_name": ("OvisU1Loader", "model_name")}
-RUN = {"seed": ("OvisU1Sampler", "seed"), "steps": ("OvisU1Sampler", "steps")}
+MODEL = {"model_name": Widget("OvisU1Loader", "model_name")}
+RUN = {"seed": Widget("OvisU1Sampler", "seed"), "steps": Widget("OvisU1Sampler", "steps")}
 BLUEPRINTS = {
     "Ovis-U1 text to image": Blueprint(
         workflow="text_to_image",
         description="Makes an image from a prompt with Ovis-U1. Connect Save Image. The model is loaded inside.",
         aliases=("text to image", "t2i", "generate image"),
-        inputs={"prompt": ("OvisU1TextEncode", "prompt"), "width": "Width", "height": "Height", **RUN, **MODEL},
+        inputs={
+            "prompt": Widget("OvisU1TextEncode", "prompt"),
+            "width": Links("Width"),
+            "height": Links("Height"),
+            **RUN,
+            **MODEL,
+        },
         outputs={"image": "SaveImage"},
     ),
     "Ovis-U1 edit": Blueprint(
@@ -63,10 +83,10 @@ BLUEPRINTS = {
         ),
         aliases=("edit image", "image editing", "image to image"),
         inputs={
-            "image": "LoadImage",
-            "prompt": ("OvisU1EditEncode", "prompt"),
-            "txt_cfg": ("OvisU1Sampler", "txt_cfg"),
-            "img_cfg": ("OvisU1Sampler", "img_cfg"),
+            "image": Links("LoadImage"),
+            "prompt": Widget("OvisU1EditEncode", "prompt"),
+            "txt_cfg": Widget("OvisU1Sampler", "txt_cfg"),
+            "img_cfg": Widget("OvisU1Sampler", "img_cfg"),
             **RUN,
             **MODEL,
         },
@@ -80,10 +100,10 @@ BLUEPRINTS = {
         ),
         aliases=("caption", "describe image", "vqa", "image to text"),
         inputs={
-            "image": "LoadImage",
-            "prompt": ("OvisU1Understand", "prompt"),
-            "max_new_tokens": ("OvisU1Understand", "max_new_tokens"),
-            "thinking": ("OvisU1Understand", "thinking"),
+            "image": Links("LoadImage"),
+            "prompt": Widget("OvisU1Understand", "prompt"),
+            "max_new_tokens": Widget("OvisU1Understand", "max_new_tokens"),
+            "thinking": Widget("OvisU1Understand", "thinking"),
             **MODEL,
         },
         outputs={"answer": "PreviewAny"},
@@ -155,10 +175,10 @@ def _subgraph(name: str, plan: Blueprint, workflow: Tree) -> Tree:
     ends = {"inputs": [], "outputs": []}
 
     for slot, (outer, inner) in enumerate(plan.inputs.items()):
-        if isinstance(inner, str):
-            made = [link for link in links.values() if _is(outside.get(link["origin_id"]), inner)]
+        if isinstance(inner, Links):
+            made = [link for link in links.values() if _is(outside.get(link["origin_id"]), inner.node)]
         else:
-            made = [_link_to_widget(nodes, links, *inner)]
+            made = [_link_to_widget(nodes, links, inner)]
         for link in made:
             link |= {"origin_id": INPUT_NODE, "origin_slot": slot}
         kind = _slot(nodes, made[0])["type"]
@@ -195,12 +215,12 @@ def _subgraph(name: str, plan: Blueprint, workflow: Tree) -> Tree:
     }
 
 
-def _link_to_widget(nodes: dict[int, Tree], links: dict[int, Tree], kind: str, widget: str) -> Tree:
-    """A new link to a widget of the one node of a class."""
-    (node,) = [node for node in nodes.values() if node["type"] == kind]
+def _link_to_widget(nodes: dict[int, Tree], links: dict[int, Tree], widget: Widget) -> Tree:
+    """A new link to a widget."""
+    (node,) = [node for node in nodes.values() if node["type"] == widget.kind]
     if not node["inputs"]:  # the workflow need not list the widgets of a loader, which are choices
-        node["inputs"].append({"name": widget, "type": "COMBO", "link": None, "widget": {"name": widget}})
-    (place,) = [place for place, slot in enumerate(node["inputs"]) if slot["name"] == widget]
+        node["inputs"].append({"name": widget.name, "type": "COMBO", "link": None, "widget": {"name": widget.name}})
+    (place,) = [place for place, slot in enumerate(node["inputs"]) if slot["name"] == widget.name]
     slot = node["inputs"][place]
     slot["link"] = max(links) + 1
     values = (slot["link"], None, None, node["id"], place, slot["type"])

@@ -21,11 +21,11 @@ def names() -> list[str]:
     return [*found, built_in.NAME] if built_in.is_there() else found
 
 
-def missing(name: str) -> str:
+def why_missing(name: str) -> str:
     """An error message if no model has this name; empty if one has it."""
     if _is_built_in(name):
         return ""
-    problem = missing_model.missing(name)
+    problem = missing_model.why_missing(name)
     if problem and names() == [built_in.NAME]:
         return (
             f"{problem.removesuffix('.')}, or choose {built_in.NAME!r}, which needs no download and draws "
@@ -54,7 +54,7 @@ def open_named(name: str) -> Checkpoint:
         return dataclasses.replace(open_model(file), side=side)
     path = model_search.find_model(name)
     if path is None:
-        raise ValueError(missing(name))
+        raise ValueError(why_missing(name))
     return open_model(path)
 
 

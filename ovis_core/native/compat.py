@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from importlib.util import find_spec
 from inspect import signature
 from typing import Any
 
@@ -28,6 +27,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import Input, io
 from torch import Tensor, nn
 
+try:
+    from comfy_execution import jobs
+except ImportError:  # 0.3.75 does not have it
+    jobs = None
+
 # ---- schemas of nodes
 
 # Puts an input behind "Show advanced". 0.3.75 has no such section: the input is shown with the others.
@@ -42,7 +46,7 @@ def search_aliases(*words: str) -> dict[str, Any]:
     return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
 
 
-FEW = 3  # growing inputs that a page which cannot add them shows from the start
+FEW = 3  # growing inputs in a ComfyUI whose nodes have fixed inputs
 
 
 def growing_inputs(group: str, template: io.Input, names: Sequence[str]) -> list[io.Input]:
@@ -57,14 +61,14 @@ def growing_inputs(group: str, template: io.Input, names: Sequence[str]) -> list
     return [_named(template, f"{group}.{name}", name) for name in names[:FEW]]
 
 
-def grown(group: str, names: Sequence[str], inputs: Mapping[str, Any]) -> list[Any]:
-    """The values of growing inputs in the order of `names`, from the keyword arguments of a node's `execute`.
+def grown(group: str, names: Sequence[str], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Id -> value of the growing inputs that have one, in the order of `names`.
 
-    0.3.75 passes each of them; later versions pass a dictionary.
+    inputs  keyword arguments of a node's `execute`: 0.3.75 passes each value by its id, later versions a dictionary
     """
     values = {**inputs, **{f"{group}.{name}": value for name, value in (inputs.get(group) or {}).items()}}
-    found = [values.get(f"{group}.{name}") for name in names]
-    return [value for value in found if value is not None]
+    ids = [f"{group}.{name}" for name in names]
+    return {key: values[key] for key in ids if values.get(key) is not None}
 
 
 def single_inputs(spec: io.Input, value: Any) -> list[tuple[io.Input, Any]]:
@@ -106,7 +110,7 @@ KEEPS_TEXT: dict[str, Any] = (
 
 # Whether ComfyUI takes a text file as the result of a node: its page's app mode shows no other texts. 0.3.75 does not,
 # and has no app mode.
-SHOWS_TEXT_FILES = find_spec("comfy_execution.jobs") is not None
+SHOWS_TEXT_FILES = jobs is not None and ".txt" in getattr(jobs, "TEXT_EXTENSIONS", ())
 
 
 # ---- devices and types

@@ -12,7 +12,7 @@ from .folders import elsewhere, roots
 from .model_search import HUB, Listing, current_listing, find_model, is_model_file, why_not_listed
 
 
-def missing(name: str) -> str:
+def why_missing(name: str) -> str:
     """An error message if no model has this name; empty if one has it."""
     if find_model(name) is not None:
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from stat import S_ISREG
 
@@ -31,6 +32,49 @@ from .folders import (
 HUB = "huggingface"  # before the names of models in the hub's cache
 DEPTH = 3  # levels of folders that are searched inside a folder of models
 SHARED_DEPTH = 2
+
+_last: Listing | None = None  # result of the last search
+_reported: set[str] = set()  # reasons that are in the log
+
+
+def _until_changed(answer: Callable[[Path], bool]) -> Callable[[Path], bool]:
+    """Caches what a function says about each file until the file changes. It says False if the path is not a file."""
+    known: dict[Path, tuple[tuple[int, ...], bool]] = {}  # with size, time and mode of the file
+
+    @wraps(answer)
+    def cached(file: Path) -> bool:
+        try:
+            status = file.stat()
+        except OSError:
+            return False
+        if not S_ISREG(status.st_mode):
+            return False
+        state = (status.st_size, status.st_mtime_ns, status.st_mode)
+        if file not in known or known[file][0] != state:
+            known[file] = state, answer(file)
+        return known[file][1]
+
+    return cached
+
+
+@_until_changed
+def is_model_file(file: Path) -> bool:
+    """`is_single_file`, cached until the file changes."""
+    return is_single_file(file)
+
+
+@_until_changed
+def _names_ovis_u1(file: Path) -> bool:
+    return names_ovis_u1(file)
+
+
+@_until_changed
+def _is_release_config(config: Path) -> bool:
+    return is_release(config.parent)
+
+
+def _is_release(folder: Path) -> bool:
+    return _is_release_config(folder / CONFIG)
 
 
 def find_models(fresh: bool = False) -> dict[str, Path]:
@@ -136,7 +180,7 @@ class Listing:
         for repository, folder in cached_repositories().items():
             if mentions_ovis(repository):
                 self._see(folder / "snapshots")
-                whole = (path for path in snapshots(folder) if self._is_release(path) and is_complete(path))
+                whole = (path for path in snapshots(folder) if self._see_release(path) and is_complete(path))
                 path = next(whole, None)
                 if path is not None:
                     self._add(f"{HUB}/{repository}", path)
@@ -155,14 +199,15 @@ class Listing:
             yield from inner
             return
         yield folder
-        if self._is_release(folder) and not top:
+        if self._see_release(folder) and not top:
             return
         if depth:
             for inner in self._subfolders(folder):
                 if inner != hub_cache():
                     yield from self._walk(inner, depth - 1, top=False)
 
-    def _is_release(self, folder: Path) -> bool:
+    def _see_release(self, folder: Path) -> bool:
+        """Whether a folder is a release; the listing then depends on it."""
         self._see(folder)
         return _is_release(folder)
 
@@ -190,11 +235,6 @@ def current_listing(fresh: bool = False) -> Listing:
     return _last
 
 
-_last: Listing | None = None
-_answers: dict[tuple[str, Path], tuple[tuple[int, ...], bool]] = {}  # of files, with their sizes and times
-_reported: set[str] = set()
-
-
 def _report(listing: Listing) -> None:
     """Logs the reasons why folders and files are not listed, each once."""
     for _, reason in listing.refused():
@@ -212,31 +252,3 @@ def why_not_listed(path: Path) -> str:
             "folder."
         )
     return reason
-
-
-def _is_release(folder: Path) -> bool:
-    return _of_file(folder / CONFIG, "release", lambda: is_release(folder))
-
-
-def is_model_file(file: Path) -> bool:
-    """`is_single_file`, cached until the file changes."""
-    return _of_file(file, "single", lambda: is_single_file(file))
-
-
-def _names_ovis_u1(file: Path) -> bool:
-    return _of_file(file, "ours", lambda: names_ovis_u1(file))
-
-
-def _of_file(file: Path, question: str, ask: Callable[[], bool]) -> bool:
-    """The answer to a question about a file, cached until the file changes."""
-    try:
-        status = file.stat()
-    except OSError:
-        return False
-    if not S_ISREG(status.st_mode):
-        return False
-    state = (status.st_size, status.st_mtime_ns, status.st_mode)
-    known = _answers.get((question, file))
-    if known is None or known[0] != state:
-        known = _answers[question, file] = state, ask()
-    return known[1]

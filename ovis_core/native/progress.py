@@ -32,6 +32,10 @@ class DecodingProgress:
         self.max_new_tokens = max_new_tokens
         self.tokenizer = tokenizer
         self.earlier, self.texts = earlier, texts
+        self.start()
+
+    def start(self) -> None:
+        """Called before the prompt is computed: the times in the log begin here."""
         self.started = self.shown = time.perf_counter()
         self.first = 0.0
 

@@ -1,4 +1,7 @@
-"""Lets core's save nodes write quantized weights that are not loaded completely, and so are stored as integers."""
+"""Lets core's save nodes write quantized weights that are still in RAM.
+
+Some formats store integers, for which the class of core's parameters raises an error.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .compat import saved_part_of_quantized_weight
+from .compat import bound_arguments, saved_part_of_quantized_weight
 from .wrapping import Core, wrap
 
 
@@ -19,5 +22,10 @@ def register() -> None:
 
 def _without_gradient(core: Core, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The parameter for a tensor; core's constructor asks for a gradient, which integers cannot have."""
-    kind, _, _, tensor = args
-    return core(*args, **kwargs) if tensor.is_floating_point() else tensor.as_subclass(kind)
+    try:
+        return core(*args, **kwargs)
+    except RuntimeError:
+        tensor = bound_arguments(core, args, kwargs).get("tensor")
+        if not isinstance(tensor, Tensor) or tensor.is_floating_point():
+            raise
+        return tensor.as_subclass(args[0])

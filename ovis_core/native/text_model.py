@@ -156,6 +156,7 @@ class OvisTextModel(Multimodal):
         Raises ValueError if `tokens` take more positions than the language model has.
         """
         progress = progress or DecodingProgress(max_new_tokens)
+        progress.start()
         cache, logits = self.prefill(tokens, max_new_tokens, past)
         prefilled = cache.length - sum(keys.shape[2] for keys, _ in past)
         ids: list[int] = []

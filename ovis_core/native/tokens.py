@@ -13,7 +13,7 @@ from comfy.model_management import throw_exception_if_processing_interrupted
 from torch import Tensor
 
 from ..multimodal import Token, check_positions, sequence_length
-from ..pixels import SampledFrames, VisualInput, blank_input, to_pil, understanding_input
+from ..pixels import Frames, SampledFrames, VisualInput, blank_input, to_pil, understanding_input
 from ..sizes import FACTOR, understanding_size
 from ..special_tokens import Control, Placeholder
 from ..text import prompts
@@ -129,7 +129,7 @@ class OvisTokenizer:
         self,
         text: str,
         images: Sequence[Tensor] = (),
-        frames: Sequence[Tensor] = (),
+        frames: Frames = (),
         max_frames: int = MAX_FRAMES,
         thinking: bool = False,
         system_prompt: str = "",
@@ -147,7 +147,7 @@ class OvisTokenizer:
         return self.fill_placeholders(parts, self._visual_inputs(images, frames))
 
     def _check_length(
-        self, parts: Sequence[prompts.PromptPart], images: Sequence[Tensor], frames: Sequence[Tensor]
+        self, parts: Sequence[prompts.PromptPart], images: Sequence[Tensor], frames: SampledFrames
     ) -> None:
         """Raises ValueError for a prompt that is too long, before its pictures are cut into patches, which is slow."""
 
@@ -163,7 +163,7 @@ class OvisTokenizer:
         for picture in (*images, *([frames[0]] if len(frames) else [])):
             warn_of_picture(self.side, *picture.shape[:2])
 
-    def _visual_inputs(self, images: Sequence[Tensor], frames: Sequence[Tensor]) -> list[VisualInput]:
+    def _visual_inputs(self, images: Sequence[Tensor], frames: SampledFrames) -> list[VisualInput]:
         inputs = []
         for image in images:
             throw_exception_if_processing_interrupted()

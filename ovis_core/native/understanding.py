@@ -16,6 +16,7 @@ from comfy_api.latest import Input
 from torch import Tensor
 
 from ..multimodal import Token, sequence_length
+from ..pixels import Frames
 from ..text import prompts
 from ..text.conversation import Conversation, PromptCache, split_thinking, with_answer, without_end
 from ..text.decoding import Sampling
@@ -60,11 +61,12 @@ class Verdict:
 
 
 def understand_each(clip: comfy.sd.CLIP, prompt: str, images: Sequence[Tensor], **options: Any) -> list[Answer]:
-    """The same question about each image: an answer of `understand`, which takes the same options, for each."""
+    """Asks the same question about each image. Returns one answer for each; takes the options of `understand`."""
     answers: list[Answer] = []
     for image in images:
         earlier = [answer.text for answer in answers]
-        answers.append(understand(clip, prompt, [image], earlier=earlier, texts=len(images), **options))
+        progress = DecodingProgress(options["max_new_tokens"], clip.tokenizer.tokenizer, earlier, len(images))
+        answers.append(understand(clip, prompt, [image], progress=progress, **options))
     return answers
 
 
@@ -72,7 +74,7 @@ def understand(
     clip: comfy.sd.CLIP,
     prompt: str,
     images: Sequence[Tensor],
-    video: Sequence[Tensor] | Input.Video,
+    video: Frames | Input.Video,
     max_frames: int,
     max_new_tokens: int,
     thinking: bool,
@@ -80,18 +82,16 @@ def understand(
     before: Conversation | None = None,
     keep: bool = True,
     system_prompt: str = "",
-    earlier: Sequence[str] = (),
-    texts: int = 1,
+    progress: DecodingProgress | None = None,
 ) -> Answer:
     """Answers a question about images, about a video, or without pictures; each image (height, width, channels).
 
-    video          its frames, likewise, or a VIDEO, of which only `max_frames` frames are decoded
+    video          its frames, likewise, or a VIDEO; at most `max_frames` frames are used
     before         the conversation that the question continues
     keep           keep the keys and values of the conversation in RAM, so that the next question does not compute them
                    again
     system_prompt  text of a turn before the first question; a conversation keeps it
-    earlier        answers that the node shows above this one
-    texts          how many answers it will show
+    progress       of this answer; None: a bar, and the text on the node
 
     Raises ValueError if the conversation takes more positions than the language model has, or has begun with another
     system prompt.
@@ -117,7 +117,7 @@ def understand(
         past = before.cache
         if past is None or weights is None or past.weights != weights:
             past = PromptCache(weights)
-        progress = DecodingProgress(limit, tokenizer, earlier, texts)
+        progress = progress or DecodingProgress(limit, tokenizer)
         ids, cache = model.generate_ids(tokens, limit, sampling, past.turns, progress)
     # Without `thinking` the prompt ends with an empty think block, and all that follows is the answer.
     reasoning, answer = split_thinking(ids) if thinking else ([], without_end(ids))

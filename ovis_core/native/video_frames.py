@@ -1,10 +1,10 @@
-"""The frames of a VIDEO, of which only those are decoded that are used."""
+"""The frames of a VIDEO, decoded on demand, one at a time."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import av
@@ -14,15 +14,16 @@ from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import Input, InputImpl
 from torch import Tensor
 
+from ..pixels import Frames
 from .compat import trim_window
 
 # Codecs whose packets can be frames that are never shown, so that packets cannot be counted instead of frames.
 HIDDEN_FRAMES = {"vp8"}
-EARLIER = 2  # keyframes that are tried before decoding from the beginning
-SKIPPED = 16  # frames that are decoded and not used before it pays to seek
+KEYFRAMES_TO_TRY = 2  # before decoding from the beginning
+FRAMES_BEFORE_SEEK = 16  # a frame that is farther away is reached by seeking, if a keyframe is between
 
 
-def frames_of(video: Input.Video) -> Sequence[Tensor]:
+def frames_of(video: Input.Video) -> Frames:
     """The frames of a VIDEO in order, each (height, width, channels), 0 to 1; those of a file are decoded when indexed.
 
     They are the frames that core's Get Video Components returns: of the part that a trimmed VIDEO stands for. Frames of
@@ -51,14 +52,14 @@ def _readable() -> Iterator[None]:
         ) from error
 
 
-def _need_frames(frames: Sequence[Tensor]) -> Sequence[Tensor]:
+def _need_frames(frames: Frames) -> Frames:
     if not len(frames):
         raise ValueError("video: expected at least one frame, got none; choose another file or part of it.")
     return frames
 
 
-class FileFrames(Sequence[Tensor]):
-    """The frames of a file, each (height, width, 3) float32, 0 to 1.
+class FileFrames:
+    """The frames of a file as `Frames`, each (height, width, 3) float32, 0 to 1.
 
     A frame is decoded when it is indexed, from the keyframe before it, and only the last one is kept. Ascending indexes
     are fastest.
@@ -94,7 +95,8 @@ class FileFrames(Sequence[Tensor]):
         if not container.streams.video or container.streams.video[0].codec_context is None:
             container.close()
             raise ValueError(
-                "video: expected a file with a video that can be decoded, got one without; choose another file."
+                "video: expected a file with a video stream that can be decoded, got a file without one; choose "
+                "another file."
             )
         container.streams.video[0].thread_type = "AUTO"
         return container
@@ -124,15 +126,17 @@ class FileFrames(Sequence[Tensor]):
         """The frame of this index; if the file is damaged there, the next one or the last."""
         time = self.times[index]
         last = -1 if self._last is None else bisect_left(self.times, self._last[0])
-        if self._last is None or last > index or (self._keyframes(last, index) and index - last > SKIPPED):
-            for key in [*reversed(self._keyframes(-1, index)[-EARLIER:]), None]:
+        if self._last is None or last > index or (self._keyframes(last, index) and index - last > FRAMES_BEFORE_SEEK):
+            for key in [*reversed(self._keyframes(-1, index)[-KEYFRAMES_TO_TRY:]), None]:
                 self._last, self._decoded = None, self._decode(key)
                 if self._advance(time, key is not None):
                     break
         elif last < index:
             self._advance(time)
         if self._last is None:
-            raise ValueError("video: expected frames that can be decoded, got none; choose another file.")
+            raise ValueError(
+                "video: expected frames that can be decoded, got none; the file may be damaged, choose another one."
+            )
         return self._last[1]
 
     def _keyframes(self, after: int, index: int) -> list[int]:

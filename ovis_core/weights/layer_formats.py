@@ -49,24 +49,24 @@ class Scale:
 class Format:
     """How a format stores a matrix of (rows, columns).
 
-    name     in quant configs
-    dtypes   that the stored weight may have, by their names in safetensors; the first is written
-    shape    of the stored weight
-    scales   by suffix
-    layout   class of comfy_kitchen; empty: `quantization.py` computes it
-    options  for its `quantize`
-    rotated  columns that are rotated together before they are rounded, at most; 0: none
-    divides  a matrix whose columns are not a multiple of this is not stored in this format
+    name                in quant configs
+    dtypes              that the stored weight may have, by their names in safetensors; the first is written
+    shape               of the stored weight, from rows and columns of the matrix
+    scales              tensors of scales, by the suffix of their names
+    kitchen_class       name of the class of comfy_kitchen that converts; empty: `quantization.py` does
+    quantize_options    keyword arguments for the `quantize` of that class
+    max_rotation_group  most columns that are rotated together before they are rounded; 0: none are
+    column_multiple     a matrix is stored in this format only if its number of columns is a multiple of this
     """
 
     name: str
     dtypes: tuple[str, ...]
     shape: Callable[[int, int], Shape]
     scales: Mapping[str, Scale]
-    layout: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    rotated: int = 0
-    divides: int = 1
+    kitchen_class: str = ""
+    quantize_options: Mapping[str, Any] = field(default_factory=dict)
+    max_rotation_group: int = 0
+    column_multiple: int = 1
 
 
 def _same(rows: int, columns: int) -> Shape:
@@ -108,8 +108,8 @@ FORMATS = {
             lambda rows, columns: (rows, columns // 2),
             {SCALE: Scale(FLOATS, lambda rows, columns: ((rows,),))},
             "TensorCoreConvRotW4A4Layout",
-            rotated=256,
-            divides=64,
+            max_rotation_group=256,
+            column_multiple=64,
         ),
     )
 }

@@ -51,7 +51,7 @@ def _config_tensor(config: Mapping[str, Any]) -> LazyTensor:
 
 def plain_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The tensors that are not quantized, and the biases of layers that are."""
-    layers = quantized_layers(tensors)
+    layers = [name.removesuffix(QUANT_CONFIG) for name in tensors if name.endswith(QUANT_CONFIG)]
     owned = {layer + suffix for layer in layers for suffix in (WEIGHT, *QUANT_SUFFIXES)}
     return {name: tensor for name, tensor in tensors.items() if name not in owned}
 
@@ -95,7 +95,7 @@ def dequantize(
     for layer in formats if layers is None else layers:
         own = {suffix: kept.pop(layer + suffix) for suffix in (WEIGHT, *QUANT_SUFFIXES) if layer + suffix in kept}
         form = FORMATS[formats[layer]]
-        layout = _kitchen(form) if form.layout else None
+        layout = _kitchen(form) if form.kitchen_class else None
         kept[layer + WEIGHT] = replace(
             own[WEIGHT],
             shape=own[WEIGHT].matrix,
@@ -143,14 +143,14 @@ def quantize(name: str, weight: LazyTensor, form: Format) -> dict[str, LazyTenso
     Raises `CheckpointError` if the format needs the package comfy_kitchen and this Python does not have it.
     """
     rows, columns = weight.shape
-    if columns % form.divides:
+    if columns % form.column_multiple:
         return {name: weight}
     layer, config = name.removesuffix(WEIGHT), {"format": form.name, FULL_PRECISION: True}
-    if form.rotated:
+    if form.max_rotation_group:
         config["convrot_groupsize"] = max(
-            size for size in ROTATION_GROUPS if columns % size == 0 and size <= form.rotated
+            size for size in ROTATION_GROUPS if columns % size == 0 and size <= form.max_rotation_group
         )
-    made = _QuantizedMatrix(weight, form, _kitchen(form) if form.layout else None, _rotation(config))
+    made = _QuantizedMatrix(weight, form, _kitchen(form) if form.kitchen_class else None, _rotation(config))
     found = {layer + QUANT_CONFIG: _config_tensor(config)}
     for suffix, scale in form.scales.items():
         shape = scale.shapes(rows, columns)[0]
@@ -176,7 +176,7 @@ class _QuantizedMatrix:
             dtype = DTYPES[self._form.dtypes[0]]
             scale = _scale(matrix, dtype)
             return {WEIGHT: saturated(matrix / scale, dtype), SCALE: scale}
-        data, params = self._layout.quantize(matrix, **self._form.options, **self._rotation)
+        data, params = self._layout.quantize(matrix, **self._form.quantize_options, **self._rotation)
         return {WEIGHT + end: tensor for end, tensor in self._layout.state_dict_tensors(data, params).items()}
 
 
@@ -191,7 +191,7 @@ def _kitchen(form: Format) -> Any:
     try:
         from comfy_kitchen import tensor
 
-        return vars(tensor)[form.layout]
+        return vars(tensor)[form.kitchen_class]
     except (ImportError, KeyError) as error:
         raise CheckpointError(
             f"the format {form.name} needs the Python package comfy_kitchen, which newer versions of ComfyUI install; "

@@ -87,7 +87,7 @@ def find() -> dict[str, Path]:
 def missing(name: str) -> str:
     from ovis_core.native import missing_model
 
-    return missing_model.missing(name)
+    return missing_model.why_missing(name)
 
 
 def copy(release: Path, folder: Path) -> Path:

@@ -194,6 +194,7 @@ def test_saving_while_weights_are_in_ram(
     parameter = comfy.model_patcher.LazyCastingParamPiece
     monkeypatch.setattr(parameter, "__new__", parameter.__new__)  # to be undone
     saving.register()
+    assert parameter(None, "by keyword", tensor=torch.zeros(2, dtype=torch.int8)).dtype == torch.int8
 
     model = load(open_model(file))[0].clone()
     key = f"diffusion_model.{LAYER}.weight"

@@ -227,10 +227,11 @@ def test_rotated_frames_are_turned(
     for frame, plain in zip(found, upright, strict=True):
         # The player turns clockwise.
         assert torch.equal(frame, torch.rot90(plain, -turned // 90, (0, 1)))
-    core = video.get_components().images
-    if core.shape[1:] != upright[0].shape or turned == 180:
-        turns = (core[0] - found[0]).abs().max() < 2.5 / 255
-        assert turns or not hasattr(video, "as_trimmed"), "core turns frames another way"
+    # Core turns a frame as we do, or not at all. The first one is black, so it does not show it.
+    core = video.get_components().images[-1]
+    assert not torch.equal(upright[-1], found[-1])
+    alike = [one for one in (found[-1], upright[-1]) if one.shape == core.shape]
+    assert any((core - one).abs().max() < 2.5 / 255 for one in alike), "core turns frames another way"
 
 
 def test_frames_of_a_video_that_is_not_a_file(comfyui: Any) -> None:
@@ -281,7 +282,9 @@ def test_error_for_a_file_with_sound_only(comfyui: Any, tmp_path: Path) -> None:
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
         silence.sample_rate = 8000
         container.mux(stream.encode(silence))
-    with pytest.raises(ValueError, match=r"^video: expected a file with a video that can be decoded, got one without"):
+    with pytest.raises(
+        ValueError, match=r"^video: expected a file with a video stream that can be decoded, got a file"
+    ):
         sampled(opened(tmp_path / "a.wav"), 4)
 
 

@@ -10,7 +10,7 @@ import world
 
 from comfy_server import ComfyServer
 from helpers.browser import open_dropped, set_widgets
-from helpers.paths import comfyui_path
+from helpers.paths import shows_text_files
 from helpers.scenes import ASKS_FOR_TRIANGLE, SQUARE, TRIANGLE, scene_in, upload_square
 from ovis_core.weights import built_in
 
@@ -31,7 +31,7 @@ IMAGE = """() => [...document.querySelectorAll("img")]
 
 @pytest.fixture(autouse=True)
 def _app_mode() -> None:
-    if not (comfyui_path() / "comfy_execution" / "jobs.py").exists():
+    if not shows_text_files():
         pytest.skip("this ComfyUI's page has no app mode")
 
 

@@ -21,6 +21,16 @@ pytestmark = pytest.mark.skipif(not built_in.is_there(), reason="this copy of th
 
 MODEL = """window.app.graph._nodes.find((n) => n.type === "OvisU1Loader")
     .widgets.find((w) => w.name === "model_name").value"""
+# Notes each node for which the extension has looked at the model.
+WATCH = """() => {
+    const extension = window.app.extensions.find((one) => one.name === "OvisU1.Model");
+    const hook = extension.loadedGraphNode;
+    window.checkedNodes = [];
+    extension.loadedGraphNode = function (node, ...rest) {
+        hook.call(this, node, ...rest);
+        window.checkedNodes.push(node.comfyClass);
+    };
+}"""
 SAID = (
     "Ovis-U1-3B was not found. Add the node Ovis-U1 Download and run it, then press R. To try the workflow now, choose "
     f"{built_in.NAME}"
@@ -45,9 +55,12 @@ def test_message_for_a_workflow_whose_model_is_not_there(page: Any, shots: Path)
 
 
 def test_no_message_for_a_model_that_is_there(page: Any) -> None:
+    page.evaluate(WATCH)
     workflow = read_workflow("text_to_image")
     put(workflow, "OvisU1Loader", 0, built_in.NAME)
     drop(page, json.dumps(workflow).encode(), "built_in.json", "application/json")
     wait_for_nodes(page, len(workflow["nodes"]))
+    page.wait_for_function("() => window.checkedNodes.includes('OvisU1Loader')")
+    page.wait_for_timeout(1000)
     assert page.evaluate(MODEL) == built_in.NAME
     assert page.get_by_text(SAID).count() == 0

@@ -17,7 +17,7 @@ from helpers.graphs import Graph
 from helpers.paths import ROOT
 from helpers.scenes import ASKS_FOR_TRIANGLE, SQUARE, TRIANGLE, scene_in, upload_square
 from ovis_core.weights import built_in
-from workflow_api import to_api
+from workflow_api import WORKFLOWS, to_api
 
 NAMES = sorted(blueprints.BLUEPRINTS)
 WORDS = {
@@ -116,7 +116,7 @@ def test_files_are_made_from_the_workflows() -> None:
         assert file.read_text(encoding="utf-8") == text, file.name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *sorted(file.stem for file in WORKFLOWS.glob("*.json"))])
 def test_windows_allows_the_file_name(name: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9 -]+", name)
 

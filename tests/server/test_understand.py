@@ -17,7 +17,7 @@ import pytest
 from comfy_prompt import PromptFailed, PromptRejected, Result, shown
 from comfy_server import ComfyServer
 from helpers.graphs import OLD, Graph, load, saved_image, saved_images
-from helpers.paths import comfyui_path
+from helpers.paths import comfyui_path, shows_text_files
 from helpers.pictures import picture
 from helpers.videos import write_video
 from ovis_core.sizes import understanding_size
@@ -69,7 +69,7 @@ def test_answer_matches_the_authors_code(
 def test_answer_is_also_a_text_file_for_app_mode(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
     graph = understand(info, photo, prompt="A file?")
     output = server.run(graph.prompt).outputs[graph.find("OvisU1Understand")]
-    if (comfyui_path() / "comfy_execution" / "jobs.py").exists():
+    if shows_text_files():
         (entry,) = output["files"]
         assert server.image(entry).decode() == output["text"][0]
     else:

@@ -220,7 +220,7 @@ def test_edit_of_one_image_is_right_and_of_two_images_runs(bare: ComfyServer, tm
     graph.set("OvisU1EditEncode", prompt="make the square red").set("OvisU1Sampler", steps=20, seed=1)
     for number, (node, pixels) in enumerate(zip(graph.find_all("LoadImage"), world.draw(scenes), strict=True)):
         file = tmp_path / f"{number}.png"
-        Image.fromarray((pixels.permute(1, 2, 0) * 255).round().byte().numpy()).save(file)
+        world.to_image(pixels).save(file)
         graph.set_node(node, image=bare.upload(file))
     one = graph.copy()
     del one.prompt[one.find("OvisU1EditEncode")]["inputs"]["images.image_2"]

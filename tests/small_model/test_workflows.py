@@ -35,9 +35,9 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     folder = base / "input" / PICTURES
     folder.mkdir(parents=True)
     for number, picture in enumerate(world.draw(SCENES)):
-        pixels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
         # Names whose order is not the order in which they were written, and two kinds of files.
-        Image.fromarray(pixels).save(folder / f"{'dbeac'[number]}.{('png', 'webp')[number % 2]}", lossless=True)
+        file = folder / f"{'dbeac'[number]}.{('png', 'webp')[number % 2]}"
+        world.to_image(picture).save(file, lossless=True)
     with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
         yield running
 
