@@ -18,8 +18,8 @@ from torch import Tensor
 from ..pixels import join
 from ..text.prompts import PROMPT_SLOT, fill
 from ..text.rounds import ASK, DONE, JUDGE, Goal, Rounds, seed_of
+from ..text.rounds_cache import ComputedRounds, RoundsCache
 from .results import GrowingText
-from .rounds_cache import ComputedRounds, RoundsCache
 
 STEP, RESULT = "_OvisU1ImproveStep", "_OvisU1ImproveResult"
 OUTPUTS = 3  # of RESULT and of the node that makes it
@@ -145,12 +145,12 @@ def step(
     The first step has the results of the images `earlier`, if there are any. Each other step has an answer, or a score:
     of `edit`, or of the input image if there is no edit.
     """
-    if earlier is not None:
-        loop = replace(loop, earlier=earlier)
     if score is not None:
         loop = replace(loop, rounds=loop.rounds.judged(score))
-    if answer is not None:
+    elif answer is not None:
         loop = replace(loop, rounds=loop.rounds.answered(answer, loop.goal))
+    else:  # an equal image may have been improved since the start
+        loop = replace(loop, rounds=loop.computed.rounds.limited_to(loop.goal), earlier=earlier or ())
     loop.computed.add(loop.rounds, edit)
     _cache.trim()
     following = loop.rounds.next(loop.goal)

@@ -429,17 +429,19 @@ def test_an_error_in_the_loop_names_the_node(server: ComfyServer, red: str) -> N
     assert (caught.value.node_id, caught.value.node_type) == (NODE, "OvisU1Improve")
 
 
-def test_the_helper_node_is_hidden_and_takes_only_its_loop(server: ComfyServer, info: dict[str, Any]) -> None:
-    (step,) = (name for name in info if "OvisU1" in name and not name.startswith("OvisU1"))
-    assert info[step].get("dev_only") or info[step]["deprecated"]
-    word = {"1": {"class_type": "OtherValue", "inputs": {"name": "a word"}}}
-    prompt = {
-        **word,
-        "2": {"class_type": step, "inputs": {"loop": ["1", 0]}},
-        "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 2]}},
-    }
-    with pytest.raises(PromptFailed, match=r"loop: expected a loop of Ovis-U1 Improve, got str; use Ovis-U1 Improve"):
-        server.run(prompt)
+def test_the_helper_nodes_are_hidden_and_take_only_their_loop(server: ComfyServer, info: dict[str, Any]) -> None:
+    helpers = {name: {} for name in info if "OvisU1" in name and not name.startswith("OvisU1")}
+    assert len(helpers) == 2
+    helpers["_OvisU1ImproveResult"]["results"] = ["1", 0]
+    for helper, more in helpers.items():
+        assert info[helper].get("dev_only") or info[helper]["deprecated"]
+        prompt = {
+            "1": {"class_type": "OtherValue", "inputs": {"name": "a word"}},
+            "2": {"class_type": helper, "inputs": {"loop": ["1", 0], **more}},
+            "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
+        }
+        with pytest.raises(PromptFailed, match=r"loop: expected a loop of Ovis-U1 Improve, got str; use Ovis-U1 Impro"):
+            server.run(prompt)
 
 
 @pytest.fixture(scope="module")
@@ -458,3 +460,4 @@ def test_without_a_cache_no_node_runs_twice(without_cache: ComfyServer, tmp_path
     started = [event["data"]["node"] for event in result.events if event["type"] == "executing"]
     assert len(started) == len(set(started))
     assert [world.same(world.look(pixels(image)), BLUE) for image in best(without_cache, result)] == [True, True]
+    assert ran(result) == ["OvisU1Judge", "OvisU1Understand", *EDIT]  # the second image is equal

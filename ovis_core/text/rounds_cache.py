@@ -16,7 +16,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from ..text.rounds import Rounds
+from .rounds import Rounds
 
 
 @dataclass(eq=False)
