@@ -5,7 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .decode import OvisU1Decode
 from .download import OvisU1Download
 from .encode import OvisU1EditEncode, OvisU1TextEncode
-from .improve import OvisU1Improve, OvisU1ImproveStep
+from .improve import OvisU1Improve, OvisU1ImproveResult, OvisU1ImproveStep
 from .load import OvisU1Loader, OvisU1LoadParts
 from .merge import OvisU1ModelMerge
 from .refine import OvisU1Refine
@@ -32,6 +32,7 @@ class OvisU1Extension(ComfyExtension):
             OvisU1Judge,
             OvisU1Improve,
             OvisU1ImproveStep,
+            OvisU1ImproveResult,
             OvisU1Download,
             OvisU1ModelMerge,
         ]

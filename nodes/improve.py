@@ -1,13 +1,13 @@
-"""Images that the model judges and edits until they fit a prompt."""
+"""Images that the model judges and edits, so that they fit a prompt."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..ovis_core.native import improving
-from ..ovis_core.native.compat import FIXED_SEED
+from ..ovis_core.native.compat import FIXED_SEED, KEEPS_TEXT
 from ..ovis_core.text.prompts import ANSWER_SLOT, FITS, WHAT_TO_CHANGE
 from ..ovis_core.text.rounds import Goal
 from .checks import checked, need_prompt, need_words
@@ -24,7 +24,7 @@ EDIT_IMG_CFG = IMG_CFG | {
 
 
 class OvisU1Improve(io.ComfyNode):
-    """Images and a prompt -> the images, edited until they fit it."""
+    """Images and a prompt -> the best edits of the images, or the images themselves."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -34,11 +34,12 @@ class OvisU1Improve(io.ComfyNode):
             display_name="Ovis-U1 Improve",
             category=CATEGORY,
             description=(
-                "Judges how well an image fits a prompt. If the score is too low, the model says what to change, edits "
-                "the image and judges the edit, round by round. Returns the image with the highest score, so it is "
-                "never worse than the one that came in, by the model's own score."
+                "Scores how well an image fits a prompt. While the score is too low, the model names a change and "
+                "edits the image, and the edit is scored. Returns the image with the highest score; this can be the "
+                "input image."
             ),
             is_output_node=True,
+            **KEEPS_TEXT,
             enable_expand=True,
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
@@ -48,7 +49,7 @@ class OvisU1Improve(io.ComfyNode):
                     "image",
                     tooltip=(
                         "The image to improve, of any size and from any source. Each image of a batch is improved, one "
-                        "after the other. An edit has the size of its image."
+                        "after the other. The result keeps the size of the input."
                     ),
                 ),
                 io.String.Input(
@@ -66,8 +67,8 @@ class OvisU1Improve(io.ComfyNode):
                     step=0.01,
                     round=0.0001,
                     tooltip=(
-                        "An image with this score or a higher one is finished. The score is the probability of yes, as "
-                        "in Ovis-U1 Judge. 0: only judge. 1: use all rounds."
+                        "Stop when an image has at least this score: the probability of yes, as in Ovis-U1 Judge. "
+                        "Raise it for stricter results. 0: only judge."
                     ),
                 ),
                 io.Int.Input(
@@ -76,8 +77,8 @@ class OvisU1Improve(io.ComfyNode):
                     min=0,
                     max=50,
                     tooltip=(
-                        "Maximum number of edits of an image. If you raise it and nothing else, the next run continues "
-                        "after the rounds of the last one. 0: only judge."
+                        "Maximum number of edits for each image. If only this value or the threshold is changed, the "
+                        "next run computes only the new rounds. 0: only judge."
                     ),
                 ),
                 io.Int.Input(
@@ -97,7 +98,10 @@ class OvisU1Improve(io.ComfyNode):
                     multiline=True,
                     default=FITS,
                     optional=True,
-                    tooltip="A question that can be answered with yes or no, for the score. {prompt} is the prompt.",
+                    tooltip=(
+                        "A question that can be answered with yes or no, for the score. {prompt} is replaced by the "
+                        "prompt."
+                    ),
                 ),
                 io.String.Input(
                     "question",
@@ -107,7 +111,7 @@ class OvisU1Improve(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "A question about an image whose score is too low. The first line of the answer replaces "
-                        "{answer} in instruction. {prompt} is the prompt."
+                        "{answer} in instruction. {prompt} is replaced by the prompt."
                     ),
                 ),
                 io.String.Input(
@@ -117,25 +121,23 @@ class OvisU1Improve(io.ComfyNode):
                     default=ANSWER_SLOT,
                     optional=True,
                     tooltip=(
-                        "The instruction of the edit. {answer} is the answer to question, {prompt} the prompt. Without "
-                        "{answer}, the question is not asked."
+                        "The instruction of the edit. {answer} is replaced by the answer to question, {prompt} by the "
+                        "prompt. Without {answer}, the question is not asked."
                     ),
                 ),
             ],
             outputs=[
-                io.Image.Output(
-                    "best", display_name="best", tooltip="The image with the highest score, or one for each of a batch."
-                ),
+                io.Image.Output("best", display_name="best", tooltip="The best version of each image."),
                 io.Float.Output(
                     "scores",
                     display_name="scores",
                     is_output_list=True,
-                    tooltip="The score of each image of best, from 0 to 1.",
+                    tooltip="The score of each image in best, from 0 to 1.",
                 ),
                 io.String.Output(
                     "log",
                     display_name="log",
-                    tooltip="Text with the instruction and the score of each round, and the reason why it ended.",
+                    tooltip="Text with the instruction and the score of each round, and why the rounds ended.",
                 ),
             ],
         )
@@ -166,11 +168,11 @@ class OvisU1Improve(io.ComfyNode):
         parts = {"model": model, "clip": clip, "vae": vae}
         sampler = {"steps": steps, "txt_cfg": txt_cfg, "img_cfg": img_cfg}
         first = improving.start(goal, image, parts, sampler, seed, judge_question)
-        return io.NodeOutput(*first.outputs, ui=ui.PreviewText(first.text), expand=first.graph)
+        return io.NodeOutput(*first.outputs, ui=first.ui, expand=first.graph)
 
 
 class OvisU1ImproveStep(io.ComfyNode):
-    """A step of the loop -> its result, or the nodes that come next. Only `OvisU1Improve` adds it."""
+    """A step of an image's loop -> the results so far, or the nodes that come next. Only `OvisU1Improve` adds it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -185,7 +187,37 @@ class OvisU1ImproveStep(io.ComfyNode):
                 LoopState.Input("loop", tooltip="The rounds so far."),
                 io.AnyType.Input("score", optional=True, tooltip="The score of the image, or of the edit."),
                 io.AnyType.Input("answer", optional=True, tooltip="The model's answer."),
-                io.Image.Input("edit", optional=True, tooltip="The edit that the score is of."),
+                io.Image.Input("edit", optional=True, tooltip="The edit that was scored."),
+                io.AnyType.Input("earlier", optional=True, tooltip="The results of the images before this one."),
+            ],
+            outputs=[
+                io.AnyType.Output("results", display_name="results", tooltip="The results of the images so far."),
+            ],
+        )
+
+    @classmethod
+    @checked
+    def execute(
+        cls, loop: Any, score: Any = None, answer: Any = None, edit: Any = None, earlier: Any = None
+    ) -> io.NodeOutput:
+        made = improving.step(loop, score, answer, edit, earlier)
+        return io.NodeOutput(*made.outputs, expand=made.graph)
+
+
+class OvisU1ImproveResult(io.ComfyNode):
+    """The results of all images -> the outputs of `OvisU1Improve`. Only that node adds it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=improving.RESULT,
+            **HIDDEN,
+            display_name="Ovis-U1 Improve (result)",
+            category=CATEGORY,
+            description="The last node of Ovis-U1 Improve, which adds this node itself.",
+            inputs=[
+                LoopState.Input("loop", tooltip="The loop of the last image."),
+                io.AnyType.Input("results", tooltip="The results of all images."),
             ],
             outputs=[
                 io.Image.Output("best", display_name="best", tooltip="The images with the highest scores."),
@@ -196,7 +228,5 @@ class OvisU1ImproveStep(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, loop: Any, score: Any = None, answer: Any = None, edit: Any = None) -> io.NodeOutput:
-        made = improving.step(loop, score, answer, edit)
-        last = made.graph is None
-        return io.NodeOutput(*made.outputs, ui=ui.PreviewText(made.text) if last else None, expand=made.graph)
+    def execute(cls, loop: Any, results: Any) -> io.NodeOutput:
+        return io.NodeOutput(*improving.finish(loop, results).outputs)

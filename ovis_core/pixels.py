@@ -82,10 +82,22 @@ class SampledFrames:
 
 def to_pil(image: Tensor) -> Image.Image:
     """One image (height, width, channels), 0 to 1, as 8-bit RGB; grey is expanded to RGB, alpha is dropped."""
-    if image.shape[-1] < 3:
-        image = image[..., :1].expand(-1, -1, 3)
-    pixels = image[..., :3].float().clamp(0.0, 1.0).mul_(255.0).round_()
+    pixels = _expand_grey(image)[..., :3].float().clamp(0.0, 1.0).mul_(255.0).round_()
     return Image.fromarray(pixels.to(torch.uint8).cpu().numpy())
+
+
+def join(images: Sequence[Tensor]) -> Tensor:
+    """Images (batch, height, width, channels) of one size as one batch: RGB, or RGBA if all have alpha.
+
+    Grey is expanded to RGB. The batch is on the first image's device.
+    """
+    images = [_expand_grey(image) for image in images]
+    channels = 4 if all(image.shape[-1] == 4 for image in images) else 3
+    return torch.cat([image[..., :channels].to(images[0].device) for image in images])
+
+
+def _expand_grey(image: Tensor) -> Tensor:
+    return image[..., :1].expand(*image.shape[:-1], 3) if image.shape[-1] < 3 else image
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -22,7 +22,7 @@ TITLES = {
     "enrich_prompt": "Ovis-U1 enrich a prompt",
     "pick_the_best": "Ovis-U1 pick the best of four",
     "caption_folder": "Ovis-U1 caption a folder",
-    "improve": "Ovis-U1 paint until right",
+    "improve": "Ovis-U1 improve an image",
     "train_lora": "Ovis-U1 train a LoRA",
 }
 NOTES = {"Note", "MarkdownNote"}

@@ -1,57 +1,55 @@
 """The loop that improves images, as graphs of the pack's nodes that ComfyUI runs in the place of a node.
 
-Each step of the loop is a node (`STEP`). It takes a score or an answer, decides with `text/rounds.py`, and returns the
-nodes that come next, with another step after them. The nodes get values, not links: a link would bring all of a list,
-and run the nodes before it again if ComfyUI keeps no outputs.
-
-ComfyUI's cache does not keep the outputs of such nodes until the next run (newer versions drop them if the machine has
-less than 128 GB of RAM). So the rounds are kept here, as long as the CLIP that made them exists.
+Each image has a first node (`STEP`), and a last node (`RESULT`) joins the results. A step takes a score or an answer,
+decides with `text/rounds.py`, and returns the image's result, or the nodes that come next, with another step after
+them. These nodes get values, not links to nodes outside: a link would bring all of a list, and run the nodes before it
+again if ComfyUI keeps no outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary, ref
 
-import torch
 from comfy_execution.graph_utils import GraphBuilder
 from torch import Tensor
 
+from ..pixels import join
 from ..text.prompts import PROMPT_SLOT, fill
-from ..text.rounds import ASK, DONE, JUDGE, Course, Goal, seed_of
-from .progress import show_text
+from ..text.rounds import ASK, DONE, JUDGE, Goal, Rounds, seed_of
+from ..text.rounds_cache import ComputedRounds, RoundsCache
+from .results import GrowingText
 
-STEP = "_OvisU1ImproveStep"
-MAX_NEW_TOKENS = 96  # of the instruction
-LOOPS = 4  # that are kept for a CLIP
-FIRST = Course()
+STEP, RESULT = "_OvisU1ImproveStep", "_OvisU1ImproveResult"
+OUTPUTS = 3  # of RESULT and of the node that makes it
+ANSWER_TOKENS = 96
+# ComfyUI walks along the links of a graph by recursion, and Python allows about 1000 levels.
+MAX_IMAGES = 256
+
+_cache = RoundsCache(limit=512_000_000)
 
 
-@dataclass
-class Known:
-    """The rounds of one image that have been computed.
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The best image (1, height, width, channels), and the rounds that led to it."""
 
-    edits  those that were the best so far, by the round: (1, height, width, 3)
-    """
-
-    course: Course = FIRST
-    edits: dict[int, Tensor] = field(default_factory=dict)
+    image: Tensor
+    rounds: Rounds
 
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """A loop that runs.
+    """The loop of one image.
 
     parts           MODEL, CLIP and VAE by the names of nodes' inputs
     sampler         steps and scales of the edits
     judge_question  may contain {prompt}
-    images          each (1, height, width, channels)
-    known           of each image
-    shown           the text that the node keeps, as its only element
-    course          of the image that is being improved
-    finished        the results of the images before it, and their courses
+    image           (1, height, width, channels)
+    images          how many there are in the batch
+    computed        gets what is computed
+    text            of the node that started the loop
+    earlier         results of the images before it
     """
 
     goal: Goal
@@ -59,40 +57,41 @@ class Loop:
     sampler: Mapping[str, Any]
     seed: int
     judge_question: str
-    images: tuple[Tensor, ...]
-    known: list[Known]
-    shown: list[str]
-    course: Course
-    finished: tuple[tuple[Tensor, Course], ...] = ()
+    image: Tensor
+    images: int
+    computed: ComputedRounds
+    rounds: Rounds
+    text: GrowingText
+    earlier: tuple[Result, ...] = ()
 
     @property
     def best(self) -> Tensor:
-        """The best image so far of the one that is being improved."""
-        number, best = len(self.finished), self.course.best
-        return self.known[number].edits[best] if best else self.images[number]
+        """The best image so far."""
+        return self.computed.edits[self.rounds.best] if self.rounds.best else self.image
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """Of the images so far."""
+        return (*self.earlier, Result(self.best, self.rounds))
 
     @property
     def log(self) -> str:
-        """The log of all images so far."""
-        courses = [*(course for _, course in self.finished), self.course][: len(self.images)]
-        logs = [course.log(self.goal) for course in courses]
-        if len(self.images) > 1:
-            logs = [f"Image {number} of {len(self.images)}\n{log}" for number, log in enumerate(logs, 1)]
-        return "\n\n".join(logs)
+        """The log of the images so far."""
+        return _log(self.goal, [result.rounds for result in self.results], self.images)
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
-    """The result of a step.
+class Expansion:
+    """What a node of the loop returns.
 
-    outputs  images, their scores and the log; or links to them
-    graph    the nodes that make the outputs; None if the loop has ended
-    text     for the node: the log, or a list with one text that the last step of the loop replaces by the log
+    outputs  values, or links to nodes of the graph
+    graph    the nodes that make the outputs; None if the outputs are values
+    ui       what the node shows
     """
 
     outputs: tuple[Any, ...]
-    graph: dict[str, Any] | None
-    text: str | list[str]
+    graph: dict[str, Any] | None = None
+    ui: dict[str, Any] | None = None
 
 
 def start(
@@ -102,43 +101,91 @@ def start(
     sampler: Mapping[str, Any],
     seed: int,
     judge_question: str,
-) -> Step:
-    """The first step: its nodes, or the results if all rounds are known.
+) -> Expansion:
+    """The first steps, or the best images, their scores and the log if all rounds are known.
 
     image    (batch, height, width, channels); each image of the batch is improved, one after the other
     parts    MODEL, CLIP and VAE as "model", "clip" and "vae"
     sampler  steps, txt_cfg and img_cfg of the edits
+
+    Raises ValueError for more than `MAX_IMAGES` images.
     """
+    if len(image) > MAX_IMAGES:
+        raise ValueError(
+            f"image: expected at most {MAX_IMAGES} images, got {len(image)}; split the batch with Rebatch Images."
+        )
     settings = (goal.prompt, goal.question, goal.instruction, judge_question, seed, *sampler.items())
-    known = _recall(parts, image, settings)
-    course = known[0].course.until(goal)
-    loop = Loop(goal, parts, sampler, seed, judge_question, image.split(1), known, [""], course)
-    # ComfyUI keeps the text that a node returns with its nodes, so the log is put into it when the loop ends.
-    return replace(_advance(loop), text=loop.shown)
+    computed = [_cache.recall(parts.values(), one, settings) for one in image.split(1)]
+    rounds = [known.rounds.limited_to(goal) for known in computed]
+    text = GrowingText(_log(goal, rounds[:1], len(image)))
+    loops = [
+        Loop(goal, parts, sampler, seed, judge_question, one, len(image), known, done, text)
+        for one, known, done in zip(image.split(1), computed, rounds, strict=True)
+    ]
+    if all(done.next(goal) == DONE for done in rounds):
+        outputs = _outputs(goal, [loop.results[-1] for loop in loops])
+        return Expansion(outputs, ui=GrowingText(outputs[-1]).ui)
+    graph = GraphBuilder()
+    links: dict[str, Any] = {}  # from each image to the next, so that they are improved in order
+    for number, loop in enumerate(loops, 1):
+        links = {"earlier": graph.node(STEP, f"image_{number}", loop=loop, **links).out(0)}
+    last = graph.node(RESULT, "result", loop=loops[-1], results=links["earlier"])
+    return Expansion(tuple(last.out(slot) for slot in range(OUTPUTS)), graph.finalize(), text.ui)
 
 
-def step(loop: Loop, score: float | None = None, answer: str | None = None, edit: Tensor | None = None) -> Step:
-    """The next step, after an answer, or after a score: of `edit`, or of the image as it came if there is no edit."""
-    known = loop.known[len(loop.finished)]
-    course = loop.course.judged(score) if answer is None else loop.course.answered(answer, loop.goal)
-    if edit is not None and course.best > loop.course.best:
-        known.edits[course.best] = edit
-    known.course = course
-    made = _advance(replace(loop, course=course))
-    show_text(made.text)
+def step(
+    loop: Loop,
+    score: float | None = None,
+    answer: str | None = None,
+    edit: Tensor | None = None,
+    earlier: tuple[Result, ...] | None = None,
+) -> Expansion:
+    """An image's next step: the nodes that come next, or the results of the images so far.
+
+    The first step has the results of the images `earlier`, if there are any. Each other step has an answer, or a score:
+    of `edit`, or of the input image if there is no edit.
+    """
+    if score is not None:
+        loop = replace(loop, rounds=loop.rounds.judged(score))
+    elif answer is not None:
+        loop = replace(loop, rounds=loop.rounds.answered(answer, loop.goal))
+    else:  # an equal image may have been improved since the start
+        loop = replace(loop, rounds=loop.computed.rounds.limited_to(loop.goal), earlier=earlier or ())
+    loop.computed.add(loop.rounds, edit)
+    _cache.trim()
+    following = loop.rounds.next(loop.goal)
+    graph = GraphBuilder()
+    if following == DONE:
+        made = Expansion((loop.results,))
+    elif following == JUDGE:
+        made = _then(graph, loop, score=_score(graph, loop, loop.best))
+    elif following == ASK:
+        made = _ask(graph, loop)
+    else:
+        if not loop.rounds.editing:
+            loop = replace(loop, rounds=loop.rounds.repeated(loop.goal))
+        made = _edit(graph, loop)
+    loop.text.replace(loop.log)
     return made
 
 
-def _advance(loop: Loop) -> Step:
-    graph = GraphBuilder()
-    while (following := loop.course.next(loop.goal)) == DONE:
-        loop = replace(loop, finished=(*loop.finished, (loop.best, loop.course)))
-        if len(loop.finished) == len(loop.images):
-            return _finish(loop)
-        loop = replace(loop, course=loop.known[len(loop.finished)].course.until(loop.goal))
-    if following == JUDGE:
-        return _then(graph, loop, score=_score(graph, loop, loop.best))
-    return _ask(graph, loop) if following == ASK else _edit(graph, loop)
+def finish(loop: Loop, results: Sequence[Result]) -> Expansion:
+    """The best images, their scores and the log, after the last image's loop."""
+    outputs = _outputs(loop.goal, results)
+    loop.text.replace(outputs[-1], complete=True)
+    return Expansion(outputs)
+
+
+def _outputs(goal: Goal, results: Sequence[Result]) -> tuple[Tensor, list[float], str]:
+    rounds = [result.rounds for result in results]
+    return join([result.image for result in results]), [done.score for done in rounds], _log(goal, rounds, len(rounds))
+
+
+def _log(goal: Goal, rounds: Sequence[Rounds], images: int) -> str:
+    logs = [done.log(goal) for done in rounds]
+    if images > 1:
+        logs = [f"Image {number} of {images}\n{log}" for number, log in enumerate(logs, 1)]
+    return "\n\n".join(logs)
 
 
 def _score(graph: GraphBuilder, loop: Loop, image: Any) -> Any:
@@ -147,17 +194,15 @@ def _score(graph: GraphBuilder, loop: Loop, image: Any) -> Any:
     return graph.node("OvisU1Judge", "judge", clip=loop.parts["clip"], images=image, **texts).out(0)
 
 
-def _ask(graph: GraphBuilder, loop: Loop) -> Step:
+def _ask(graph: GraphBuilder, loop: Loop) -> Expansion:
     question = fill(loop.goal.question, prompt=loop.goal.prompt)
-    inputs = {"clip": loop.parts["clip"], "prompt": question, "image": loop.best, "max_new_tokens": MAX_NEW_TOKENS}
+    inputs = {"clip": loop.parts["clip"], "prompt": question, "image": loop.best, "max_new_tokens": ANSWER_TOKENS}
     return _then(graph, loop, answer=graph.node("OvisU1Understand", "ask", **inputs).out(0))
 
 
-def _edit(graph: GraphBuilder, loop: Loop) -> Step:
-    if not loop.course.editing:
-        loop = replace(loop, course=loop.course.repeated(loop.goal))
+def _edit(graph: GraphBuilder, loop: Loop) -> Expansion:
     clip, vae = loop.parts["clip"], loop.parts["vae"]
-    instruction = loop.course.instructions[-1]
+    instruction = loop.rounds.instructions[-1]
     encoded = graph.node("OvisU1EditEncode", "encode", clip=clip, vae=vae, image=loop.best, prompt=instruction)
     sampled = graph.node(
         "OvisU1Sampler",
@@ -167,7 +212,7 @@ def _edit(graph: GraphBuilder, loop: Loop) -> Step:
         image_only=encoded.out(1),
         negative=encoded.out(2),
         latent=encoded.out(3),
-        seed=seed_of(loop.seed, loop.course),
+        seed=seed_of(loop.seed, loop.rounds),
         sampler_name="euler",
         scheduler="ovis_u1",
         denoise=1.0,
@@ -177,45 +222,6 @@ def _edit(graph: GraphBuilder, loop: Loop) -> Step:
     return _then(graph, loop, score=_score(graph, loop, decoded), edit=decoded)
 
 
-def _then(graph: GraphBuilder, loop: Loop, **results: Any) -> Step:
+def _then(graph: GraphBuilder, loop: Loop, **results: Any) -> Expansion:
     following = graph.node(STEP, "step", loop=loop, **results)
-    return Step(tuple(following.out(slot) for slot in range(3)), graph.finalize(), loop.log)
-
-
-def _finish(loop: Loop) -> Step:
-    images, courses = zip(*loop.finished, strict=True)
-    channels = min(image.shape[-1] for image in images)  # an edit has no alpha channel
-    whole = torch.cat([image[..., :channels].to(images[0].device) for image in images])
-    loop.shown[:] = [loop.log]
-    return Step((whole, [course.score for course in courses], loop.log), None, loop.log)
-
-
-# ---- the rounds that have been computed
-
-
-@dataclass(frozen=True, eq=False)
-class _Kept:
-    model: ref[Any]
-    vae: ref[Any]
-    image: Tensor
-    settings: tuple[Any, ...]
-    known: list[Known]
-
-
-_kept: WeakKeyDictionary[Any, list[_Kept]] = WeakKeyDictionary()  # CLIP -> its last loops
-
-
-def _recall(parts: Mapping[str, Any], image: Tensor, settings: tuple[Any, ...]) -> list[Known]:
-    """What is known of each image of a batch under these settings, which are all but threshold and rounds."""
-    model, vae = parts["model"], parts["vae"]
-    loops = _kept.setdefault(parts["clip"], [])
-    for loop in loops:
-        if loop.model() is model and loop.vae() is vae and loop.settings == settings and _same(loop.image, image):
-            return loop.known
-    known = [Known() for _ in image]
-    loops[:] = [*loops, _Kept(ref(model), ref(vae), image, settings, known)][-LOOPS:]
-    return known
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b or ((a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and torch.equal(a, b))
+    return Expansion((following.out(0),), graph.finalize())

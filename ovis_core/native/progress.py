@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import comfy.utils
 from comfy.model_management import throw_exception_if_processing_interrupted
@@ -88,5 +89,28 @@ def show_text(text: str) -> None:
         server = PromptServer.instance
         # Without a client the text would go to every page that is open.
         if server.client_id is not None:
-            shown_on = get_progress_state().dynprompt.get_display_node_id(node.node_id)
-            server.send_progress_text(text, shown_on, server.client_id)
+            server.send_progress_text(text, shown_on(node.node_id), server.client_id)
+
+
+def show_result(shown: Mapping[str, Any]) -> None:
+    """Sends the page a new result (`ui`) of the node that made the running one, which keeps it. Else as `show_text`."""
+    node = get_executing_context()
+    if node is not None:
+        from server import PromptServer
+
+        server = PromptServer.instance
+        if server.client_id is not None:
+            maker = shown_on(node.node_id)
+            message = {"node": maker, "display_node": maker, "output": shown, "prompt_id": node.prompt_id}
+            server.send_sync("executed", message, server.client_id)
+
+
+def made_by_another() -> bool:
+    """Whether another node has made the running one, which is then not on the page."""
+    node = get_executing_context()
+    return node is not None and shown_on(node.node_id) != node.node_id
+
+
+def shown_on(node_id: str) -> str:
+    """The node of the page that shows what this one sends."""
+    return get_progress_state().dynprompt.get_display_node_id(node_id)

@@ -11,14 +11,44 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from .compat import SHOWS_TEXT_FILES
+from .progress import made_by_another, show_result, show_text
 
 
-def text_result(text: str) -> dict[str, Any]:
-    """The `ui` of a node that shows a text.
+def text_result(text: str) -> dict[str, Any] | None:
+    """The `ui` of a node that shows a text; None if another node has made it, which shows its own text.
 
     If the page has an app mode, the text is also a file among ComfyUI's temporary files: there the page shows only
     files. The same text is the same file.
     """
+    if made_by_another():
+        return None
+    return _text_file(text) | ui.PreviewText(text).as_dict()
+
+
+class GrowingText:
+    """The text of a node that is complete only when the nodes that it made have run.
+
+    ui  what the node returns
+    """
+
+    def __init__(self, text: str) -> None:
+        self.ui = text_result(text)
+        if self.ui is not None:
+            self.ui["text"] = ([text],)
+
+    def replace(self, text: str, complete: bool = False) -> None:
+        """Called by a node that the node made."""
+        show_text(text)
+        if self.ui is not None:
+            files = _text_file(text) if complete else {}
+            show_result(files | {"text": ([text],)})
+            # ComfyUI keeps these objects for the history and for cached runs, so they are changed in place.
+            self.ui["text"][0][:] = [text]
+            for file, new in zip(self.ui.get("files", ()), files.get("files", ()), strict=False):
+                file.update(new)
+
+
+def _text_file(text: str) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     if SHOWS_TEXT_FILES:
         data = text.encode("utf-8", "replace")
@@ -31,4 +61,4 @@ def text_result(text: str) -> dict[str, Any]:
         else:
             # Before the text: the page's list of jobs takes the first of a node's results.
             shown["files"] = [ui.SavedResult(file.name, "", io.FolderType.temp)]
-    return shown | ui.PreviewText(text).as_dict()
+    return shown

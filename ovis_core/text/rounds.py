@@ -36,19 +36,24 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Course:
+class Rounds:
     """The rounds of one image so far.
 
-    scores        of the image as it came, then of each edit
+    scores        of the input image, then of each edit
     instructions  of each edit; one more than edits with a score while an edit is being made
-    best          index of the best score
-    silent        whether the model named nothing to change
+    kept          for each score, whether it was the best so far; the first one always is
+    no_answer     whether the model's answer was empty
     """
 
     scores: tuple[float, ...] = ()
     instructions: tuple[str, ...] = ()
-    best: int = 0
-    silent: bool = False
+    kept: tuple[bool, ...] = ()
+    no_answer: bool = False
+
+    @property
+    def best(self) -> int:
+        """Index of the best score; 0 before the first score."""
+        return max((number for number, kept in enumerate(self.kept) if kept), default=0)
 
     @property
     def score(self) -> float:
@@ -56,24 +61,29 @@ class Course:
         return self.scores[self.best]
 
     @property
+    def progress(self) -> int:
+        """The number of scores and answers."""
+        return len(self.scores) + len(self.instructions) + self.no_answer
+
+    @property
     def editing(self) -> bool:
         """Whether the last instruction's edit has not been judged yet."""
         return len(self.instructions) == len(self.scores) > 0
 
-    def judged(self, score: float) -> Course:
-        """With the score of the image as it came, or of the edit that was made last."""
-        better = bool(self.scores) and _worth(score) > _worth(self.score)
-        return replace(self, scores=(*self.scores, score), best=len(self.scores) if better else self.best)
+    def judged(self, score: float) -> Rounds:
+        """With the score of the input image, or of the edit that was made last."""
+        better = not self.scores or _comparable(score) > _comparable(self.score)
+        return replace(self, scores=(*self.scores, score), kept=(*self.kept, better))
 
-    def answered(self, answer: str, goal: Goal) -> Course:
+    def answered(self, answer: str, goal: Goal) -> Rounds:
         """With the next edit's instruction, made from the model's answer."""
         said = first_line(answer)
         if goal.asks and not said:
-            return replace(self, silent=True)
+            return replace(self, no_answer=True)
         instruction = fill(goal.instruction, prompt=goal.prompt, answer=said)
         return replace(self, instructions=(*self.instructions, instruction))
 
-    def repeated(self, goal: Goal) -> Course:
+    def repeated(self, goal: Goal) -> Rounds:
         """With an instruction that needs no new answer: the last one, or one without {answer}."""
         if self.instructions:
             return replace(self, instructions=(*self.instructions, self.instructions[-1]))
@@ -89,55 +99,52 @@ class Course:
             return JUDGE
         if self.editing:
             return EDIT
-        if self.silent or _worth(self.score) >= goal.threshold or len(self.instructions) >= goal.rounds:
+        if self.no_answer or _comparable(self.score) >= goal.threshold or len(self.instructions) >= goal.rounds:
             return DONE
-        last_is_best = self.best == len(self.scores) - 1
-        return ASK if goal.asks and last_is_best else EDIT
+        return ASK if goal.asks and self.kept[-1] else EDIT
 
-    def until(self, goal: Goal) -> Course:
+    def limited_to(self, goal: Goal) -> Rounds:
         """These rounds as far as they go with another threshold or number of rounds."""
         if not self.scores:
             return self
-        course = Course().judged(self.scores[0])
-        while course.next(goal) != DONE:
-            count = len(course.scores)
+        rounds = Rounds().judged(self.scores[0])
+        while rounds.next(goal) != DONE:
+            count = len(rounds.scores)
             if count > len(self.instructions):
-                return replace(course, silent=self.silent)
-            course = replace(course, instructions=self.instructions[:count])
+                return replace(rounds, no_answer=self.no_answer)
+            rounds = replace(rounds, instructions=self.instructions[:count])
             if count == len(self.scores):
-                return course
-            course = course.judged(self.scores[count])
-        return course
+                return rounds
+            rounds = rounds.judged(self.scores[count])
+        return rounds
 
     def log(self, goal: Goal) -> str:
         """A line for each score, and one that says why the rounds ended, or what is being done."""
-        lines = [f"As it came: {_shown(self.scores[0])}"] if self.scores else ["Judging the image ..."]
-        best = 0
+        lines = [f"Input image: {_shown(self.scores[0])}"] if self.scores else ["Judging the image ..."]
         for number, instruction in enumerate(self.instructions, 1):
             lines.append(f"Round {number}: {instruction}")
             if number < len(self.scores):
-                better = _worth(self.scores[number]) > _worth(self.scores[best])
-                best = number if better else best
-                lines.append(f"  {_shown(self.scores[number])}, {'better: kept' if better else 'not better: dropped'}")
+                verdict = "better, kept" if self.kept[number] else "not better, discarded"
+                lines.append(f"  {_shown(self.scores[number])}, {verdict}")
         if self.next(goal) == DONE:
             lines.append(self._end(goal))
         return "\n".join(lines)
 
     def _end(self, goal: Goal) -> str:
-        taken = f"round {self.best}" if self.best else "the image as it came"
-        if _worth(self.score) >= goal.threshold:
+        taken = f"round {self.best}" if self.best else "the input image"
+        if _comparable(self.score) >= goal.threshold:
             why = f", which reaches the threshold of {goal.threshold:g}"
-        elif self.silent:
-            why = "; the model named nothing to change"
+        elif self.no_answer:
+            why = "; the model's answer was empty"
         else:
             rounds = f"{goal.rounds} round{'' if goal.rounds == 1 else 's'}"
             why = f"; the threshold of {goal.threshold:g} was not reached in {rounds}"
         return f"Result: {taken}, {_shown(self.score)}{why}."
 
 
-def seed_of(seed: int, course: Course) -> int:
+def seed_of(seed: int, rounds: Rounds) -> int:
     """The seed of the edit whose instruction came last: `seed` in the first round, and one more in each later one."""
-    return (seed + len(course.instructions) - 1) % SEEDS
+    return (seed + len(rounds.instructions) - 1) % SEEDS
 
 
 def first_line(answer: str) -> str:
@@ -147,7 +154,7 @@ def first_line(answer: str) -> str:
     return line[1:-1].strip() if quoted else line
 
 
-def _worth(score: float) -> float:
+def _comparable(score: float) -> float:
     """The score for comparisons: NaN is worse than any number."""
     return -1.0 if math.isnan(score) else score
 

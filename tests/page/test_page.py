@@ -85,8 +85,9 @@ def test_nodes_are_found_by_search(page: Any, shots: Path, info: dict[str, Any])
         search.press_sequentially(words)
         for name in names:
             page.locator(FOUND).filter(has_text=name).first.wait_for(state="attached")
-        # The node that Improve adds to the graph while it runs is not offered.
-        assert page.locator(FOUND).filter(has_text="(step)").count() == 0
+        # The nodes that Improve adds to the graph while it runs are not offered.
+        for helper in ("(step)", "(result)"):
+            assert page.locator(FOUND).filter(has_text=helper).count() == 0
         page.screenshot(path=shots / f"search_{words.replace(' ', '_')}.png")
         if words != "ovis":
             page.locator(FOUND).filter(has_text=next(iter(names))).first.click()

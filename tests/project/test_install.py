@@ -29,7 +29,7 @@ FOLDER = "Ovis U1 (über) v2.0"
 PACKAGES = {"av", "einops", "filelock", "numpy", "PIL", "safetensors", "tokenizers", "torch"}
 OPTIONAL = {"certifi", "comfy_kitchen", "hf_xet"}
 NODES = {file.stem for file in (ROOT / "web" / "docs").glob("*.md")}
-HELPERS = {"_OvisU1ImproveStep"}  # nodes that the page does not offer
+HELPERS = {"_OvisU1ImproveStep", "_OvisU1ImproveResult"}  # nodes that the page does not offer
 # Names of the nodes in packs that wrap the authors' script.
 TAKEN = {"OvisU1ModelLoader", "OvisU1TextToImage", "OvisU1ImageToText", "OvisU1ImageEdit", "LoadOvisU1Model"}
 WRAPPER = f"""

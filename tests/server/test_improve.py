@@ -19,6 +19,7 @@ from comfy_prompt import PromptFailed, Result
 from comfy_server import ComfyServer
 from helpers.graphs import Prompt, saved_images
 from helpers.paths import ROOT, comfyui_path
+from ovis_core.text.prompts import FITS
 from ovis_core.weights import built_in
 
 pytestmark = pytest.mark.skipif(not built_in.is_there(), reason="this copy of the pack lacks the small model")
@@ -28,6 +29,7 @@ BLUE = RED.change(colour="blue")
 NODE, IMAGE, SHOWN = "1", "4", {"best": "5", "scores": "6", "log": "7"}  # ids in the prompts
 # The small model knows this question, and instructions of this form.
 WORDS = {"question": "What shape is it?", "instruction": "make the {answer} blue"}
+LIMIT = 256  # images of a batch
 NUMBERS = count()
 SOURCES: dict[str, torch.Tensor] = {}  # uploaded images by their names
 EDIT = ["OvisU1EditEncode", "OvisU1Sampler", "OvisU1Decode", "OvisU1Judge"]
@@ -104,10 +106,10 @@ def test_a_wrong_image_is_edited_until_it_fits(server: ComfyServer, red: str) ->
     assert world.kept(seen, BLUE)
     (score,) = scores(result)
     first, instruction, second, end = log(result)
-    assert first.startswith("As it came: 0.")
+    assert first.startswith("Input image: 0.")
     assert float(first.split()[-1]) < 0.1
     assert instruction == "Round 1: make the circle blue"
-    assert second == f"  {score:.4f}, better: kept"
+    assert second == f"  {score:.4f}, better, kept"
     assert end == f"Result: round 1, {score:.4f}, which reaches the threshold of 0.9."
     assert score >= 0.9
     assert ran(result) == ["OvisU1Judge", "OvisU1Understand", *EDIT]
@@ -121,17 +123,17 @@ def test_scores_are_those_of_judge(server: ComfyServer, red: str) -> None:
         prompt[node] = {"class_type": "OvisU1Judge", "inputs": judge}
     result = server.run(prompt)
     before, after = (result.outputs[node]["text"][0].split()[-1] for node in ("8", "9"))
-    assert log(result)[0] == f"As it came: {before}"
+    assert log(result)[0] == f"Input image: {before}"
     assert f"{scores(result)[0]:.4f}" == after
     assert float(after) > float(before)
 
 
-def test_an_image_that_fits_is_returned_as_it_came(server: ComfyServer, red: str) -> None:
+def test_an_image_that_fits_is_returned_unchanged(server: ComfyServer, red: str) -> None:
     result = server.run(improve(red, "a red circle on a white background"))
     (image,) = best(server, result)
     assert torch.equal(pixels(image), SOURCES[red])
     assert ran(result) == ["OvisU1Judge"]
-    assert log(result)[1].startswith("Result: the image as it came, ")
+    assert log(result)[1].startswith("Result: the input image, ")
 
 
 @pytest.mark.parametrize("changes", [{"rounds": 0}, {"threshold": 0.0}])
@@ -142,7 +144,7 @@ def test_without_rounds_or_threshold_it_only_judges(server: ComfyServer, red: st
     assert scores(result)[0] < 0.1
 
 
-def test_edits_that_are_not_better_are_dropped(server: ComfyServer, red: str) -> None:
+def test_edits_that_are_not_better_are_discarded(server: ComfyServer, red: str) -> None:
     """The instruction leads away from the prompt, so the image stays; each round has another seed."""
     inputs = {"instruction": "turn it into a triangle", "threshold": 1.0, "steps": 4, "rounds": 2}
     result = server.run(improve(red, "a red circle on a white background", **inputs))
@@ -153,20 +155,35 @@ def test_edits_that_are_not_better_are_dropped(server: ComfyServer, red: str) ->
         "Round 1: turn it into a triangle",
         "Round 2: turn it into a triangle",
     ]
-    assert sum(line.endswith("not better: dropped") for line in rounds) == 2
+    assert sum(line.endswith("not better, discarded") for line in rounds) == 2
     assert ran(result) == ["OvisU1Judge", *EDIT, *EDIT]  # without a question
-    values = {line.split(",")[0].strip() for line in rounds if "dropped" in line}
+    values = {line.split(",")[0].strip() for line in rounds if "discarded" in line}
     assert len(values) == 2
 
 
-def test_with_its_own_texts_the_result_is_never_worse(server: ComfyServer, red: str) -> None:
+def test_with_its_own_texts_the_score_is_that_of_the_saved_image(server: ComfyServer, red: str) -> None:
     """The small model does not know the question, so its answer may be anything."""
     prompt = improve(red, threshold=1.0, rounds=1)
     for name in WORDS:
         del prompt[NODE]["inputs"][name]
     result = server.run(prompt)
-    assert scores(result)[0] >= float(log(result)[0].split()[-1]) - 1e-4
     assert ran(result)[:2] == ["OvisU1Judge", "OvisU1Understand"]
+    (file,) = result.outputs[SHOWN["best"]]["images"]
+    judge = {
+        "8": {"class_type": "LoadImageOutput", "inputs": {"image": f"{file['filename']} [output]"}},
+        "2": prompt["2"],
+        "9": {
+            "class_type": "OvisU1Judge",
+            "inputs": {
+                "clip": ["2", 1],
+                "images": ["8", 0],
+                "question": FITS,
+                "prompt": prompt[NODE]["inputs"]["prompt"],
+            },
+        },
+    }
+    saved = float(server.run(judge).outputs["9"]["text"][0].split()[-1])
+    assert scores(result)[0] == pytest.approx(saved, abs=1e-3)  # the file has 8 bits
 
 
 def test_raising_rounds_continues_after_the_known_rounds(server: ComfyServer, red: str) -> None:
@@ -208,14 +225,84 @@ def test_the_text_is_shown_on_the_node(server: ComfyServer, red: str) -> None:
     assert {data["node"] for data in texts} == {NODE}
     said = [data["text"] for data in texts]
     # The question's answer while it is generated, then the round, before its score is known.
-    for earlier, later in (("circle", "Round 1: make the circle blue"), ("As it came: ", "Result: round 1, ")):
+    for earlier, later in (("circle", "Round 1: make the circle blue"), ("Input image: ", "Result: round 1, ")):
         assert next(i for i, text in enumerate(said) if earlier in text) < next(
             i for i, text in enumerate(said) if later in text
         )
     assert any(text.endswith("Round 1: make the circle blue") for text in said)
+    assert kept_texts(result)[-1] == "\n".join(log(result))
+    assert any(text.startswith("Input image: ") and "Result" not in text for text in kept_texts(result))
+
+
+def kept_texts(result: Result) -> list[str]:
+    """The texts that the page keeps for the node, in order."""
     kept = [event["data"] for event in result.events if event["type"] == "executed"]
-    last = [data for data in kept if data["display_node"] == NODE and (data["output"] or {}).get("text")][-1]
-    assert list(last["output"]["text"]) == ["\n".join(log(result))]
+    outputs = [data["output"] for data in kept if data["display_node"] == NODE and data["output"]]
+    return ["\n\n".join(text for (text,) in output["text"]) for output in outputs]
+
+
+def test_the_loop_is_one_output_of_the_job(server: ComfyServer, red: str) -> None:
+    """The nodes of the loop return no results, so nothing replaces the log."""
+    result = server.run(improve(red, seed=32))
+    assert set(result.outputs) == {NODE, *SHOWN.values()}
+    for file in result.outputs[NODE].get("files", []):
+        text = server.image(file).decode()
+        assert text == "\n".join(log(result))
+    assert all(text.startswith(("Judging the image", "Input image: ")) for text in kept_texts(result))
+
+
+def test_after_an_interrupt_the_log_is_kept(server: ComfyServer, red: str) -> None:
+    result = server.run(
+        improve(red, steps=61), on_progress=lambda *step: step[1] == 61 and server.interrupt(), check=False
+    )
+    assert result.interrupted
+    first, second = kept_texts(result)[-1].splitlines()
+    assert first.startswith("Input image: 0.")
+    assert second == "Round 1: make the circle blue"
+
+
+def test_each_image_of_a_long_list_is_recalled(server: ComfyServer, tmp_path: Path) -> None:
+    """One more round computes nothing that is known."""
+    prompt = improve(["12", 0], threshold=1.0, rounds=1, steps=2, seed=51, instruction="turn it into a triangle")
+    prompt["12"] = {"class_type": "RebatchImages", "inputs": {"images": ["8", 0], "batch_size": 1}}
+    prompt |= batch([upload(server, tmp_path, RED) for _ in range(5)])
+    first = server.run(prompt)
+    assert sorted(ran(first)) == sorted(["OvisU1Judge", *EDIT] * 5)
+    prompt[NODE]["inputs"]["rounds"] = 2
+    assert sorted(ran(server.run(prompt))) == sorted(EDIT * 5)
+
+
+def batch(names: list[str]) -> Prompt:
+    """Nodes that load these images; node 8 returns them as a batch."""
+    nodes: Prompt = {f"load{i}": {"class_type": "LoadImage", "inputs": {"image": name}} for i, name in enumerate(names)}
+    link: list[Any] = ["load0", 0]
+    for i in range(1, len(names)):
+        last = "8" if i == len(names) - 1 else f"batch{i}"
+        nodes[last] = {"class_type": "ImageBatch", "inputs": {"image1": link, "image2": [f"load{i}", 0]}}
+        link = [last, 0]
+    return nodes
+
+
+def many(count: int, size: int = 32) -> Prompt:
+    """Judges this many small images."""
+    prompt = improve(["8", 0], rounds=0)
+    prompt["8"] = {"class_type": "EmptyImage", "inputs": {"width": size, "height": size, "batch_size": count}}
+    prompt["8"]["inputs"]["color"] = next(NUMBERS)
+    return prompt
+
+
+def test_the_depth_of_the_graph_does_not_grow_with_the_batch(server: ComfyServer) -> None:
+    """ComfyUI walks down this depth by recursion when the next prompt begins."""
+    result = server.run(many(LIMIT))
+    assert len(scores(result)) == LIMIT
+    assert max(node.count(".") for node in result.executed_nodes) <= 6  # three for each level
+    after = server.run(many(1))
+    assert len(scores(after)) == 1
+
+
+def test_a_larger_batch_raises_an_error(server: ComfyServer) -> None:
+    with pytest.raises(PromptFailed, match=f"image: expected at most {LIMIT} images, got {LIMIT + 1}; split the batch"):
+        server.run(many(LIMIT + 1))
 
 
 def test_each_image_of_a_batch_is_improved(server: ComfyServer, red: str, tmp_path: Path) -> None:
@@ -274,7 +361,7 @@ def test_an_edit_has_the_size_of_its_image(server: ComfyServer, tmp_path: Path, 
     instruction = {"instruction": "make the circle blue", "threshold": 1.0, "rounds": 3, "steps": 6}
     result = server.run(improve(name, judge_question="Is the circle blue?", prompt="", **instruction))
     assert [image.size for image in best(server, result)] == [size]
-    assert "better: kept" in "\n".join(log(result))
+    assert "better, kept" in "\n".join(log(result))
 
 
 def test_an_edit_of_an_image_with_an_alpha_channel(server: ComfyServer, red: str) -> None:
@@ -342,17 +429,19 @@ def test_an_error_in_the_loop_names_the_node(server: ComfyServer, red: str) -> N
     assert (caught.value.node_id, caught.value.node_type) == (NODE, "OvisU1Improve")
 
 
-def test_the_helper_node_is_hidden_and_takes_only_its_loop(server: ComfyServer, info: dict[str, Any]) -> None:
-    (step,) = (name for name in info if "OvisU1" in name and not name.startswith("OvisU1"))
-    assert info[step].get("dev_only") or info[step]["deprecated"]
-    word = {"1": {"class_type": "OtherValue", "inputs": {"name": "a word"}}}
-    prompt = {
-        **word,
-        "2": {"class_type": step, "inputs": {"loop": ["1", 0]}},
-        "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 2]}},
-    }
-    with pytest.raises(PromptFailed, match=r"loop: expected a loop of Ovis-U1 Improve, got str; use Ovis-U1 Improve"):
-        server.run(prompt)
+def test_the_helper_nodes_are_hidden_and_take_only_their_loop(server: ComfyServer, info: dict[str, Any]) -> None:
+    helpers = {name: {} for name in info if "OvisU1" in name and not name.startswith("OvisU1")}
+    assert len(helpers) == 2
+    helpers["_OvisU1ImproveResult"]["results"] = ["1", 0]
+    for helper, more in helpers.items():
+        assert info[helper].get("dev_only") or info[helper]["deprecated"]
+        prompt = {
+            "1": {"class_type": "OtherValue", "inputs": {"name": "a word"}},
+            "2": {"class_type": helper, "inputs": {"loop": ["1", 0], **more}},
+            "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
+        }
+        with pytest.raises(PromptFailed, match=r"loop: expected a loop of Ovis-U1 Improve, got str; use Ovis-U1 Impro"):
+            server.run(prompt)
 
 
 @pytest.fixture(scope="module")
@@ -371,3 +460,4 @@ def test_without_a_cache_no_node_runs_twice(without_cache: ComfyServer, tmp_path
     started = [event["data"]["node"] for event in result.events if event["type"] == "executing"]
     assert len(started) == len(set(started))
     assert [world.same(world.look(pixels(image)), BLUE) for image in best(without_cache, result)] == [True, True]
+    assert ran(result) == ["OvisU1Judge", "OvisU1Understand", *EDIT]  # the second image is equal
