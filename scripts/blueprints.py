@@ -23,6 +23,9 @@ OUTSIDE = {"LoadImage", "SaveImage", "PreviewAny", "PrimitiveInt"}
 INPUT_NODE, OUTPUT_NODE = -10, -20  # ids of the two ends of a subgraph, in the page's files
 END_WIDTH, SLOT_HEIGHT, GAP = 128, 20, 80  # pixels of these ends, and their distance from the nodes
 SIZE = [400, 320]  # of the one node outside; the page makes it larger if its widgets need more
+# Inputs that the page of ComfyUI 0.3.75 has before the widgets of these nodes. It finds a blueprint's widgets by their
+# place, so the file lists these inputs too.
+FURTHER = dict.fromkeys(("OvisU1EditEncode", "OvisU1Understand"), [f"images.image_{n}" for n in (2, 3, 4)])
 MARGIN, HEADING = 20, 64  # pixels from a group's edge to its nodes; the titles of group and node
 LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 
@@ -167,7 +170,7 @@ def make(name: str) -> Tree:
 def _subgraph(name: str, plan: Blueprint, workflow: Tree) -> Tree:
     """The workflow's nodes without those outside, with the plan's inputs and outputs."""
     number = UUID(workflow["id"])
-    nodes = {node["id"]: node for node in workflow["nodes"] if node["type"] not in NOTES | OUTSIDE}
+    nodes = {node["id"]: _with_further(node) for node in workflow["nodes"] if node["type"] not in NOTES | OUTSIDE}
     outside = {node["id"]: node for node in workflow["nodes"] if node["type"] in OUTSIDE}
     links = {link[0]: dict(zip(LINK, link, strict=True)) for link in workflow["links"]}
     boxes = [(*node["pos"], *node["size"]) for node in nodes.values()]
@@ -213,6 +216,13 @@ def _subgraph(name: str, plan: Blueprint, workflow: Tree) -> Tree:
         "links": [links[number] for number in sorted(links)],
         "extra": {},
     }
+
+
+def _with_further(node: Tree) -> Tree:
+    """The node with its inputs of `FURTHER`."""
+    further = [{"name": name, "type": "IMAGE", "link": None} for name in FURTHER.get(node["type"], ())]
+    sockets = [slot for slot in node["inputs"] if "widget" not in slot]
+    return {**node, "inputs": sockets + further + node["inputs"][len(sockets) :]}
 
 
 def _link_to_widget(nodes: dict[int, Tree], links: dict[int, Tree], widget: Widget) -> Tree:

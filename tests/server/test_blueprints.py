@@ -11,6 +11,7 @@ import pytest
 import world
 
 import blueprints
+import node_texts
 import workspace
 from comfy_server import ComfyServer
 from helpers.graphs import Graph
@@ -127,12 +128,12 @@ def test_nodes_inside_agree_with_their_schemas(info: dict[str, Any], name: str) 
     nodes = {node["id"]: node for node in subgraph["nodes"]}
     for node in nodes.values():
         schema = info[node["type"]]
-        offered = {**schema["input"].get("required", {}), **schema["input"].get("optional", {})}
+        offered = {name: (kind, options) for name, kind, options, _ in node_texts.inputs_of(schema)}
         for slot in node["inputs"]:
             kind = offered[slot["name"]][0]
             assert slot["type"] == ("COMBO" if isinstance(kind, list) else kind), (node["type"], slot["name"])
         assert [slot["type"] for slot in node["outputs"]] == schema["output"]
-        controls = sum(bool(spec[1].get("control_after_generate")) for spec in offered.values() if len(spec) > 1)
+        controls = sum(bool(options.get("control_after_generate")) for _, options in offered.values())
         values = [name for name, spec in offered.items() if is_widget(spec)]
         assert len(node["widgets_values"]) == len(values) + controls, node["type"]
     for link in subgraph["links"]:
