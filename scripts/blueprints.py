@@ -25,7 +25,7 @@ END_WIDTH, SLOT_HEIGHT, GAP = 128, 20, 80  # pixels of these ends, and their dis
 SIZE = [400, 320]  # of the one node outside; the page makes it larger if its widgets need more
 # Inputs that the page of ComfyUI 0.3.75 has before the widgets of these nodes. It finds a blueprint's widgets by their
 # place, so the file lists these inputs too.
-FURTHER = dict.fromkeys(("OvisU1EditEncode", "OvisU1Understand"), [f"images.image_{n}" for n in (2, 3, 4)])
+FURTHER = {key: [f"images.image_{n}" for n in (2, 3, 4)] for key in ("OvisU1EditEncode", "OvisU1Understand")}
 MARGIN, HEADING = 20, 64  # pixels from a group's edge to its nodes; the titles of group and node
 LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 
