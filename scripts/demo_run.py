@@ -346,6 +346,7 @@ def serve(server: ComfyServer, image: Path, demo: Demo) -> None:
     size = f", and {demo.side} for width and height" if demo.side else ""
     print(f"For other workflows open the page's template browser under {PACK}, and choose")
     print(f"{demo.name} in Ovis-U1 Load Model{size}.")
+    print(f"Its folders input, output and models, and its log server.log, are in {server.base}.")
     print("Ctrl+C stops it.", flush=True)
     try:
         while server.alive():

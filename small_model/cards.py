@@ -202,7 +202,7 @@ def improve(run: Runner) -> list[Tile]:
         put(workflow, "OvisU1Improve", place, value)
     result = run.run(workflow)
     (loop,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == "OvisU1Improve")
-    ((log,),) = result.outputs[loop]["text"]
+    ((log,),) = result.outputs[loop]["ovis_u1_text"]
     score, instruction, better, *_ = log.splitlines()
     before, after = (float(re.search(r"\d\.\d+", line)[0]) for line in (score, better))
     change = instruction.partition(": ")[2]

@@ -7,6 +7,7 @@ import { app } from "../../scripts/app.js";
 
 const WIDGET = "$$node-text-preview"; // the page writes progress text into a widget of this name
 const PROPERTY = "ovis_u1_text";
+const GROWING = "ovis_u1_text"; // key of a text in a node's output that nodes made by this one have completed
 const LEFT = "OvisU1.text"; // key in the tab's storage for the texts of a page that is being closed
 const root = () => app.rootGraph ?? app.graph;
 const shows = (node) => node?.comfyClass?.startsWith("OvisU1") && node.constructor.nodeData?.output_node;
@@ -33,8 +34,9 @@ function show(node, text) {
 }
 
 function keep(node, output) {
-    if (!output?.text) return;
-    const text = [output.text].flat().join("\n\n");
+    const shown = output?.text ?? output?.[GROWING];
+    if (!shown) return;
+    const text = [shown].flat(2).join("\n\n");
     show(node, text);
     if (node.properties[PROPERTY] === text) return;
     node.properties[PROPERTY] = text;

@@ -16,8 +16,8 @@ def warn_of_size(side: int | None, height: int, width: int) -> None:
     """Warns if a model that was trained on images of side x side will make one of height x width pixels."""
     if side is not None and (height, width) != (side, side):
         _warn(
-            f"This model was trained on images of {side} x {side} pixels, and images of {width} x {height} will not "
-            f"look right; set width and height to {side}, or load another model."
+            f"Set width and height to {side}: this model was trained on images of {side} x {side} pixels, and images "
+            f"of {width} x {height} will not look right."
         )
 
 

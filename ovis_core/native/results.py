@@ -25,6 +25,9 @@ def text_result(text: str) -> dict[str, Any] | None:
     return _text_file(text) | ui.PreviewText(text).as_dict()
 
 
+GROWING = "ovis_u1_text"  # key of the text of `GrowingText`, which web/text.js reads: "text" must be a list of strings
+
+
 class GrowingText:
     """The text of a node that is complete only when the nodes that it made have run.
 
@@ -32,18 +35,16 @@ class GrowingText:
     """
 
     def __init__(self, text: str) -> None:
-        self.ui = text_result(text)
-        if self.ui is not None:
-            self.ui["text"] = ([text],)
+        self.ui = None if made_by_another() else _text_file(text) | {GROWING: ([text],)}
 
     def replace(self, text: str, complete: bool = False) -> None:
         """Called by a node that the node made."""
         show_text(text)
         if self.ui is not None:
             files = _text_file(text) if complete else {}
-            show_result(files | {"text": ([text],)})
+            show_result(files | {GROWING: ([text],)})
             # ComfyUI keeps these objects for the history and for cached runs, so they are changed in place.
-            self.ui["text"][0][:] = [text]
+            self.ui[GROWING][0][:] = [text]
             for file, new in zip(self.ui.get("files", ()), files.get("files", ()), strict=False):
                 file.update(new)
 

@@ -69,7 +69,7 @@ def shown(result: Result, name: str) -> list[str]:
 def log(result: Result) -> list[str]:
     """The lines of the log, which the node shows too."""
     (text,) = shown(result, "log")
-    assert result.outputs[NODE]["text"] == [[text]]
+    assert result.outputs[NODE]["ovis_u1_text"] == [[text]]
     return text.splitlines()
 
 
@@ -238,13 +238,15 @@ def kept_texts(result: Result) -> list[str]:
     """The texts that the page keeps for the node, in order."""
     kept = [event["data"] for event in result.events if event["type"] == "executed"]
     outputs = [data["output"] for data in kept if data["display_node"] == NODE and data["output"]]
-    return ["\n\n".join(text for (text,) in output["text"]) for output in outputs]
+    return ["\n\n".join(text for (text,) in output["ovis_u1_text"]) for output in outputs]
 
 
 def test_the_loop_is_one_output_of_the_job(server: ComfyServer, red: str) -> None:
     """The nodes of the loop return no results, so nothing replaces the log."""
     result = server.run(improve(red, seed=32))
     assert set(result.outputs) == {NODE, *SHOWN.values()}
+    # The page opens no job whose outputs have another type.
+    assert all(isinstance(text, str) for output in result.outputs.values() for text in output.get("text", ()))
     for file in result.outputs[NODE].get("files", []):
         text = server.image(file).decode()
         assert text == "\n".join(log(result))

@@ -155,7 +155,7 @@ def test_warning_for_an_image_size_without_training(bare: ComfyServer) -> None:
         log = bare.log_text()[before:]
         said = [event["data"]["text"] for event in result.events if event["type"] == "progress_text"]
         warned = (
-            "Ovis-U1: This model was trained on images of 128 x 128 pixels, and images of 160 x 160 will not look right"
+            "Ovis-U1: Set width and height to 128: this model was trained on images of 128 x 128 pixels, and images of "
         )
         assert log.count(warned) == (side == 160)
         assert any("set width and height to 128" in text for text in said) == (side == 160)
