@@ -158,7 +158,7 @@ def test_warning_for_an_image_size_without_training(bare: ComfyServer) -> None:
             "Ovis-U1: Set width and height to 128: this model was trained on images of 128 x 128 pixels, and images of "
         )
         assert log.count(warned) == (side == 160)
-        assert any("set width and height to 128" in text for text in said) == (side == 160)
+        assert any("Set width and height to 128" in text for text in said) == (side == 160)
     assert "Ovis-U1: ovis-u1-shapes (built in) draws only one circle, square or triangle" in bare.log_text()
 
 
