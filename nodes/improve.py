@@ -6,10 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..ovis_core.improvement.rounds import Goal
 from ..ovis_core.native import improving
 from ..ovis_core.native.compat import FIXED_SEED, KEEPS_TEXT
 from ..ovis_core.text.prompts import ANSWER_SLOT, FITS, WHAT_TO_CHANGE
-from ..ovis_core.text.rounds import Goal
 from .checks import checked, need_prompt, need_words
 from .sample import IMG_CFG, STEPS, TXT_CFG
 from .schema import ADVANCED, CATEGORY, HIDDEN, LoopState, found_by

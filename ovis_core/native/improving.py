@@ -1,9 +1,9 @@
 """The loop that improves images, as graphs of the pack's nodes that ComfyUI runs in the place of a node.
 
 Each image has a first node (`STEP`), and a last node (`RESULT`) joins the results. A step takes a score or an answer,
-decides with `text/rounds.py`, and returns the image's result, or the nodes that come next, with another step after
-them. These nodes get values, not links to nodes outside: a link would bring all of a list, and run the nodes before it
-again if ComfyUI keeps no outputs.
+decides with `improvement/rounds.py`, and returns the image's result, or the nodes that come next, with another step
+after them. These nodes get values, not links to nodes outside: a link would bring all of a list, and run the nodes
+before it again if ComfyUI keeps no outputs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 from comfy_execution.graph_utils import GraphBuilder
 from torch import Tensor
 
+from ..improvement.rounds import ASK, DONE, JUDGE, Goal, Rounds, seed_of
+from ..improvement.rounds_cache import ComputedRounds, RoundsCache
 from ..pixels import join
 from ..text.prompts import PROMPT_SLOT, fill
-from ..text.rounds import ASK, DONE, JUDGE, Goal, Rounds, seed_of
-from ..text.rounds_cache import ComputedRounds, RoundsCache
 from .results import GrowingText
 
 STEP, RESULT = "_OvisU1ImproveStep", "_OvisU1ImproveResult"

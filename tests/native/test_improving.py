@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from ovis_core.improvement.rounds import Goal
 from ovis_core.text.prompts import ANSWER_SLOT, FITS
-from ovis_core.text.rounds import Goal
 
 GOAL = Goal("a red cat", 0.8, 3, "What is wrong?", ANSWER_SLOT)
 

@@ -19,7 +19,8 @@ from helpers.paths import ROOT
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "node_helpers", "nodes", "server"}
 HEAVY = {"torch", "transformers", "numpy", "PIL", "einops", "diffusers"}
 # Modules of ovis_core that need only Python.
-PLAIN = {"special_tokens", "text", "text.prompts", "text.rounds", "sizes", "schedule", "weights", "__init__"}
+PLAIN = {"special_tokens", "text", "text.prompts", "sizes", "schedule", "weights", "__init__"}
+PLAIN |= {"improvement", "improvement.rounds"}
 PLAIN |= {f"weights.{name}" for name in ("config", "layout", "release", "release_folder", "safetensors_file")}
 PLAIN |= {f"weights.{name}" for name in ("components", "layer_formats", "recognition")}
 PLAIN |= {f"weights.{name}" for name in ("download", "file_fetcher", "checked_files", "hub", "hub_cache", "built_in")}

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from ovis_core.improvement.rounds import ASK, DONE, EDIT, JUDGE, Goal, Rounds, first_line, seed_of
 from ovis_core.text.prompts import ANSWER_SLOT, fill
-from ovis_core.text.rounds import ASK, DONE, EDIT, JUDGE, Goal, Rounds, first_line, seed_of
 
 NAN = float("nan")
 

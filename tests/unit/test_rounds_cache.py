@@ -7,8 +7,8 @@ from weakref import ref
 
 import torch
 
-from ovis_core.text.rounds import Rounds
-from ovis_core.text.rounds_cache import ComputedRounds, RoundsCache
+from ovis_core.improvement.rounds import Rounds
+from ovis_core.improvement.rounds_cache import ComputedRounds, RoundsCache
 
 MB = 1_000_000
 

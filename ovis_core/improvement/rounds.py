@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from .prompts import ANSWER_SLOT, fill
+from ..text.prompts import ANSWER_SLOT, fill
 
 SEEDS = 1 << 64
 QUOTES = "\"'`"
