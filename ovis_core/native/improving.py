@@ -19,6 +19,7 @@ from ..improvement.rounds import ASK, DONE, JUDGE, Goal, Rounds, seed_of
 from ..improvement.rounds_cache import ComputedRounds, RoundsCache
 from ..pixels import join
 from ..text.prompts import PROMPT_SLOT, fill
+from .notice import warn_of_picture
 from .results import GrowingText
 
 STEP, RESULT = "_OvisU1ImproveStep", "_OvisU1ImproveResult"
@@ -114,6 +115,7 @@ def start(
         raise ValueError(
             f"image: expected at most {MAX_IMAGES} images, got {len(image)}; split the batch with Rebatch Images."
         )
+    warn_of_picture(parts["clip"].tokenizer.side, *image.shape[1:3])
     settings = (goal.prompt, goal.question, goal.instruction, judge_question, seed, *sampler.items())
     computed = [_cache.recall(parts.values(), one, settings) for one in image.split(1)]
     rounds = [known.rounds.limited_to(goal) for known in computed]

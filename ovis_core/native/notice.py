@@ -9,7 +9,8 @@ from comfy_execution.utils import get_executing_context
 from ..sizes import understanding_size
 from .progress import show_text
 
-_last: tuple[object, str] | None = None
+_shown: list[str] = []  # the warnings of the running node
+_node: object = None
 
 
 def warn_of_size(side: int | None, height: int, width: int) -> None:
@@ -32,10 +33,19 @@ def warn_of_picture(side: int | None, height: int, width: int) -> None:
 
 def _warn(text: str) -> None:
     # Once for each run of a node, which may bring several conditions or pictures.
-    global _last
-    context = get_executing_context()
-    if context is not None and (context, text) == _last:
+    shown = warnings()
+    if text in shown:
         return
-    _last = context, text
+    if get_executing_context() is not None:
+        shown.append(text)
     logging.warning("Ovis-U1: %s", text)
     show_text(text)
+
+
+def warnings() -> list[str]:
+    """The warnings of this run of the running node, in order. Its result would replace them, so it shows them again."""
+    global _shown, _node
+    node = get_executing_context()
+    if node != _node:
+        _shown, _node = [], node
+    return _shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,19 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from .compat import SHOWS_TEXT_FILES
+from .notice import warnings
 from .progress import made_by_another, show_result, show_text
 
 
 def text_result(text: str) -> dict[str, Any] | None:
-    """The `ui` of a node that shows a text; None if another node has made it, which shows its own text.
+    """The `ui` of a node that shows a text and its warnings; None if another node has made it, which shows its own.
 
     If the page has an app mode, the text is also a file among ComfyUI's temporary files: there the page shows only
     files. The same text is the same file.
     """
     if made_by_another():
         return None
+    text = _paragraphs(text, warnings())
     return _text_file(text) | ui.PreviewText(text).as_dict()
 
 
@@ -35,10 +38,13 @@ class GrowingText:
     """
 
     def __init__(self, text: str) -> None:
+        self.warnings = warnings()
+        text = _paragraphs(text, self.warnings)
         self.ui = None if made_by_another() else _text_file(text) | {GROWING: ([text],)}
 
     def replace(self, text: str, complete: bool = False) -> None:
         """Called by a node that the node made."""
+        text = _paragraphs(text, self.warnings)
         show_text(text)
         if self.ui is not None:
             files = _text_file(text) if complete else {}
@@ -47,6 +53,10 @@ class GrowingText:
             self.ui[GROWING][0][:] = [text]
             for file, new in zip(self.ui.get("files", ()), files.get("files", ()), strict=False):
                 file.update(new)
+
+
+def _paragraphs(text: str, more: Sequence[str]) -> str:
+    return "\n\n".join([text, *more])
 
 
 def _text_file(text: str) -> dict[str, Any]:

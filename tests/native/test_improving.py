@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ GOAL = Goal("a red cat", 0.8, 3, "What is wrong?", ANSWER_SLOT)
 
 class Part:
     """Stands for a MODEL, CLIP or VAE, which a graph only passes on."""
+
+    tokenizer = SimpleNamespace(side=None)
 
 
 @pytest.fixture

@@ -163,6 +163,38 @@ def test_warning_for_an_image_size_without_training(bare: ComfyServer) -> None:
 
 
 @WHOLE
+def test_results_of_another_image_size_keep_their_warning(bare: ComfyServer, tmp_path: Path) -> None:
+    """On the node, below the text that replaces it there; not in the text that other nodes get."""
+    scene = world.Scene("white", (world.Shape("square", "blue", "", "", 64, 64, 30),))
+    clip, image = ["1", 1], ["2", 0]
+    nodes = {
+        "OvisU1Understand": {"prompt": "Describe this image.", "image": image},
+        "OvisU1Judge": {"images": image, "question": "Is there a square?", "prompt": ""},
+        "OvisU1Improve": {"model": ["1", 0], "vae": ["1", 2], "image": image, "prompt": "a square", "threshold": 1.0}
+        | {"rounds": 0, "seed": 1, "steps": 1, "txt_cfg": 6.0, "img_cfg": 1.5},
+    }
+    texts = {"OvisU1Understand": 0, "OvisU1Judge": 2, "OvisU1Improve": 2}  # slots
+    for side in (128, 640):
+        file = tmp_path / f"{side}.png"
+        world.to_image(world.draw((scene,))[0]).resize((side, side)).save(file)
+        prompt = {
+            "1": {"class_type": "OvisU1Loader", "inputs": {"model_name": built_in.NAME, "weight_dtype": "default"}},
+            "2": {"class_type": "LoadImage", "inputs": {"image": bare.upload(file)}},
+        }
+        for kind, inputs in nodes.items():
+            prompt[kind] = {"class_type": kind, "inputs": {"clip": clip, **inputs}}
+            prompt[f"text of {kind}"] = {"class_type": "PreviewAny", "inputs": {"source": [kind, texts[kind]]}}
+        outputs = bare.run(prompt).outputs
+        for kind in nodes:
+            (text,) = outputs[f"text of {kind}"]["text"]
+            (shown,) = outputs[kind]["ovis_u1_text"][0] if kind == "OvisU1Improve" else outputs[kind]["text"]
+            first, *more = shown.split("\n\n")
+            assert first == text
+            assert len(more) == (side != 128)
+            assert all("answer about an image of 640 x 640 will probably be wrong" in warning for warning in more)
+
+
+@WHOLE
 def test_answers_about_several_images_are_right(bare: ComfyServer, tmp_path: Path) -> None:
     """One answer about both, which must find the right one, and one about each."""
     square = world.Scene("white", (world.Shape("square", "blue", "", "", 64, 64, 30),))
