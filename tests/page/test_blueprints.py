@@ -14,6 +14,7 @@ from blueprints import BLUEPRINTS
 from comfy_server import ComfyServer
 from helpers.browser import FOUND, GROUPS, NODES, open_search, run
 from helpers.canvas import overlaps, strays
+from helpers.graphs import models
 from helpers.scenes import ASKS_FOR_TRIANGLE, SQUARE, TRIANGLE, scene_in, upload_square
 from ovis_core.weights import built_in
 
@@ -108,6 +109,20 @@ def test_text_to_image(page: Any, shots: Path, ready: ComfyServer, info: dict[st
     shown_seed = page.evaluate(f"{BLUEPRINT}.widgets.find((w) => w.name === 'seed').value")
     assert (shown_seed != 1) == ("search_aliases" in info["OvisU1Sampler"])
     assert seed_of(run_to_its_end(page)) == shown_seed
+
+
+def test_a_blueprint_takes_another_real_model(page: Any, shots: Path, info: dict[str, Any]) -> None:
+    """As workflows do; the page shows the model outside and inside, and runs it."""
+    name = models(info)[0]
+    add(page, "Ovis-U1 text to image")
+    page.get_by_text(f"Ovis-U1-3B was not found; {name} was chosen instead.").first.wait_for()
+    page.wait_for_timeout(500)
+    page.screenshot(path=shots / "blueprint_model.png")
+    assert page.evaluate(f"{BLUEPRINT}.widgets.find((w) => w.name === 'model_name').value") == name
+    page.evaluate(SET, {"width": 128, "height": 128, "steps": 1})
+    page.evaluate(SHOW, "SaveImage")
+    (loader,) = [node for node in run_to_its_end(page).values() if node["class_type"] == "OvisU1Loader"]
+    assert loader["inputs"]["model_name"] == name
 
 
 def seed_of(prompt: dict[str, Any]) -> int:

@@ -21,14 +21,13 @@ pytestmark = pytest.mark.skipif(not built_in.is_there(), reason="this copy of th
 
 MODEL = """window.app.graph._nodes.find((n) => n.type === "OvisU1Loader")
     .widgets.find((w) => w.name === "model_name").value"""
-# Notes each node for which the extension has looked at the model.
+# Notes each node that the page configures, which is when the extension has looked at the model.
 WATCH = """() => {
-    const extension = window.app.extensions.find((one) => one.name === "OvisU1.Model");
-    const hook = extension.loadedGraphNode;
+    const type = window.LiteGraph.registered_node_types.OvisU1Loader, hook = type.prototype.onConfigure;
     window.checkedNodes = [];
-    extension.loadedGraphNode = function (node, ...rest) {
-        hook.call(this, node, ...rest);
-        window.checkedNodes.push(node.comfyClass);
+    type.prototype.onConfigure = function (...args) {
+        hook.apply(this, args);
+        window.checkedNodes.push(this.comfyClass);
     };
 }"""
 SAID = (
