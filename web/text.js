@@ -26,6 +26,17 @@ function addField(node) {
     });
     widget.serialize = false;
     widget.label = "text"; // the panel of parameters shows the label, not the name
+    // At the end of a run, newer pages remove the widget of this name from all nodes. A node that leaves its graph removes it too.
+    const { onRemove } = widget;
+    widget.onRemove = function (...args) {
+        onRemove?.apply(this, args);
+        // Later, because Nodes 2.0 would keep showing the old field if it did not see that it is gone.
+        setTimeout(() => {
+            if (node.graph?.getNodeById(node.id) !== node || node.widgets.some((w) => w.name === WIDGET)) return;
+            addField(node);
+            show(node, node.properties[PROPERTY] ?? "");
+        });
+    };
 }
 
 function show(node, text) {

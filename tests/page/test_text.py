@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from comfy_server import ComfyServer
-from helpers.browser import SMALL, open_dropped, run, set_widgets
+from helpers.browser import NODES_2, SMALL, open_dropped, run, set_widgets
 
 SHORT = {
     **SMALL,
@@ -26,6 +26,15 @@ SEEN = """([type, text]) => window.app.graph._nodes.filter((n) => n.type === typ
     return w.name === "$$node-text-preview" && w.element?.value === text && box.width > 20 && box.height > 20 &&
         getComputedStyle(w.element).visibility !== "hidden";
 }))"""
+
+
+# Removes the field as newer pages do at the end of each run, from the nodes of all classes.
+REMOVE = """() => window.app.graph._nodes.forEach((n) => {
+    const index = n.widgets?.findIndex((w) => w.name === "$$node-text-preview") ?? -1;
+    if (index < 0) return;
+    n.widgets[index].onRemove?.();
+    n.widgets.splice(index, 1);
+})"""
 
 
 def wait_for_graph(page: Any) -> None:
@@ -89,6 +98,25 @@ def test_text_is_shown_after_a_reload_and_for_a_cached_run(
     assert ready.log_text().count(RUNS) == before
     # The text on the node does not change the prompt, so the cache stays valid.
     assert run_to_its_end(page) == again == first
+
+
+def test_the_field_returns_if_the_page_removes_it(page: Any, info: dict[str, Any], rendering: str) -> None:
+    if rendering == NODES_2 and "search_aliases" not in info["OvisU1Sampler"]:
+        pytest.skip("Nodes 2.0 of this page does not draw widgets that are added later")
+    text = "a circle\non <b>red</b>"
+    open_dropped(page, "understand")
+    node = 'window.app.graph._nodes.find((n) => n.type === "OvisU1Understand")'
+    page.evaluate(f"(text) => {node}.onExecuted({{text: [text]}})", text)
+    for _ in range(2):
+        page.evaluate(REMOVE)
+        wait_for_text(page, "OvisU1Understand", text)
+    assert shown(page, "OvisU1Understand") == [text]
+    removed = page.evaluate(
+        f"async () => {{ const n = {node}, all = n.widgets; window.app.graph.remove(n);"
+        "await new Promise((done) => setTimeout(done, 100)); return [n.graph, all.length, n.widgets.length]; }"
+    )
+    assert removed[0] is None
+    assert removed[1] == removed[2]
 
 
 def test_dynamic_prompts_are_expanded(page: Any) -> None:
