@@ -22,9 +22,9 @@ from console import Ticker, UserError, guarded, lacks, positive_int
 try:
     import outcome
     from comfyui_worker import Setup
-    from demo_run import find_device, model_errors
     from driver import Driver
     from run_folder import identity, open_run
+    from run_options import find_device, model_errors
     from suites import SUITES, image_size
     from workers import InProcess, RayActors
 except ModuleNotFoundError as error:
