@@ -23,11 +23,11 @@ sys.path[:0] = [str(HERE.parent / "scripts")]
 sys.path.append(str(HERE))
 
 import av
+import flat_shapes
 import torch
-import world
+from flat_shapes import Scene, Shape
 from new_colour import PROMPT, write_pictures
 from PIL import Image, ImageDraw
-from world import Scene, Shape
 
 import workflow_runner
 import workspace
@@ -53,7 +53,7 @@ class Runner:
     def load(self, name: str) -> dict[str, Any]:
         """One of the workflows, set to the small model."""
         workflow = workflow_runner.workflow_of(name, self.info, self.model, SEED, STEPS)
-        self.put(workflow, "PrimitiveInt", value=world.SIDE)
+        self.put(workflow, "PrimitiveInt", value=flat_shapes.SIDE)
         self.put(workflow, "OvisU1Understand", max_new_tokens=24)
         return workflow
 
@@ -98,7 +98,7 @@ def _opened(data: bytes) -> Image.Image:
 
 def drawn(scene: Scene, mask: torch.Tensor | None = None) -> Image.Image:
     """A scene's picture; a mask (128, 128) becomes transparent."""
-    return world.to_image(world.draw([scene])[0], mask)
+    return flat_shapes.to_image(flat_shapes.draw([scene])[0], mask)
 
 
 def text_to_image(run: Runner) -> list[Tile]:
@@ -119,7 +119,7 @@ def edit(run: Runner) -> list[Tile]:
 
 def edit_masked(run: Runner) -> list[Tile]:
     """A source with a mask, and its edit."""
-    mask = torch.zeros(world.SIDE, world.SIDE, dtype=torch.bool)
+    mask = torch.zeros(flat_shapes.SIDE, flat_shapes.SIDE, dtype=torch.bool)
     mask[26:102, 26:102] = True
     workflow = run.load("edit_masked")
     run.upload(workflow, drawn(SOURCE, mask))
@@ -240,7 +240,7 @@ def video(run: Runner) -> list[Tile]:
     frames = [drawn(Scene("white", (Shape("circle", "red", "small", "", x, 64, 24),))) for x in (30.0, 64.0, 98.0)]
     with av.open(str(run.folder / "moving.mkv"), "w") as container:
         stream = container.add_stream("ffv1", rate=8)
-        stream.width, stream.height, stream.pix_fmt = world.SIDE, world.SIDE, "bgr0"
+        stream.width, stream.height, stream.pix_fmt = flat_shapes.SIDE, flat_shapes.SIDE, "bgr0"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_image(frame)))
         container.mux(stream.encode(None))
@@ -256,7 +256,7 @@ def caption_folder(run: Runner) -> list[Tile]:
     pictures = run.folder_of(workflow, "LoadImageDataSetFromFolder")
     pictures.mkdir()
     for seed in range(3):
-        drawn(world.make_scene(Random(seed), False)).save(pictures / f"{seed}.png")
+        drawn(flat_shapes.make_scene(Random(seed), False)).save(pictures / f"{seed}.png")
     result = run.run(workflow)
     (captions,) = (output["text"] for output in result.outputs.values() if "text" in output)
     return list(zip(run.shown(result), captions, strict=True))
@@ -268,7 +268,7 @@ def train_lora(run: Runner) -> list[Tile]:
     pictures = run.folder_of(workflow, "LoadImageTextDataSetFromFolder")
     write_pictures(pictures)
     for node_type in ("CenterCropImages", "EmptyLatentImage", "OvisU1TextEncode"):
-        run.put(workflow, node_type, width=world.SIDE, height=world.SIDE)
+        run.put(workflow, node_type, width=flat_shapes.SIDE, height=flat_shapes.SIDE)
     run.put(workflow, "TrainLoraNode", steps=120, learning_rate=0.006, seed=1, training_dtype="fp32")
     run.put(workflow, "OvisU1TextEncode", prompt=PROMPT)
     image = run.image(run.run(workflow))

@@ -24,7 +24,7 @@ from console import positive_int
 
 if TYPE_CHECKING:
     from cases import Case
-    from painting import Painter, Setting
+    from sampling import Setting, SmallModelPipeline
 
 
 def main() -> int:
@@ -39,14 +39,14 @@ def main() -> int:
     args = parser.parse_args()
     set_up_imports()
     from cases import first_cases
-    from painting import Painter, settings
+    from sampling import SmallModelPipeline, settings
 
     from ovis_core.weights import built_in
 
     done = [json.loads(line) for line in args.json.read_text().splitlines()] if args.json and args.json.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         file = args.model or built_in.unpack(Path(folder))
-        painters: dict[str, Painter] = {}
+        pipelines: dict[str, SmallModelPipeline] = {}
         rows = []
         for setting in settings():
             if args.only and setting.group not in {"default", *args.only.split(",")}:
@@ -54,8 +54,8 @@ def main() -> int:
             row = next((row for row in done if (row["group"], row["name"]) == (setting.group, setting.name)), None)
             if row is None:
                 kind = setting.weight_dtype
-                painters[kind] = painters.get(kind) or Painter(file, kind)
-                row = _measure(painters[kind], setting, first_cases(setting.task, args.count)[: setting.most])
+                pipelines[kind] = pipelines.get(kind) or SmallModelPipeline(file, kind)
+                row = _measure(pipelines[kind], setting, first_cases(setting.task, args.count)[: setting.most])
                 if args.json:
                     with args.json.open("a", encoding="utf-8") as out:
                         out.write(json.dumps(row) + "\n")
@@ -92,17 +92,17 @@ def _share(row: dict[str, Any]) -> str:
     return "fails" if row["right"] is None else f"{row['right']:.0%}"
 
 
-def _measure(painter: Painter, setting: Setting, asked: list[Case]) -> dict[str, Any]:
-    begun, before = time.process_time(), painter.passes
-    import world
+def _measure(pipeline: SmallModelPipeline, setting: Setting, asked: list[Case]) -> dict[str, Any]:
+    begun, before = time.process_time(), pipeline.passes
+    import flat_shapes
     from cases import picture_verdict
 
     hits, fits = [], []
     try:
         for seed, case in enumerate(asked):
-            picture = painter.paint(setting, case, seed)
+            picture = pipeline.make_image(setting, case, seed)
             hits.append(picture_verdict(case, picture)[0])
-            fits.append(max((shape.fit for shape in world.look(picture).shapes), default=0.0))
+            fits.append(max((shape.fit for shape in flat_shapes.recognise(picture).shapes), default=0.0))
         right: float | None = sum(hits) / len(hits)
     except Exception as error:
         print(f"{setting.name}: {type(error).__name__}: {error}", file=sys.stderr)
@@ -112,7 +112,7 @@ def _measure(painter: Painter, setting: Setting, asked: list[Case]) -> dict[str,
         "name": setting.name,
         "right": right,
         "fit": sum(fits) / max(len(fits), 1),
-        "passes": (painter.passes - before) / len(asked),
+        "passes": (pipeline.passes - before) / len(asked),
         "seconds": (time.process_time() - begun) / len(asked),
     }
 

@@ -111,10 +111,10 @@ def published_sizes(precision: Precision) -> tuple[int, ...]:
 
 def _measure(model: Path, file: Path, precision: Precision, count: int, fast: bool) -> dict[str, Any]:
     """Converts the model to `file` and runs it."""
+    import flat_shapes
     import torch
-    import world
     from cases import answer_verdict, first_cases, picture_verdict
-    from painting import Painter, Setting
+    from sampling import Setting, SmallModelPipeline
 
     from ovis_core.native.conditions import text_to_image
     from ovis_core.native.understanding import understand
@@ -126,17 +126,17 @@ def _measure(model: Path, file: Path, precision: Precision, count: int, fast: bo
     conditions, latents, hits, answers = [], [], [], []
     with torch.inference_mode():  # as in ComfyUI, from loading on
         begun = time.perf_counter()
-        painter = Painter(file, "fp8_e4m3fn_fast" if fast else "default")
+        pipeline = SmallModelPipeline(file, "fp8_e4m3fn_fast" if fast else "default")
         load = time.perf_counter() - begun
-        memory = painter.model.model_size() + painter.clip.patcher.model_size() + painter.vae.patcher.model_size()
+        memory = pipeline.model.model_size() + pipeline.clip.patcher.model_size() + pipeline.vae.patcher.model_size()
         for seed, case in enumerate(first_cases("paint", count)):
-            positive, _ = text_to_image(painter.clip, case.prompt, "", world.SIDE, world.SIDE)
+            positive, _ = text_to_image(pipeline.clip, case.prompt, "", flat_shapes.SIDE, flat_shapes.SIDE)
             conditions.append(positive[0][0])
-            latents.append(painter.sampled(Setting("", ""), case, seed))
-            hits.append(picture_verdict(case, painter.decoded(Setting("", ""), latents[-1]))[0])
+            latents.append(pipeline.sample(Setting("", ""), case, seed))
+            hits.append(picture_verdict(case, pipeline.decode(Setting("", ""), latents[-1]))[0])
         for case in first_cases("ask", count):
-            picture = world.draw(case.sources)[0].permute(1, 2, 0)
-            answer = understand(painter.clip, case.prompt, [picture], (), 8, 16, False, GREEDY).text
+            picture = flat_shapes.draw(case.sources)[0].permute(1, 2, 0)
+            answer = understand(pipeline.clip, case.prompt, [picture], (), 8, 16, False, GREEDY).text
             answers.append(answer_verdict(case, answer)[0])
     shares = {"pictures": sum(hits) / count, "answers": sum(answers) / count}
     sizes = {"file": file.stat().st_size, "memory": memory, "load": load}

@@ -1,4 +1,4 @@
-"""How good the trained stages are, on combinations and phrasings that training never met: `score.py --folder FOLDER`.
+"""How good the trained stages are, on combinations and phrasings that training never uses: `score.py --folder FOLDER`.
 
 It runs the cases of `cases.py` through the networks in plain torch, but for edits inside a mask.
 `evaluation/evaluate.py shapes` scores the exported checkpoint in ComfyUI.
@@ -15,26 +15,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import flat_shapes
+import phrasings
 import stage_decoder
 import stage_language
 import stage_vae
 import torch
-import words
-import world
 from cases import Case, answer_verdict, first_cases, shares
 from networks import (
     TOKENS,
     Conditioner,
     after_picture,
     encode,
+    encode_images,
     join,
     logits,
-    patches,
     positions,
     prompts,
     row,
-    see,
     states,
+    to_patches,
 )
 from torch import Tensor
 
@@ -82,7 +82,7 @@ class Scorer:
         conditions, plain, sources, befores = [], [], [], []
         cases = self._cases("edit", count)
         for case in cases:
-            picture = world.draw(case.sources)
+            picture = flat_shapes.draw(case.sources)
             prefix, kept = self.conditioner.picture(picture)
             asked, without = self._texts([prompts.about_image(case.prompt), prompts.unconditional()], kept, [0, 0])
             conditions.append(torch.cat((prefix[0], asked)))
@@ -119,37 +119,38 @@ class Scorer:
                     out[i] = picture
         return out
 
-    def _judged(self, name: str, pictures: list[Tensor], scenes: list[world.Scene]) -> Scores:
-        seen = [world.look(picture) for picture in pictures]
-        pairs = list(zip(seen, scenes, strict=True))
+    def _judged(self, name: str, pictures: list[Tensor], scenes: list[flat_shapes.Scene]) -> Scores:
+        recognised = [flat_shapes.recognise(picture) for picture in pictures]
+        pairs = list(zip(recognised, scenes, strict=True))
         whole = [(a.shapes[0] if a.shapes else None, b.shape) for a, b in pairs]
         return {
             f"{name} shape": _share(a is not None and a.kind == b.kind for a, b in whole),
             f"{name} colour": _share(a is not None and a.colour == b.colour for a, b in whole),
             f"{name} background": _share(a.background == b.background for a, b in pairs),
-            f"{name} right": _share(world.same(a, b) for a, b in pairs),
-            f"{name} right and kept": _share(world.same(a, b) and world.kept(a, b) for a, b in pairs),
+            f"{name} right": _share(flat_shapes.same(a, b) for a, b in pairs),
+            f"{name} right and kept": _share(flat_shapes.same(a, b) and flat_shapes.kept(a, b) for a, b in pairs),
             f"{name} fit": sum(a.fit if a else 0 for a, _ in whole) / len(whole),
         }
 
-    # ---- words
+    # ---- answers
 
     def answered(self, count: int) -> tuple[Scores, list[tuple[str, str, str]]]:
         """Questions of every kind, descriptions, and the second question of a chat."""
         verdicts, shown = [], []
         for case in (case for task in ("ask", "describe", "chat") for case in self._cases(task, count)):
-            seen, *_ = see(self.model, patches(world.draw(case.sources), False), torch.arange(TOKENS)[None])
+            patches = to_patches(flat_shapes.draw(case.sources), False)
+            embeddings, *_ = encode_images(self.model, patches, torch.arange(TOKENS)[None])
             first, *more = case.prompt.splitlines()
-            said = self.write(seen, prompts.question(first, 1))
+            said = self.write(embeddings, prompts.question(first, 1))
             for again in more:
                 before = [*prompts.answer_start(), said, *prompts.answer_end()]
-                said = self.write(seen, [*prompts.question(first, 1), *before, *prompts.user_turn([again])])
+                said = self.write(embeddings, [*prompts.question(first, 1), *before, *prompts.user_turn([again])])
             verdicts.append((case, answer_verdict(case, said)[0]))
             shown.append((case.prompt.replace("\n", " "), case.answer, said))
         return {name: share["right"] for name, share in shares(verdicts).items()}, shown
 
-    def write(self, seen: Tensor, parts: list, most: int = 20) -> str:
-        """The likeliest words after a prompt about one picture."""
+    def write(self, embeddings: Tensor, parts: list, most: int = 20) -> str:
+        """The answer to a prompt about one image, with its embeddings; each token is the likeliest."""
         from networks import tokenizer, used_tokens
 
         ids, written = encode([*parts, *prompts.answer_start()]), []
@@ -157,7 +158,7 @@ class Scorer:
         while len(written) < most:
             all_ids = torch.tensor([ids + written])
             at = positions(torch.arange(TOKENS)[None], all_ids.shape[1])
-            final, _ = states(self.model, join(self.model, all_ids, seen), at)
+            final, _ = states(self.model, join(self.model, all_ids, embeddings), at)
             best = int(logits(self.model, final[0, -1:]).argmax())
             if best == end or best >= len(used_tokens()):
                 break
@@ -170,10 +171,10 @@ class Scorer:
         yes, no = (encode([word])[0] for word in ("yes", "no"))
         at = torch.arange(TOKENS).expand(4, -1)
         for case in self._cases("judge", count):
-            question = words.QUESTIONS["judge"][0].format(d=case.prompt)
-            seen, *_ = see(self.model, patches(world.draw(case.sources), False), at)
+            question = phrasings.QUESTIONS["judge"][0].format(d=case.prompt)
+            embeddings, *_ = encode_images(self.model, to_patches(flat_shapes.draw(case.sources), False), at)
             ids = torch.tensor([encode([*prompts.question(question, 1), *prompts.answer_start()])]).expand(4, -1)
-            final, _ = states(self.model, join(self.model, ids, seen), positions(at, ids.shape[1]))
+            final, _ = states(self.model, join(self.model, ids, embeddings), positions(at, ids.shape[1]))
             answer = logits(self.model, final[:, -1])
             hits.append(answer_verdict(case, str(int((answer[:, yes] - answer[:, no]).argmax()) + 1))[0])
         return {"judge": _share(hits)}
@@ -190,11 +191,13 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("small_model_run"), help="folder of the stages")
     parser.add_argument("--count", type=positive_int, default=200, help="cases of each task")
     parser.add_argument("--tasks", default="paint,edit,ask,judge", help="tasks to score, separated by commas")
-    parser.add_argument("--seen", action="store_true", help="score cases that training uses, instead of new ones")
+    parser.add_argument(
+        "--training-cases", action="store_true", help="score cases that training uses, instead of new ones"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    scorer, scores, begun = Scorer(args.folder, not args.seen), {}, time.time()
+    scorer, scores, begun = Scorer(args.folder, not args.training_cases), {}, time.time()
     tasks = args.tasks.split(",")
     if "ask" in tasks:
         found, shown = scorer.answered(args.count)
@@ -224,12 +227,12 @@ def sheet(pictures: list[tuple[str, Tensor]], file: Path, columns: int = 8) -> N
     """Saves pictures in rows, with their words below."""
     from PIL import Image, ImageDraw
 
-    rows, cell = -(-len(pictures) // columns), world.SIDE + 4
+    rows, cell = -(-len(pictures) // columns), flat_shapes.SIDE + 4
     page = Image.new("RGB", (columns * cell, rows * (cell + 12)), (128, 128, 128))
     for i, (text, picture) in enumerate(pictures):
         x, y = i % columns * cell, i // columns * (cell + 12)
-        page.paste(world.to_image(picture), (x, y))
-        ImageDraw.Draw(page).text((x + 1, y + world.SIDE), text[:22], fill=(255, 255, 255))
+        page.paste(flat_shapes.to_image(picture), (x, y))
+        ImageDraw.Draw(page).text((x + 1, y + flat_shapes.SIDE), text[:22], fill=(255, 255, 255))
     page.save(file)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import cases
+import flat_shapes
 import pytest
-import world
 from PIL import Image
 
 from console import UserError
@@ -245,7 +245,7 @@ def test_contact_sheet_escapes_texts_and_links(tmp_path: Path) -> None:
     assert 'src="http' not in page
 
 
-def drawn(scene: world.Scene) -> bytes:
+def drawn(scene: flat_shapes.Scene) -> bytes:
     """A scene as a PNG file."""
     return next(iter(cases.source_files(cases.Case("edit", "", "", (scene,)))))
 
@@ -273,7 +273,7 @@ def test_shapes_are_the_same_cases_each_time() -> None:
     for task in ("paint", "ask", "describe", "chat"):
         for number in range(cases.COUNT):
             case = cases.make_case(task, number)
-            assert world.is_held_out(case.scene or case.sources[0])
+            assert flat_shapes.is_held_out(case.scene or case.sources[0])
     assert len({r.prompt + str(r.images) for r in first}) > 0.95 * len(first)
 
 
@@ -291,7 +291,7 @@ def test_shapes_scores_correct_and_wrong_results(tmp_path: Path) -> None:
         said = f"1. image 9: 0.9\n2. image {case.answer}: 0.1" if case.task == "judge" else "so"
         wrong[record.id] = {**right[record.id], "answer": said}
         if case.scene:
-            other = next(kind for kind in world.KINDS if kind != case.scene.shape.kind)
+            other = next(kind for kind in flat_shapes.KINDS if kind != case.scene.shape.kind)
             (tmp_path / record.files[0]).write_bytes(drawn(case.scene.change(kind=other)))
     verdicts, _ = shapes_scores(tmp_path, records, wrong)
     assert [name for name, (fits, _) in verdicts.items() if fits] == []
@@ -312,7 +312,7 @@ def test_shapes_detects_changes_outside_the_edit(tmp_path: Path) -> None:
     for record in masked:
         case = record.row["case"]
         picture = Image.open(io.BytesIO(drawn(case.scene)))
-        colour = next(rgb for name, rgb in world.COLOURS.items() if name != case.scene.background)
+        colour = next(rgb for name, rgb in flat_shapes.COLOURS.items() if name != case.scene.background)
         for row, column in cases.outside_mask(case).nonzero().tolist():
             if row % 6 == column % 6 == 0:  # specks, too small to be a shape
                 picture.putpixel((column, row), colour)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from world import COLOURS, COUNTS, KINDS, Scene, Shape, is_held_out
+from flat_shapes import COLOURS, COUNTS, KINDS, Scene, Shape, is_held_out
 
 # {o} the shape in words, {p} its place, {b} the ground's colour, {ab} the same with its article.
 OPENINGS = ("", "a picture of ", "an image of ", "draw ", "the image shows ")
@@ -228,7 +228,7 @@ def _varied(text: str, rng: Random) -> str:
 
 
 def every_text(scenes: Sequence[Scene]) -> list[str]:
-    """Every word that this world can use, in enough texts to find each token that it needs."""
+    """Texts that together contain every token of captions, instructions, questions and answers."""
     texts = [
         f"a picture of {article(word)} {word} {word.capitalize()}" for word in (*SPARE, *COLOURS, *KINDS, "one", "two")
     ]
