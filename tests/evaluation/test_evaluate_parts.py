@@ -112,7 +112,7 @@ def test_one_wrong_row_does_not_affect_the_others(tmp_path: Path) -> None:
     first, wrong, last = SUITES["jobs"].records(file)
     assert (first.id, last.id) == ("00000", "00002")
     assert wrong.id == f"{file}, line 2"
-    assert "Expecting property name" in wrong.wrong
+    assert "Expecting property name" in wrong.error
 
 
 def test_unreadable_dpg_prompts(tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_unreadable_dpg_prompts(tmp_path: Path) -> None:
     good, latin, folder = SUITES["dpg"].records(tmp_path)
     assert good.prompt == "good"
     assert (latin.id, folder.id) == (str(tmp_path / "b.txt"), str(tmp_path / "c.txt"))
-    assert "codec can't decode" in latin.wrong
-    assert "Is a directory" in folder.wrong
+    assert "codec can't decode" in latin.error
+    assert "Is a directory" in folder.error
 
 
 def test_each_wrong_row_of_a_tsv_is_its_own_error(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_each_wrong_row_of_a_tsv_is_its_own_error(tmp_path: Path) -> None:
     assert good.id == "1"
     assert [record.id for record in wrong] == [f"{file}, line {line}" for line in range(3, 6)]
     for record, said in zip(wrong, ["more columns", "a row that has no image", "never closed"], strict=True):
-        assert said in record.wrong
+        assert said in record.error
 
 
 def test_error_for_records_with_the_same_name(tmp_path: Path) -> None:
@@ -219,15 +219,15 @@ def test_hash_of_a_record_changes_with_its_inputs(tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     picture.write_bytes(b"one")
     record = Record("a", "edit", "x", (picture,), ("images/a.png",), {"images/b.png": b"two"})
-    asked = record.load(REPORT_SETTINGS, 0).asked
-    assert replace(record, row={"answer": "A"}).load(REPORT_SETTINGS, 0).asked == asked
+    expected = record.load(REPORT_SETTINGS, 0).input_sha256
+    assert replace(record, row={"answer": "A"}).load(REPORT_SETTINGS, 0).input_sha256 == expected
     picture.write_bytes(b"two")
     others = [record.load(REPORT_SETTINGS, 0)]
     picture.write_bytes(b"one")
     others += [replace(record, prompt="y").load(REPORT_SETTINGS, 0), record.load(REPORT_SETTINGS, 1)]
-    others += [replace(record, beside={"images/b.png": b"three"}).load(REPORT_SETTINGS, 0)]
+    others += [replace(record, extra_files={"images/b.png": b"three"}).load(REPORT_SETTINGS, 0)]
     others += [replace(record, settings={"steps": 3}).load(REPORT_SETTINGS, 0)]
-    assert len({asked, *(task.asked for task in others)}) == 6
+    assert len({expected, *(task.input_sha256 for task in others)}) == 6
 
 
 def test_contact_sheet_escapes_texts_and_links(tmp_path: Path) -> None:
