@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 
 
@@ -102,6 +102,15 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def chosen_names(option: str, text: str | None, names: Collection[str]) -> Collection[str]:
+    """The names that an option lists with commas; without it all. Raises UserError if one is not in `names`."""
+    chosen = names if text is None else text.split(",")
+    for name in chosen:
+        if name not in names:
+            raise UserError(f"{option}: expected {', '.join(names)}, got {name!r}; choose one or more, with commas.")
+    return chosen
 
 
 def _trace_if_asked() -> None:

@@ -34,6 +34,7 @@ import workspace
 from comfy_server import ComfyServer
 from demo_strip import INK, PAGE, SOFT, font
 from import_core import import_core
+from run_options import add_comfyui_option
 from workflow_api import TITLES, WORKFLOWS
 from workflow_runner import nodes_of, text_of
 
@@ -328,7 +329,7 @@ def _tile(page: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, x: int, y: in
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI")
+    add_comfyui_option(parser)
     parser.add_argument("--only", choices=CARDS, nargs="+", default=list(CARDS), help="only these workflows")
     parser.add_argument("--out", type=Path, default=WORKFLOWS, help="folder for the images")
     args = parser.parse_args()

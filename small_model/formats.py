@@ -1,6 +1,6 @@
 """What each format of weights costs: sizes, time to load, how far results move, and the share that is right.
 
-    COMFYUI_PATH=... python small_model/formats.py [--count 40] [--only int8,nvfp4] [--model FILE]
+    python small_model/formats.py --comfyui PATH [--count 40] [--only int8,nvfp4] [--model FILE]
 
 Converts the model as `scripts/convert.py` does and runs the files in a real ComfyUI inside this process, on the CPU,
 with the Python of an environment that ComfyUI runs in. The cases are those of `cases.py`. A second table has the sizes
@@ -21,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from comfy_imports import set_up_imports
 
-from console import positive_int
+import workspace
+from console import chosen_names, guarded, positive_int
+from run_options import add_comfyui_option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,13 +36,15 @@ BASE = "bf16"
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_comfyui_option(parser)
     parser.add_argument("--model", type=Path, help="a file or folder of weights (default: the built-in model)")
     parser.add_argument("--count", type=positive_int, default=40, help="images, and questions, for each format")
     parser.add_argument("--only", help="formats, with commas between; bf16 is always measured, to compare with")
     parser.add_argument("--fast", action="store_true", help="multiply in the formats too")
     parser.add_argument("--json", type=Path, help="results also as JSON, one line a row")
     args = parser.parse_args()
-    set_up_imports()
+    set_up_imports(workspace.describe_comfyui(args.comfyui, "").path)
+    only = chosen_names("--only", args.only, list(formats()))
     print("| the published model, GB | decoder | language model | visual tokenizer | VAE | all |")
     print("|---|---|---|---|---|---|")
     for name, precision in formats().items():
@@ -56,7 +60,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or built_in.unpack(Path(folder))
         for name, precision in formats().items():
-            if args.only and name not in {BASE, *args.only.split(",")}:
+            if name not in {BASE, *only}:
                 continue
             file = Path(folder) / f"{name}.safetensors"
             row = _measure(model, file, precision, args.count, args.fast and name != BASE)
@@ -149,4 +153,4 @@ def _apart(found: list[Tensor], base: list[Tensor]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

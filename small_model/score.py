@@ -38,9 +38,10 @@ from networks import (
 )
 from torch import Tensor
 
-from console import positive_int
+from console import chosen_names, guarded, positive_int
 
 Scores = dict[str, float]
+TASKS = ("ask", "judge", "paint", "edit")
 
 
 class Scorer:
@@ -190,15 +191,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Score the trained stages in a folder.")
     parser.add_argument("--folder", type=Path, default=Path("small_model_run"), help="folder of the stages")
     parser.add_argument("--count", type=positive_int, default=200, help="cases of each task")
-    parser.add_argument("--tasks", default="paint,edit,ask,judge", help="tasks to score, separated by commas")
+    parser.add_argument("--tasks", help="tasks to score, separated by commas (default: all)")
     parser.add_argument(
         "--training-cases", action="store_true", help="score cases that training uses, instead of new ones"
     )
     args = parser.parse_args()
+    tasks = chosen_names("--tasks", args.tasks, TASKS)
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     scorer, scores, begun = Scorer(args.folder, not args.training_cases), {}, time.time()
-    tasks = args.tasks.split(",")
     if "ask" in tasks:
         found, shown = scorer.answered(args.count)
         scores |= found
@@ -237,4 +238,4 @@ def sheet(pictures: list[tuple[str, Tensor]], file: Path, columns: int = 8) -> N
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))
