@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from variants import Variants
 
 COMPILED = "compiled"
+RATE_RUNS = 10  # of which the shortest gives the device's rate
 BORROWER = "generate"  # it uses our visual tokenizer, so its memory cannot be measured separately
 
 
@@ -137,10 +138,10 @@ def device_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float
     return 2 * side**3 / _shortest(lambda: a @ a), 2 * data.nbytes / _shortest(lambda: copied.copy_(data))
 
 
-def _shortest(run: Callable[[], Any], times: int = 10) -> float:
+def _shortest(run: Callable[[], Any]) -> float:
     run()
     seconds = []
-    for _ in range(times):
+    for _ in range(RATE_RUNS):
         start = now()
         run()
         seconds.append(now() - start)

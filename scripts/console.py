@@ -12,6 +12,8 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Collection
 from types import TracebackType
 
+BAR_WIDTH = 30  # characters of a progress bar
+
 
 class UserError(Exception):
     """An error that is shown to the user as one sentence."""
@@ -64,11 +66,11 @@ def show(text: str, last: bool = False) -> None:
     print("\r" + shown.ljust(width), end="\n" if last else "", flush=True)
 
 
-def bar(value: float, maximum: float, width: int = 30) -> str:
+def bar(value: float, maximum: float) -> str:
     """A progress bar of plain characters."""
     share = min(max(value / maximum, 0.0), 1.0) if maximum > 0 else 0.0
-    full = round(share * width)
-    return f"[{'#' * full}{'-' * (width - full)}] {share:4.0%}"
+    full = round(share * BAR_WIDTH)
+    return f"[{'#' * full}{'-' * (BAR_WIDTH - full)}] {share:4.0%}"
 
 
 def guarded(main: Callable[[], int]) -> int:

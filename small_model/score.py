@@ -42,6 +42,9 @@ from console import chosen_names, guarded, positive_int
 
 Scores = dict[str, float]
 TASKS = ("ask", "judge", "paint", "edit")
+TXT_CFG, EDIT_TXT_CFG, EDIT_IMG_CFG = 5.0, 6.0, 1.5
+SHEET_COLUMNS = 8
+MAX_NEW_TOKENS = 20
 
 
 class Scorer:
@@ -66,19 +69,17 @@ class Scorer:
 
     # ---- pictures
 
-    def painted(self, count: int, guidance: float = 5.0, steps: int = 20) -> tuple[Scores, list[tuple[str, Tensor]]]:
+    def painted(self, count: int) -> tuple[Scores, list[tuple[str, Tensor]]]:
         """Text to image."""
         scenes, texts = zip(*((case.scene, case.prompt) for case in self._cases("paint", count)), strict=True)
         own = self._texts([prompts.text_to_image(text) for text in texts], self.blank_kept, [0] * count)
         conditions = [torch.cat((self.blank, text)) for text in own]
         pictures = self._sample(
-            conditions, lambda c, _: [(self.without_text.expand(len(c), -1, -1), ()), (c, ())], [guidance], steps
+            conditions, lambda c, _: [(self.without_text.expand(len(c), -1, -1), ()), (c, ())], [TXT_CFG]
         )
         return self._judged("paint", pictures, scenes), list(zip(texts, pictures, strict=True))
 
-    def edited(
-        self, count: int, text_guidance: float = 6.0, image_guidance: float = 1.5, steps: int = 20
-    ) -> tuple[Scores, list]:
+    def edited(self, count: int) -> tuple[Scores, list]:
         """Edits, a third of each kind."""
         conditions, plain, sources, befores = [], [], [], []
         cases = self._cases("edit", count)
@@ -96,7 +97,7 @@ class Scorer:
             image_only = torch.stack([plain[i] for i in part])
             return [(self.without_text.expand(len(c), -1, -1), ()), (image_only, reference), (c, reference)]
 
-        pictures = self._sample(conditions, branches, [image_guidance, text_guidance], steps)
+        pictures = self._sample(conditions, branches, [EDIT_IMG_CFG, EDIT_TXT_CFG])
         scores = self._judged("edit", pictures, [case.scene for case in cases])
         for kind in dict.fromkeys(case.kind for case in cases):
             mine = [i for i, case in enumerate(cases) if case.kind == kind]
@@ -104,7 +105,7 @@ class Scorer:
             scores |= {f"edit {kind}": judged["edit right and kept"]}
         return scores, [(case.prompt, *pair) for case, *pair in zip(cases, befores, pictures, strict=True)]
 
-    def _sample(self, conditions: list[Tensor], branches: Callable, scales: list[float], steps: int) -> list[Tensor]:
+    def _sample(self, conditions: list[Tensor], branches: Callable, scales: list[float]) -> list[Tensor]:
         generator = torch.Generator().manual_seed(7)
         noise = torch.randn(len(conditions), 4, 16, 16, generator=generator)
         out: list[Tensor] = [torch.empty(0)] * len(conditions)
@@ -115,7 +116,7 @@ class Scorer:
             for begin in range(0, len(members), 16):
                 part = members[begin : begin + 16]
                 c = torch.stack([conditions[i] for i in part])
-                z = stage_decoder.sample(self.decoder, noise[part], branches(c, part), scales, steps)
+                z = stage_decoder.sample(self.decoder, noise[part], branches(c, part), scales)
                 for i, picture in zip(part, stage_vae.to_pictures(self.vae, z), strict=True):
                     out[i] = picture
         return out
@@ -150,13 +151,13 @@ class Scorer:
             shown.append((case.prompt.replace("\n", " "), case.answer, said))
         return {name: share["right"] for name, share in shares(verdicts).items()}, shown
 
-    def write(self, embeddings: Tensor, parts: list, most: int = 20) -> str:
+    def write(self, embeddings: Tensor, parts: list) -> str:
         """The answer to a prompt about one image, with its embeddings; each token is the likeliest."""
         from networks import tokenizer, used_tokens
 
         ids, written = encode([*parts, *prompts.answer_start()]), []
         end = row(prompts.Control.TURN_END)
-        while len(written) < most:
+        while len(written) < MAX_NEW_TOKENS:
             all_ids = torch.tensor([ids + written])
             at = positions(torch.arange(TOKENS)[None], all_ids.shape[1])
             final, _ = states(self.model, join(self.model, all_ids, embeddings), at)
@@ -224,14 +225,14 @@ def main() -> int:
     return 0
 
 
-def sheet(pictures: list[tuple[str, Tensor]], file: Path, columns: int = 8) -> None:
+def sheet(pictures: list[tuple[str, Tensor]], file: Path) -> None:
     """Saves pictures in rows, with their words below."""
     from PIL import Image, ImageDraw
 
-    rows, cell = -(-len(pictures) // columns), flat_shapes.SIDE + 4
-    page = Image.new("RGB", (columns * cell, rows * (cell + 12)), (128, 128, 128))
+    rows, cell = -(-len(pictures) // SHEET_COLUMNS), flat_shapes.SIDE + 4
+    page = Image.new("RGB", (SHEET_COLUMNS * cell, rows * (cell + 12)), (128, 128, 128))
     for i, (text, picture) in enumerate(pictures):
-        x, y = i % columns * cell, i // columns * (cell + 12)
+        x, y = i % SHEET_COLUMNS * cell, i // SHEET_COLUMNS * (cell + 12)
         page.paste(flat_shapes.to_image(picture), (x, y))
         ImageDraw.Draw(page).text((x + 1, y + flat_shapes.SIDE), text[:22], fill=(255, 255, 255))
     page.save(file)

@@ -312,21 +312,22 @@ def template_length() -> int:
     return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y) - 1
 
 
-def load(folder: Path, name: str = "decoder") -> nn.Module:
+def load(folder: Path) -> nn.Module:
     """The trained decoder, its weights averaged."""
-    return load_module(folder, name, make_decoder()).requires_grad_(False)
+    return load_module(folder, "decoder", make_decoder()).requires_grad_(False)
 
 
 # ---- sampling, to score it without ComfyUI
 
+SAMPLING_STEPS = 20
 Branch = tuple[Tensor, tuple[Tensor, ...]]  # a condition (B, L, 2 * hidden), and references
 
 
 @torch.no_grad()
-def sample(decoder: nn.Module, noise: Tensor, branches: list[Branch], scales: list[float], steps: int = 20) -> Tensor:
+def sample(decoder: nn.Module, noise: Tensor, branches: list[Branch], scales: list[float]) -> Tensor:
     """Latents by Euler steps on the model's schedule; branches from the least to the most informed."""
     refined = [(*decoder.refine(condition), references) for condition, references in branches]
-    x, path = noise, core.schedule.shifted_times(steps, SHIFT)
+    x, path = noise, core.schedule.shifted_times(SAMPLING_STEPS, SHIFT)
     for t, following in pairwise(path):
         at = torch.full((len(x),), t)
         answers = [decoder(x, at, context, y, ref_latents=references) for context, y, references in refined]

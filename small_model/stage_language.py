@@ -257,6 +257,6 @@ def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     return torch.tensor([ids + [end] * (most - len(ids)) for ids in rows]), torch.tensor([len(ids) for ids in rows])
 
 
-def load(folder: Path, name: str = "language") -> nn.Module:
+def load(folder: Path) -> nn.Module:
     """The trained language model and visual tokenizer."""
-    return load_module(folder, name, make_multimodal()).requires_grad_(False)
+    return load_module(folder, "language", make_multimodal()).requires_grad_(False)
