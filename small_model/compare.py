@@ -97,10 +97,11 @@ def _share(row: dict[str, Any]) -> str:
 
 
 def _measure(pipeline: SmallModelPipeline, setting: Setting, asked: list[Case]) -> dict[str, Any]:
-    begun, before = time.process_time(), pipeline.passes
     import flat_shapes
     from cases import picture_verdict
 
+    begun = time.process_time()
+    before = pipeline.passes
     hits, fits = [], []
     try:
         for seed, case in enumerate(asked):

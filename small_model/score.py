@@ -200,7 +200,9 @@ def main() -> int:
     tasks = chosen_names("--tasks", args.tasks, TASKS)
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    scorer, scores, begun = Scorer(args.folder, not args.training_cases), {}, time.time()
+    begun = time.time()
+    scorer = Scorer(args.folder, not args.training_cases)
+    scores: Scores = {}
     if "ask" in tasks:
         found, shown = scorer.answered(args.count)
         scores |= found

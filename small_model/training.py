@@ -42,7 +42,9 @@ class Run:
     def train(self, step: Step, steps: int) -> None:
         """Runs `step` up to `steps` times, from where the files of an earlier run left off."""
         done = self.load()
-        begun, saved, shown, first, recent = time.time(), time.time(), 0.0, done, []
+        begun = saved = time.time()
+        shown = 0.0
+        recent: list[dict[str, float]] = []
         for i in range(done, steps):
             random.seed(i)
             torch.manual_seed(i)
@@ -50,7 +52,7 @@ class Run:
             now = time.time()
             if now - shown > SHOW_SECONDS or i + 1 == steps:
                 shown = now
-                self._show(i + 1, steps, recent, (now - begun) / (i + 1 - first))
+                self._show(i + 1, steps, recent, (now - begun) / (i + 1 - done))
             if now - saved > SAVE_SECONDS or i + 1 == steps:
                 saved = now
                 self.save(i + 1)
