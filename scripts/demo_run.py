@@ -39,7 +39,7 @@ class Demo:
 
     name    in Ovis-U1 Load Model
     side    width and height in pixels
-    tokens  most tokens of the answer
+    tokens  maximum number of tokens of the answer
     real    whether the user named these weights
     """
 

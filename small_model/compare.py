@@ -59,7 +59,7 @@ def main() -> int:
             if row is None:
                 kind = setting.weight_dtype
                 pipelines[kind] = pipelines.get(kind) or SmallModelPipeline(file, kind)
-                row = _measure(pipelines[kind], setting, first_cases(setting.task, args.count)[: setting.most])
+                row = _measure(pipelines[kind], setting, first_cases(setting.task, args.count)[: setting.max_cases])
                 if args.json:
                     with args.json.open("a", encoding="utf-8") as out:
                         out.write(json.dumps(row) + "\n")

@@ -245,9 +245,9 @@ def _windows(side: int) -> tuple[Tensor, Tensor]:
     """For each row of visual tokens the first pixel that it is made of (16,), and the matrix (16, 28, pixels)."""
     parts = _stretch(side, VISION["image_size"]).unflatten(0, (GRID, -1))
     used = [part.any(0).nonzero() for part in parts]
-    most = max(int(at[-1] - at[0]) + 1 for at in used)
-    first = [min(int(at[0]), side - most) for at in used]
-    return torch.tensor(first), torch.stack([part[:, at : at + most] for at, part in zip(first, parts, strict=True)])
+    width = max(int(at[-1] - at[0]) + 1 for at in used)
+    first = [min(int(at[0]), side - width) for at in used]
+    return torch.tensor(first), torch.stack([part[:, at : at + width] for at, part in zip(first, parts, strict=True)])
 
 
 def _to_bytes(pixels: Tensor) -> Tensor:

@@ -32,8 +32,8 @@ Patch = Callable[[Any], Any]  # MODEL -> MODEL
 class Setting:
     """One row of the table; what is not named is the default: 20 steps, the report's scales, euler, ovis_u1.
 
-    task  of `cases.py`: "paint" or "edit"
-    most  cases at most
+    task       of `cases.py`: "paint" or "edit"
+    max_cases  maximum number of cases; None: no limit
     """
 
     group: str
@@ -46,7 +46,7 @@ class Setting:
     guidance: dict[str, float] = field(default_factory=dict)
     tile: int | None = None  # pixels a side of the VAE's tiles
     task: str = "paint"
-    most: int | None = None
+    max_cases: int | None = None
 
 
 def settings() -> Iterator[Setting]:
@@ -75,7 +75,7 @@ def settings() -> Iterator[Setting]:
     for sampler in comfy.samplers.KSampler.SAMPLERS:
         if not sampler.endswith("_gpu"):  # the same, with the noise made on the GPU
             for scheduler in SCHEDULERS:
-                yield Setting("samplers", f"{sampler}, {scheduler}", sampler=sampler, scheduler=scheduler, most=10)
+                yield Setting("samplers", f"{sampler}, {scheduler}", sampler=sampler, scheduler=scheduler, max_cases=10)
 
 
 def _cached(node: Any, threshold: float) -> Patch:

@@ -252,9 +252,9 @@ def what_is_shown(scene: flat_shapes.Scene) -> list[int]:
 
 def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Rows of ids as one tensor, filled up at their ends, and their lengths."""
-    most = max(map(len, rows))
+    longest = max(map(len, rows))
     end = row(prompts.Control.TURN_END)
-    return torch.tensor([ids + [end] * (most - len(ids)) for ids in rows]), torch.tensor([len(ids) for ids in rows])
+    return torch.tensor([ids + [end] * (longest - len(ids)) for ids in rows]), torch.tensor([len(ids) for ids in rows])
 
 
 def load(folder: Path) -> nn.Module:
