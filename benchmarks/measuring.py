@@ -103,7 +103,9 @@ class Meter:
 
         On a GPU peaks are read from torch, later, without the other variants on it.
         """
-        peaks, flops, first = {}, 0, None
+        peaks: dict[str, int] = {}
+        flops = 0
+        first: float | None = None
         for variant, run in row.variants.items():
             if variant == COMPILED or (row.parts and self.device.type == "cuda"):
                 start = now()

@@ -65,7 +65,8 @@ class ComfyUIWorker:
         for name, data in zip(names, _checked(work.images), strict=True):
             (self._base / "input" / name).write_bytes(data)
         images: list[bytes] = []
-        text, probabilities = None, ()
+        text: str | None = None
+        probabilities: tuple[float, ...] = ()
         seconds = 0.0
         for seed in seeds:
             outputs, taken = self._comfyui.run(graph(work, self._model, names, seed, uuid.uuid4().hex))

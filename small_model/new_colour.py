@@ -16,7 +16,8 @@ PROMPT = "a pink square on a blue background"  # none of the pictures shows one
 def write_pictures(folder: Path) -> None:
     """Writes `0.png` to `9.png`, each with its caption in a text file of the same name."""
     folder.mkdir(parents=True)
-    rng, made = Random(8), 0
+    rng = Random(8)
+    made = 0
     while made < 10:
         scene = flat_shapes.make_scene(rng, False)
         if scene.shape.colour == "red" and (scene.shape.kind, scene.background) != ("square", "blue"):

@@ -155,7 +155,8 @@ class Scorer:
         """The answer to a prompt about one image, with its embeddings; each token is the likeliest."""
         from networks import tokenizer, used_tokens
 
-        ids, written = encode([*parts, *prompts.answer_start()]), []
+        ids = encode([*parts, *prompts.answer_start()])
+        written: list[int] = []
         end = row(prompts.Control.TURN_END)
         while len(written) < MAX_NEW_TOKENS:
             all_ids = torch.tensor([ids + written])
