@@ -237,7 +237,7 @@ def multi_image(run: Runner) -> list[Tile]:
 
 
 def video(run: Runner) -> list[Tile]:
-    """Frames in which a circle moves, and what the model says."""
+    """Frames in which a circle moves, and the model's answer."""
     frames = [drawn(Scene("white", (Shape("circle", "red", "small", "", x, 64, 24),))) for x in (30.0, 64.0, 98.0)]
     with av.open(str(run.folder / "moving.mkv"), "w") as container:
         stream = container.add_stream("ffv1", rate=8)

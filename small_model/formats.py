@@ -1,4 +1,4 @@
-"""What each format of weights costs: sizes, time to load (bf16: 1), how far results move, and the share that is right.
+"""Compares formats of weights: sizes, time to load (bf16: 1), change of the results, and the share that is right.
 
     python small_model/formats.py --comfyui PATH [--count 40] [--only int8,nvfp4] [--model FILE]
 

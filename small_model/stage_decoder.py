@@ -1,10 +1,11 @@
-"""The decoder: latents and conditions of many scenes, computed once, and the training on them.
+"""Trains the decoder on latents and conditions of many scenes, which are computed once.
 
-Scenes come in families of four: a scene, and the same with another colour, another shape, another ground. Each is a
-picture to be made from text, and the first and each other are an edit of one another.
+Scenes come in families of four: a scene, and the same with another colour, shape or background. Each is a target of
+text to image, and the first and each other are an edit of one another.
 
-Velocity alone teaches slowly which word belongs to which pixel. Two losses beside it show that: the refiner's vector
-holds every attribute of the scene, and after half of the blocks each image token knows what its pixels show.
+From the loss of the velocity alone the decoder learns slowly which word belongs to which pixel. So there are two more
+losses: the refiner's vector must predict every attribute of the scene, and the image tokens after half of the blocks
+must predict the content of their pixels.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ def train(folder: Path, scale: float = 1.0) -> None:
 
 
 class Guides:
-    """What the refiner's vector and the image tokens in the middle of the decoder know of the scene."""
+    """Predicts the scene from the refiner's vector and from the image tokens in the middle of the decoder."""
 
     def __init__(self, decoder: nn.Module) -> None:
         width = decoder.config.hidden_size

@@ -133,7 +133,7 @@ def train(folder: Path, scale: float = 1.0) -> None:
 def question_losses(
     model: nn.Module, heads: nn.ModuleDict, data: CachedEmbeddings, count: int, k: int
 ) -> dict[str, Tensor]:
-    """Losses of conversations about pictures: the answers, and what the token before each of them knows."""
+    """Losses of conversations about images: the answers, and the attributes predicted at the token before each."""
     indexes = random.sample(range(len(data.scenes)), count)
     embeddings, chosen = data.draw(indexes, k)
     rows = [question_rows(data.scenes[i]) for i in indexes]
@@ -160,7 +160,7 @@ def question_losses(
 def instruction_losses(
     model: nn.Module, heads: nn.ModuleDict, data: CachedEmbeddings, count: int, k: int
 ) -> dict[str, Tensor]:
-    """Losses of what the end of an instruction knows of the scene that it asks for."""
+    """Loss of the attributes of the requested scene, predicted at the end of an instruction."""
     indexes = random.sample(data.single, count)
     embeddings, chosen = data.draw(indexes, k)
     rows, wanted = [], []
@@ -175,7 +175,7 @@ def instruction_losses(
 
 
 def caption_losses(model: nn.Module, heads: nn.ModuleDict, blank: Tensor, count: int, k: int) -> dict[str, Tensor]:
-    """The same of prompts for an image, which is blank as yet."""
+    """The same for prompts of text to image, whose image is blank."""
     rows, wanted = [], []
     for _ in range(count):
         scene = flat_shapes.make_scene(random, False)

@@ -57,7 +57,7 @@ def train(folder: Path, scale: float = 1.0) -> None:
 
 
 def picture_losses(model: nn.Module, heads: nn.ModuleDict, count: int, k: int) -> dict[str, Tensor]:
-    """Losses of what the chosen visual tokens of fresh pictures show."""
+    """Losses of the attributes that the chosen visual tokens of new images predict."""
     rng = random
     scenes = [flat_shapes.make_scene(rng, False, 1 if rng.random() < 0.6 else 2) for _ in range(count)]
     unnamed = [rng.random() < ANY_COLOURS for _ in scenes]
