@@ -45,16 +45,16 @@ def question(clip: Any, images: int) -> list[Any]:
     return clip.tokenizer.question(QUESTION, [to_tensor(photo) for photo in photos(images)])
 
 
-def answer(clip: Any, images: int, room: int) -> Answer:
-    """Our answer of exactly `room` tokens."""
+def answer(clip: Any, images: int, max_new_tokens: int) -> Answer:
+    """Our answer of exactly `max_new_tokens` tokens."""
     model, tokens = clip.cond_stage_model, question(clip, images)
     start = now()
-    cache, logits = model.prefill(tokens, room)
-    written = decode(model, cache, logits, GREEDY, room, stop_at_end=False)
+    cache, logits = model.prefill(tokens, max_new_tokens)
+    written = decode(model, cache, logits, GREEDY, max_new_tokens, stop_at_end=False)
     ids = [next(written)]
     first = now()
     ids.extend(written)
-    return Answer(first - start, (now() - first) / (room - 1), ids)
+    return Answer(first - start, (now() - first) / (max_new_tokens - 1), ids)
 
 
 class Transformers:
@@ -71,25 +71,28 @@ class Transformers:
         self.model.model.rotary_emb = Qwen3RotaryEmbedding(qwen3).to(device)
         self.model.eval().requires_grad_(False)
 
-    def answer(self, clip: Any, images: int, room: int) -> Answer:
+    def answer(self, clip: Any, images: int, max_new_tokens: int) -> Answer:
         """As `answer`."""
         model, tokens = clip.cond_stage_model, question(clip, images)
         start = now()
         embeds = model.embed(tokens, model.run_device, model.decode_dtype)[None]
-        seen = now() - start
-        return time_generate(
-            lambda new, clock: self.model.generate(inputs_embeds=embeds, streamer=clock, **greedy(new)), seen, room
-        )
+        embedding = now() - start
+
+        def generate(new: int, clock: Clock) -> Tensor:
+            return self.model.generate(inputs_embeds=embeds, streamer=clock, **greedy(new))
+
+        return time_generate(generate, embedding, max_new_tokens)
 
 
-def greedy(new: int) -> dict[str, Any]:
-    """Arguments with which `generate` makes exactly `new` tokens."""
-    return {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+def greedy(max_new_tokens: int) -> dict[str, Any]:
+    """Arguments with which `generate` makes exactly `max_new_tokens` tokens."""
+    exactly = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens}
+    return {**exactly, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
 
-def time_generate(generate: Callable[[int, Clock], Tensor], seen: float, room: int) -> Answer:
-    """As `answer`; `generate` takes the number of new tokens and a streamer; `seen`: seconds before it."""
+def time_generate(generate: Callable[[int, Clock], Tensor], embedding: float, max_new_tokens: int) -> Answer:
+    """As `answer`; `generate` takes the number of new tokens and a streamer; `embedding`: seconds before it."""
     clock, start = Clock(), now()
-    ids = generate(room, clock)[0].tolist()
+    ids = generate(max_new_tokens, clock)[0].tolist()
     _, first, *_, last = clock.times
-    return Answer(seen + first - start, (last - first) / (room - 1), ids)
+    return Answer(embedding + first - start, (last - first) / (max_new_tokens - 1), ids)

@@ -73,11 +73,11 @@ def random_weights(
     return weights
 
 
-def write_file(config: OvisConfig, file: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """A random model as one file, named as ComfyUI names its tensors."""
+def write_file(config: OvisConfig, file: Path) -> None:
+    """A random model in bfloat16 as one file, named as ComfyUI names its tensors."""
     prefixes = {layout.DECODER: DECODER.comfy_prefix, layout.VAE: VAE.comfy_prefix, "": TEXT.comfy_prefix}
     named = {}
-    for name, tensor in random_weights(config, ("",), dtype, torch.device("cpu")).items():
+    for name, tensor in random_weights(config, ("",), torch.bfloat16, torch.device("cpu")).items():
         prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
         named[prefixes[prefix] + name.removeprefix(prefix)] = tensor
     for kind in (DECODER, TEXT):

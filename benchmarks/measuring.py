@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from variants import Variants
 
 COMPILED = "compiled"
+RATE_RUNS = 10  # of which the shortest gives the device's rate
 BORROWER = "generate"  # it uses our visual tokenizer, so its memory cannot be measured separately
 
 
@@ -102,7 +103,9 @@ class Meter:
 
         On a GPU peaks are read from torch, later, without the other variants on it.
         """
-        peaks, flops, first = {}, 0, None
+        peaks: dict[str, int] = {}
+        flops = 0
+        first: float | None = None
         for variant, run in row.variants.items():
             if variant == COMPILED or (row.parts and self.device.type == "cuda"):
                 start = now()
@@ -137,10 +140,10 @@ def device_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float
     return 2 * side**3 / _shortest(lambda: a @ a), 2 * data.nbytes / _shortest(lambda: copied.copy_(data))
 
 
-def _shortest(run: Callable[[], Any], times: int = 10) -> float:
+def _shortest(run: Callable[[], Any]) -> float:
     run()
     seconds = []
-    for _ in range(times):
+    for _ in range(RATE_RUNS):
         start = now()
         run()
         seconds.append(now() - start)

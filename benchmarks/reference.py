@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from answering import QUESTION, Answer, greedy, photos, time_generate
-from clock import now
+from clock import Clock, now
 from ovis_core.text import prompts
 
 PACKAGE = "ovis_u1_reference"
@@ -110,16 +110,18 @@ class Reference:
         vae = self.model.visual_generator.vae
         return vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mode().float().cpu()
 
-    def answer(self, count: int, room: int) -> Answer:
+    def answer(self, count: int, max_new_tokens: int) -> Answer:
         """As `answering.answer`."""
         images = photos(count)
         start = now()
         marks = "".join(f"Image {i + 1}: <image>\n" for i in range(count)) if count > 1 else "<image>\n"
         ids, inputs = self._inputs(marks + QUESTION, images)
-        seen = now() - start
-        return time_generate(
-            lambda new, clock: self.model.generate(ids, streamer=clock, **inputs, **greedy(new)), seen, room
-        )
+        preprocessing = now() - start
+
+        def generate(new: int, clock: Clock) -> Tensor:
+            return self.model.generate(ids, streamer=clock, **inputs, **greedy(new))
+
+        return time_generate(generate, preprocessing, max_new_tokens)
 
     def _inputs(self, text: str, images: list[Image.Image], **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
         _, ids, pixels, grids = self.model.preprocess_inputs(text, images, **options)

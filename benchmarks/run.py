@@ -20,9 +20,13 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starting import parse, parser, qwen25, start_comfyui
+
+if TYPE_CHECKING:
+    from measuring import Measured
+    from variants import Variants
 
 SIZES = {"gpu": ["512x512", "1024x1024", "1536x1024"], "cpu": ["128x128", "256x192"]}
 EDIT_SIDE = {"gpu": 992, "cpu": 256}
@@ -132,14 +136,12 @@ def count(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measures every row."""
     import comfy.utils
-    import comfyui_version
     import torch
     from comfy import model_management
 
     from full_size import FULL, NARROW, write_release
-    from load_memory import alone, load_variant
-    from measuring import Measured, Meter, device_rates
-    from tables import first_table, growth_table, memory_table, time_table
+    from measuring import Meter, device_rates
+    from tables import time_table
     from variants import Variants
     from workloads import workloads
 
@@ -151,10 +153,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     product, copy = device_rates(device, dtype)
     name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
-    head = (
-        f"{name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}, {args.dtype}, "
-        f"{'small model' if args.small else 'full size'}, {args.steps} steps"
-    )
+    head = heading(args, name)
     print(head)
     if on_gpu:
         print(f"matrix product {product / 1e12:.0f} TFLOP/s, copy {copy / 1e9:.0f} GB/s")
@@ -166,16 +165,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     print(flush=True)
 
     meter = Meter(models, device, args.repeat, product)
-    measured = []
-    if asked(LOAD, args):
-        turns = [
-            {
-                name: alone(load_variant, args.comfyui, not on_gpu, name, folder, args.reference, args.dtype)
-                for name in models.with_weights
-            }
-            for _ in range(args.repeat)
-        ]
-        measured = [Measured(LOAD, name, [turn[name] for turn in turns]) for name in models.with_weights]
+    measured = load_times(models, args, folder, on_gpu) if asked(LOAD, args) else []
     for row in workloads(models, args, copy):
         if row.variants and asked(row.name, args):
             found = meter.measure(row)
@@ -183,11 +173,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             print(time_table(found, seconds=on_gpu).splitlines()[-1], file=sys.stderr, flush=True)
     if not measured:
         raise SystemExit(f"--rows: no row has {' or '.join(args.rows)} in its name; leave out --rows to see all names.")
-    print(time_table(measured, seconds=on_gpu), "\n")
-    print(memory_table(measured), "\n")
-    if any(row.first for row in measured):
-        print(first_table(measured, seconds=on_gpu), "\n")
-    print(growth_table(measured))
+    print_tables(measured, on_gpu)
     return {
         "head": head,
         "device": name,
@@ -198,6 +184,39 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "weights": {name: sum(weight.nbytes for weight in models.weights(name)) for name in models.with_weights},
         "rows": [dataclasses.asdict(row) for row in measured],
     }
+
+
+def heading(args: argparse.Namespace, device: str) -> str:
+    """Device, versions, type and size of the model, and number of steps."""
+    import comfyui_version
+    import torch
+
+    size = "small model" if args.small else "full size"
+    versions = f"torch {torch.__version__}, ComfyUI {comfyui_version.__version__}"
+    return f"{device}, {versions}, {args.dtype}, {size}, {args.steps} steps"
+
+
+def load_times(models: Variants, args: argparse.Namespace, folder: Path, on_gpu: bool) -> list[Measured]:
+    """The seconds that each variant with its own weights takes to load in a new process, in turns."""
+    from load_memory import alone, load_variant
+    from measuring import Measured
+
+    def seconds(variant: str) -> float:
+        return alone(load_variant, args.comfyui, not on_gpu, variant, folder, args.reference, args.dtype)
+
+    turns = [{variant: seconds(variant) for variant in models.with_weights} for _ in range(args.repeat)]
+    return [Measured(LOAD, variant, [turn[variant] for turn in turns]) for variant in models.with_weights]
+
+
+def print_tables(measured: list[Measured], on_gpu: bool) -> None:
+    """Prints times, memory, first runs and growth."""
+    from tables import first_table, growth_table, memory_table, time_table
+
+    print(time_table(measured, seconds=on_gpu), "\n")
+    print(memory_table(measured), "\n")
+    if any(row.first for row in measured):
+        print(first_table(measured, seconds=on_gpu), "\n")
+    print(growth_table(measured))
 
 
 def asked(row: str, args: argparse.Namespace) -> bool:

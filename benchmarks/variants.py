@@ -22,7 +22,7 @@ from ovis_core.weights.layout import LANGUAGE
 CACHE = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}  # the nodes' defaults
 INTERVAL = {"cfg_start": 0.1, "cfg_end": 0.7}
 T = 0.7  # time (sigma) of a single pass
-MOST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+MAX_ERROR = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 class Variants:
@@ -129,9 +129,9 @@ class Variants:
             errors[f"answer about an image, compared with {variant}"] = differing / len(ours)
         for what, error in errors.items():
             # Rounding can change a token, and then all that follow.
-            if not error <= MOST_ERROR[self.dtype] and not (what.startswith("answer") and self.dtype != torch.float32):
+            if not error <= MAX_ERROR[self.dtype] and not (what.startswith("answer") and self.dtype != torch.float32):
                 raise SystemExit(
-                    f"{what}: expected a difference of at most {MOST_ERROR[self.dtype]:.0e}, got {error:.1e}; find the "
+                    f"{what}: expected a difference of at most {MAX_ERROR[self.dtype]:.0e}, got {error:.1e}; find the "
                     "cause before you compare speeds."
                 )
         return errors

@@ -64,7 +64,10 @@ class ComfyUIWorker:
         names = [f"source_{i}" for i in range(len(work.images))]
         for name, data in zip(names, _checked(work.images), strict=True):
             (self._base / "input" / name).write_bytes(data)
-        images, text, chances, seconds = [], None, (), 0.0
+        images: list[bytes] = []
+        text: str | None = None
+        probabilities: tuple[float, ...] = ()
+        seconds = 0.0
         for seed in seeds:
             outputs, taken = self._comfyui.run(graph(work, self._model, names, seed, uuid.uuid4().hex))
             seconds += taken
@@ -74,9 +77,9 @@ class ComfyUIWorker:
                 file.unlink()
             text = next(iter(outputs.get(ANSWER, {}).get("text", ())), None)
         if work.task == "choice":
-            chances = tuple(json.loads(text))
-            text = work.choices[max(range(len(chances)), key=chances.__getitem__)]
-        return Output((_grid(images),) if work.grid else tuple(images), text, chances, seconds)
+            probabilities = tuple(json.loads(text))
+            text = work.choices[probabilities.index(max(probabilities))]
+        return Output((_grid(images),) if work.grid else tuple(images), text, probabilities, seconds)
 
 
 def _choose_node(loader: type) -> type:

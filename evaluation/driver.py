@@ -34,7 +34,7 @@ class Driver:
         if result is None or "error" in result:
             return result is not None and not retry_failed
         try:
-            if record.load(self.settings, self.seed).asked == result["asked"]:
+            if record.load(self.settings, self.seed).input_sha256 == result["input_sha256"]:
                 return self.folder.is_whole(result)
         except (OSError, ValueError):
             pass  # a missing image counts as changed
@@ -43,15 +43,17 @@ class Driver:
 
     def make(self, pending: Sequence[Record], workers: InProcess | RayActors, title: str) -> dict[str, Any]:
         """Makes the pending records; returns rates. scheduling_ms is the median time outside ComfyUI."""
-        before, begun, outside = len(self.records) - len(pending), time.monotonic(), []
+        before = len(self.records) - len(pending)
+        begun = time.monotonic()
+        outside = []
         with tqdm(total=len(self.records), initial=before, desc=title, unit="record", mininterval=1.0) as bar:
             for task, made in workers.run(self._loaded(pending, bar)):
                 self._keep(task.record, made, bar, task)
                 outside.append(time.monotonic() - task.begun - made.seconds)
         return {
             "workers": workers.count,
-            "made_now": len(pending),
-            "records_a_second": round(len(pending) / (time.monotonic() - begun), 4),
+            "records_made": len(pending),
+            "records_per_second": round(len(pending) / (time.monotonic() - begun), 4),
             "scheduling_ms": round(1e3 * statistics.median(outside or [0.0]), 1),
         }
 
@@ -61,18 +63,21 @@ class Driver:
             try:
                 yield record.load(self.settings, self.seed)
             except (OSError, ValueError) as error:
-                wrong = record.wrong or f"image: it cannot be read ({error}); correct its path."
-                self._keep(record, Output(error=wrong), bar)
+                message = record.error or f"image: it cannot be read ({error}); correct its path."
+                self._keep(record, Output(error=message), bar)
 
     def _keep(self, record: Record, made: Output, bar: tqdm, task: LoadedRecord | None = None) -> None:
         result: dict[str, Any] = {"id": record.id, "seconds": round(made.seconds, 3)}
         if made.error or task is None:
-            result["error"], files = made.error, dict[str, bytes]()
+            result["error"] = made.error
+            files: dict[str, bytes] = {}
         else:
-            result |= {"asked": task.asked, **({"seeds": task.seeds} if made.images else {})}
+            result |= {"input_sha256": task.input_sha256, **({"seeds": task.seeds} if made.images else {})}
             result |= {} if made.text is None else {"answer": made.text}
-            if made.chances:
-                result["chances"] = dict(zip(record.choices, (round(c, 6) for c in made.chances), strict=True))
-            files = {**task.beside, **dict(zip(record.files, made.images, strict=True))}
+            if made.probabilities:
+                result["probabilities"] = dict(
+                    zip(record.choices, (round(p, 6) for p in made.probabilities), strict=True)
+                )
+            files = {**task.extra_files, **dict(zip(record.files, made.images, strict=True))}
         self.folder.keep(result, files)
         bar.update()

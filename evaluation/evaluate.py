@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-import workspace
 from console import Ticker, UserError, guarded, lacks, positive_int
 
 try:
     import outcome
     from comfyui_worker import Setup
-    from demo_run import find_device, model_errors
     from driver import Driver
     from run_folder import identity, open_run
+    from run_options import add_comfyui_option, checked_model, find_device
     from suites import SUITES, image_size
     from workers import InProcess, RayActors
 except ModuleNotFoundError as error:
@@ -37,8 +35,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     line = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     line.add_argument("name", choices=list(SUITES))
-    comfyui = os.environ.get("COMFYUI_PATH")
-    line.add_argument("--comfyui", type=Path, default=comfyui, required=not comfyui, help="folder of a ComfyUI")
+    add_comfyui_option(line)
     line.add_argument("--data", type=Path, help="the benchmark's records (docs/evaluation.md)")
     line.add_argument("--out", type=Path, required=True, help="folder for the run")
     line.add_argument("--model", type=Path, help="folder of a release, or a file (default: the built-in model)")
@@ -56,8 +53,8 @@ def arguments() -> argparse.Namespace:
     own.add_argument("--max-new-tokens", type=positive_int, help="for answers in words, instead of 512")
     args = line.parse_args()
     if (args.data is None) != (args.name == "shapes"):
-        wrong = "makes its own cases; leave out --data" if args.data else "needs records; name their file or folder"
-        line.error(f"--data: {args.name} {wrong}")
+        reason = "makes its own cases; leave out --data" if args.data else "needs records; name their file or folder"
+        line.error(f"--data: {args.name} {reason}")
     for name in ("comfyui", "model", "data", "out"):
         setattr(args, name, getattr(args, name) and getattr(args, name).expanduser().resolve())
     return args
@@ -66,7 +63,8 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Reads the data, makes the missing records, scores and shows them; returns the exit code, 3 if some failed."""
     args = arguments()
-    suite, own = SUITES[args.name], {**args.size, **{n: v for n in OWN if (v := getattr(args, n)) is not None}}
+    suite = SUITES[args.name]
+    own = {**args.size, **{n: v for n in OWN if (v := getattr(args, n)) is not None}}
     if unknown := own.keys() - {name for settings in suite.settings.values() for name in settings}:
         raise UserError(f"--{min(unknown).replace('_', '-')}: {args.name} has no such setting; leave it out.")
     settings = {task: {name: own.get(name, usual[name]) for name in usual} for task, usual in suite.settings.items()}
@@ -79,7 +77,8 @@ def main() -> int:
         each = len(suite.settings) if args.name == "shapes" else 1  # --limit counts cases of each task
         driver = Driver(folder, records[: args.limit and args.limit * each], settings, args.seed)
         folder.need_only({record.id for record in records})
-        pending, timing = driver.pending(args.retry_failed), {}
+        pending = driver.pending(args.retry_failed)
+        timing = {}
         if pending:
             cpu = args.cpu or find_device()[0] == "cpu"
             setup = Setup(args.comfyui, model, args.weight_dtype, cpu, here)
@@ -88,7 +87,8 @@ def main() -> int:
             timing = driver.make(pending, workers, args.name)
         results = {record.id: folder.results[record.id] for record in driver.records if record.id in folder.results}
         failed = {name: result["error"] for name, result in results.items() if "error" in result}
-        summary, verdicts = {"records": len(results), "failed": len(failed), **timing, "scores": {}}, {}
+        summary = {"records": len(results), "failed": len(failed), **timing, "scores": {}}
+        verdicts = {}
         if args.name == "vqa":
             folder.write("predictions.tsv", outcome.predictions(driver.records, results).encode())
             summary["scores"] = outcome.answer_scores(driver.records, results)
@@ -103,23 +103,6 @@ def main() -> int:
     for name, error in failed.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
     return 3 if failed else 0
-
-
-def checked_model(model: Path | None, weight_dtype: str) -> Path:
-    """The model's path, by default the built-in model's; reads headers only. Raises UserError if it is not usable."""
-    with model_errors():
-        from ovis_core.weights import built_in
-        from ovis_core.weights.checkpoint import open_model
-        from ovis_core.weights.precision import PRECISIONS
-
-        if weight_dtype not in PRECISIONS:
-            raise UserError(f"--weight-dtype: expected {', '.join(PRECISIONS)}, got {weight_dtype!r}; choose one.")
-        if model in (None, built_in.FILE) and built_in.is_there():
-            model = built_in.unpack(workspace.home() / "built_in")
-        if not model or not model.exists():
-            raise UserError(f"--model: {model or built_in.FILE.name} does not exist; name a folder or a file.")
-        open_model(model)
-    return model
 
 
 if __name__ == "__main__":

@@ -85,8 +85,8 @@ def _card(record: Record, result: Mapping[str, Any], verdict: tuple[bool, str] |
     images = [*map(_thumbnail, record.images), *(quote(name) for name in record.files if name in result["files"])]
     shown = "".join(f'<a href="{image}"><img loading="lazy" src="{image}" alt=""></a>' for image in images)
     answer, key = result.get("answer"), record.row.get("answer")
-    chance = f" ({result['chances'][answer]:.0%})" if "chances" in result else ""
-    lines = [record.prompt, result.get("error"), answer and f"{answer}{chance}{f', key {key}' if key else ''}"]
+    share = f" ({result['probabilities'][answer]:.0%})" if "probabilities" in result else ""
+    lines = [record.prompt, result.get("error"), answer and f"{answer}{share}{f', key {key}' if key else ''}"]
     lines += [verdict and verdict[1], f"{record.id}, {result['seconds']:.1f} s"]
     return f"<article>{shown}{''.join(f'<p>{escape(line)}</p>' for line in lines if line)}</article>"
 

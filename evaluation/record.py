@@ -31,19 +31,19 @@ Source = Path | bytes | str
 class Record:
     """The inputs of one record, and the names of its results.
 
-    id        unique in its benchmark
-    task      one of `task_graphs.TASKS`
-    prompt    prompt, instruction or question
-    images    the input pictures
-    files     names of the results in the run's folder, one for each image
-    beside    name -> a further file that is written unchanged
-    settings  settings that differ from the run's
-    seed      of the first image; None derives one from the run's seed and the id
-    samples   how many images are made
-    grid      all images go into one file, two by two
-    choices   the answers to choose from
-    row       the benchmark's data, for scorers
-    wrong     why the record cannot be run; it counts as failed
+    id           unique in its benchmark
+    task         one of `task_graphs.TASKS`
+    prompt       prompt, instruction or question
+    images       the input pictures
+    files        names of the results in the run's folder, one for each image
+    extra_files  name -> a further file that is written unchanged
+    settings     settings that differ from the run's
+    seed         of the first image; None derives one from the run's seed and the id
+    samples      how many images are made
+    grid         all images go into one file, two by two
+    choices      the answers to choose from
+    row          the benchmark's data, for scorers
+    error        why the record cannot be run; it counts as failed
     """
 
     id: str
@@ -51,14 +51,14 @@ class Record:
     prompt: str
     images: tuple[Source, ...] = ()
     files: tuple[str, ...] = ()
-    beside: Mapping[str, Source] = field(default_factory=dict)
+    extra_files: Mapping[str, Source] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     samples: int = 1
     grid: bool = False
     choices: tuple[str, ...] = ()
     row: Mapping[str, Any] = field(default_factory=dict)
-    wrong: str = ""
+    error: str = ""
 
     def seeds(self, seed: int) -> list[int]:
         """A seed for each image, from the run's seed and the record alone."""
@@ -69,15 +69,16 @@ class Record:
 
     def load(self, settings: Settings, seed: int) -> LoadedRecord:
         """Reads the pictures. Raises OSError or ValueError if one cannot be read, or the record is wrong."""
-        if self.wrong:
-            raise ValueError(self.wrong)
+        if self.error:
+            raise ValueError(self.error)
         begun = time.monotonic()
-        images, beside = tuple(map(read, self.images)), {name: read(source) for name, source in self.beside.items()}
+        images = tuple(map(read, self.images))
+        extra = {name: read(source) for name, source in self.extra_files.items()}
         merged, seeds = {**settings[self.task], **self.settings}, self.seeds(seed)
-        words = json.dumps([self.task, self.prompt, merged, seeds, self.grid, self.choices, *beside], sort_keys=True)
-        asked = sha256("".join(map(sha256, (words.encode(), *images, *beside.values()))).encode())
-        work = replace(self, images=images, settings=merged, beside={}, row={})
-        return LoadedRecord(self, work, seeds, beside, asked, begun)
+        inputs = json.dumps([self.task, self.prompt, merged, seeds, self.grid, self.choices, *extra], sort_keys=True)
+        input_sha256 = sha256("".join(map(sha256, (inputs.encode(), *images, *extra.values()))).encode())
+        work = replace(self, images=images, settings=merged, extra_files={}, row={})
+        return LoadedRecord(self, work, seeds, extra, input_sha256, begun)
 
 
 class LoadedRecord(NamedTuple):
@@ -86,8 +87,8 @@ class LoadedRecord(NamedTuple):
     record: Record
     work: Record
     seeds: list[int]
-    beside: dict[str, bytes]
-    asked: str
+    extra_files: dict[str, bytes]
+    input_sha256: str
     begun: float
 
 
@@ -97,7 +98,7 @@ class Output:
 
     images: tuple[bytes, ...] = ()
     text: str | None = None
-    chances: tuple[float, ...] = ()
+    probabilities: tuple[float, ...] = ()
     seconds: float = 0.0
     error: str = ""
 

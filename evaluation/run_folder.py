@@ -21,7 +21,7 @@ RUN, RESULTS, LOCK, PARTIAL = "run.json", "results.jsonl", ".lock", ".partial"
 WEIGHTS = (".safetensors", ".json", ".txt")  # the files of a release that are read
 
 Result = Mapping[str, Any]
-"""A record's result: id, seconds, and either error or asked, files (name -> SHA-256), seeds, answer, chances."""
+"""A record's result: id, seconds, and error or input_sha256, files (name -> SHA-256), seeds, answer, probabilities."""
 
 
 @contextmanager

@@ -44,11 +44,11 @@ class Suite(NamedTuple):
             ) from error
         if not records:
             raise UserError(f"--data: {data} has no records; name another file or folder.")
-        if all(record.wrong for record in records):
-            raise UserError(f"--data: {records[0].id}: {records[0].wrong}")
+        if all(record.error for record in records):
+            raise UserError(f"--data: {records[0].id}: {records[0].error}")
         names: dict[str, str] = {}  # ids and files, in lower case for systems that ignore case -> the record
         for record in records:
-            for name in (f"id {record.id}", *record.files, *record.beside):
+            for name in (f"id {record.id}", *record.files, *record.extra_files):
                 if other := names.get(name.casefold()):
                     raise UserError(f"--data: records {other!r} and {record.id!r} have the same name; rename one.")
                 names[name.casefold()] = record.id
@@ -61,19 +61,19 @@ class Suite(NamedTuple):
                 raise RowError(f"expected an object, {{...}}, got {type(values).__name__}; correct it.")
             return self.record(DataRow(number, folder, values))
         except RowError as error:
-            wrong = str(error)
+            message = str(error)
         except (AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError) as error:
-            wrong = f"it cannot be read ({' '.join(str(error).split())}); correct it."
+            message = f"it cannot be read ({' '.join(str(error).split())}); correct it."
         # Named by its place, because its id may be wrong.
-        return Record(where, next(iter(self.settings)), "", wrong=wrong)
+        return Record(where, next(iter(self.settings)), "", error=message)
 
 
 def geneval(row: DataRow) -> Record:
     """{prompt, tag, ...} -> 00000/metadata.jsonl and 00000/samples/00000.png to 00003.png."""
     number, metadata = f"{row.number:05d}", json.dumps(row.values).encode()
     files = tuple(f"images/{number}/samples/{sample:05d}.png" for sample in range(SAMPLES))
-    beside = {f"images/{number}/metadata.jsonl": metadata}
-    return Record(number, "image", row.text("prompt"), files=files, beside=beside, samples=SAMPLES)
+    extra = {f"images/{number}/metadata.jsonl": metadata}
+    return Record(number, "image", row.text("prompt"), files=files, extra_files=extra, samples=SAMPLES)
 
 
 def dpg(row: DataRow) -> Record:
@@ -101,8 +101,8 @@ def gedit(row: DataRow) -> Record:
     source = row.values["input_image_raw"]["bytes"]
     shown = (row.values.get("input_image") or {}).get("bytes") or source
     name = f"ovis-u1/fullset/{kind}/en/{key}"
-    beside, text = {f"{name}_SRCIMG.png": shown}, row.text("instruction")
-    return Record(f"{kind}/{key}", "edit", text, (source,), (f"{name}.png",), beside)
+    extra = {f"{name}_SRCIMG.png": shown}
+    return Record(f"{kind}/{key}", "edit", row.text("instruction"), (source,), (f"{name}.png",), extra)
 
 
 def vqa_rows(data: Path) -> Rows:

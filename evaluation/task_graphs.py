@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from import_core import import_core
 from record import Record
 
 Graph = dict[str, dict[str, Any]]
 SAVE, ANSWER, CHOOSE = "save", "answer", "OvisU1EvaluateChoose"
+FITS = import_core().text.prompts.FITS
 MODEL, CLIP, VAE = (["model", slot] for slot in range(3))
-FITS = 'Does this image fit the description "{prompt}"? Answer yes or no.'
 
 
 def graph(work: Record, model: dict[str, str], images: Sequence[str], seed: int, name: str) -> Graph:

@@ -14,6 +14,7 @@ from record import LoadedRecord, Output
 from run_folder import difference, identity
 
 TRIES = 3  # a record fails after it has lost this many workers
+CRASHED = f"{TRIES} workers crashed while making this record; check their memory, then use --retry-failed."
 LOCAL_STORE = 1 << 29  # bytes of shared memory for Ray if it runs on this machine alone
 
 
@@ -62,7 +63,7 @@ class RayActors:
                 idle.append(actor)
             except self._ray.exceptions.ActorUnavailableError:
                 busy[actor.__ray_ready__.remote()] = actor, None
-                made = Output(error=f"{TRIES} workers were lost with it; check their memory, then use --retry-failed.")
+                made = Output(error=CRASHED)
                 losses.update([task.record.id] if task else [])
                 if task and losses[task.record.id] < TRIES:
                     again.append(task)
@@ -84,7 +85,10 @@ class RemoteWorker(ComfyUIWorker):
 
     def __init__(self, setup: Setup) -> None:
         if differs := difference(setup.identity, identity(setup.comfyui, setup.model)):
-            raise UserError(f"a machine differs from the one where the run began ({differs}); make them equal.")
+            raise UserError(
+                f"a machine differs from the one where the run began ({differs}); install the same versions and "
+                "weights there."
+            )
         super().__init__(setup)
 
 

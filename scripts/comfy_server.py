@@ -53,8 +53,6 @@ class ComfyServer:
     base     ComfyUI's base directory, see `workspace.make_base`
     args     further command line arguments, such as --cpu
     port     None picks a free one
-    python   None means this one
-    log      None means server.log in `base`
     """
 
     def __init__(
@@ -63,15 +61,12 @@ class ComfyServer:
         base: Path,
         args: Sequence[str] = (),
         port: int | None = None,
-        python: Path | None = None,
-        log: Path | None = None,
     ) -> None:
         self.comfyui = Path(comfyui).resolve()
         self.base = Path(base).resolve()
         self.args = list(args)
         self.port = port
-        self.python = python or Path(sys.executable)
-        self.log = log or self.base / "server.log"
+        self.log = self.base / "server.log"
         # ComfyUI empties its folder for temporary files, so servers that share a base do not share this. Its name also
         # identifies this server.
         self._temp = self.base / "temp" / uuid.uuid4().hex
@@ -122,7 +117,7 @@ class ComfyServer:
         if "--database-url" in (self.comfyui / "comfy" / "cli_args.py").read_text(encoding="utf-8"):
             # By default the database is in ComfyUI's folder, and only one process can use a file.
             options += ["--database-url", "sqlite:///:memory:"]
-        command = [str(self.python), str(self.comfyui / "main.py"), *options, *self.args]
+        command = [sys.executable, str(self.comfyui / "main.py"), *options, *self.args]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
         self.base.mkdir(parents=True, exist_ok=True)

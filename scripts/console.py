@@ -9,8 +9,10 @@ import threading
 import time
 import traceback
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
+
+BAR_WIDTH = 30  # characters of a progress bar
 
 
 class UserError(Exception):
@@ -64,11 +66,11 @@ def show(text: str, last: bool = False) -> None:
     print("\r" + shown.ljust(width), end="\n" if last else "", flush=True)
 
 
-def bar(value: float, maximum: float, width: int = 30) -> str:
+def bar(value: float, maximum: float) -> str:
     """A progress bar of plain characters."""
     share = min(max(value / maximum, 0.0), 1.0) if maximum > 0 else 0.0
-    full = round(share * width)
-    return f"[{'#' * full}{'-' * (width - full)}] {share:4.0%}"
+    full = round(share * BAR_WIDTH)
+    return f"[{'#' * full}{'-' * (BAR_WIDTH - full)}] {share:4.0%}"
 
 
 def guarded(main: Callable[[], int]) -> int:
@@ -102,6 +104,15 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def chosen_names(option: str, text: str | None, names: Collection[str]) -> Collection[str]:
+    """The names that an option lists with commas; without it all. Raises UserError if one is not in `names`."""
+    chosen = names if text is None else text.split(",")
+    for name in chosen:
+        if name not in names:
+            raise UserError(f"{option}: expected {', '.join(names)}, got {name!r}; choose one or more, with commas.")
+    return chosen
 
 
 def _trace_if_asked() -> None:

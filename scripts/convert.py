@@ -21,6 +21,7 @@ from import_core import import_core
 
 if TYPE_CHECKING:
     from ovis_core.weights.checkpoint import Checkpoint
+    from ovis_core.weights.precision import Precision
 
 PLACES = {"diffusion_model": "diffusion_models", "text_encoder": "text_encoders", "vae": "vae"}  # in ComfyUI's models
 
@@ -28,22 +29,41 @@ PLACES = {"diffusion_model": "diffusion_models", "text_encoder": "text_encoders"
 def main() -> int:
     """Command line."""
     import_core()
-    from ovis_core.weights import built_in
-    from ovis_core.weights.checkpoint import open_model
-    from ovis_core.weights.conversion import NAMES, write_one, write_parts
-    from ovis_core.weights.lazy_tensors import check_values
-    from ovis_core.weights.precision import PRECISIONS, QUANTIZED_PRECISIONS
     from ovis_core.weights.safetensors_file import CheckpointError
 
-    choices = {name: choice for name, choice in PRECISIONS.items() if not choice.fast} | QUANTIZED_PRECISIONS
-    names = {f"{name}.safetensors": PLACES[name] for name in NAMES.values()}
+    args = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that partial files are removed then too
+    try:
+        files, formats = convert(args)
+    except CheckpointError as error:
+        show("", last=True)
+        print(error, file=sys.stderr)
+        return 1
+    show("", last=True)
+    chosen = choices()[args.dtype]
+    if (chosen.large is not None or chosen.format is not None) and formats:
+        print(f"The source is already quantized ({listed(formats)}); those matrices were not changed.")
+    for file in files:
+        print(f"{file}  {file.stat().st_size / 1e9:.2f} GB")
+    if args.parts:
+        print("Now move them into ComfyUI's models folder, where Ovis-U1 Load Parts finds them:")
+        for name, place in part_files().items():
+            print(f"  {name} into {place}")
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    """The command line, with `source` and `out` as paths."""
+    from ovis_core.weights import built_in
+
+    names = listed(part_files())
     parser = argparse.ArgumentParser(description="Convert an Ovis-U1 model to one file, or to one file for each part.")
     parser.add_argument("source", help=f"a release folder, a file with all parts, or {built_in.SHORT_NAME}")
     parser.add_argument("out", help="the file to write, or with --parts the folder")
-    parser.add_argument("--parts", action="store_true", help=f"write {listed(names)} into the folder `out`")
+    parser.add_argument("--parts", action="store_true", help=f"write {names} into the folder `out`")
     parser.add_argument(
         "--dtype",
-        choices=list(choices),
+        choices=list(choices()),
         default="default",
         help="type of the weights of the decoder and the text encoder (default: unchanged)",
     )
@@ -52,47 +72,56 @@ def main() -> int:
     )
     args, unknown = parser.parse_known_args()
     if unknown:
-        always = f"; leave out file names with --parts, which writes {listed(names)}" if args.parts else ""
+        always = f"; leave out file names with --parts, which writes {names}" if args.parts else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{always}")
     if not args.source or not args.out:
         parser.error("source and out: expected two paths, got an empty one; name both")
     args.source, args.out = Path(args.source), Path(args.out)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that partial files are removed then too
+    return args
+
+
+def choices() -> dict[str, Precision]:
+    """The values of --dtype."""
+    from ovis_core.weights.precision import PRECISIONS, QUANTIZED_PRECISIONS
+
+    return {name: choice for name, choice in PRECISIONS.items() if not choice.fast} | QUANTIZED_PRECISIONS
+
+
+def part_files() -> dict[str, str]:
+    """The files that --parts writes, each with its folder in ComfyUI's models folder."""
+    from ovis_core.weights.conversion import NAMES
+
+    return {f"{name}.safetensors": PLACES[name] for name in NAMES.values()}
+
+
+def convert(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """Writes the files; returns them and the source's quantized formats. Raises CheckpointError."""
+    from ovis_core.weights import built_in
+    from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.conversion import write_one, write_parts
+    from ovis_core.weights.lazy_tensors import check_values
+    from ovis_core.weights.safetensors_file import CheckpointError
+
+    if not args.parts and args.out.suffix != ".safetensors":
+        raise CheckpointError(
+            f"out: expected a file name that ends in .safetensors, got {args.out}; change it, or use --parts."
+        )
+    if args.parts and args.out.suffix == ".safetensors":
+        raise CheckpointError(
+            f"out: expected a folder with --parts, got {args.out}; name a folder for {listed(part_files())}."
+        )
     write = write_parts if args.parts else write_one
-    try:
-        if not args.parts and args.out.suffix != ".safetensors":
-            raise CheckpointError(
-                f"out: expected a file name that ends in .safetensors, got {args.out}; change it, or use --parts."
-            )
-        if args.parts and args.out.suffix == ".safetensors":
-            raise CheckpointError(
-                f"out: expected a folder with --parts, got {args.out}; name a folder for {listed(names)}."
-            )
-        with tempfile.TemporaryDirectory() as folder:
-            named = not args.source.exists() and str(args.source) in (built_in.SHORT_NAME, built_in.NAME)
-            if named or args.source.resolve() == built_in.FILE:
-                args.source = built_in.unpack(Path(folder))
-            opened = open_model(args.source)
-            if args.check_values:
-                for component in opened.components.values():
-                    check_values(component.entries.values())
-            files = write(opened, args.out, choices[args.dtype], report)
-            before = formats_in(opened)
-    except CheckpointError as error:
-        show("", last=True)
-        print(error, file=sys.stderr)
-        return 1
-    show("", last=True)
-    chosen = choices[args.dtype]
-    if (chosen.large is not None or chosen.format is not None) and before:
-        print(f"The source is already quantized ({listed(before)}); those matrices were not changed.")
-    for file in files:
-        print(f"{file}  {file.stat().st_size / 1e9:.2f} GB")
-    if args.parts:
-        print("Now move them into ComfyUI's models folder, where Ovis-U1 Load Parts finds them:")
-        for name, place in names.items():
-            print(f"  {name} into {place}")
-    return 0
+    source = args.source
+    with tempfile.TemporaryDirectory() as folder:
+        named = not source.exists() and str(source) in (built_in.SHORT_NAME, built_in.NAME)
+        if named or source.resolve() == built_in.FILE:
+            source = built_in.unpack(Path(folder))
+        opened = open_model(source)
+        if args.check_values:
+            for component in opened.components.values():
+                check_values(component.entries.values())
+        files = write(opened, args.out, choices()[args.dtype], report)
+        return files, formats_in(opened)
 
 
 def listed(names: Iterable[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
@@ -12,20 +11,18 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import workspace
-from comfy_prompt import Result
 from comfy_server import ComfyServer, usual_port
-from console import Ticker, UserError, bar, guarded, show
+from console import Ticker, UserError, guarded
 from demo_strip import strip
 from import_core import import_core
 from make_checkpoint import write_release
-from workflow_api import read_workflow, to_api
+from run_options import find_device, model_errors
+from workflow_runner import images_of, put, run, text_of, widget, workflow_of
 from workspace import PACK, ComfyUI
 
 MODELS = Path("models") / "ovis_u1"
@@ -42,7 +39,7 @@ class Demo:
 
     name    in Ovis-U1 Load Model
     side    width and height in pixels
-    tokens  most tokens of the answer
+    tokens  maximum number of tokens of the answer
     real    whether the user named these weights
     """
 
@@ -160,18 +157,6 @@ def make_tiny(base: Path) -> str:
     return TINY
 
 
-@contextlib.contextmanager
-def model_errors() -> Iterator[None]:
-    """Raises the pack's errors about weights as UserErrors about --model."""
-    import_core()
-    from ovis_core.weights.safetensors_file import CheckpointError
-
-    try:
-        yield
-    except CheckpointError as error:
-        raise UserError(f"--model: {error}") from error
-
-
 def link_model(base: Path, model: Path) -> str:
     """Checks a release and links it into the base directory; returns its name."""
     model = model.resolve()
@@ -188,19 +173,6 @@ def link_model(base: Path, model: Path) -> str:
     return model.name
 
 
-def find_device() -> tuple[str, list[str]]:
-    """The device that PyTorch will run on, and ComfyUI's arguments for it."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda", []
-    if torch.backends.mps.is_available():
-        return "mps", []
-    if hasattr(torch, "xpu") and torch.xpu.is_available():
-        return "xpu", []
-    return "cpu", ["--cpu"]
-
-
 def _windows_hint() -> str:
     if platform.system() != "Windows":
         return ""
@@ -214,89 +186,29 @@ def make(server: ComfyServer, demo: Demo, folder: Path) -> Made:
         raise UserError(f"ComfyUI did not load the pack; read its log {server.log}.")
     painted, edited, strip_file = new_files(folder, "ovis_u1_demo", "ovis_u1_demo_edit", "ovis_u1_demo_strip")
 
-    painting = workflow_of("text_to_image", demo)
-    put(painting, "PrimitiveInt", 0, demo.side)  # width and height
-    put(painting, "OvisU1TextEncode", 0, demo.prompt)
+    chosen = {"model": demo.name, "seed": demo.seed, "steps": demo.steps}
+    painting = workflow_of("text_to_image", info, **chosen)
+    put(painting, info, "PrimitiveInt", value=demo.side)  # width and height
+    put(painting, info, "OvisU1TextEncode", prompt=demo.prompt)
     first = run(server, info, painting, "painting")
     painted.write_bytes(images_of(server, first)[0])
 
-    editing = workflow_of("edit", demo)
-    put(editing, "LoadImage", 0, server.upload(painted))
-    put(editing, "OvisU1EditEncode", 0, demo.edit)
+    editing = workflow_of("edit", info, **chosen)
+    put(editing, info, "LoadImage", image=server.upload(painted))
+    put(editing, info, "OvisU1EditEncode", prompt=demo.edit)
     second = run(server, info, editing, "editing")
     edited.write_bytes(images_of(server, second)[0])
 
-    asking = workflow_of("understand", demo)
-    put(asking, "LoadImage", 0, server.upload(edited))
-    put(asking, "OvisU1Understand", 0, demo.question)
-    put(asking, "OvisU1Understand", 2, demo.tokens)
+    asking = workflow_of("understand", info, **chosen)
+    put(asking, info, "LoadImage", image=server.upload(edited))
+    put(asking, info, "OvisU1Understand", prompt=demo.question, max_new_tokens=demo.tokens)
     third = run(server, info, asking, "asking")
     answer = text_of(third)
 
     nodes = (painting, "OvisU1TextEncode"), (editing, "OvisU1EditEncode"), (asking, "OvisU1Understand")
-    strip(painted, edited, *(widget(*node) for node in nodes), answer).save(strip_file)
+    prompts = [widget(workflow, info, node, "prompt") for workflow, node in nodes]
+    strip(painted, edited, *prompts, answer).save(strip_file)
     return Made(painted, edited, strip_file, answer, first.seconds + second.seconds + third.seconds)
-
-
-def workflow_of(name: str, demo: Demo) -> dict[str, Any]:
-    """One of the pack's workflows in the page's form, with this model, its steps and the seed."""
-    workflow = read_workflow(name)
-    put(workflow, "OvisU1Loader", 0, demo.name)
-    put(workflow, "OvisU1Sampler", 0, demo.seed)
-    put(workflow, "OvisU1Sampler", 2, demo.steps)
-    return workflow
-
-
-def put(workflow: dict[str, Any], node_type: str, place: int, value: Any) -> None:
-    """Sets one widget of every node of a type; None does not change it."""
-    for node in workflow["nodes"]:
-        if node["type"] == node_type and value is not None:
-            node["widgets_values"][place] = value
-
-
-def widget(workflow: dict[str, Any], node_type: str) -> str:
-    """The first widget of the one node of a type."""
-    (node,) = (node for node in workflow["nodes"] if node["type"] == node_type)
-    return node["widgets_values"][0]
-
-
-def run(server: ComfyServer, info: dict[str, Any], workflow: dict[str, Any], doing: str) -> Result:
-    """Runs a workflow with a progress bar; its images contain the workflow, as from the page."""
-    try:
-        prompt = to_api(workflow, info)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    begun = time.monotonic()
-    show(f"{doing} ...")
-
-    def on_progress(value: int, maximum: int) -> None:
-        seconds = time.monotonic() - begun
-        show(f"{bar(value, maximum)}  {doing}: step {value} of {maximum}, {seconds:.0f} s")
-
-    try:
-        result = server.run(prompt, on_progress=on_progress, timeout=None, workflow=workflow)
-    except BaseException:
-        show(f"{doing}: not finished", last=True)
-        raise
-    show(f"{bar(1, 1)}  {doing}: done, {result.seconds:.1f} s", last=True)
-    return result
-
-
-def images_of(server: ComfyServer, result: Result, kind: str = "output") -> list[bytes]:
-    """The images that a workflow saved; those that it previewed if `kind` is "temp"."""
-    entries = [entry for output in result.outputs.values() for entry in output.get("images", [])]
-    found = [server.image(entry) for entry in entries if entry.get("type") == kind]
-    if not found:
-        raise UserError(f"the workflow ended without an image; read ComfyUI's log {server.log}.")
-    return found
-
-
-def text_of(result: Result) -> str:
-    """The first text that a workflow shows."""
-    texts = [text for output in result.outputs.values() for text in output.get("text", [])]
-    if not texts:
-        raise UserError("the workflow ended without an answer; read ComfyUI's log.")
-    return str(texts[0]).strip()
 
 
 def new_files(folder: Path, *names: str) -> list[Path]:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "ovis_core"
-PLAIN = ("weights.config", "weights.layout")  # need nothing but Python
+PLAIN = ("weights.config", "weights.layout", "text.prompts")  # need nothing but Python
 
 
 def import_core() -> ModuleType:

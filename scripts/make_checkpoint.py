@@ -24,7 +24,6 @@ except ModuleNotFoundError as error:
 
 GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
 MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-QWEN3_RENAMED = {151665: "<tool_response>", 151666: "</tool_response>", 151667: "<think>", 151668: "</think>"}
 
 
 def tensor(name: str, shape: tuple[int, ...], salt: int = 0) -> np.ndarray:
@@ -73,18 +72,6 @@ def write_release(folder: Path, config: Mapping, seed_salt: int = 0, dtype: str 
     text = json.dumps({"metadata": {}, "weight_map": index}, indent=1)
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     return folder
-
-
-def write_tokenizer(folder: Path, qwen25: Path) -> None:
-    """Writes tokenizer files like the release's: Qwen2.5's vocabulary with Qwen3's names of control tokens."""
-    for name in ("vocab.json", "merges.txt"):
-        (folder / name).write_bytes((qwen25 / name).read_bytes())
-    config = json.loads((qwen25 / "tokenizer_config.json").read_text(encoding="utf-8"))
-    for i, name in QWEN3_RENAMED.items():
-        config["added_tokens_decoder"][str(i)] |= {"content": name, "special": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    added = {entry["content"]: int(i) for i, entry in config["added_tokens_decoder"].items()}
-    (folder / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
 
 
 def _save_bf16(part: dict[str, np.ndarray], path: Path) -> None:

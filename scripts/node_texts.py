@@ -29,7 +29,7 @@ ENGLISH = LOCALES / "en" / "nodeDefs.json"
 OURS = "OvisU1"  # prefix of our nodes' ids
 GROWING = "COMFY_AUTOGROW_V3"  # the type of an input that grows
 FEW = 3  # of its members have texts: those that a ComfyUI without such inputs shows, as in native/compat.py
-MOST_CHOICES = 8  # longer lists, which are ComfyUI's own, are not shown
+MAX_CHOICES = 8  # longer lists, which are ComfyUI's own, are not shown
 CODE = re.compile(r"<\w+>|\{\w+\}|models/[\w./-]*\w|\w+\.json|\b[\w./-]*_[\w./-]*\w")
 
 Tree = dict[str, Any]
@@ -176,7 +176,7 @@ def facts(kind: Any, options: Mapping[str, Any], optional: bool) -> str:
     choices = kind if isinstance(kind, list) else options.get("options", [])
     default = options.get("default")
     found = "choice" if isinstance(kind, list) or kind == "COMBO" else kind
-    if choices and default is not None and len(choices) <= MOST_CHOICES:
+    if choices and default is not None and len(choices) <= MAX_CHOICES:
         found += ": " + ", ".join(f"`{choice}`" for choice in choices)
     if "min" in options:
         found += f", {number(options['min'])} to {number(options['max'])}"

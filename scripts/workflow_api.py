@@ -46,21 +46,31 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, d
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
     for node in nodes:
-        widgets: list[str | None] = []
+        info = object_info[node["type"]]
         inputs = {}
-        for name, spec in _inputs(object_info[node["type"]]):
+        for name, spec in _inputs(info):
             if _is_widget(spec):
-                widgets.append(name)
                 inputs |= _default(name, spec)
-                if _has_control(name, spec):
-                    widgets.append(None)
         # A workflow that is older than its node has fewer values; the page uses the defaults for the rest.
-        inputs |= {name: value for name, value in zip(widgets, node.get("widgets_values", []), strict=False) if name}
+        values = zip(widget_names(info), node.get("widgets_values", []), strict=False)
+        inputs |= {name: value for name, value in values if name}
         for slot in node.get("inputs", []):
             if slot.get("link") is not None:
                 inputs[slot["name"]] = sources[slot["link"]]
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
+
+
+def widget_names(info: dict[str, Any]) -> list[str | None]:
+    """The input of each entry of a node's `widgets_values`; None is the widget "control after generate".
+
+    info  the node's entry in the server's answer to /object_info
+    """
+    names: list[str | None] = []
+    for name, spec in _inputs(info):
+        if _is_widget(spec):
+            names += [name, None] if _has_control(name, spec) else [name]
+    return names
 
 
 def _inputs(info: dict[str, Any]) -> list[tuple[str, list[Any]]]:

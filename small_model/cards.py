@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,21 +23,23 @@ sys.path[:0] = [str(HERE.parent / "scripts")]
 sys.path.append(str(HERE))
 
 import av
+import flat_shapes
 import torch
-import world
+from flat_shapes import Scene, Shape
 from new_colour import PROMPT, write_pictures
 from PIL import Image, ImageDraw
-from world import Scene, Shape
 
-import demo_run
+import workflow_runner
 import workspace
 from comfy_server import ComfyServer
-from demo_run import Demo, put, text_of, workflow_of
 from demo_strip import INK, PAGE, SOFT, font
 from import_core import import_core
+from run_options import add_comfyui_option
 from workflow_api import TITLES, WORKFLOWS
+from workflow_runner import nodes_of, text_of
 
 SIDE, GAP = 640, 24
+STEPS, SEED = 20, 1
 SOURCE = Scene("white", (Shape("square", "blue", "", "", 64, 64, 30),))
 Tile = tuple[Image.Image, str]
 
@@ -46,19 +48,32 @@ class Runner:
     """A running ComfyUI with the pack and the small model."""
 
     def __init__(self, server: ComfyServer, folder: Path, model: str) -> None:
-        self.server, self.folder, self.info = server, folder, server.object_info()
-        self.demo = Demo(model, side=world.SIDE, steps=20, seed=1)
+        self.server, self.folder, self.model = server, folder, model
+        self.info = server.object_info()
 
     def load(self, name: str) -> dict[str, Any]:
         """One of the workflows, set to the small model."""
-        workflow = workflow_of(name, self.demo)
-        put(workflow, "PrimitiveInt", 0, world.SIDE)
-        put(workflow, "OvisU1Understand", 2, 24)
+        workflow = workflow_runner.workflow_of(name, self.info, self.model, SEED, STEPS)
+        self.put(workflow, "PrimitiveInt", value=flat_shapes.SIDE)
+        self.put(workflow, "OvisU1Understand", max_new_tokens=24)
         return workflow
+
+    def put(self, workflow: dict[str, Any], node_type: str, **values: Any) -> None:
+        """Sets widgets of every node of a type, by name."""
+        workflow_runner.put(workflow, self.info, node_type, **values)
+
+    def put_each(self, workflow: dict[str, Any], node_type: str, name: str, values: Sequence[Any]) -> None:
+        """Sets one widget of the nodes of a type, a value for each node."""
+        for node, value in zip(nodes_of(workflow, node_type), values, strict=True):
+            workflow_runner.put_in(node, self.info, **{name: value})
+
+    def folder_of(self, workflow: dict[str, Any], node_type: str) -> Path:
+        """The folder among ComfyUI's inputs that a node reads."""
+        return self.server.base / "input" / workflow_runner.widget(workflow, self.info, node_type, "folder")
 
     def upload(self, workflow: dict[str, Any], image: Image.Image) -> None:
         """Takes an image as the source."""
-        put(workflow, "LoadImage", 0, self.uploaded(image, "source.png"))
+        self.put(workflow, "LoadImage", image=self.uploaded(image, "source.png"))
 
     def uploaded(self, image: Image.Image, name: str) -> str:
         """Its name among ComfyUI's inputs."""
@@ -67,15 +82,15 @@ class Runner:
 
     def run(self, workflow: dict[str, Any]) -> Any:
         """The result of a workflow."""
-        return demo_run.run(self.server, self.info, workflow, "running")
+        return workflow_runner.run(self.server, self.info, workflow, "running")
 
     def image(self, result: Any) -> Image.Image:
-        """What it saved."""
-        return _opened(demo_run.images_of(self.server, result)[0])
+        """The image that it saved."""
+        return _opened(workflow_runner.images_of(self.server, result)[0])
 
     def shown(self, result: Any) -> list[Image.Image]:
-        """What it previewed."""
-        return list(map(_opened, demo_run.images_of(self.server, result, "temp")))
+        """The images that it previewed."""
+        return list(map(_opened, workflow_runner.images_of(self.server, result, "temp")))
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -84,14 +99,14 @@ def _opened(data: bytes) -> Image.Image:
 
 def drawn(scene: Scene, mask: torch.Tensor | None = None) -> Image.Image:
     """A scene's picture; a mask (128, 128) becomes transparent."""
-    return world.to_image(world.draw([scene])[0], mask)
+    return flat_shapes.to_image(flat_shapes.draw([scene])[0], mask)
 
 
 def text_to_image(run: Runner) -> list[Tile]:
     """A prompt and its picture."""
     prompt = "a blue triangle on a yellow background"
     workflow = run.load("text_to_image")
-    put(workflow, "OvisU1TextEncode", 0, prompt)
+    run.put(workflow, "OvisU1TextEncode", prompt=prompt)
     return [(run.image(run.run(workflow)), prompt)]
 
 
@@ -99,17 +114,17 @@ def edit(run: Runner) -> list[Tile]:
     """A source and its edit."""
     workflow = run.load("edit")
     run.upload(workflow, drawn(SOURCE))
-    put(workflow, "OvisU1EditEncode", 0, "make the square red")
+    run.put(workflow, "OvisU1EditEncode", prompt="make the square red")
     return [(drawn(SOURCE), ""), (run.image(run.run(workflow)), "make the square red")]
 
 
 def edit_masked(run: Runner) -> list[Tile]:
     """A source with a mask, and its edit."""
-    mask = torch.zeros(world.SIDE, world.SIDE, dtype=torch.bool)
+    mask = torch.zeros(flat_shapes.SIDE, flat_shapes.SIDE, dtype=torch.bool)
     mask[26:102, 26:102] = True
     workflow = run.load("edit_masked")
     run.upload(workflow, drawn(SOURCE, mask))
-    put(workflow, "OvisU1EditEncode", 0, "make it purple")
+    run.put(workflow, "OvisU1EditEncode", prompt="make it purple")
     source = drawn(SOURCE)
     ImageDraw.Draw(source).rectangle((26, 26, 102, 102), outline=(120, 120, 114))
     return [(source, "the mask"), (run.image(run.run(workflow)), "make it purple")]
@@ -120,8 +135,7 @@ def edit_chain(run: Runner) -> list[Tile]:
     words = ["make the square green", "change the background to yellow"]
     workflow = run.load("edit_chain")
     run.upload(workflow, drawn(SOURCE))
-    for node, text in zip((n for n in workflow["nodes"] if n["type"] == "OvisU1EditEncode"), words, strict=True):
-        node["widgets_values"][0] = text
+    run.put_each(workflow, "OvisU1EditEncode", "prompt", words)
     result = run.run(workflow)
     return [(drawn(SOURCE), ""), (run.shown(result)[-1], words[0]), (run.image(result), words[1])]
 
@@ -136,7 +150,7 @@ def understand(run: Runner) -> list[Tile]:
     """A picture with a question and its answer."""
     workflow = run.load("understand")
     run.upload(workflow, drawn(SOURCE))
-    put(workflow, "OvisU1Understand", 0, "Describe this image.")
+    run.put(workflow, "OvisU1Understand", prompt="Describe this image.")
     return [(drawn(SOURCE), f"Describe this image. - {text_of(run.run(workflow))}")]
 
 
@@ -152,10 +166,9 @@ def chat(run: Runner) -> list[Tile]:
     questions = ["Which shape is on the left?", "What color is it?"]
     workflow = run.load("chat")
     run.upload(workflow, drawn(pair))
-    for node, text in zip((n for n in workflow["nodes"] if n["type"] == "OvisU1Understand"), questions, strict=True):
-        node["widgets_values"][0] = text
+    run.put_each(workflow, "OvisU1Understand", "prompt", questions)
     outputs = run.run(workflow).outputs
-    nodes = [str(node["id"]) for node in workflow["nodes"] if node["type"] == "PreviewAny"]
+    nodes = [str(node["id"]) for node in nodes_of(workflow, "PreviewAny")]
     answers = [str(outputs[node]["text"][0]).strip() for node in nodes]
     said = "  ".join(f"{question} - {answer}" for question, answer in zip(questions, answers, strict=True))
     return [(drawn(pair), said)]
@@ -165,7 +178,7 @@ def describe_and_redraw(run: Runner) -> list[Tile]:
     """A picture, and what is painted by its description."""
     workflow = run.load("describe_and_redraw")
     run.upload(workflow, drawn(SOURCE))
-    put(workflow, "OvisU1Understand", 0, "Describe this image.")
+    run.put(workflow, "OvisU1Understand", prompt="Describe this image.")
     result = run.run(workflow)
     return [(drawn(SOURCE), "described:"), (run.image(result), text_of(result))]
 
@@ -174,7 +187,7 @@ def enrich_prompt(run: Runner) -> list[Tile]:
     """A few words, and what is painted from the prompt that is made of them."""
     idea = "something blue"  # of most ideas the small model makes a blue square
     workflow = run.load("enrich_prompt")
-    put(workflow, "PrimitiveStringMultiline", 0, idea)
+    run.put(workflow, "PrimitiveStringMultiline", value=idea)
     result = run.run(workflow)
     return [(run.image(result), f"{idea}: {text_of(result)}")]
 
@@ -183,7 +196,7 @@ def pick_the_best(run: Runner) -> list[Tile]:
     """Four pictures and the one that was chosen."""
     prompt = "a small orange triangle on a blue background"
     workflow = run.load("pick_the_best")
-    put(workflow, "PrimitiveStringMultiline", 0, prompt)
+    run.put(workflow, "PrimitiveStringMultiline", value=prompt)
     result = run.run(workflow)
     return [*((image, "") for image in run.shown(result)[:4]), (run.image(result), f"the best: {prompt}")]
 
@@ -192,16 +205,15 @@ def improve(run: Runner) -> list[Tile]:
     """A picture of another prompt, and what the loop makes of it. Pictures of the right prompt are right at once."""
     painted = "a red circle on a white background"
     workflow = run.load("improve")
-    (encode,) = (node for node in workflow["nodes"] if node["type"] == "OvisU1TextEncode")
+    (encode,) = nodes_of(workflow, "OvisU1TextEncode")
     for entry in encode["inputs"]:
         if entry["name"] == "prompt":
             entry["link"] = None
-    put(workflow, "OvisU1TextEncode", 0, painted)
-    put(workflow, "PrimitiveStringMultiline", 0, painted.replace("red", "blue"))
-    for place, value in ((5, run.demo.steps), (9, "What shape is it?"), (10, "make the {answer} blue")):
-        put(workflow, "OvisU1Improve", place, value)
+    run.put(workflow, "OvisU1TextEncode", prompt=painted)
+    run.put(workflow, "PrimitiveStringMultiline", value=painted.replace("red", "blue"))
+    run.put(workflow, "OvisU1Improve", steps=STEPS, question="What shape is it?", instruction="make the {answer} blue")
     result = run.run(workflow)
-    (loop,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == "OvisU1Improve")
+    (loop,) = (str(node["id"]) for node in nodes_of(workflow, "OvisU1Improve"))
     ((log,),) = result.outputs[loop]["ovis_u1_text"]
     score, instruction, better, *_ = log.splitlines()
     before, after = (float(re.search(r"\d\.\d+", line)[0]) for line in (score, better))
@@ -217,25 +229,24 @@ def multi_image(run: Runner) -> list[Tile]:
     question = "What color is the circle?"
     images = [drawn(SOURCE), drawn(Scene("yellow", (Shape("circle", "red", "", "", 64, 64, 30),)))]
     workflow = run.load("multi_image")
-    loaders = (node for node in workflow["nodes"] if node["type"] == "LoadImage")
-    for number, (node, image) in enumerate(zip(loaders, images, strict=True)):
-        node["widgets_values"][0] = run.uploaded(image, f"{number}.png")
-    put(workflow, "OvisU1Understand", 0, question)
+    names = [run.uploaded(image, f"{number}.png") for number, image in enumerate(images)]
+    run.put_each(workflow, "LoadImage", "image", names)
+    run.put(workflow, "OvisU1Understand", prompt=question)
     answer = text_of(run.run(workflow))
     return [(images[0], question), (images[1], answer)]
 
 
 def video(run: Runner) -> list[Tile]:
-    """Frames in which a circle moves, and what the model says."""
+    """Frames in which a circle moves, and the model's answer."""
     frames = [drawn(Scene("white", (Shape("circle", "red", "small", "", x, 64, 24),))) for x in (30.0, 64.0, 98.0)]
     with av.open(str(run.folder / "moving.mkv"), "w") as container:
         stream = container.add_stream("ffv1", rate=8)
-        stream.width, stream.height, stream.pix_fmt = world.SIDE, world.SIDE, "bgr0"
+        stream.width, stream.height, stream.pix_fmt = flat_shapes.SIDE, flat_shapes.SIDE, "bgr0"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_image(frame)))
         container.mux(stream.encode(None))
     workflow = run.load("video")
-    put(workflow, "LoadVideo", 0, run.server.upload(run.folder / "moving.mkv"))
+    run.put(workflow, "LoadVideo", file=run.server.upload(run.folder / "moving.mkv"))
     answer = text_of(run.run(workflow))
     return [(frames[0], "Describe the video."), (frames[1], answer), (frames[2], "")]
 
@@ -243,11 +254,10 @@ def video(run: Runner) -> list[Tile]:
 def caption_folder(run: Runner) -> list[Tile]:
     """Three pictures of a folder with their captions."""
     workflow = run.load("caption_folder")
-    (folder,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "LoadImageDataSetFromFolder")
-    pictures = run.server.base / "input" / folder
+    pictures = run.folder_of(workflow, "LoadImageDataSetFromFolder")
     pictures.mkdir()
     for seed in range(3):
-        drawn(world.make_scene(Random(seed), False)).save(pictures / f"{seed}.png")
+        drawn(flat_shapes.make_scene(Random(seed), False)).save(pictures / f"{seed}.png")
     result = run.run(workflow)
     (captions,) = (output["text"] for output in result.outputs.values() if "text" in output)
     return list(zip(run.shown(result), captions, strict=True))
@@ -256,16 +266,12 @@ def caption_folder(run: Runner) -> list[Tile]:
 def train_lora(run: Runner) -> list[Tile]:
     """Four of the pictures that it is trained on, and what is painted then."""
     workflow = run.load("train_lora")
-    (folder,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "LoadImageTextDataSetFromFolder")
-    pictures = run.server.base / "input" / folder
+    pictures = run.folder_of(workflow, "LoadImageTextDataSetFromFolder")
     write_pictures(pictures)
-    for place in (0, 1):
-        put(workflow, "CenterCropImages", place, world.SIDE)
-        put(workflow, "EmptyLatentImage", place, world.SIDE)
-        put(workflow, "OvisU1TextEncode", 1 + place, world.SIDE)
-    for place, value in ((2, 120), (3, 0.006), (7, 1), (9, "fp32")):
-        put(workflow, "TrainLoraNode", place, value)
-    put(workflow, "OvisU1TextEncode", 0, PROMPT)
+    for node_type in ("CenterCropImages", "EmptyLatentImage", "OvisU1TextEncode"):
+        run.put(workflow, node_type, width=flat_shapes.SIDE, height=flat_shapes.SIDE)
+    run.put(workflow, "TrainLoraNode", steps=120, learning_rate=0.006, seed=1, training_dtype="fp32")
+    run.put(workflow, "OvisU1TextEncode", prompt=PROMPT)
     image = run.image(run.run(workflow))
     return [*((Image.open(pictures / f"{i}.png").convert("RGB"), "") for i in range(4)), (image, f"learned: {PROMPT}")]
 
@@ -323,7 +329,7 @@ def _tile(page: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, x: int, y: in
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI")
+    add_comfyui_option(parser)
     parser.add_argument("--only", choices=CARDS, nargs="+", default=list(CARDS), help="only these workflows")
     parser.add_argument("--out", type=Path, default=WORKFLOWS, help="folder for the images")
     args = parser.parse_args()

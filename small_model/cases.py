@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
 
+import flat_shapes
 import numpy as np
+import phrasings
 import torch
-import words
-import world
 from PIL import Image
 from torch import Tensor
 
@@ -43,8 +43,8 @@ class Case:
     task: str
     kind: str
     prompt: str
-    sources: tuple[world.Scene, ...] = ()
-    scene: world.Scene | None = None
+    sources: tuple[flat_shapes.Scene, ...] = ()
+    scene: flat_shapes.Scene | None = None
     answer: str = ""
 
 
@@ -52,28 +52,30 @@ def make_case(task: str, number: int, held_out: bool = True) -> Case:
     """The case of a task; `held_out=False` takes the scenes and phrasings of training."""
     rng = Random(f"{task} {number}")
     if task == "paint":
-        scene = world.make_scene(rng, held_out)
-        return Case(task, "", words.caption(scene, rng, held_out), scene=scene)
+        scene = flat_shapes.make_scene(rng, held_out)
+        return Case(task, "", phrasings.caption(scene, rng, held_out), scene=scene)
     if task in ("edit", "masked"):
-        kinds = tuple(words.EDITS) if task == "edit" else EDITS_IN_A_MASK
+        kinds = tuple(phrasings.EDITS) if task == "edit" else EDITS_IN_A_MASK
         kind = kinds[number % len(kinds)]
-        before = world.make_scene(rng, False)
-        text, after = words.edit(before, kind, rng, held_out)
+        before = flat_shapes.make_scene(rng, False)
+        text, after = phrasings.edit(before, kind, rng, held_out)
         return Case(task, kind, text, (before,), after)
     if task == "judge":
-        scene = world.make_scene(rng, held_out)
-        scenes = [scene, *(words.edit(scene, kind, rng, held_out)[1] for kind in words.EDITS)]
+        scene = flat_shapes.make_scene(rng, held_out)
+        scenes = [scene, *(phrasings.edit(scene, kind, rng, held_out)[1] for kind in phrasings.EDITS)]
         rng.shuffle(scenes)
-        return Case(task, "", words.caption(scene, rng, held_out), tuple(scenes), answer=str(scenes.index(scene) + 1))
-    scene = world.make_scene(rng, held_out, 2 if task == "chat" else 1 + number % 2)
+        return Case(
+            task, "", phrasings.caption(scene, rng, held_out), tuple(scenes), answer=str(scenes.index(scene) + 1)
+        )
+    scene = flat_shapes.make_scene(rng, held_out, 2 if task == "chat" else 1 + number % 2)
     if task == "describe":
         return Case(task, "", *_asked(scene, "describe", rng, held_out))
     if task == "ask":
-        kinds = [kind for kind in words.kinds_of_questions(scene) if kind not in SEPARATE]
+        kinds = [kind for kind in phrasings.kinds_of_questions(scene) if kind not in SEPARATE]
         kind = kinds[number // 2 % len(kinds)]
         return Case(task, kind, *_asked(scene, kind, rng, held_out))
-    question, first = words.ask(scene, "side", rng, held_out)
-    second = rng.choice(words.NEW_FOLLOW_UPS if held_out else words.FOLLOW_UPS)
+    question, first = phrasings.ask(scene, "side", rng, held_out)
+    second = rng.choice(phrasings.NEW_FOLLOW_UPS if held_out else phrasings.FOLLOW_UPS)
     answer = next(shape.colour for shape in scene.shapes if shape.kind == first)
     return Case(task, "", f"{question}\n{second}", (scene,), answer=answer)
 
@@ -90,19 +92,21 @@ def all_cases() -> Iterator[tuple[str, Case]]:
             yield f"{task}/{number:03d}", make_case(task, number)
 
 
-def _asked(scene: world.Scene, kind: str, rng: Random, held_out: bool) -> tuple[str, tuple[world.Scene], None, str]:
-    question, answer = words.ask(scene, kind, rng, held_out)
+def _asked(
+    scene: flat_shapes.Scene, kind: str, rng: Random, held_out: bool
+) -> tuple[str, tuple[flat_shapes.Scene], None, str]:
+    question, answer = phrasings.ask(scene, kind, rng, held_out)
     return question, (scene,), None, answer
 
 
 def picture_verdict(case: Case, picture: Tensor) -> tuple[bool, str]:
     """Whether a picture (3, 128, 128) in 0..1 is right, and a sentence that says so or what is wrong."""
     assert case.scene is not None
-    seen = world.look(picture)
-    if not world.same(seen, case.scene):
-        shown = words.describe(seen) if seen.shapes else f"an empty {seen.background} image"
-        return False, f"wrong: {shown}, not {words.describe(case.scene)}"
-    if case.task != "paint" and not world.kept(seen, case.scene):
+    found = flat_shapes.recognise(picture)
+    if not flat_shapes.same(found, case.scene):
+        shown = phrasings.describe(found) if found.shapes else f"an empty {found.background} image"
+        return False, f"wrong: {shown}, not {phrasings.describe(case.scene)}"
+    if case.task != "paint" and not flat_shapes.kept(found, case.scene):
         return False, "wrong: the shape was moved or has another size"
     if case.task == "masked" and (share := _unchanged_outside(case, picture)) < UNCHANGED:
         return False, f"wrong: {1 - share:.1%} of the pixels outside the mask were changed"
@@ -111,7 +115,7 @@ def picture_verdict(case: Case, picture: Tensor) -> tuple[bool, str]:
 
 def answer_verdict(case: Case, answer: str) -> tuple[bool, str]:
     """Whether an answer is right, and a sentence that says so or what is wrong."""
-    right = words.described(case.sources[0], answer) if case.task == "describe" else answer.strip() == case.answer
+    right = phrasings.described(case.sources[0], answer) if case.task == "describe" else answer.strip() == case.answer
     return right, "right" if right else f"wrong: not {case.answer}"
 
 
@@ -119,14 +123,16 @@ def source_files(case: Case) -> Iterator[bytes]:
     """The pictures that go in, as PNG files; the mask is the alpha channel, as the page's mask editor leaves it."""
     for scene in case.sources:
         file = io.BytesIO()
-        world.to_image(world.draw([scene])[0], inside_mask(case) if case.task == "masked" else None).save(file, "PNG")
+        flat_shapes.to_image(flat_shapes.draw([scene])[0], inside_mask(case) if case.task == "masked" else None).save(
+            file, "PNG"
+        )
         yield file.getvalue()
 
 
 def from_png(data: bytes) -> Tensor:
     """A picture's file as a tensor (3, 128, 128) in 0..1."""
     with Image.open(io.BytesIO(data)) as opened:
-        image = opened.convert("RGB").resize((world.SIDE, world.SIDE), Image.Resampling.BICUBIC)
+        image = opened.convert("RGB").resize((flat_shapes.SIDE, flat_shapes.SIDE), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
 
 
@@ -150,15 +156,15 @@ def outside_mask(case: Case) -> Tensor:
     return ~_square(case.sources[0].shape, MARGIN + REACH)
 
 
-def _square(shape: world.Shape, margin: float) -> Tensor:
-    grid = torch.arange(world.SIDE) + 0.5
+def _square(shape: flat_shapes.Shape, margin: float) -> Tensor:
+    grid = torch.arange(flat_shapes.SIDE) + 0.5
     reach = shape.radius + margin
     return ((grid - shape.x).abs() <= reach)[None] & ((grid - shape.y).abs() <= reach)[:, None]
 
 
 def _unchanged_outside(case: Case, picture: Tensor) -> float:
     """Share of the pixels outside the mask whose nearest colour is that of the source."""
-    palette = torch.stack([world.colour_of(name) for name in world.COLOURS])
-    before = world.draw(case.sources)[0]
+    palette = torch.stack([flat_shapes.colour_of(name) for name in flat_shapes.COLOURS])
+    before = flat_shapes.draw(case.sources)[0]
     now, then = ((p[None] - palette[:, :, None, None]).square().sum(1).argmin(0) for p in (picture, before))
     return float((now == then)[outside_mask(case)].float().mean())

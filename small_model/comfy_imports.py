@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
 
-def set_up_imports() -> None:
-    """Call it before the first import of ComfyUI's. The environment variable COMFYUI_PATH names the ComfyUI."""
-    sys.path[:0] = [str(HERE.parent / "scripts"), os.environ["COMFYUI_PATH"]]
+def set_up_imports(comfyui: Path) -> None:
+    """Call it before the first import of ComfyUI's."""
+    sys.path[:0] = [str(HERE.parent / "scripts"), str(comfyui)]
     sys.path += [str(HERE.parent / "benchmarks"), str(HERE)]  # behind everything else: their modules have plain names
     import comfy.cli_args
 

@@ -1,6 +1,6 @@
-"""What each format of weights costs: sizes, time to load (bf16: 1), how far results move, and the share that is right.
+"""Compares formats of weights: sizes, time to load (bf16: 1), change of the results, and the share that is right.
 
-    COMFYUI_PATH=... python small_model/formats.py [--count 40] [--only int8,nvfp4] [--model FILE]
+    python small_model/formats.py --comfyui PATH [--count 40] [--only int8,nvfp4] [--model FILE]
 
 Converts the model as `scripts/convert.py` does and runs the files in a real ComfyUI inside this process, on the CPU,
 with the Python of an environment that ComfyUI runs in. The cases are those of `cases.py`. A second table has the sizes
@@ -21,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from comfy_imports import set_up_imports
 
-from console import positive_int
+import workspace
+from console import chosen_names, guarded, positive_int
+from run_options import add_comfyui_option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,13 +37,15 @@ LOADS = 9  # the fastest counts, because other processes slow some of them down
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_comfyui_option(parser)
     parser.add_argument("--model", type=Path, help="a file or folder of weights (default: the built-in model)")
     parser.add_argument("--count", type=positive_int, default=40, help="images, and questions, for each format")
     parser.add_argument("--only", help="formats, with commas between; bf16 is always measured, to compare with")
     parser.add_argument("--fast", action="store_true", help="multiply in the formats too")
     parser.add_argument("--json", type=Path, help="results also as JSON, one line a row")
     args = parser.parse_args()
-    set_up_imports()
+    set_up_imports(workspace.describe_comfyui(args.comfyui, "").path)
+    only = chosen_names("--only", args.only, list(formats()))
     print("| the published model, GB | decoder | language model | visual tokenizer | VAE | all |")
     print("|---|---|---|---|---|---|")
     for name, precision in formats().items():
@@ -57,7 +61,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or built_in.unpack(Path(folder))
         for name, precision in formats().items():
-            if args.only and name not in {BASE, *args.only.split(",")}:
+            if name not in {BASE, *only}:
                 continue
             file = Path(folder) / f"{name}.safetensors"
             row = _measure(model, file, precision, args.count, args.fast and name != BASE)
@@ -113,10 +117,10 @@ def published_sizes(precision: Precision) -> tuple[int, ...]:
 
 def _measure(model: Path, file: Path, precision: Precision, count: int, fast: bool) -> dict[str, Any]:
     """Converts the model to `file` and runs it."""
+    import flat_shapes
     import torch
-    import world
     from cases import answer_verdict, first_cases, picture_verdict
-    from painting import Painter, Setting
+    from sampling import Setting, SmallModelPipeline
 
     from ovis_core.native.conditions import text_to_image
     from ovis_core.native.understanding import understand
@@ -130,17 +134,17 @@ def _measure(model: Path, file: Path, precision: Precision, count: int, fast: bo
         loads = []
         for _ in range(LOADS):
             begun = time.perf_counter()
-            painter = Painter(file, "fp8_e4m3fn_fast" if fast else "default")
+            pipeline = SmallModelPipeline(file, "fp8_e4m3fn_fast" if fast else "default")
             loads.append(time.perf_counter() - begun)
-        memory = painter.model.model_size() + painter.clip.patcher.model_size() + painter.vae.patcher.model_size()
+        memory = pipeline.model.model_size() + pipeline.clip.patcher.model_size() + pipeline.vae.patcher.model_size()
         for seed, case in enumerate(first_cases("paint", count)):
-            positive, _ = text_to_image(painter.clip, case.prompt, "", world.SIDE, world.SIDE)
+            positive, _ = text_to_image(pipeline.clip, case.prompt, "", flat_shapes.SIDE, flat_shapes.SIDE)
             conditions.append(positive[0][0])
-            latents.append(painter.sampled(Setting("", ""), case, seed))
-            hits.append(picture_verdict(case, painter.decoded(Setting("", ""), latents[-1]))[0])
+            latents.append(pipeline.sample(Setting("", ""), case, seed))
+            hits.append(picture_verdict(case, pipeline.decode(Setting("", ""), latents[-1]))[0])
         for case in first_cases("ask", count):
-            picture = world.draw(case.sources)[0].permute(1, 2, 0)
-            answer = understand(painter.clip, case.prompt, [picture], (), 8, 16, False, GREEDY).text
+            picture = flat_shapes.draw(case.sources)[0].permute(1, 2, 0)
+            answer = understand(pipeline.clip, case.prompt, [picture], (), 8, 16, False, GREEDY).text
             answers.append(answer_verdict(case, answer)[0])
     shares = {"pictures": sum(hits) / count, "answers": sum(answers) / count}
     sizes = {"file": file.stat().st_size, "memory": memory, "load": min(loads)}
@@ -153,4 +157,4 @@ def _apart(found: list[Tensor], base: list[Tensor]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

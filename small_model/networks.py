@@ -1,7 +1,8 @@
 """The small model's sizes, and the pack's own networks run over batches, as training needs them.
 
-The language model is built with the few hundred tokens that the world uses; `export.py` spreads them over Qwen3's
-vocabulary again. Tokens that are not used have an embedding of zeros, so their logits are zero: `REST` stands for them.
+The language model is built with the few hundred tokens that captions, questions and answers use; `export.py` spreads
+them over Qwen3's vocabulary again. The other tokens have an embedding of zeros, so their logits are zero: `rest` stands
+for all of them.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import words  # noqa: E402
-import world  # noqa: E402
+import flat_shapes  # noqa: E402
+import phrasings  # noqa: E402
 
 from import_core import import_core  # noqa: E402
 
@@ -95,9 +96,9 @@ VAE = {
 }
 LATENT_SCALE = 0.13025
 
-GRID = 16  # visual tokens a side of a picture of the world, which is enlarged to 448 x 448 pixels
+GRID = 16  # visual tokens per side of an image, which is enlarged to 448 x 448 pixels
 TOKENS = GRID * GRID
-REGION = world.SIDE // GRID  # pixels a side that one visual token shows
+REGION = flat_shapes.SIDE // GRID  # pixels a side that one visual token shows
 PATCHES = core.weights.config.HIDDEN_STRIDE**2  # of one visual token
 BEFORE = 3  # tokens before the picture: <|im_start|>, "user", "\n"
 
@@ -112,14 +113,16 @@ def tokenizer() -> object:
 
 @cache
 def used_tokens() -> tuple[int, ...]:
-    """Ids of Qwen3's vocabulary that the world uses, ascending."""
+    """Ids of Qwen3's vocabulary in captions, instructions, questions and answers, ascending."""
     rng = Random(1)
-    scenes = [world.make_scene(rng, test, shapes) for test in (False, True) for shapes in (1, 2) for _ in range(1500)]
+    scenes = [
+        flat_shapes.make_scene(rng, test, shapes) for test in (False, True) for shapes in (1, 2) for _ in range(1500)
+    ]
     found = {int(control) for control in prompts.Control}
-    answers = [answer for scene in scenes[:3000] for answer in (words.describe(scene), "yes", "no", "one", "two")]
+    answers = [answer for scene in scenes[:3000] for answer in (phrasings.describe(scene), "yes", "no", "one", "two")]
     for parts in (prompts.unconditional(), prompts.answer_start(), prompts.answer_end()):
         found.update(t for t in tokenizer().encode(parts) if isinstance(t, int))
-    for text in (*words.every_text(scenes), *answers, *words.COLOURS, *words.KINDS):
+    for text in (*phrasings.every_text(scenes), *answers, *phrasings.COLOURS, *phrasings.KINDS):
         for parts in (prompts.text_to_image(text), prompts.about_image(text), [text]):
             found.update(t for t in tokenizer().encode(parts) if isinstance(t, int))
     return tuple(sorted(found))
@@ -214,7 +217,7 @@ def _stretch(before: int, after: int) -> Tensor:
     return torch.from_numpy(np.array(unit.resize((before, after), Image.Resampling.BICUBIC)))
 
 
-def patches(pictures: Tensor, for_condition: bool, chosen: Tensor | None = None) -> Tensor:
+def to_patches(pictures: Tensor, for_condition: bool, chosen: Tensor | None = None) -> Tensor:
     """Pictures (B, 3, 128, 128) in 0..1 -> (B, k, 4, 588) normalised patches, as `ovis_core.pixels` cuts them.
 
     for_condition  as the source of an edit, which is resized twice; otherwise as the picture of a question
@@ -223,7 +226,7 @@ def patches(pictures: Tensor, for_condition: bool, chosen: Tensor | None = None)
     if chosen is None:
         chosen = torch.arange(TOKENS).expand(len(pictures), -1)
     if for_condition:
-        matrix = _stretch(world.SIDE, CONDITION_SIDE)
+        matrix = _stretch(flat_shapes.SIDE, CONDITION_SIDE)
         pictures = _to_bytes(matrix @ _to_bytes(pictures @ matrix.T))  # as PIL: rows first, rounded both times
     first, matrices = _windows(pictures.shape[-1])
     rows, columns = chosen // GRID, chosen % GRID
@@ -242,25 +245,25 @@ def _windows(side: int) -> tuple[Tensor, Tensor]:
     """For each row of visual tokens the first pixel that it is made of (16,), and the matrix (16, 28, pixels)."""
     parts = _stretch(side, VISION["image_size"]).unflatten(0, (GRID, -1))
     used = [part.any(0).nonzero() for part in parts]
-    most = max(int(at[-1] - at[0]) + 1 for at in used)
-    first = [min(int(at[0]), side - most) for at in used]
-    return torch.tensor(first), torch.stack([part[:, at : at + most] for at, part in zip(first, parts, strict=True)])
+    width = max(int(at[-1] - at[0]) + 1 for at in used)
+    first = [min(int(at[0]), side - width) for at in used]
+    return torch.tensor(first), torch.stack([part[:, at : at + width] for at, part in zip(first, parts, strict=True)])
 
 
 def _to_bytes(pixels: Tensor) -> Tensor:
     return pixels.clamp(0, 1).mul(255).round() / 255
 
 
-def see(model: torch.nn.Module, cut: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def encode_images(model: torch.nn.Module, patches: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings (B, k, hidden) of the visual tokens `chosen` (B, k) alone, their features (B, k, 4 * width), and the
     states of their patches after the first block (B, 4 * k, width).
 
-    cut  `patches` of these tokens. With every token chosen this is the pack's own visual tokenizer.
+    patches  `to_patches` of these tokens. With every token chosen this is the pack's own visual tokenizer.
     """
     backbone, (batch, k) = model.visual_tokenizer.backbone, chosen.shape
     before = backbone.preprocessor
     index = (chosen[..., None] * PATCHES + torch.arange(PATCHES)).flatten(1)
-    x = F.linear(cut.flatten(1, 2), before.patchifier["proj"].weight.flatten(1), before.patchifier["proj"].bias)
+    x = F.linear(patches.flatten(1, 2), before.patchifier["proj"].weight.flatten(1), before.patchifier["proj"].bias)
     side = VISION["image_size"] // VISION["patch_size"]
     learned = core.networks.vision.group_patches(before.pos_embed[0].unflatten(0, (side, side)), 2)
     x = before.patchifier["norm"](x) + learned[index]
@@ -288,12 +291,12 @@ def _line_tables() -> tuple[Tensor, Tensor]:
 # ---- sequences
 
 
-def join(model: torch.nn.Module, ids: Tensor, seen: Tensor) -> Tensor:
-    """Rows of text ids (B, L), a picture's visual tokens (B, k, hidden) in their place -> (B, L + k + 2, hidden)."""
+def join(model: torch.nn.Module, ids: Tensor, embeddings: Tensor) -> Tensor:
+    """Rows of text ids (B, L), an image's embeddings (B, k, hidden) in their place -> (B, L + k + 2, hidden)."""
     text = model.llm.model["embed_tokens"](ids)
     begin, end = model.vte.weight[torch.tensor(core.multimodal.BRACKETS[prompts.Placeholder.IMAGE])]
     begin, end = (mark.expand(len(ids), 1, -1) for mark in (begin, end))
-    return torch.cat((text[:, :BEFORE], begin, seen, end, text[:, BEFORE:]), 1)
+    return torch.cat((text[:, :BEFORE], begin, embeddings, end, text[:, BEFORE:]), 1)
 
 
 def positions(chosen: Tensor, length: int) -> Tensor:
@@ -337,14 +340,14 @@ class Conditioner:
     def picture(self, pictures: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Pictures (B, 3, 128, 128) -> conditions (B, 261, 2 * hidden) to their end, and keys and values by block."""
         chosen = torch.arange(TOKENS).expand(len(pictures), -1)
-        seen, *_ = see(self.model, patches(pictures, True), chosen)
+        embeddings, *_ = encode_images(self.model, to_patches(pictures, True), chosen)
         kept: list[tuple[Tensor, Tensor]] = []
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             kept.append((k, v))
             return causal_attention(q, k, v)
 
-        x = join(self.model, self.start.expand(len(pictures), -1), seen)
+        x = join(self.model, self.start.expand(len(pictures), -1), embeddings)
         return torch.cat(states(self.model, x, torch.arange(x.shape[1]), lambda _: attend), -1), kept
 
     def text(self, rows: Sequence[list[int]], kept: list[tuple[Tensor, Tensor]], owner: Sequence[int]) -> list[Tensor]:

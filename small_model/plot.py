@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 # Stages of each panel, with what is shown: these names, or all that have the word in them.
 PANELS: dict[str, dict[str, str | tuple[str, ...]]] = {
     "VAE: error of a pixel": {"vae_whole": "error", "vae": "error"},
-    "visual tokenizer: shapes right": {"eyes": "right"},
+    "visual tokenizer: shapes right": {"vision": "right"},
     "language model: share right": {"language": "right"},
     "decoder: loss of the velocity": {"decoder": ("text", "edit")},
 }

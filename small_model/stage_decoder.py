@@ -1,10 +1,11 @@
-"""The decoder: latents and conditions of many scenes, computed once, and the training on them.
+"""Trains the decoder on latents and conditions of many scenes, which are computed once.
 
-Scenes come in families of four: a scene, and the same with another colour, another shape, another ground. Each is a
-picture to be made from text, and the first and each other are an edit of one another.
+Scenes come in families of four: a scene, and the same with another colour, shape or background. Each is a target of
+text to image, and the first and each other are an edit of one another.
 
-Velocity alone teaches slowly which word belongs to which pixel. Two losses beside it show that: the refiner's vector
-holds every attribute of the scene, and after half of the blocks each image token knows what its pixels show.
+From the loss of the velocity alone the decoder learns slowly which word belongs to which pixel. So there are two more
+losses: the refiner's vector must predict every attribute of the scene, and the image tokens after half of the blocks
+must predict the content of their pixels.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import flat_shapes
+import phrasings
 import stage_language
 import stage_vae
 import torch
-import words
-import world
 from networks import Conditioner, after_picture, core, make_decoder, prompts
 from safetensors.torch import load_file, save_file
-from stage_eyes import COLOURS, KINDS, REGIONS, UNKNOWN, attribute_loss
 from stage_language import ATTRIBUTES, attributes
+from stage_vision import COLOURS, KINDS, REGIONS, UNKNOWN, attribute_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training import Muon, Run, average, cosine, descend, load_module, set_rate
@@ -41,38 +42,38 @@ SHORT = (24, 32, 48)  # tokens of a condition, of which most say nothing
 FULL_SHARE = 0.9  # of the steps with short conditions
 DROPPED = 0.1  # share without the text, for guidance
 GUIDES = 0.05  # weight of the losses beside the velocity's
-SIDE, STEP = 8, world.SIDE // 8  # image tokens a side of a picture, and pixels a side of one
+SIDE, STEP = 8, flat_shapes.SIDE // 8  # image tokens a side of a picture, and pixels a side of one
 SHIFT = core.schedule.shift_for(64)
-KINDS_OF_EDITS = tuple(words.EDITS)
+KINDS_OF_EDITS = tuple(phrasings.EDITS)
 
 
 # ---- data
 
 
-def families(part: int) -> list[list[world.Scene]]:
+def families(part: int) -> list[list[flat_shapes.Scene]]:
     """The families of one file: a scene with three changes of it that training may show.
 
     They do not depend on the phrasings, so that latents stay when words change.
     """
-    made: list[list[world.Scene]] = []
+    made: list[list[flat_shapes.Scene]] = []
     for number in itertools.count():
-        scene = world.make_scene(random.Random(f"family {part} {number}"), False)
+        scene = flat_shapes.make_scene(random.Random(f"family {part} {number}"), False)
         changed = [
-            words.edit(scene, kind, random.Random(f"family {part} {number} {kind}"))[1] for kind in KINDS_OF_EDITS
+            phrasings.edit(scene, kind, random.Random(f"family {part} {number} {kind}"))[1] for kind in KINDS_OF_EDITS
         ]
-        if not any(world.is_held_out(other) for other in changed):
+        if not any(flat_shapes.is_held_out(other) for other in changed):
             made.append([scene, *changed])
         if len(made) == PART:
             return made
     raise AssertionError
 
 
-def edits(scenes: list[world.Scene], rng: random.Random) -> list[tuple[int, int, str]]:
+def edits(scenes: list[flat_shapes.Scene], rng: random.Random) -> list[tuple[int, int, str]]:
     """(from, to, instruction) between a family's first scene and each other, both ways; two phrasings of the former."""
     made = []
     for i, kind in enumerate(KINDS_OF_EDITS, 1):
         for a, b in ((0, i), (0, i), (i, 0)):
-            made.append((a, b, words.instruction(scenes[a], scenes[b], kind, rng)))
+            made.append((a, b, phrasings.instruction(scenes[a], scenes[b], kind, rng)))
     return made
 
 
@@ -82,7 +83,9 @@ def write_latents(folder: Path, worker: int = 0, workers: int = 1) -> None:
     vae = stage_vae.load(folder)
 
     def make(part: int) -> dict[str, Tensor]:
-        return {"latents": torch.cat([stage_vae.to_latents(vae, world.draw(scenes)) for scenes in families(part)])}
+        return {
+            "latents": torch.cat([stage_vae.to_latents(vae, flat_shapes.draw(scenes)) for scenes in families(part)])
+        }
 
     _write_parts(folder, "latents", make, worker, workers)
 
@@ -107,7 +110,7 @@ def _write_parts(folder: Path, name: str, make: Callable[..., dict[str, Tensor]]
 
 def blank_prefix(conditioner: Conditioner) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Condition (261, 2 * hidden) and keys and values of the blank picture of text to image."""
-    prefix, kept = conditioner.picture(torch.ones(1, 3, world.SIDE, world.SIDE))
+    prefix, kept = conditioner.picture(torch.ones(1, 3, flat_shapes.SIDE, flat_shapes.SIDE))
     return prefix[0], kept
 
 
@@ -115,10 +118,10 @@ def _conditions(part: int, conditioner: Conditioner, blank: list[tuple[Tensor, T
     rng = random.Random(f"words {part}")
     prefixes, captions, instructions, plain, links = [], [], [], [], []
     for begin, scenes in enumerate(families(part)):
-        texts = [words.caption(scene, rng) for scene in scenes for _ in range(CAPTIONS)]
+        texts = [phrasings.caption(scene, rng) for scene in scenes for _ in range(CAPTIONS)]
         rows = [after_picture(prompts.text_to_image(text)) for text in texts]
         captions += conditioner.text(rows, blank, [0] * len(rows))
-        prefix, kept = conditioner.picture(world.draw(scenes))
+        prefix, kept = conditioner.picture(flat_shapes.draw(scenes))
         prefixes.append(prefix)
         made = edits(scenes, rng)
         rows = [after_picture(prompts.about_image(text)) for _, _, text in made]
@@ -143,7 +146,7 @@ class Data:
 
     def __init__(self, folder: Path) -> None:
         self.latents: list[Tensor] = []
-        self.scenes: list[world.Scene] = []
+        self.scenes: list[flat_shapes.Scene] = []
         self.prefixes: list[Tensor] = []
         self.captions: list[Tensor] = []
         self.instructions: list[Tensor] = []
@@ -199,7 +202,7 @@ def train(folder: Path, scale: float = 1.0) -> None:
 
 
 class Guides:
-    """What the refiner's vector and the image tokens in the middle of the decoder know of the scene."""
+    """Predicts the scene from the refiner's vector and from the image tokens in the middle of the decoder."""
 
     def __init__(self, decoder: nn.Module) -> None:
         width = decoder.config.hidden_size
@@ -218,7 +221,7 @@ class Guides:
         """Of the heads."""
         return list(self.heads.parameters())
 
-    def losses(self, y: Tensor, text: int, scenes: list[world.Scene | None]) -> tuple[Tensor, list[Tensor]]:
+    def losses(self, y: Tensor, text: int, scenes: list[flat_shapes.Scene | None]) -> tuple[Tensor, list[Tensor]]:
         """Loss, and shares right for the vector (B, hidden) and the image tokens; None stands for any scene."""
         double, single = self.outputs
         self.outputs.clear()
@@ -227,17 +230,17 @@ class Guides:
         vector, right = attribute_loss(self.heads["vector"](y), known, ATTRIBUTES)
         shown = torch.stack([_shown(scene) for scene in scenes])
         first, _ = attribute_loss(self.heads["early"](double[:, :tokens]), shown, REGIONS)
-        second, seen = attribute_loss(self.heads["late"](single[:, text : text + tokens]), shown, REGIONS)
-        return vector + first + second, [right, seen]
+        second, tokens_right = attribute_loss(self.heads["late"](single[:, text : text + tokens]), shown, REGIONS)
+        return vector + first + second, [right, tokens_right]
 
 
-def _shown(scene: world.Scene | None) -> Tensor:
+def _shown(scene: flat_shapes.Scene | None) -> Tensor:
     """For each image token (tokens, 3): the kind of the shape in it (0: none), the colour in its middle, the ground."""
     if scene is None:
         return torch.full((SIDE * SIDE, len(REGIONS)), UNKNOWN)
     ground = COLOURS.index(scene.background)
     out = torch.tensor([0, ground, ground]).repeat(SIDE * SIDE, 1)
-    away = world.distance(scene.shape, SIDE, step=STEP).flatten()
+    away = flat_shapes.distance(scene.shape, SIDE, step=STEP).flatten()
     out[away < STEP / 2, 0] = 1 + KINDS.index(scene.shape.kind)
     out[away < 0, 1] = COLOURS.index(scene.shape.colour)
     return out
@@ -250,7 +253,7 @@ class Batch:
     latents: Tensor
     conditions: Tensor
     references: tuple[Tensor, ...]
-    scenes: list[world.Scene | None]
+    scenes: list[flat_shapes.Scene | None]
 
 
 def times(count: int) -> Tensor:
@@ -281,7 +284,7 @@ class Batches:
         held = () if kind == "text" else (torch.stack(references),)
         return Batch(torch.stack(latents), torch.stack(conditions), held, list(scenes))
 
-    def _text(self) -> tuple[Tensor, Tensor, Tensor, None, world.Scene | None]:
+    def _text(self) -> tuple[Tensor, Tensor, Tensor, None, flat_shapes.Scene | None]:
         i = random.randrange(len(self.data.latents))
         z = self.data.latents[i]
         if random.random() < DROPPED:
@@ -289,7 +292,7 @@ class Batches:
         caption = self.data.captions[CAPTIONS * i + random.randrange(CAPTIONS)]
         return z, caption[self.template :], self.constant, None, self.data.scenes[i]
 
-    def _edit(self) -> tuple[Tensor, Tensor, Tensor, Tensor, world.Scene | None]:
+    def _edit(self) -> tuple[Tensor, Tensor, Tensor, Tensor, flat_shapes.Scene | None]:
         data, i = self.data, random.randrange(len(self.data.links))
         before, after = data.links[i]
         text, scene = data.instructions[i], data.scenes[after]
@@ -310,21 +313,22 @@ def template_length() -> int:
     return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y) - 1
 
 
-def load(folder: Path, name: str = "decoder") -> nn.Module:
+def load(folder: Path) -> nn.Module:
     """The trained decoder, its weights averaged."""
-    return load_module(folder, name, make_decoder()).requires_grad_(False)
+    return load_module(folder, "decoder", make_decoder()).requires_grad_(False)
 
 
 # ---- sampling, to score it without ComfyUI
 
+SAMPLING_STEPS = 20
 Branch = tuple[Tensor, tuple[Tensor, ...]]  # a condition (B, L, 2 * hidden), and references
 
 
 @torch.no_grad()
-def sample(decoder: nn.Module, noise: Tensor, branches: list[Branch], scales: list[float], steps: int = 20) -> Tensor:
+def sample(decoder: nn.Module, noise: Tensor, branches: list[Branch], scales: list[float]) -> Tensor:
     """Latents by Euler steps on the model's schedule; branches from the least to the most informed."""
     refined = [(*decoder.refine(condition), references) for condition, references in branches]
-    x, path = noise, core.schedule.shifted_times(steps, SHIFT)
+    x, path = noise, core.schedule.shifted_times(SAMPLING_STEPS, SHIFT)
     for t, following in pairwise(path):
         at = torch.full((len(x),), t)
         answers = [decoder(x, at, context, y, ref_latents=references) for context, y, references in refined]

@@ -6,8 +6,8 @@ import math
 import random
 from pathlib import Path
 
+import flat_shapes
 import torch
-import world
 from networks import LATENT_SCALE, make_vae
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,12 +54,16 @@ def crops(count: int, side: int) -> Tensor:
     rng, made = random, []
     for _ in range(count):
         radius, angle = rng.uniform(15, 46), rng.uniform(0, 2 * math.pi)
-        shape = world.Shape(rng.choice(world.KINDS), "red", "", "", rng.uniform(30, 98), rng.uniform(30, 98), radius)
+        shape = flat_shapes.Shape(
+            rng.choice(flat_shapes.KINDS), "red", "", "", rng.uniform(30, 98), rng.uniform(30, 98), radius
+        )
         reach = rng.uniform(0, 1.25) * radius
         corner = torch.tensor([shape.x + reach * math.cos(angle), shape.y + reach * math.sin(angle)]) - side / 2
-        corner = corner.clamp(0, world.SIDE - side).round()
-        cover = (0.5 - world.distance(shape, side, corner)).clamp(0, 1)
-        ground, colour = (world.colour_of(name).view(3, 1, 1) for name in rng.sample(list(world.COLOURS), 2))
+        corner = corner.clamp(0, flat_shapes.SIDE - side).round()
+        cover = (0.5 - flat_shapes.distance(shape, side, corner)).clamp(0, 1)
+        ground, colour = (
+            flat_shapes.colour_of(name).view(3, 1, 1) for name in rng.sample(list(flat_shapes.COLOURS), 2)
+        )
         if rng.random() < 0.25:
             ground, colour = torch.rand(3, 1, 1), torch.rand(3, 1, 1)
         made.append(ground + cover * (colour - ground))
@@ -109,7 +113,7 @@ def start_near_identity(vae: nn.Module) -> None:
 def whiten(vae: nn.Module) -> None:
     """Folds the latents' mean and deviation into the two 1 x 1 convolutions, so that the model's scale holds."""
     rng = random.Random(5)
-    pictures = world.draw([world.make_scene(rng, False) for _ in range(48)]) * 2 - 1
+    pictures = flat_shapes.draw([flat_shapes.make_scene(rng, False) for _ in range(48)]) * 2 - 1
     z = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(8)])
     mean, factor = z.mean(dim=(0, 2, 3)), 1 / (z.std(dim=(0, 2, 3)) * LATENT_SCALE)
     before, after = vae.quant_conv, vae.post_quant_conv
@@ -143,11 +147,11 @@ def load(folder: Path) -> nn.Module:
 def report(folder: Path) -> dict[str, float]:
     """Error and the share of held-out pictures that are still recognised after the VAE."""
     vae, rng = load(folder), random.Random(9)
-    scenes = [world.make_scene(rng, True) for _ in range(64)]
-    pictures = world.draw(scenes)
+    scenes = [flat_shapes.make_scene(rng, True) for _ in range(64)]
+    pictures = flat_shapes.draw(scenes)
     back = to_pictures(vae, to_latents(vae, pictures))
-    seen = [world.look(picture) for picture in back]
+    recognised = [flat_shapes.recognise(picture) for picture in back]
     return {
         "vae error": F.l1_loss(back, pictures).item(),
-        "vae recognised": sum(world.same(a, b) for a, b in zip(seen, scenes, strict=True)) / len(scenes),
+        "vae recognised": sum(flat_shapes.same(a, b) for a, b in zip(recognised, scenes, strict=True)) / len(scenes),
     }

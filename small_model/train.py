@@ -1,8 +1,8 @@
 """Trains the small model: `train.py STAGE --folder FOLDER`, with the Python of an environment that has diffusers.
 
-Stages: vae, then latents; eyes, then seen, language, conditions; decoder, which needs all of these; export, which
-writes the checkpoint. The first two lines can run side by side. A stage that was stopped resumes. `COMFYUI_PATH` names
-a ComfyUI, for its tokenizer's files.
+Stages: vae, then latents; vision, then embeddings, language, conditions; decoder, which needs all of these; export,
+which writes the checkpoint. The first two lines can run side by side. A stage that was stopped resumes. `COMFYUI_PATH`
+names a ComfyUI, for its tokenizer's files.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import torch
 
-STAGES = ("vae", "latents", "eyes", "seen", "language", "conditions", "decoder", "export")
+STAGES = ("vae", "latents", "vision", "embeddings", "language", "conditions", "decoder", "export")
 
 
 def main() -> int:
@@ -44,15 +44,15 @@ def main() -> int:
 
         stage_vae.train(args.folder, args.scale)
         print(stage_vae.report(args.folder))
-    elif args.stage == "eyes":
-        import stage_eyes
+    elif args.stage == "vision":
+        import stage_vision
 
-        stage_eyes.train(args.folder, args.scale)
-    elif args.stage in ("seen", "language"):
+        stage_vision.train(args.folder, args.scale)
+    elif args.stage in ("embeddings", "language"):
         import stage_language
 
-        if args.stage == "seen":
-            stage_language.write_seen(args.folder, *args.worker)
+        if args.stage == "embeddings":
+            stage_language.write_embeddings(args.folder, *args.worker)
         else:
             stage_language.train(args.folder, args.scale)
     elif args.stage in ("latents", "conditions", "decoder"):

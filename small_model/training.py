@@ -16,6 +16,11 @@ from torch import Tensor, nn
 
 SAVE_SECONDS = 60.0
 SHOW_SECONDS = 15.0
+MAX_DECAY = 0.995  # of the running mean of the weights
+# Of Muon.
+MOMENTUM = 0.95
+WEIGHT_DECAY = 0.01
+NEWTON_SCHULZ_STEPS = 4
 
 # (step, of how many) -> what to show of it
 Step = Callable[[int, int], dict[str, float]]
@@ -37,7 +42,9 @@ class Run:
     def train(self, step: Step, steps: int) -> None:
         """Runs `step` up to `steps` times, from where the files of an earlier run left off."""
         done = self.load()
-        begun, saved, shown, first, recent = time.time(), time.time(), 0.0, done, []
+        begun = saved = time.time()
+        shown = 0.0
+        recent: list[dict[str, float]] = []
         for i in range(done, steps):
             random.seed(i)
             torch.manual_seed(i)
@@ -45,7 +52,7 @@ class Run:
             now = time.time()
             if now - shown > SHOW_SECONDS or i + 1 == steps:
                 shown = now
-                self._show(i + 1, steps, recent, (now - begun) / (i + 1 - first))
+                self._show(i + 1, steps, recent, (now - begun) / (i + 1 - done))
             if now - saved > SAVE_SECONDS or i + 1 == steps:
                 saved = now
                 self.save(i + 1)
@@ -99,9 +106,9 @@ def saved_steps(file: Path) -> int:
         return int(opened.metadata()["step"])
 
 
-def load_module(folder: Path, name: str, module: nn.Module, part: str = "model") -> nn.Module:
+def load_module(folder: Path, name: str, module: nn.Module) -> nn.Module:
     """A module with the weights that a stage saved."""
-    module.load_state_dict(_under(load_file(folder / f"{name}.safetensors"), f"{part}."))
+    module.load_state_dict(_under(load_file(folder / f"{name}.safetensors"), "model."))
     return module.eval()
 
 
@@ -129,21 +136,21 @@ def cosine(step: int, steps: int, warm_up: int = 50, hold: float = 0.0) -> float
 
 
 @torch.no_grad()
-def average(into: nn.Module, model: nn.Module, step: int, most: float = 0.995) -> None:
+def average(into: nn.Module, model: nn.Module, step: int) -> None:
     """Moves `into` towards the model: a running mean of the weights."""
-    keep = min(most, (step + 1) / (step + 10))
+    keep = min(MAX_DECAY, (step + 1) / (step + 10))
     for mean, weight in zip(into.parameters(), model.parameters(), strict=True):
         mean.lerp_(weight, 1 - keep)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal by five-term Newton-Schulz steps (Jordan, 2024), in float32.
+    """Momentum whose update is made orthogonal by four quintic Newton-Schulz iterations (Jordan, 2024), in float32.
 
     torch's own computes in bfloat16, which is slow on a CPU. Matrices of one shape are computed together.
     """
 
-    def __init__(self, weights: Iterable[Tensor], lr: float, momentum: float = 0.95, decay: float = 0.01) -> None:
-        super().__init__(weights, {"lr": lr, "momentum": momentum, "decay": decay})
+    def __init__(self, weights: Iterable[Tensor], lr: float) -> None:
+        super().__init__(weights, {"lr": lr})
 
     @torch.no_grad()
     def step(self) -> None:
@@ -157,18 +164,18 @@ class Muon(torch.optim.Optimizer):
                 updates = []
                 for weight in weights:
                     mean = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-                    mean.lerp_(weight.grad, 1 - group["momentum"])
-                    update = weight.grad.lerp(mean, group["momentum"])
+                    mean.lerp_(weight.grad, 1 - MOMENTUM)
+                    update = weight.grad.lerp(mean, MOMENTUM)
                     updates.append(update.T if update.shape[0] > update.shape[1] else update)
                 for weight, update in zip(weights, _orthogonal(torch.stack(updates)), strict=True):
                     turned = update.T if weight.shape[0] > weight.shape[1] else update
-                    weight.mul_(1 - group["lr"] * group["decay"])
+                    weight.mul_(1 - group["lr"] * WEIGHT_DECAY)
                     weight.add_(turned, alpha=-group["lr"] * 0.2 * max(weight.shape) ** 0.5)
 
 
-def _orthogonal(x: Tensor, steps: int = 4) -> Tensor:
+def _orthogonal(x: Tensor) -> Tensor:
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x

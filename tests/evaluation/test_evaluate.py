@@ -138,9 +138,9 @@ def test_answers_have_the_format_of_vlmevalkit(alone: Callable[[str], Path]) -> 
     assert "image" not in rows[0]
     assert {row["prediction"] for row in rows[:2]} <= {"A", "B"}
     assert rows[2]["prediction"]
-    chances = said(out)["7"]["chances"]
-    assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
-    assert rows[0]["prediction"] == max(chances, key=chances.__getitem__)
+    probabilities = said(out)["7"]["probabilities"]
+    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert rows[0]["prediction"] == max(probabilities, key=probabilities.__getitem__)
     assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["scores"]["answers"]["cases"] == 2
 
 
@@ -184,7 +184,7 @@ def test_killed_run_resumes(alone: Callable[[str], Path], command: Any, tmp_path
     assert all(path.stat().st_mtime_ns == t for path, t in before.items() if path.relative_to(out).as_posix() in kept)
     # Nothing is left to do, and a run with other settings is rejected.
     run(command("jobs", out), FAILED)
-    assert "made_now" not in json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert "records_made" not in json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert "seed is 1 and was 0" in run(command("jobs", out, "--seed", "1"), 1).stderr
 
 
@@ -241,7 +241,7 @@ def test_run_resumes_after_a_full_disk(alone: Callable[[str], Path], command: An
 
 def test_scheduling_takes_less_than_20_ms(alone: Callable[[str], Path]) -> None:
     summary = json.loads((alone("jobs") / "summary.json").read_text(encoding="utf-8"))
-    assert summary["records_a_second"] > 0
+    assert summary["records_per_second"] > 0
     assert summary["scheduling_ms"] < 20
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import cases
+import flat_shapes
 import pytest
-import world
 from PIL import Image
 
 from console import UserError
@@ -112,7 +112,7 @@ def test_one_wrong_row_does_not_affect_the_others(tmp_path: Path) -> None:
     first, wrong, last = SUITES["jobs"].records(file)
     assert (first.id, last.id) == ("00000", "00002")
     assert wrong.id == f"{file}, line 2"
-    assert "Expecting property name" in wrong.wrong
+    assert "Expecting property name" in wrong.error
 
 
 def test_unreadable_dpg_prompts(tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_unreadable_dpg_prompts(tmp_path: Path) -> None:
     good, latin, folder = SUITES["dpg"].records(tmp_path)
     assert good.prompt == "good"
     assert (latin.id, folder.id) == (str(tmp_path / "b.txt"), str(tmp_path / "c.txt"))
-    assert "codec can't decode" in latin.wrong
-    assert "Is a directory" in folder.wrong
+    assert "codec can't decode" in latin.error
+    assert "Is a directory" in folder.error
 
 
 def test_each_wrong_row_of_a_tsv_is_its_own_error(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_each_wrong_row_of_a_tsv_is_its_own_error(tmp_path: Path) -> None:
     assert good.id == "1"
     assert [record.id for record in wrong] == [f"{file}, line {line}" for line in range(3, 6)]
     for record, said in zip(wrong, ["more columns", "a row that has no image", "never closed"], strict=True):
-        assert said in record.wrong
+        assert said in record.error
 
 
 def test_error_for_records_with_the_same_name(tmp_path: Path) -> None:
@@ -219,15 +219,15 @@ def test_hash_of_a_record_changes_with_its_inputs(tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     picture.write_bytes(b"one")
     record = Record("a", "edit", "x", (picture,), ("images/a.png",), {"images/b.png": b"two"})
-    asked = record.load(REPORT_SETTINGS, 0).asked
-    assert replace(record, row={"answer": "A"}).load(REPORT_SETTINGS, 0).asked == asked
+    expected = record.load(REPORT_SETTINGS, 0).input_sha256
+    assert replace(record, row={"answer": "A"}).load(REPORT_SETTINGS, 0).input_sha256 == expected
     picture.write_bytes(b"two")
     others = [record.load(REPORT_SETTINGS, 0)]
     picture.write_bytes(b"one")
     others += [replace(record, prompt="y").load(REPORT_SETTINGS, 0), record.load(REPORT_SETTINGS, 1)]
-    others += [replace(record, beside={"images/b.png": b"three"}).load(REPORT_SETTINGS, 0)]
+    others += [replace(record, extra_files={"images/b.png": b"three"}).load(REPORT_SETTINGS, 0)]
     others += [replace(record, settings={"steps": 3}).load(REPORT_SETTINGS, 0)]
-    assert len({asked, *(task.asked for task in others)}) == 6
+    assert len({expected, *(task.input_sha256 for task in others)}) == 6
 
 
 def test_contact_sheet_escapes_texts_and_links(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_contact_sheet_escapes_texts_and_links(tmp_path: Path) -> None:
     assert 'src="http' not in page
 
 
-def drawn(scene: world.Scene) -> bytes:
+def drawn(scene: flat_shapes.Scene) -> bytes:
     """A scene as a PNG file."""
     return next(iter(cases.source_files(cases.Case("edit", "", "", (scene,)))))
 
@@ -273,7 +273,7 @@ def test_shapes_are_the_same_cases_each_time() -> None:
     for task in ("paint", "ask", "describe", "chat"):
         for number in range(cases.COUNT):
             case = cases.make_case(task, number)
-            assert world.is_held_out(case.scene or case.sources[0])
+            assert flat_shapes.is_held_out(case.scene or case.sources[0])
     assert len({r.prompt + str(r.images) for r in first}) > 0.95 * len(first)
 
 
@@ -291,7 +291,7 @@ def test_shapes_scores_correct_and_wrong_results(tmp_path: Path) -> None:
         said = f"1. image 9: 0.9\n2. image {case.answer}: 0.1" if case.task == "judge" else "so"
         wrong[record.id] = {**right[record.id], "answer": said}
         if case.scene:
-            other = next(kind for kind in world.KINDS if kind != case.scene.shape.kind)
+            other = next(kind for kind in flat_shapes.KINDS if kind != case.scene.shape.kind)
             (tmp_path / record.files[0]).write_bytes(drawn(case.scene.change(kind=other)))
     verdicts, _ = shapes_scores(tmp_path, records, wrong)
     assert [name for name, (fits, _) in verdicts.items() if fits] == []
@@ -312,7 +312,7 @@ def test_shapes_detects_changes_outside_the_edit(tmp_path: Path) -> None:
     for record in masked:
         case = record.row["case"]
         picture = Image.open(io.BytesIO(drawn(case.scene)))
-        colour = next(rgb for name, rgb in world.COLOURS.items() if name != case.scene.background)
+        colour = next(rgb for name, rgb in flat_shapes.COLOURS.items() if name != case.scene.background)
         for row, column in cases.outside_mask(case).nonzero().tolist():
             if row % 6 == column % 6 == 0:  # specks, too small to be a shape
                 picture.putpixel((column, row), colour)

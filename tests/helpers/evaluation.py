@@ -45,7 +45,9 @@ def files(out: Path) -> dict[str, bytes]:
 def said(out: Path) -> dict[str, Any]:
     """The answers by id; each id occurs once."""
     found = lines(out)
-    results = {line["id"]: {key: line.get(key) for key in ("answer", "chances", "seeds", "error")} for line in found}
+    results = {
+        line["id"]: {key: line.get(key) for key in ("answer", "probabilities", "seeds", "error")} for line in found
+    }
     assert len(results) == len(found)
     return results
 

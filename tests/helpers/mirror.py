@@ -45,133 +45,149 @@ class Mirror:
     tokens: list[tuple[str, str | None]] = field(default_factory=list)  # path, token that was sent
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Answers like the hub and like its Xet storage."""
+
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def mirror(self) -> Mirror:
+        return self.server.mirror
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.mirror.asked.append((self.command, self.path, self.headers.get("Range")))
+        self.mirror.tokens.append((self.path, self.headers.get("Authorization")))
+        path = self.path.split("?")[0]
+        shown = self.headers.get("Authorization")
+        if (
+            self.mirror.token
+            and not path.startswith(("/v1/", "/v2/", "/xorbs/"))
+            and shown != f"Bearer {self.mirror.token}"
+        ):
+            self._refuse(401, {"X-Error-Code": "RepoNotFound"})
+        elif path.startswith("/api/models/owner/renamed/"):
+            self._refuse(307, {"Location": self.path.replace("renamed", "small")})
+        elif path.startswith("/api/models/owner/small/xet-read-token/"):
+            answer = {"accessToken": "read", "exp": int(time.time()) + 3600, "casUrl": self.mirror.url}
+            self._send(json.dumps(answer).encode(), {"Content-Type": "application/json"})
+        elif path.startswith("/api/models/owner/small/tree/"):
+            self._send(json.dumps(tree(self.mirror.folder)).encode(), {"Content-Type": "application/json"})
+        elif path.startswith("/api/models/owner/small"):
+            self._send(json.dumps(describe(self.mirror.folder)).encode(), {"Content-Type": "application/json"})
+        elif path.startswith("/owner/renamed/resolve/"):
+            self._refuse(307, {"Location": self.path.replace("renamed", "small")})
+        elif path.startswith("/owner/small/resolve/"):
+            self._resolve(self.mirror.folder / path.rsplit("/", 1)[1])
+        elif self.mirror.xet and path.startswith("/v1/reconstructions/"):
+            self._reconstruct(path.rsplit("/", 1)[1])
+        elif self.mirror.xet and path.startswith("/xorbs/") and self.mirror.storage_fails_after == 0:
+            self._refuse(404, {})
+        elif self.mirror.xet and path.startswith("/xorbs/"):
+            self.mirror.storage_fails_after -= 1
+            time.sleep(self.mirror.storage_pause)
+            self._send(serialized(find(self.mirror.folder, path.rsplit("/", 1)[1], self.mirror.damage)), {})
+        else:
+            self._refuse(404, {"X-Error-Code": "RepoNotFound"})
+
+    def _resolve(self, file: Path) -> None:
+        if self.mirror.refused:
+            self._refuse(self.mirror.refused, {})
+            return
+        large = file.suffix == ".safetensors"
+        etag = hashlib.sha256(file.read_bytes()).hexdigest() if large else blob(file.read_bytes())
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if self.mirror.xet and large:
+            token_url = f"{self.mirror.xet_tokens or self.mirror.url}/api/models/owner/small/xet-read-token/{COMMIT}"
+            headers |= {"X-Xet-Hash": etag, "Link": f'<{token_url}>; rel="xet-auth"'}
+        if self.mirror.moved and large:
+            self._refuse(302, {**headers, "Location": f"{self.mirror.moved}{self.path}"})
+            return
+        self._send(content(file, self.mirror.damage), headers)
+
+    def _reconstruct(self, name: str) -> None:
+        """The chunks of a file, or of a range of it."""
+        size = len(find(self.mirror.folder, name, False))
+        start, end = self._range(size)
+        first, last = start // CHUNK, -(-end // CHUNK)
+        terms, places = [], []
+        for begin in range(first, last, CHUNKS):
+            chunks = {"start": begin, "end": min(begin + CHUNKS, last)}
+            held = min(chunks["end"] * CHUNK, size) - chunks["start"] * CHUNK
+            stop = min(chunks["end"] * (CHUNK + 8), size + 8 * -(-size // CHUNK)) - 1
+            terms.append({"hash": name, "unpacked_length": held, "range": chunks})
+            places.append(
+                {
+                    "range": chunks,
+                    "url": f"{self.mirror.url}/xorbs/{name}",
+                    "url_range": {"start": begin * (CHUNK + 8), "end": stop},
+                }
+            )
+        answer = {"offset_into_first_range": start - first * CHUNK, "terms": terms, "fetch_info": {name: places}}
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _refuse(self, code: int, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": "0"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _range(self, whole: int) -> tuple[int, int]:
+        wanted = self.headers.get("Range")
+        start, _, end = wanted.split("=")[1].partition("-") if wanted else ("0", "", "")
+        return int(start), min(int(end) + 1, whole) if end else whole
+
+    def _send(self, data: bytes, headers: dict[str, str]) -> None:
+        wanted, whole = self.headers.get("Range"), len(data)
+        wanted = None if self.mirror.no_ranges else wanted
+        start, end = self._range(whole) if wanted else (0, whole)
+        data = data[start:end]
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{whole}")
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        for i in range(0, len(data), 1 << 16):
+            cut = self.mirror.cut_after is not None and start + i >= self.mirror.cut_after
+            if cut or (self.mirror.cut_every is not None and i >= self.mirror.cut_every):
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            self.wfile.write(data[i : i + (1 << 16)])
+            time.sleep(self.mirror.pause)
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, mirror: Mirror) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.mirror = mirror
+
+    def handle_error(self, *_: Any) -> None:
+        """Ignores readers that disconnect, as some tests do."""
+
+
 @contextmanager
 def serve(folder: Path) -> Iterator[Mirror]:
     """`folder`'s files as the repository owner/small."""
     mirror = Mirror(folder)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            mirror.asked.append((self.command, self.path, self.headers.get("Range")))
-            mirror.tokens.append((self.path, self.headers.get("Authorization")))
-            path = self.path.split("?")[0]
-            shown = self.headers.get("Authorization")
-            if mirror.token and not path.startswith(("/v1/", "/v2/", "/xorbs/")) and shown != f"Bearer {mirror.token}":
-                self._refuse(401, {"X-Error-Code": "RepoNotFound"})
-            elif path.startswith("/api/models/owner/renamed/"):
-                self._refuse(307, {"Location": self.path.replace("renamed", "small")})
-            elif path.startswith("/api/models/owner/small/xet-read-token/"):
-                answer = {"accessToken": "read", "exp": int(time.time()) + 3600, "casUrl": mirror.url}
-                self._send(json.dumps(answer).encode(), {"Content-Type": "application/json"})
-            elif path.startswith("/api/models/owner/small/tree/"):
-                self._send(json.dumps(tree(mirror.folder)).encode(), {"Content-Type": "application/json"})
-            elif path.startswith("/api/models/owner/small"):
-                self._send(json.dumps(describe(mirror.folder)).encode(), {"Content-Type": "application/json"})
-            elif path.startswith("/owner/renamed/resolve/"):
-                self._refuse(307, {"Location": self.path.replace("renamed", "small")})
-            elif path.startswith("/owner/small/resolve/"):
-                self._resolve(mirror.folder / path.rsplit("/", 1)[1])
-            elif mirror.xet and path.startswith("/v1/reconstructions/"):
-                self._reconstruct(path.rsplit("/", 1)[1])
-            elif mirror.xet and path.startswith("/xorbs/") and mirror.storage_fails_after == 0:
-                self._refuse(404, {})
-            elif mirror.xet and path.startswith("/xorbs/"):
-                mirror.storage_fails_after -= 1
-                time.sleep(mirror.storage_pause)
-                self._send(serialized(find(mirror.folder, path.rsplit("/", 1)[1], mirror.damage)), {})
-            else:
-                self._refuse(404, {"X-Error-Code": "RepoNotFound"})
-
-        def _resolve(self, file: Path) -> None:
-            if mirror.refused:
-                self._refuse(mirror.refused, {})
-                return
-            large = file.suffix == ".safetensors"
-            etag = hashlib.sha256(file.read_bytes()).hexdigest() if large else blob(file.read_bytes())
-            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-            if mirror.xet and large:
-                token_url = f"{mirror.xet_tokens or mirror.url}/api/models/owner/small/xet-read-token/{COMMIT}"
-                headers |= {"X-Xet-Hash": etag, "Link": f'<{token_url}>; rel="xet-auth"'}
-            if mirror.moved and large:
-                self._refuse(302, {**headers, "Location": f"{mirror.moved}{self.path}"})
-                return
-            self._send(content(file, mirror.damage), headers)
-
-        def _reconstruct(self, name: str) -> None:
-            """The chunks of a file, or of a range of it."""
-            size = len(find(mirror.folder, name, False))
-            start, end = self._range(size)
-            first, last = start // CHUNK, -(-end // CHUNK)
-            terms, places = [], []
-            for begin in range(first, last, CHUNKS):
-                chunks = {"start": begin, "end": min(begin + CHUNKS, last)}
-                held = min(chunks["end"] * CHUNK, size) - chunks["start"] * CHUNK
-                stop = min(chunks["end"] * (CHUNK + 8), size + 8 * -(-size // CHUNK)) - 1
-                terms.append({"hash": name, "unpacked_length": held, "range": chunks})
-                places.append(
-                    {
-                        "range": chunks,
-                        "url": f"{mirror.url}/xorbs/{name}",
-                        "url_range": {"start": begin * (CHUNK + 8), "end": stop},
-                    }
-                )
-            answer = {"offset_into_first_range": start - first * CHUNK, "terms": terms, "fetch_info": {name: places}}
-            data = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def _refuse(self, code: int, headers: dict[str, str]) -> None:
-            self.send_response(code)
-            for name, value in {**headers, "Content-Length": "0"}.items():
-                self.send_header(name, value)
-            self.end_headers()
-
-        def _range(self, whole: int) -> tuple[int, int]:
-            wanted = self.headers.get("Range")
-            start, _, end = wanted.split("=")[1].partition("-") if wanted else ("0", "", "")
-            return int(start), min(int(end) + 1, whole) if end else whole
-
-        def _send(self, data: bytes, headers: dict[str, str]) -> None:
-            wanted, whole = self.headers.get("Range"), len(data)
-            wanted = None if mirror.no_ranges else wanted
-            start, end = self._range(whole) if wanted else (0, whole)
-            data = data[start:end]
-            self.send_response(206 if wanted else 200)
-            if wanted:
-                self.send_header("Content-Range", f"bytes {start}-{end - 1}/{whole}")
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if self.command == "HEAD":
-                return
-            for i in range(0, len(data), 1 << 16):
-                cut = mirror.cut_after is not None and start + i >= mirror.cut_after
-                if cut or (mirror.cut_every is not None and i >= mirror.cut_every):
-                    self.close_connection = True
-                    self.connection.shutdown(socket.SHUT_RDWR)
-                    return
-                self.wfile.write(data[i : i + (1 << 16)])
-                time.sleep(mirror.pause)
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: Any) -> None:
-            """Ignores readers that disconnect, as some tests do."""
-
-    server = Server(("127.0.0.1", 0), Handler)
+    server = Server(mirror)
     mirror.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -21,6 +21,7 @@ import make_checkpoint
 from helpers.headers import header, misplaced
 from helpers.paths import ROOT
 from helpers.pipeline import latent_and_answer
+from helpers.tokenizer_files import write_tokenizer
 from ovis_core.weights.checkpoint import open_model, open_parts
 from ovis_core.weights.precision import LARGE
 from ovis_core.weights.safetensors_file import CheckpointError
@@ -52,7 +53,7 @@ def test_conversion_to_one_file_and_to_parts_keeps_everything(
     release: Path, qwen25_tokenizer: Path, tmp_path: Path
 ) -> None:
     source = Path(shutil.copytree(release, tmp_path / "source"))
-    make_checkpoint.write_tokenizer(source, qwen25_tokenizer)
+    write_tokenizer(source, qwen25_tokenizer)
     one, parts, again = tmp_path / "one.safetensors", tmp_path / "parts", tmp_path / "again.safetensors"
     converted(source, one)
     converted(one, parts, "--parts")
@@ -78,7 +79,7 @@ def test_tensors_in_converted_files_are_aligned(
     from ovis_core.weights.precision import PRECISIONS, QUANTIZED_PRECISIONS
 
     folder = make_checkpoint.write_release(tmp_path / "source", raw_config, dtype=source)
-    make_checkpoint.write_tokenizer(folder, qwen25_tokenizer)
+    write_tokenizer(folder, qwen25_tokenizer)
     for name in ("vocab.json", "merges.txt"):
         text = (folder / name).read_bytes()
         (folder / name).write_bytes(text + b"\n" * (1 + len(text) % 2))  # of odd length

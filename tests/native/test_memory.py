@@ -83,14 +83,14 @@ def test_memory_estimate_includes_text_and_references(comfyui: Path, config: Any
     assert shapes["ref_latents"] == conds["ref_latents"].size() == [1, 4, 2 * (64 * 64 + 32 * 16)]
 
 
-@pytest.mark.parametrize("room", [None, 512], ids=["condition", "write"])
+@pytest.mark.parametrize("max_new_tokens", [None, 512], ids=["condition", "answer"])
 @pytest.mark.parametrize(
     ("frames", "rows", "columns", "text"),
     [(1, 32, 32, 40), (1, 110, 110, 40), (1, 32, 32, 4000), (1, 32, 32, 12000), (8, 56, 100, 40)],
 )
-def test_text_encoder_estimate(frames: int, rows: int, columns: int, text: int, room: int | None) -> None:
+def test_text_encoder_estimate(frames: int, rows: int, columns: int, text: int, max_new_tokens: int | None) -> None:
     """The visual tokenizer's probabilities need the most memory, or the language model's states, or its cache."""
-    if room is None and text > 10000:
+    if max_new_tokens is None and text > 10000:
         pytest.skip("no condition is that long")
     # Fake tensors, because some layers would read a value of meta tensors.
     cpu, half = torch.device("cpu"), torch.bfloat16
@@ -100,11 +100,13 @@ def test_text_encoder_estimate(frames: int, rows: int, columns: int, text: int, 
         tokens = [picture, *range(text)]
         counter = LiveBytes([*model.parameters(), picture.patches])
         with counter:
-            if room is None:
+            if max_new_tokens is None:
                 model.condition(tokens, cpu, half)
             else:
-                cache, _ = prefill(model, tokens, room, cpu, half)
+                cache, _ = prefill(model, tokens, max_new_tokens, cpu, half)
                 model.llm.decode(torch.zeros(1, dtype=torch.int64), cache)
     length = sequence_length(tokens)
-    estimate = model.memory_needed(length, rows * columns // 4, half, 0 if room is None else length + room)
+    estimate = model.memory_needed(
+        length, rows * columns // 4, half, 0 if max_new_tokens is None else length + max_new_tokens
+    )
     assert counter.peak < estimate < 1.25 * counter.peak

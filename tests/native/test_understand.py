@@ -92,14 +92,21 @@ def test_core_generate_text(clip: Any, golden: dict[str, Any], name: str) -> Non
 
 
 def as_the_newest_generate_text(
-    clip: Any, prompt: str, room: int = 24, thinking: bool = False, **inputs: Any
+    clip: Any, prompt: str, max_new_tokens: int = 24, thinking: bool = False, **inputs: Any
 ) -> tuple[str, str]:
     """Calls a CLIP like core's node of the newest ComfyUI, and splits the result: (text, thinking)."""
     said = {"images": None, "video": None, "audio": None, "system_prompt": "", **inputs}
     tokens = clip.tokenize(prompt, skip_template=False, min_length=1, thinking=thinking, **said)
     model = clip.load_model().model
     # The options that CLIP.generate of the newest ComfyUI passes on.
-    drawn = {"do_sample": False, "max_length": room, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
+    drawn = {
+        "do_sample": False,
+        "max_length": max_new_tokens,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1.0,
+        "min_p": 0.0,
+    }
     penalties = {"repetition_penalty": 1.0, "seed": None, "presence_penalty": 0.0}
     written = clip.tokenizer.decode(model.generate(tokens, **drawn, **penalties, mtp=True), skip_special_tokens=True)
     reasoning, _, text = written.partition("</think>")
@@ -482,11 +489,11 @@ def test_generation_stops_at_the_last_position(clip: Any, monkeypatch: pytest.Mo
 
     text = clip.cond_stage_model
     length = len(clip.tokenizer.question(WORDS))
-    for room in (3, 1):
-        language = dataclasses.replace(text.config.language, max_position_embeddings=length + room - 1)
+    for max_new_tokens in (3, 1):
+        language = dataclasses.replace(text.config.language, max_position_embeddings=length + max_new_tokens - 1)
         monkeypatch.setattr(text, "config", dataclasses.replace(text.config, language=language))
         written = ask(clip, tokens=100).conversation.tokens[length:-2]
-        assert len(written) == room
+        assert len(written) == max_new_tokens
 
 
 def test_memory_is_requested_before_it_is_used(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import flat_shapes
 import pytest
-import world
 
 from comfy_server import ComfyServer
 from helpers.browser import open_dropped, set_widgets
@@ -57,7 +57,7 @@ def press_run(page: Any) -> None:
     page.get_by_role("button", name="Run", exact=True).last.dispatch_event("click")
 
 
-def result(page: Any, server: ComfyServer) -> world.Scene:
+def result(page: Any, server: ComfyServer) -> flat_shapes.Scene:
     """The scene in the image that the app shows."""
     name = page.wait_for_function(IMAGE).json_value()
     (entry,) = page.evaluate(
@@ -74,7 +74,7 @@ def test_text_to_image(page: Any, ready: ComfyServer, shots: Path) -> None:
     press_run(page)
     seen = result(page, ready)
     page.screenshot(path=shots / "app_text_to_image.png")
-    assert world.same(seen, TRIANGLE)
+    assert flat_shapes.same(seen, TRIANGLE)
 
 
 def test_edit(page: Any, ready: ComfyServer, shots: Path, tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_edit(page: Any, ready: ComfyServer, shots: Path, tmp_path: Path) -> Non
     press_run(page)
     seen = result(page, ready)
     page.screenshot(path=shots / "app_edit.png")
-    assert world.same(seen, SQUARE.change(colour="red"))
-    assert world.kept(seen, SQUARE)
+    assert flat_shapes.same(seen, SQUARE.change(colour="red"))
+    assert flat_shapes.kept(seen, SQUARE)
 
 
 def test_understand(page: Any, ready: ComfyServer, shots: Path, tmp_path: Path) -> None:

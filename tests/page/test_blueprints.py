@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import flat_shapes
 import pytest
-import world
-from world import Scene
+from flat_shapes import Scene
 
 from blueprints import BLUEPRINTS
 from comfy_server import ComfyServer
@@ -104,7 +104,7 @@ def test_text_to_image(page: Any, shots: Path, ready: ComfyServer, info: dict[st
     assert seed_of(run_to_its_end(page)) == 1
     seen = saved(page, ready)
     page.screenshot(path=shots / "blueprint_text_to_image.png")
-    assert world.same(seen, TRIANGLE)
+    assert flat_shapes.same(seen, TRIANGLE)
     # Newer pages choose a new seed after a run. The one that is shown is used.
     shown_seed = page.evaluate(f"{BLUEPRINT}.widgets.find((w) => w.name === 'seed').value")
     assert (shown_seed != 1) == ("search_aliases" in info["OvisU1Sampler"])
@@ -154,8 +154,8 @@ def test_edit(page: Any, shots: Path, ready: ComfyServer, source: str) -> None:
     run_to_its_end(page)
     seen = saved(page, ready)
     page.screenshot(path=shots / "blueprint_edit.png")
-    assert world.same(seen, SQUARE.change(colour="red"))
-    assert world.kept(seen, SQUARE)
+    assert flat_shapes.same(seen, SQUARE.change(colour="red"))
+    assert flat_shapes.kept(seen, SQUARE)
 
 
 def test_ask(page: Any, shots: Path, source: str) -> None:

@@ -11,11 +11,10 @@ import pytest
 
 import workspace
 from comfy_server import ComfyServer
-from demo_run import put
 from helpers.browser import drop, open_dropped, set_settings, wait_for_nodes
 from helpers.paths import ROOT, comfyui_path
 from ovis_core.weights import built_in
-from workflow_api import read_workflow
+from workflow_runner import workflow_of
 
 pytestmark = pytest.mark.skipif(not built_in.is_there(), reason="this copy of the pack lacks the small model")
 
@@ -53,10 +52,9 @@ def test_message_for_a_workflow_whose_model_is_not_there(page: Any, shots: Path)
     assert page.evaluate(MODEL) == "Ovis-U1-3B"
 
 
-def test_no_message_for_a_model_that_is_there(page: Any) -> None:
+def test_no_message_for_a_model_that_is_there(page: Any, ready: ComfyServer) -> None:
     page.evaluate(WATCH)
-    workflow = read_workflow("text_to_image")
-    put(workflow, "OvisU1Loader", 0, built_in.NAME)
+    workflow = workflow_of("text_to_image", ready.object_info(), built_in.NAME)
     drop(page, json.dumps(workflow).encode(), "built_in.json", "application/json")
     wait_for_nodes(page, len(workflow["nodes"]))
     page.wait_for_function("() => window.checkedNodes.includes('OvisU1Loader')")

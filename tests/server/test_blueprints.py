@@ -7,8 +7,8 @@ import re
 import urllib.request
 from typing import Any
 
+import flat_shapes
 import pytest
-import world
 
 import blueprints
 import node_texts
@@ -171,10 +171,10 @@ def test_only_the_image_must_be_connected(info: dict[str, Any], name: str) -> No
 @pytest.mark.skipif(not built_in.is_there(), reason="this copy of the pack lacks the small model")
 def test_results_are_right(server: ComfyServer, info: dict[str, Any], source: str) -> None:
     drawn = run(server, info, "Ovis-U1 text to image", source)
-    assert world.same(drawn, TRIANGLE)
+    assert flat_shapes.same(drawn, TRIANGLE)
     edited = run(server, info, "Ovis-U1 edit", source)
-    assert world.same(edited, SQUARE.change(colour="red"))
-    assert world.kept(edited, SQUARE)
+    assert flat_shapes.same(edited, SQUARE.change(colour="red"))
+    assert flat_shapes.kept(edited, SQUARE)
     assert "a blue square on a white background" in run(server, info, "Ovis-U1 ask", source)
 
 

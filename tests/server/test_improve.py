@@ -7,12 +7,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import flat_shapes
 import numpy as np
 import pytest
 import torch
-import world
+from flat_shapes import Scene, Shape
 from PIL import Image
-from world import Scene, Shape
 
 import workspace
 from comfy_prompt import PromptFailed, Result
@@ -38,7 +38,7 @@ EDIT = ["OvisU1EditEncode", "OvisU1Sampler", "OvisU1Decode", "OvisU1Judge"]
 def upload(server: ComfyServer, folder: Path, scene: Scene, size: tuple[int, int] = (128, 128)) -> str:
     """An image of the scene that differs from each other one in a pixel, so that nothing about it is known yet."""
     number = next(NUMBERS)
-    drawn = (world.draw([scene])[0].permute(1, 2, 0) * 255).round().byte()
+    drawn = (flat_shapes.draw([scene])[0].permute(1, 2, 0) * 255).round().byte()
     drawn[0, 0] = torch.tensor([number % 256, number // 256, 255])
     image = Image.fromarray(drawn.numpy()).resize(size, Image.Resampling.NEAREST)
     image.save(folder / f"improve_{number}.png")
@@ -102,9 +102,9 @@ def red(server: ComfyServer, tmp_path: Path) -> str:
 def test_a_wrong_image_is_edited_until_it_fits(server: ComfyServer, red: str) -> None:
     result = server.run(improve(red))
     (image,) = best(server, result)
-    seen = world.look(pixels(image))
-    assert world.same(seen, BLUE)
-    assert world.kept(seen, BLUE)
+    seen = flat_shapes.recognise(pixels(image))
+    assert flat_shapes.same(seen, BLUE)
+    assert flat_shapes.kept(seen, BLUE)
     (score,) = scores(result)
     first, instruction, second, end = log(result)
     assert first.startswith("Input image: 0.")
@@ -317,7 +317,7 @@ def test_each_image_of_a_batch_is_improved(server: ComfyServer, red: str, tmp_pa
     result = server.run(prompt)
     images = best(server, result)
     assert len(images) == 2
-    assert all(world.same(world.look(pixels(image)), BLUE) for image in images)
+    assert all(flat_shapes.same(flat_shapes.recognise(pixels(image)), BLUE) for image in images)
     assert torch.equal(pixels(images[0]), SOURCES[fits])
     assert len(scores(result)) == 2
     assert min(scores(result)) >= 0.9
@@ -341,7 +341,7 @@ def test_each_image_of_a_list_is_improved(server: ComfyServer, red: str, tmp_pat
     prompt["13"] = {"class_type": "ImageInvert", "inputs": {"image": ["12", 0]}}
     result = server.run(prompt)
     images = best(server, result)
-    assert [world.same(world.look(pixels(image)), BLUE) for image in images] == [True, True]
+    assert [flat_shapes.same(flat_shapes.recognise(pixels(image)), BLUE) for image in images] == [True, True]
     assert len(scores(result)) == 2
     assert min(scores(result)) >= 0.9
     assert len(shown(result, "log")) == 2
@@ -371,7 +371,7 @@ def test_an_edit_of_an_image_with_an_alpha_channel(server: ComfyServer, red: str
     prompt = improve(["8", 0])
     prompt["9"] = {"class_type": "LoadImage", "inputs": {"image": red}}
     prompt["8"] = {"class_type": "JoinImageWithAlpha", "inputs": {"image": ["9", 0], "alpha": ["9", 1]}}
-    assert world.same(world.look(pixels(best(server, server.run(prompt))[0])), BLUE)
+    assert flat_shapes.same(flat_shapes.recognise(pixels(best(server, server.run(prompt))[0])), BLUE)
 
 
 def test_interrupt_in_an_edit_and_the_next_run_works(server: ComfyServer, red: str) -> None:
@@ -387,7 +387,7 @@ def test_interrupt_in_an_edit_and_the_next_run_works(server: ComfyServer, red: s
     assert asked
     assert server.waiting() == 0
     after = server.run(improve(red, steps=10))
-    assert world.same(world.look(pixels(best(server, after)[0])), BLUE)
+    assert flat_shapes.same(flat_shapes.recognise(pixels(best(server, after)[0])), BLUE)
     assert server.run(improve(red, steps=400, rounds=0)).error is None
 
 
@@ -462,5 +462,8 @@ def test_without_a_cache_no_node_runs_twice(without_cache: ComfyServer, tmp_path
     result = without_cache.run(prompt)
     started = [event["data"]["node"] for event in result.events if event["type"] == "executing"]
     assert len(started) == len(set(started))
-    assert [world.same(world.look(pixels(image)), BLUE) for image in best(without_cache, result)] == [True, True]
+    assert [flat_shapes.same(flat_shapes.recognise(pixels(image)), BLUE) for image in best(without_cache, result)] == [
+        True,
+        True,
+    ]
     assert ran(result) == ["OvisU1Judge", "OvisU1Understand", *EDIT]  # the second image is equal

@@ -15,6 +15,7 @@ from comfy_prompt import PromptFailed, PromptRejected
 from comfy_server import ComfyServer
 from helpers.graphs import Graph, saved_latent, text_to_image
 from helpers.headers import misplaced
+from helpers.tokenizer_files import write_tokenizer
 
 MAPS = Path("/proc/self/maps")
 CONFIG_TENSOR = "ovis_u1.config.json"  # name of the tensor with the config in files of parts
@@ -147,12 +148,11 @@ def test_parts_load_from_a_complete_checkpoint_and_a_diffusers_vae(
 def test_saved_checkpoint_contains_the_tokenizer(
     server: ComfyServer, release: Path, comfyui: Path, tmp_path: Path
 ) -> None:
-    import make_checkpoint
     from ovis_core.native.loading import load
     from ovis_core.weights.checkpoint import open_model, open_parts
 
     own = Path(shutil.copytree(release, tmp_path / "own"))
-    make_checkpoint.write_tokenizer(own, comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer")
+    write_tokenizer(own, comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer")
     model, clip, vae = load(open_model(own))
     file = tmp_path / "whole.safetensors"
     import comfy.sd

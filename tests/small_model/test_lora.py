@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 
+import flat_shapes
 import numpy as np
 import pytest
 import torch
-import world
 from new_colour import PINK, PROMPT, write_pictures
 from torch import Tensor
 
@@ -73,7 +73,7 @@ def lora(studio: ComfyServer) -> str:
 
 def prompt_graph(server: ComfyServer, prompt: str, seed: int) -> Graph:
     """Text to image with the small model."""
-    graph = text_to_image(server.object_info(), world.SIDE, world.SIDE, built_in.STEPS, seed)
+    graph = text_to_image(server.object_info(), flat_shapes.SIDE, flat_shapes.SIDE, built_in.STEPS, seed)
     return graph.set("OvisU1Loader", model_name=built_in.NAME).set("OvisU1TextEncode", prompt=prompt)
 
 
@@ -84,9 +84,9 @@ def run(server: ComfyServer, graph: Graph) -> Tensor:
 
 
 def is_pink(image: Tensor) -> bool:
-    """Whether the middle of the picture is nearer to pink than to any colour of the world."""
+    """Whether the middle of the picture is nearer to pink than to any colour of the training."""
     middle = image[:, 54:74, 54:74].mean((1, 2))
-    palette = torch.stack([torch.tensor(PINK) / 255, *(world.colour_of(name) for name in world.COLOURS)])
+    palette = torch.stack([torch.tensor(PINK) / 255, *(flat_shapes.colour_of(name) for name in flat_shapes.COLOURS)])
     return int((palette - middle).norm(dim=1).argmin()) == 0
 
 
@@ -97,9 +97,9 @@ def test_a_lora_learns_a_colour(studio: ComfyServer, lora: str, seed: int) -> No
     patched = graph.add("LoraLoaderModelOnly", model=graph.out("OvisU1Loader"), lora_name=lora, strength_model=1.0)
     image = run(studio, graph.set("OvisU1Sampler", model=[patched, 0]))
     assert is_pink(image)
-    seen = world.look(image)
-    assert seen.background == "blue"
-    assert [shape.kind for shape in seen.shapes] == ["square"]
+    found = flat_shapes.recognise(image)
+    assert found.background == "blue"
+    assert [shape.kind for shape in found.shapes] == ["square"]
 
 
 def test_a_lora_in_a_hook_acts_on_one_of_two_prompts(studio: ComfyServer, lora: str) -> None:

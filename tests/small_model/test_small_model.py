@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import cases
+import flat_shapes
+import phrasings
 import pytest
 import torch
-import words
-import world
 from cases import from_png
 from PIL import Image
 
@@ -92,26 +92,28 @@ def test_error_for_an_unusable_folder(packed: Path, tmp_path: Path) -> None:
         built_in.unpack(folder)
 
 
-# ---- the world
+# ---- scenes
 
 
-def test_look_recognises_drawn_scenes() -> None:
+def test_drawn_scenes_are_recognised() -> None:
     rng = random.Random(11)
     for i in range(300):
-        scene = world.make_scene(rng, test=i % 2 == 0, shapes=1 + i % 3 // 2)
-        seen = world.look(world.draw([scene])[0])
-        assert world.same(seen, scene), scene
-        assert world.kept(seen, scene), scene
+        scene = flat_shapes.make_scene(rng, test=i % 2 == 0, shapes=1 + i % 3 // 2)
+        found = flat_shapes.recognise(flat_shapes.draw([scene])[0])
+        assert flat_shapes.same(found, scene), scene
+        assert flat_shapes.kept(found, scene), scene
         if len(scene.shapes) == 1:
-            for kind in words.EDITS:
-                assert not world.same(seen, words.edit(scene, kind, rng)[1])
+            for kind in phrasings.EDITS:
+                assert not flat_shapes.same(found, phrasings.edit(scene, kind, rng)[1])
 
 
-def test_look_finds_no_shape_in_a_plain_image() -> None:
-    assert world.look(world.colour_of("blue").view(3, 1, 1).expand(3, 128, 128)) == world.Scene("blue", ())
+def test_no_shape_is_recognised_in_a_plain_image() -> None:
+    assert flat_shapes.recognise(flat_shapes.colour_of("blue").view(3, 1, 1).expand(3, 128, 128)) == flat_shapes.Scene(
+        "blue", ()
+    )
     noise = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(1))
-    scene = world.make_scene(random.Random(1), test=False)
-    assert not world.same(world.look(noise), scene)
+    scene = flat_shapes.make_scene(random.Random(1), test=False)
+    assert not flat_shapes.same(flat_shapes.recognise(noise), scene)
 
 
 # ---- the loader
@@ -165,7 +167,7 @@ def test_warning_for_an_image_size_without_training(bare: ComfyServer) -> None:
 @WHOLE
 def test_results_of_another_image_size_keep_their_warning(bare: ComfyServer, tmp_path: Path) -> None:
     """On the node, below the text that replaces it there; not in the text that other nodes get."""
-    scene = world.Scene("white", (world.Shape("square", "blue", "", "", 64, 64, 30),))
+    scene = flat_shapes.Scene("white", (flat_shapes.Shape("square", "blue", "", "", 64, 64, 30),))
     clip, image = ["1", 1], ["2", 0]
     nodes = {
         "OvisU1Understand": {"prompt": "Describe this image.", "image": image},
@@ -176,7 +178,7 @@ def test_results_of_another_image_size_keep_their_warning(bare: ComfyServer, tmp
     texts = {"OvisU1Understand": 0, "OvisU1Judge": 2, "OvisU1Improve": 2}  # slots
     for side in (128, 640):
         file = tmp_path / f"{side}.png"
-        world.to_image(world.draw((scene,))[0]).resize((side, side)).save(file)
+        flat_shapes.to_image(flat_shapes.draw((scene,))[0]).resize((side, side)).save(file)
         prompt = {
             "1": {"class_type": "OvisU1Loader", "inputs": {"model_name": built_in.NAME, "weight_dtype": "default"}},
             "2": {"class_type": "LoadImage", "inputs": {"image": bare.upload(file)}},
@@ -197,8 +199,8 @@ def test_results_of_another_image_size_keep_their_warning(bare: ComfyServer, tmp
 @WHOLE
 def test_answers_about_several_images_are_right(bare: ComfyServer, tmp_path: Path) -> None:
     """One answer about both, which must find the right one, and one about each."""
-    square = world.Scene("white", (world.Shape("square", "blue", "", "", 64, 64, 30),))
-    circle = world.Scene("yellow", (world.Shape("circle", "red", "", "", 64, 64, 30),))
+    square = flat_shapes.Scene("white", (flat_shapes.Shape("square", "blue", "", "", 64, 64, 30),))
+    circle = flat_shapes.Scene("yellow", (flat_shapes.Shape("circle", "red", "", "", 64, 64, 30),))
     info = bare.object_info()
     graph = load("multi_image", info).set("OvisU1Loader", model_name=built_in.NAME)
     node, (preview,) = graph.find("OvisU1Understand"), graph.find_all("PreviewAny")
@@ -216,24 +218,27 @@ def test_answers_about_several_images_are_right(bare: ComfyServer, tmp_path: Pat
         graph.set_node(node, prompt="Describe this image.", each_image=True)
         answers = bare.run(graph.prompt).outputs[preview]["text"]
         scenes = [square if name == "square" else circle for name in order]
-        assert [words.described(scene, answer) for scene, answer in zip(scenes, answers, strict=True)] == [True, True]
+        assert [phrasings.described(scene, answer) for scene, answer in zip(scenes, answers, strict=True)] == [
+            True,
+            True,
+        ]
 
 
 # ---- the demo
 
 
-def seen(file: Path) -> world.Scene:
-    return world.look(from_png(file.read_bytes()))
+def scene_in(file: Path) -> flat_shapes.Scene:
+    return flat_shapes.recognise(from_png(file.read_bytes()))
 
 
 @WHOLE
 def test_demo_paints_edits_and_answers(bare: ComfyServer, tmp_path: Path) -> None:
     made = demo_run.make(bare, demo_run.choose(bare.base, None), tmp_path)
-    shape = world.Shape("triangle", "blue", "", "", 0, 0, 0)
-    painted, edited = seen(made.painted), seen(made.edited)
-    assert world.same(painted, world.Scene("yellow", (shape,)))
-    assert world.same(edited, painted.change(colour="red"))
-    assert world.kept(edited, painted)
+    shape = flat_shapes.Shape("triangle", "blue", "", "", 0, 0, 0)
+    painted, edited = scene_in(made.painted), scene_in(made.edited)
+    assert flat_shapes.same(painted, flat_shapes.Scene("yellow", (shape,)))
+    assert flat_shapes.same(edited, painted.change(colour="red"))
+    assert flat_shapes.kept(edited, painted)
     assert made.answer == "red"
     assert made.seconds < 60
     strip = Image.open(made.strip)
@@ -245,14 +250,14 @@ def test_edit_of_one_image_is_right_and_of_two_images_runs(bare: ComfyServer, tm
     """In the workflow for two images. The small model was trained on edits of one image."""
     info = bare.object_info()
     scenes = [
-        world.Scene("white", (world.Shape("square", "blue", "", "", 64, 64, 30),)),
-        world.Scene("yellow", (world.Shape("circle", "red", "", "", 64, 64, 30),)),
+        flat_shapes.Scene("white", (flat_shapes.Shape("square", "blue", "", "", 64, 64, 30),)),
+        flat_shapes.Scene("yellow", (flat_shapes.Shape("circle", "red", "", "", 64, 64, 30),)),
     ]
     graph = load("edit_two", info).set("OvisU1Loader", model_name=built_in.NAME)
     graph.set("OvisU1EditEncode", prompt="make the square red").set("OvisU1Sampler", steps=20, seed=1)
-    for number, (node, pixels) in enumerate(zip(graph.find_all("LoadImage"), world.draw(scenes), strict=True)):
+    for number, (node, pixels) in enumerate(zip(graph.find_all("LoadImage"), flat_shapes.draw(scenes), strict=True)):
         file = tmp_path / f"{number}.png"
-        world.to_image(pixels).save(file)
+        flat_shapes.to_image(pixels).save(file)
         graph.set_node(node, image=bare.upload(file))
     one = graph.copy()
     del one.prompt[one.find("OvisU1EditEncode")]["inputs"]["images.image_2"]
@@ -261,8 +266,8 @@ def test_edit_of_one_image_is_right_and_of_two_images_runs(bare: ComfyServer, tm
         file = tmp_path / f"made{len(made)}.png"
         saved_image(bare, bare.run(edit.prompt), edit).save(file)
         made.append(Image.open(file))
-    assert world.same(seen(tmp_path / "made0.png"), scenes[0].change(colour="red"))
-    assert made[0].size == made[1].size == (world.SIDE, world.SIDE)
+    assert flat_shapes.same(scene_in(tmp_path / "made0.png"), scenes[0].change(colour="red"))
+    assert made[0].size == made[1].size == (flat_shapes.SIDE, flat_shapes.SIDE)
     assert made[0].tobytes() != made[1].tobytes()
 
 

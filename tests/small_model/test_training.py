@@ -1,4 +1,4 @@
-"""The training of the small model: its world, the pack's own networks over batches, and runs that resume."""
+"""The training of the small model: its scenes, the pack's own networks over batches, and runs that resume."""
 
 from __future__ import annotations
 
@@ -17,54 +17,57 @@ from helpers.paths import ROOT, comfyui_path
 sys.path.insert(0, str(ROOT / "small_model"))
 os.environ.setdefault("COMFYUI_PATH", str(comfyui_path()))
 
+import flat_shapes
 import networks
+import phrasings
 import stage_decoder
-import stage_eyes
 import stage_language
+import stage_vision
 import training
-import words
-import world
 
 
 @pytest.mark.parametrize("shapes", [1, 2])
-def test_look_recognises_drawn_scenes(shapes: int) -> None:
+def test_drawn_scenes_are_recognised(shapes: int) -> None:
     rng = Random(3)
-    scenes = [world.make_scene(rng, test, shapes) for test in (False, True) for _ in range(60)]
-    for scene, picture in zip(scenes, world.draw(scenes), strict=True):
-        seen = world.look(picture)
-        assert world.same(seen, scene)
-        assert world.kept(seen, scene, pixels=2)
-        assert [(shape.size, shape.place) for shape in seen.shapes][: shapes == 1] == [
+    scenes = [flat_shapes.make_scene(rng, test, shapes) for test in (False, True) for _ in range(60)]
+    for scene, picture in zip(scenes, flat_shapes.draw(scenes), strict=True):
+        found = flat_shapes.recognise(picture)
+        assert flat_shapes.same(found, scene)
+        assert flat_shapes.kept(found, scene, pixels=2)
+        assert [(shape.size, shape.place) for shape in found.shapes][: shapes == 1] == [
             (shape.size, shape.place) for shape in scene.shapes
         ][: shapes == 1]
-        assert min(shape.fit for shape in seen.shapes) > 0.9
+        assert min(shape.fit for shape in found.shapes) > 0.9
 
 
-def test_look_detects_wrong_scenes() -> None:
+def test_wrong_scenes_are_detected() -> None:
     rng = Random(4)
-    for kind in words.EDITS:
-        scene = world.make_scene(rng, False)
-        _, other = words.edit(scene, kind, rng)
-        assert not world.same(world.look(world.draw([other])[0]), scene)
-    assert world.look(torch.rand(3, 128, 128)).background in world.COLOURS
-    assert not world.look(torch.full((3, 128, 128), 0.95)).shapes
+    for kind in phrasings.EDITS:
+        scene = flat_shapes.make_scene(rng, False)
+        _, other = phrasings.edit(scene, kind, rng)
+        assert not flat_shapes.same(flat_shapes.recognise(flat_shapes.draw([other])[0]), scene)
+    assert flat_shapes.recognise(torch.rand(3, 128, 128)).background in flat_shapes.COLOURS
+    assert not flat_shapes.recognise(torch.full((3, 128, 128), 0.95)).shapes
 
 
 def test_training_never_uses_held_out_combinations() -> None:
-    combinations = [c for c in product(world.KINDS, world.COLOURS, world.COLOURS) if c[1] != c[2]]
-    share = sum(world.held_out(*c) for c in combinations) / len(combinations)
+    combinations = [c for c in product(flat_shapes.KINDS, flat_shapes.COLOURS, flat_shapes.COLOURS) if c[1] != c[2]]
+    share = sum(flat_shapes.held_out(*c) for c in combinations) / len(combinations)
     assert 0.15 < share < 0.3
-    for kind in world.KINDS:  # and every word is met in training
-        assert any(c[0] == kind and not world.held_out(*c) for c in combinations)
+    for kind in flat_shapes.KINDS:  # and every word is met in training
+        assert any(c[0] == kind and not flat_shapes.held_out(*c) for c in combinations)
     for part in range(2):
         for scenes in stage_decoder.families(part):
-            assert not any(world.is_held_out(scene) for scene in scenes)
+            assert not any(flat_shapes.is_held_out(scene) for scene in scenes)
 
 
 def test_training_never_uses_held_out_phrasings() -> None:
-    for trained, new in ((words.CAPTIONS, words.NEW_CAPTIONS), (words.FOLLOW_UPS, words.NEW_FOLLOW_UPS)):
+    for trained, new in (
+        (phrasings.CAPTIONS, phrasings.NEW_CAPTIONS),
+        (phrasings.FOLLOW_UPS, phrasings.NEW_FOLLOW_UPS),
+    ):
         assert not set(trained) & set(new)
-    for trained, new in ((words.EDITS, words.NEW_EDITS), (words.QUESTIONS, words.NEW_QUESTIONS)):
+    for trained, new in ((phrasings.EDITS, phrasings.NEW_EDITS), (phrasings.QUESTIONS, phrasings.NEW_QUESTIONS)):
         same = {kind for kind in trained if set(trained[kind]) & set(new[kind])}
         assert same <= {"judge"}  # whose question is the node's own
 
@@ -76,11 +79,11 @@ def model() -> torch.nn.Module:
 
 def test_conditions_of_batches_match_the_pack(model: torch.nn.Module) -> None:
     core, prompts = networks.core, networks.prompts
-    scene = world.make_scene(Random(0), False)
-    picture = (world.draw([scene]) * 255).round() / 255
+    scene = flat_shapes.make_scene(Random(0), False)
+    picture = (flat_shapes.draw([scene]) * 255).round() / 255
     source = core.pixels.condition_input(core.pixels.to_pil(picture[0].permute(1, 2, 0)))
-    cut = networks.patches(picture, for_condition=True)
-    assert (cut.flatten(0, 2) - source.patches).abs().max() < 1.01 / 255 / min(core.pixels.STD)
+    patches = networks.to_patches(picture, for_condition=True)
+    assert (patches.flatten(0, 2) - source.patches).abs().max() < 1.01 / 255 / min(core.pixels.STD)
 
     conditioner = networks.Conditioner(model)
     prefix, kept = conditioner.picture(picture)
@@ -95,37 +98,37 @@ def test_conditions_of_batches_match_the_pack(model: torch.nn.Module) -> None:
 
 def test_visual_tokens_match_the_pack(model: torch.nn.Module) -> None:
     core = networks.core
-    scene = world.make_scene(Random(1), False)
-    picture = core.pixels.to_pil(world.draw([scene])[0].permute(1, 2, 0))
+    scene = flat_shapes.make_scene(Random(1), False)
+    picture = core.pixels.to_pil(flat_shapes.draw([scene])[0].permute(1, 2, 0))
     source = core.pixels.understanding_input([picture])
     expected = model.encode_image(source, torch.device("cpu"), torch.float32)[1:-1]
-    cut = source.patches.view(1, networks.TOKENS, networks.PATCHES, -1)
-    seen, *_ = networks.see(model, cut, torch.arange(networks.TOKENS)[None])
-    close(seen[0], expected)
+    patches = source.patches.view(1, networks.TOKENS, networks.PATCHES, -1)
+    embeddings, *_ = networks.encode_images(model, patches, torch.arange(networks.TOKENS)[None])
+    close(embeddings[0], expected)
 
 
 @pytest.mark.parametrize("for_condition", [False, True])
 def test_patches_of_chosen_tokens_match_the_whole_image(for_condition: bool) -> None:
-    pictures = world.draw([world.make_scene(Random(seed), False, 1 + seed) for seed in (0, 1)])
+    pictures = flat_shapes.draw([flat_shapes.make_scene(Random(seed), False, 1 + seed) for seed in (0, 1)])
     chosen = torch.tensor([[0, 17, 130, 255], [15, 16, 239, 240]])
-    whole = networks.patches(pictures, for_condition)
-    expected = torch.stack([cut[which] for cut, which in zip(whole, chosen, strict=True)])
-    assert torch.equal(networks.patches(pictures, for_condition, chosen), expected)
+    whole = networks.to_patches(pictures, for_condition)
+    expected = torch.stack([patches[which] for patches, which in zip(whole, chosen, strict=True)])
+    assert torch.equal(networks.to_patches(pictures, for_condition, chosen), expected)
 
 
 def test_outlines_have_the_directions_of_the_shape() -> None:
     """Of a square two, of a triangle three, of a circle all."""
-    for kind, count in (("square", 2), ("triangle", 3), ("circle", stage_eyes.DIRECTIONS)):
-        scene = world.Scene("red", (world.Shape(kind, "blue", "large", "", 64, 64, 40),))
-        found = stage_eyes.outlines(scene).flatten().bincount(minlength=stage_eyes.DIRECTIONS + 1)
+    for kind, count in (("square", 2), ("triangle", 3), ("circle", stage_vision.DIRECTIONS)):
+        scene = flat_shapes.Scene("red", (flat_shapes.Shape(kind, "blue", "large", "", 64, 64, 40),))
+        found = stage_vision.outlines(scene).flatten().bincount(minlength=stage_vision.DIRECTIONS + 1)
         assert int((found[:-1] > 5).sum()) == count
         assert int(found[-1]) > found[:-1].sum()
 
 
 def test_targets_of_visual_tokens_match_the_scene(model: torch.nn.Module) -> None:
     """The targets of the visual tokens: a shape's kind and colour at its place, the background elsewhere."""
-    scene = world.make_scene(Random(2), False)
-    targets = stage_eyes.regions(scene)
+    scene = flat_shapes.make_scene(Random(2), False)
+    targets = stage_vision.regions(scene)
     ground = stage_language.COLOURS.index(scene.background)
     assert targets[0].tolist() == [0, ground, ground]
     at = int(scene.shape.y // networks.REGION) * networks.GRID + int(scene.shape.x // networks.REGION)

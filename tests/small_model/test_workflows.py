@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import flat_shapes
 import numpy as np
+import phrasings
 import pytest
 import torch
-import words
-import world
 from PIL import Image
 
 import workspace
@@ -25,7 +25,7 @@ from workflow_api import read_workflow
 pytestmark = pytest.mark.skipif(not built_in.is_there(), reason="this copy of the pack lacks the small model")
 
 PICTURES, PAIRS = "ovis_u1_pictures", "ovis_u1_lora"  # the folders that the workflows name
-SCENES = [world.make_scene(Random(seed), False, 1 + seed % 2) for seed in range(5)]
+SCENES = [flat_shapes.make_scene(Random(seed), False, 1 + seed % 2) for seed in range(5)]
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     base = workspace.make_base(tmp_path_factory.mktemp("workflows"), ROOT, comfyui_path())
     folder = base / "input" / PICTURES
     folder.mkdir(parents=True)
-    for number, picture in enumerate(world.draw(SCENES)):
+    for number, picture in enumerate(flat_shapes.draw(SCENES)):
         # Names whose order is not the order in which they were written, and two kinds of files.
         file = folder / f"{'dbeac'[number]}.{('png', 'webp')[number % 2]}"
-        world.to_image(picture).save(file, lossless=True)
+        flat_shapes.to_image(picture).save(file, lossless=True)
     with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
         yield running
 
@@ -47,9 +47,9 @@ def workflow(server: ComfyServer, name: str) -> Graph:
     return load(name, server.object_info()).set("OvisU1Loader", model_name=built_in.NAME)
 
 
-def scene_of(image: Image.Image) -> world.Scene:
+def scene_of(image: Image.Image) -> flat_shapes.Scene:
     pixels = torch.from_numpy(np.asarray(image.convert("RGB")).copy())
-    return world.look(pixels.permute(2, 0, 1) / 255)
+    return flat_shapes.recognise(pixels.permute(2, 0, 1) / 255)
 
 
 def pairs_in(folder: Path) -> list[tuple[Image.Image, str]]:
@@ -72,8 +72,8 @@ def test_each_image_of_a_folder_gets_its_caption(studio: ComfyServer, trigger: s
     assert len(pairs) == len(SCENES)
     texts = [text.removeprefix(trigger) for _, text in pairs]
     assert [trigger + text for text in texts] == [text for _, text in pairs]
-    assert texts == [words.describe(scene_of(image)) for image, _ in pairs]
-    assert sorted(texts) == sorted(map(words.describe, SCENES))
+    assert texts == [phrasings.describe(scene_of(image)) for image, _ in pairs]
+    assert sorted(texts) == sorted(map(phrasings.describe, SCENES))
     # The node shows all of them.
     assert result.outputs[graph.find("OvisU1Understand")]["text"] == texts
     assert len(result.outputs[graph.find("PreviewImage")]["images"]) == len(SCENES)
@@ -107,5 +107,5 @@ def test_image_is_painted_from_the_enriched_prompt(studio: ComfyServer) -> None:
     assert question.endswith("Idea: a red circle")
     assert result.outputs[graph.find("OvisU1Understand")]["text"] == [text]
     # The small model has learned questions about images only, so it describes an image that it invents.
-    assert words.described(scene_of(saved_image(studio, result, graph)), text)
+    assert phrasings.described(scene_of(saved_image(studio, result, graph)), text)
     assert text != "a red circle"

@@ -11,7 +11,7 @@ from unicodedata import normalize
 import pytest
 import transformers
 
-import make_checkpoint
+from helpers.tokenizer_files import write_tokenizer
 from ovis_core.special_tokens import Control, Placeholder
 from ovis_core.text import prompts
 from ovis_core.text.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ def tokenizer(
     if request.param == "bundled":
         return Tokenizer(qwen25_tokenizer)
     folder = tmp_path_factory.mktemp("tokenizer")
-    make_checkpoint.write_tokenizer(folder, qwen25_tokenizer)
+    write_tokenizer(folder, qwen25_tokenizer)
     if request.param == "whole":
         transformers.AutoTokenizer.from_pretrained(folder, use_fast=True).save_pretrained(folder / "whole")
         folder = folder / "whole"

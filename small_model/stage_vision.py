@@ -1,7 +1,7 @@
-"""The visual tokenizer and its embedding table, trained so that each visual token names what it shows.
+"""Trains the visual tokenizer and its embedding table to predict the part of the scene that each visual token shows.
 
-Shape is what a small ViT learns last: it would rather guess it from the colours. So most pictures here have any two
-colours, and each patch says which way the outline runs through it: from that, attention has only to count.
+A small ViT guesses the shape from its colours before it learns it. So most images here have any two colours, and each
+patch predicts the direction of the outline in it; from these directions attention can tell the shape.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import math
 import random
 from pathlib import Path
 
+import flat_shapes
 import torch
-import world
-from networks import GRID, REGION, TOKENS, VISION, WIDTH, make_multimodal, patches, see
+from networks import GRID, REGION, TOKENS, VISION, WIDTH, encode_images, make_multimodal, to_patches
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training import Muon, Run, cosine, descend, load_module, set_rate
@@ -26,7 +26,7 @@ ANY_COLOURS = 0.6  # share of pictures in colours without a name
 DIRECTIONS = 12  # of an outline, which has no side: 15 degrees each
 NEAR = 2.9  # pixels from a patch's centre to an outline that runs through it
 
-COLOURS, KINDS = list(world.COLOURS), list(world.KINDS)
+COLOURS, KINDS = list(flat_shapes.COLOURS), list(flat_shapes.KINDS)
 REGIONS = (len(KINDS) + 1, len(COLOURS), len(COLOURS))
 UNKNOWN = -100  # as a target: not counted
 
@@ -53,18 +53,19 @@ def train(folder: Path, scale: float = 1.0) -> None:
         descend(sum(value for name, value in losses.items() if not name.endswith("right")), weights, optimizers)
         return {name: value.item() for name, value in losses.items()}
 
-    Run(folder, "eyes", {"model": model, "heads": heads}, optimizers).train(step, round(STEPS * scale))
+    Run(folder, "vision", {"model": model, "heads": heads}, optimizers).train(step, round(STEPS * scale))
 
 
 def picture_losses(model: nn.Module, heads: nn.ModuleDict, count: int, k: int) -> dict[str, Tensor]:
-    """Losses of what the chosen visual tokens of fresh pictures show."""
+    """Losses of the attributes that the chosen visual tokens of new images predict."""
     rng = random
-    scenes = [world.make_scene(rng, False, 1 if rng.random() < 0.6 else 2) for _ in range(count)]
+    scenes = [flat_shapes.make_scene(rng, False, 1 if rng.random() < 0.6 else 2) for _ in range(count)]
     unnamed = [rng.random() < ANY_COLOURS for _ in scenes]
     drawn = [recoloured if other else draw_one for other in unnamed]
     pictures = torch.stack([draw(scene) for draw, scene in zip(drawn, scenes, strict=True)])
     chosen = torch.stack([choose(scene, k) for scene in scenes])
-    seen, features, early = see(model, patches(pictures, rng.random() < 0.5, chosen), chosen)
+    patches = to_patches(pictures, rng.random() < 0.5, chosen)
+    embeddings, features, early = encode_images(model, patches, chosen)
 
     targets = torch.stack([regions(scene) for scene in scenes])
     targets[torch.tensor(unnamed), :, 1:] = UNKNOWN
@@ -72,7 +73,7 @@ def picture_losses(model: nn.Module, heads: nn.ModuleDict, count: int, k: int) -
     lines = torch.stack([outlines(scene) for scene in scenes]).gather(1, chosen[..., None].expand(-1, -1, 4))
     outline = F.cross_entropy(heads["outline"](early).flatten(0, 1), lines.flatten())
     losses = {"outline": outline}
-    for name, x, weight in (("features", features, 1.0), ("words", seen, 1.0)):
+    for name, x, weight in (("features", features, 1.0), ("words", embeddings, 1.0)):
         scores = heads[name](x)
         loss, _ = attribute_loss(scores, targets, REGIONS)
         right = scores[..., : REGIONS[0]].argmax(-1) == targets[..., 0]
@@ -80,51 +81,51 @@ def picture_losses(model: nn.Module, heads: nn.ModuleDict, count: int, k: int) -
     return losses
 
 
-def draw_one(scene: world.Scene) -> Tensor:
+def draw_one(scene: flat_shapes.Scene) -> Tensor:
     """The scene's picture (3, 128, 128)."""
-    return world.draw([scene])[0]
+    return flat_shapes.draw([scene])[0]
 
 
-def recoloured(scene: world.Scene) -> Tensor:
+def recoloured(scene: flat_shapes.Scene) -> Tensor:
     """The scene's picture (3, 128, 128) in any colours, well apart."""
     while True:
         ground, *colours = torch.rand(1 + len(scene.shapes), 3, 1, 1)
         if all((colour - ground).norm() > 0.35 for colour in colours):
             break
-    picture = ground.expand(3, world.SIDE, world.SIDE)
+    picture = ground.expand(3, flat_shapes.SIDE, flat_shapes.SIDE)
     for shape, colour in zip(scene.shapes, colours, strict=True):
-        picture = picture + (0.5 - world.distance(shape)).clamp(0, 1) * (colour - picture)
+        picture = picture + (0.5 - flat_shapes.distance(shape)).clamp(0, 1) * (colour - picture)
     return picture
 
 
-def regions(scene: world.Scene) -> Tensor:
+def regions(scene: flat_shapes.Scene) -> Tensor:
     """For each visual token (tokens, 3): kind of the shape that it shows (0: none), its colour, the background."""
     ground = COLOURS.index(scene.background)
     out = torch.tensor([0, ground, ground]).repeat(TOKENS, 1)
     for shape in scene.shapes:
-        away = world.distance(shape, GRID, step=REGION).flatten()
+        away = flat_shapes.distance(shape, GRID, step=REGION).flatten()
         out[away < REGION / 2, 0] = 1 + KINDS.index(shape.kind)
         out[away < 0, 1] = COLOURS.index(shape.colour)
     return out
 
 
-def outlines(scene: world.Scene) -> Tensor:
+def outlines(scene: flat_shapes.Scene) -> Tensor:
     """For each patch, by visual token (tokens, 4): the direction of the outline in it, or that it has none."""
     side, step = 2 * GRID, REGION / 2
     out = torch.full((side, side), DIRECTIONS)
     for shape in scene.shapes:
-        away = world.distance(shape, side, step=step)
+        away = flat_shapes.distance(shape, side, step=step)
         dy, dx = torch.gradient(away)
         direction = (torch.atan2(dy, dx) / math.pi * DIRECTIONS).round().long() % DIRECTIONS
         out = torch.where(away.abs() < NEAR, direction, out)
     return out.view(GRID, 2, GRID, 2).transpose(1, 2).reshape(TOKENS, 4)
 
 
-def choose(scene: world.Scene, k: int) -> Tensor:
+def choose(scene: flat_shapes.Scene, k: int) -> Tensor:
     """Indexes (k,) of visual tokens, ascending: those near the shapes, and others by chance."""
     if k == TOKENS:
         return torch.arange(TOKENS)
-    away = torch.stack([world.distance(shape, GRID, step=REGION).flatten() for shape in scene.shapes]).amin(0)
+    away = torch.stack([flat_shapes.distance(shape, GRID, step=REGION).flatten() for shape in scene.shapes]).amin(0)
     order = torch.rand(TOKENS) + 2.0 * (away.abs() < 0.8 * REGION) + 0.2 * (away < 0)
     return order.topk(k).indices.sort().values
 
@@ -142,4 +143,4 @@ def attribute_loss(scores: Tensor, targets: Tensor, sizes: tuple[int, ...]) -> t
 
 def load(folder: Path) -> nn.Module:
     """Language model and visual tokenizer, of which the second is trained."""
-    return load_module(folder, "eyes", make_multimodal())
+    return load_module(folder, "vision", make_multimodal())

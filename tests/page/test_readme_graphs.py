@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import flat_shapes
 import pytest
-import world
-from world import Scene
+from flat_shapes import Scene
 
 from comfy_server import ComfyServer
 from helpers.browser import CLASSIC, GROUPS, NODES, SHOWN, open_dropped, run, set_widgets
@@ -73,15 +73,15 @@ def saved(page: Any, server: ComfyServer) -> Scene:
 def test_text_to_image(page: Any, shots: Path, ready: ComfyServer) -> None:
     words = {"OvisU1TextEncode": {"prompt": ASKS_FOR_TRIANGLE}, "PrimitiveInt": {"value": 128}}
     run_and_shoot(page, shots, "text_to_image", words)
-    assert world.same(saved(page, ready), TRIANGLE)
+    assert flat_shapes.same(saved(page, ready), TRIANGLE)
 
 
 def test_edit(page: Any, shots: Path, ready: ComfyServer, source: str) -> None:
     words = {"LoadImage": {"image": source}, "OvisU1EditEncode": {"prompt": "make the square red"}}
     run_and_shoot(page, shots, "edit", words)
     seen = saved(page, ready)
-    assert world.same(seen, SQUARE.change(colour="red"))
-    assert world.kept(seen, SQUARE)
+    assert flat_shapes.same(seen, SQUARE.change(colour="red"))
+    assert flat_shapes.kept(seen, SQUARE)
 
 
 def test_understand(page: Any, shots: Path, source: str) -> None:

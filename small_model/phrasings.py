@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from world import COLOURS, COUNTS, KINDS, Scene, Shape, is_held_out
+from flat_shapes import COLOURS, COUNTS, KINDS, Scene, Shape, is_held_out
+
+from import_core import import_core
 
 # {o} the shape in words, {p} its place, {b} the ground's colour, {ab} the same with its article.
 OPENINGS = ("", "a picture of ", "an image of ", "draw ", "the image shows ")
@@ -64,6 +66,8 @@ NEW_EDITS = {
     "background": ("turn the background {c}", "put the {s} on {ac} background"),
 }
 
+# The default of Ovis-U1 Judge.
+JUDGE_QUESTION = import_core().text.prompts.FITS.replace("{prompt}", "{d}")
 # {s} the shape or the word "shape", {c} a colour, {d} a caption, {side} left or right.
 QUESTIONS = {
     "colour": (
@@ -84,7 +88,7 @@ QUESTIONS = {
     "count": ("How many shapes are there?", "How many shapes are in the image?", "Count the shapes."),
     "describe": ("Describe the image.", "Describe this image.", "What is in the image?"),
     "side": ("Which shape is on the {side}?", "What shape is on the {side}?"),
-    "judge": ('Does this image fit the description "{d}"? Answer yes or no.',),
+    "judge": (JUDGE_QUESTION,),
 }
 NEW_QUESTIONS = {
     "colour": ("Which colour is the {s}?",),
@@ -96,7 +100,7 @@ NEW_QUESTIONS = {
     "count": ("Tell me how many shapes there are.",),
     "describe": ("What is in this image?",),
     "side": ("Tell me which shape is on the {side}.",),
-    "judge": ('Does this image fit the description "{d}"? Answer yes or no.',),
+    "judge": (JUDGE_QUESTION,),
 }
 FOLLOW_UPS = ("What color is it?", "Which color is it?", "Tell me its color.")
 NEW_FOLLOW_UPS = ("What colour is it?",)
@@ -228,7 +232,7 @@ def _varied(text: str, rng: Random) -> str:
 
 
 def every_text(scenes: Sequence[Scene]) -> list[str]:
-    """Every word that this world can use, in enough texts to find each token that it needs."""
+    """Texts that together contain every token of captions, instructions, questions and answers."""
     texts = [
         f"a picture of {article(word)} {word} {word.capitalize()}" for word in (*SPARE, *COLOURS, *KINDS, "one", "two")
     ]

@@ -1,6 +1,6 @@
-"""The small world: flat shapes on a flat ground, drawn, put into words, and recognised again.
+"""Scenes of one or two flat shapes on a plain background: made at random, drawn as images, and recognised in images.
 
-Everything is made from a `random.Random`, so a seed decides it. `look` needs no model: it fits the shapes themselves.
+A seed determines a scene, which is made with a `random.Random`. `recognise` fits shapes to an image, without a model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-SIDE = 128  # pixels of a picture
+SIDE = 128  # pixels per side of an image
 COLOURS = {
     "red": (220, 30, 30),
     "green": (40, 160, 60),
@@ -39,7 +39,7 @@ PLACES = {
 }
 REACH = {"small": 1.2, "": 1.0, "large": 0.55}  # how far from the centre a place lies, by size
 PAIR_RADIUS = (18.0, 24.0)
-SMALLEST = 80  # pixels of a shape that `look` reports
+SMALLEST = 80  # pixels of a shape that `recognise` reports
 COUNTS = ("no", "one", "two")
 
 _NAMES = list(COLOURS)
@@ -48,7 +48,7 @@ _PALETTE = torch.tensor([COLOURS[name] for name in _NAMES]) / 255
 
 @dataclass(frozen=True)
 class Shape:
-    """One flat shape; x, y and radius in pixels. fit is the overlap that `look` found, 1 for a shape that was made."""
+    """One flat shape; x, y and radius in pixels. fit is the overlap that `recognise` found, 1 if made."""
 
     kind: str
     colour: str
@@ -167,7 +167,7 @@ CENTROID = {"circle": 0.0, "square": 0.0, "triangle": 0.2}
 # ---- recognising
 
 
-def look(picture: Tensor) -> Scene:
+def recognise(picture: Tensor) -> Scene:
     """The scene recognised in a picture (3, 128, 128) in 0..1: nearest colours, and the best shape for each patch."""
     nearest = (picture[None] - _PALETTE[:, :, None, None]).square().sum(1).argmin(0)
     edge = torch.cat(
@@ -212,19 +212,19 @@ def _fit(mask: Tensor, colour: str) -> Shape:
     return replace(best, size=size, place=place)
 
 
-def same(seen: Scene, meant: Scene) -> bool:
+def same(found: Scene, meant: Scene) -> bool:
     """Whether ground, number of shapes, and each one's kind and colour agree."""
-    pairs = zip(seen.shapes, meant.shapes, strict=False)
+    pairs = zip(found.shapes, meant.shapes, strict=False)
     return (
-        seen.background == meant.background
-        and len(seen.shapes) == len(meant.shapes)
+        found.background == meant.background
+        and len(found.shapes) == len(meant.shapes)
         and all((a.kind, a.colour) == (b.kind, b.colour) for a, b in pairs)
     )
 
 
-def kept(seen: Scene, meant: Scene, pixels: float = 7.0) -> bool:
+def kept(found: Scene, meant: Scene, pixels: float = 7.0) -> bool:
     """Whether each shape lies where it is meant to, and has its size, to within so many pixels."""
     return all(
         max(abs(a.x - b.x), abs(a.y - b.y), abs(a.radius - b.radius)) <= pixels
-        for a, b in zip(seen.shapes, meant.shapes, strict=False)
+        for a, b in zip(found.shapes, meant.shapes, strict=False)
     )

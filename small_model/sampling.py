@@ -1,4 +1,4 @@
-"""The pack with one model inside this process: prompts become pictures, with one setting or another.
+"""Images of the small model with different sampling settings, made by the pack in this process.
 
 ComfyUI must be importable, and its device chosen.
 """
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import comfy.samplers
+import flat_shapes
 import torch
-import world
 from cases import Case
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from torch import Tensor
@@ -32,8 +32,8 @@ Patch = Callable[[Any], Any]  # MODEL -> MODEL
 class Setting:
     """One row of the table; what is not named is the default: 20 steps, the report's scales, euler, ovis_u1.
 
-    task  of `cases.py`: "paint" or "edit"
-    most  pictures at most
+    task       of `cases.py`: "paint" or "edit"
+    max_cases  maximum number of cases; None: no limit
     """
 
     group: str
@@ -46,7 +46,7 @@ class Setting:
     guidance: dict[str, float] = field(default_factory=dict)
     tile: int | None = None  # pixels a side of the VAE's tiles
     task: str = "paint"
-    most: int | None = None
+    max_cases: int | None = None
 
 
 def settings() -> Iterator[Setting]:
@@ -75,14 +75,14 @@ def settings() -> Iterator[Setting]:
     for sampler in comfy.samplers.KSampler.SAMPLERS:
         if not sampler.endswith("_gpu"):  # the same, with the noise made on the GPU
             for scheduler in SCHEDULERS:
-                yield Setting("samplers", f"{sampler}, {scheduler}", sampler=sampler, scheduler=scheduler, most=10)
+                yield Setting("samplers", f"{sampler}, {scheduler}", sampler=sampler, scheduler=scheduler, max_cases=10)
 
 
 def _cached(node: Any, threshold: float) -> Patch:
     return lambda model: node.execute(model, threshold, 0.15, 0.95, False)[0]
 
 
-class Painter(NativePipeline):
+class SmallModelPipeline(NativePipeline):
     """The pack with one model in one precision."""
 
     def __init__(self, file: Path, weight_dtype: str) -> None:
@@ -93,22 +93,22 @@ class Painter(NativePipeline):
     def _count(self, _: Any, __: Any, out: Tensor) -> None:
         self.passes += len(out)
 
-    def paint(self, setting: Setting, case: Case, seed: int) -> Tensor:
-        """(3, 128, 128) in 0..1."""
-        return self.decoded(setting, self.sampled(setting, case, seed))
+    def make_image(self, setting: Setting, case: Case, seed: int) -> Tensor:
+        """The image of a case, (3, 128, 128) in 0..1."""
+        return self.decode(setting, self.sample(setting, case, seed))
 
     @torch.inference_mode()
-    def sampled(self, setting: Setting, case: Case, seed: int) -> Tensor:
-        """(1, 4, 16, 16)."""
-        side = world.SIDE
+    def sample(self, setting: Setting, case: Case, seed: int) -> Tensor:
+        """The latent of a case, (1, 4, 16, 16)."""
+        side = flat_shapes.SIDE
         edited = case.task == "edit"
-        source = world.draw(case.sources).permute(0, 2, 3, 1) if edited else None
+        source = flat_shapes.draw(case.sources).permute(0, 2, 3, 1) if edited else None
         sampling = {"steps": setting.steps, "sampler": setting.sampler, "scheduler": setting.scheduler}
         image = ImageSpec(side, side, edit=edited, source=source, prompt=case.prompt, seed=seed, **sampling)
         return self.latent(image, setting.patch(self.model), **setting.guidance)["samples"]
 
     @torch.inference_mode()
-    def decoded(self, setting: Setting, latent: Tensor) -> Tensor:
+    def decode(self, setting: Setting, latent: Tensor) -> Tensor:
         """A latent as a picture (3, 128, 128) in 0..1."""
         if setting.tile:
             (image,) = VAEDecodeTiled().decode(self.vae, {"samples": latent}, setting.tile, 16)
