@@ -265,7 +265,7 @@ def test_load_clip_reads_formats_in_the_header(parts: dict[str, Path], tmp_path:
 
 @torch.no_grad()
 def test_load_clip_reads_older_files_with_scales(parts: dict[str, Path], tmp_path: Path) -> None:
-    """Each layer has a scale of 1, even if it is not quantized; newer ComfyUIs name one format for all of them."""
+    """Each layer has a scale of 1, even if it is not quantized; newer versions name one format for all of them."""
     import comfy.sd
 
     from ovis_core.native.compat import quantized_formats
