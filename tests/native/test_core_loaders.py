@@ -335,7 +335,7 @@ def test_one_file_of_the_release(release: Path) -> None:
             comfy.sd.load_diffusion_model,
             lambda file: comfy.sd.load_clip([file]),
         ):
-            with pytest.raises(CheckpointError, match=r"one of the files of the Ovis-U1 release.* folder in Ovis-U1 Load"):
+            with pytest.raises(CheckpointError, match=r"one of the files of the Ovis-U1 release.* folder in Ovis"):
                 load(str(shard))
 
 
