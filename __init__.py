@@ -15,7 +15,7 @@ COMFYUI = "0.3.75"  # the oldest ComfyUI that the pack is tested on
 
 
 async def comfy_entrypoint() -> OvisU1Extension:
-    """ComfyUI asks this for the pack's nodes; it logs an error in one line and loads the other packs."""
+    """Returns the pack's nodes to ComfyUI, which logs an error in one line and loads the other packs."""
     try:
         from .nodes import OvisU1Extension
         from .ovis_core.native import core_loaders, folders, lora_keys, saving

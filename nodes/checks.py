@@ -1,7 +1,7 @@
 """Checks of the nodes' inputs. Each error is one sentence that names the input and says what to do.
 
-ComfyUI checks the range of a widget and the type of a link. A link can still bring a number outside the range, and a
-node of another pack can return any value.
+ComfyUI checks the range of a widget and the type of a link. A connected node can still return a number outside the
+range, and a node of another pack can return any value.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _need_vae(spec: Any, vae: Any) -> None:
 
 def _need_text(spec: Any, text: Any) -> None:
     if not isinstance(text, str):
-        raise ValueError(f"{spec.id}: expected one text, got {type(text).__name__}; connect one STRING.")
+        raise ValueError(f"{spec.id}: expected text, got {type(text).__name__}; connect one STRING.")
 
 
 def _need_number(spec: Any, value: Any) -> None:
@@ -196,7 +196,7 @@ def need_batches_of(count: int, batches: Mapping[str, Tensor]) -> None:
     """Raises ValueError for a batch, by the name of its input, that has neither one image nor `count`."""
     for name, batch in batches.items():
         if len(batch) not in (1, count):
-            expected = "one image" if count == 1 else f"one image or {count}, the number of images in image"
+            expected = "one image" if count == 1 else f"1 image or {count} (one for each image in image)"
             raise ValueError(f"{name}: expected {expected}, got {len(batch)}; choose one of them with ImageFromBatch.")
 
 
@@ -205,21 +205,19 @@ def need_prompt(prompt: str, **templates: str) -> None:
     users = [name for name, template in templates.items() if PROMPT_SLOT in template]
     if users and not prompt.strip():
         raise ValueError(
-            f"prompt: expected a text for {PROMPT_SLOT} in {users[0]}, got none; write a prompt, or remove "
-            f"{PROMPT_SLOT}."
+            f"prompt: expected text for {PROMPT_SLOT} in {users[0]}, got none; enter a prompt, or remove {PROMPT_SLOT}."
         )
     if prompt.strip() and not users:
-        raise ValueError(
-            f"{next(iter(templates))}: expected {PROMPT_SLOT}, because there is a prompt, got none; add {PROMPT_SLOT}, "
-            "or clear prompt."
-        )
+        *others, last = templates
+        where = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"prompt: expected {PROMPT_SLOT} in {where}, got none; add {PROMPT_SLOT}, or clear prompt.")
 
 
 def need_words(**texts: str) -> None:
     """Raises ValueError for a text that is empty."""
     for name, text in texts.items():
         if not text.strip():
-            raise ValueError(f"{name}: expected a text, got none; write a text.")
+            raise ValueError(f"{name}: expected text, got none; enter text.")
 
 
 def need_image_latent(latent: dict[str, Any]) -> None:

@@ -132,9 +132,10 @@ class OvisU1EditEncode(io.ComfyNode):
                         optional=True,
                         tooltip=(
                             "Another image for the edit, of any size, for example a person or a style. If image is a "
-                            "batch, this can be a batch of the same length. Name it Image 2, Image 3 and so on in the "
-                            "prompt. The model was trained on one image, so results vary. The edit keeps the size of "
-                            "the first image. Each image makes it slower."
+                            "batch, this can be a batch of the same length. In the prompt, call it Image 2, Image 3 "
+                            "and so on. The model was trained on edits of a single image, so results with several "
+                            "vary. The edit keeps the size of the first image. Each additional image makes sampling "
+                            "slower."
                         ),
                     ),
                     FURTHER,

@@ -18,21 +18,21 @@ WEIGHT_DTYPE = io.Combo.Input(
     options=list(PRECISIONS),
     default="default",
     tooltip=(
-        "Data type of the weights of the decoder and the language model. default: the type in the file, or one that "
-        "suits this device better. If memory is short, choose fp8_e4m3fn: the large matrices are stored in 8 bits, so "
-        "the weights need about half the memory, at slightly lower precision. fp8_e4m3fn_fast: the decoder also "
-        "multiplies in 8 bits, on GPUs that support it. A file with quantized weights keeps their format, unless you "
-        "choose bf16, fp16 or fp32."
+        "Data type of the weights of the diffusion model and the language model. default: the type in the file, or one "
+        "that suits this device better. If memory is short, choose fp8_e4m3fn: the large matrices are stored in 8 "
+        "bits, so the weights need about half the memory, at slightly lower precision. fp8_e4m3fn_fast: the diffusion "
+        "model also multiplies in 8 bits, on GPUs that support it. A file with quantized weights keeps their format, "
+        "unless you choose bf16, fp16 or fp32."
     ),
 )
 OUTPUTS = [
-    io.Model.Output("model", display_name="model", tooltip="The diffusion decoder and its token refiner."),
+    io.Model.Output("model", display_name="model", tooltip="The diffusion model, including its token refiner."),
     io.Clip.Output("clip", display_name="clip", tooltip="The language model and the visual tokenizer."),
     io.Vae.Output("vae", display_name="vae", tooltip="Encodes images to latents and decodes latents to images."),
 ]
 # Input, ComfyUI's folder, contents of the file.
 PARTS = (
-    ("diffusion_model_name", "diffusion_models", "the decoder, as ModelSave writes it"),
+    ("diffusion_model_name", "diffusion_models", "the diffusion model, as ModelSave writes it"),
     ("text_encoder_name", "text_encoders", "language model and visual tokenizer, as CLIPSave writes them"),
     ("vae_name", "vae", "Ovis-U1's VAE or any SDXL VAE"),
 )

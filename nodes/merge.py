@@ -25,8 +25,8 @@ class OvisU1ModelMerge(io.ComfyNode):
             display_name="Ovis-U1 Model Merge",
             category=CATEGORY,
             description=(
-                "Mixes the decoders of two Ovis-U1 models, with a ratio for each block. For one ratio in all blocks, "
-                "use core's ModelMergeSimple. Save the result with ModelSave."
+                "Mixes two Ovis-U1 diffusion models, with a ratio for each block. For one ratio in all blocks, use "
+                "core's ModelMergeSimple. Save the result with ModelSave."
             ),
             inputs=[
                 io.Model.Input("model1", tooltip="The first model. A block with ratio 1 is taken from it alone."),
@@ -38,7 +38,7 @@ class OvisU1ModelMerge(io.ComfyNode):
                     for block in blocks(RELEASE.decoder)
                 ),
             ],
-            outputs=[io.Model.Output("model", display_name="model", tooltip="The mixed decoder.")],
+            outputs=[io.Model.Output("model", display_name="model", tooltip="The mixed diffusion model.")],
         )
 
     @classmethod

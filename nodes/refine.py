@@ -22,9 +22,9 @@ class OvisU1Refine(io.ComfyNode):
             display_name="Ovis-U1 Refine Conditioning",
             category=CATEGORY,
             description=(
-                "Runs the token refiner, the part of the MODEL that prepares an encoded prompt for the decoder. The "
-                "node is optional: without it, the sampler runs the refiner. Use it to average, combine or save "
-                "refined conditioning. Conditioning that was refined before stays unchanged."
+                "Runs the token refiner, the part of the MODEL that prepares an encoded prompt for the transformer "
+                "blocks. The node is optional: without it, the sampler runs the refiner. Use it to average, combine or "
+                "save refined conditioning. Conditioning that was refined before stays unchanged."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL that you sample with, including its LoRAs."),

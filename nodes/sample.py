@@ -122,7 +122,7 @@ class OvisU1Guider(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "Guidance starts at this fraction of the run. Raise it to save time: before it, a step runs "
-                        "the decoder once, with positive alone, instead of twice, or three times for edits."
+                        "the diffusion model once, with positive alone, instead of twice, or three times for edits."
                     ),
                 ),
                 io.Float.Input(
@@ -133,7 +133,7 @@ class OvisU1Guider(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "Guidance ends at this fraction of the run. Lower it to save time: after it, a step runs the "
-                        "decoder once. 0.8 saves a tenth of the decoder passes of text to image."
+                        "diffusion model once. For text to image, 0.8 saves a tenth of these runs."
                     ),
                 ),
             ],

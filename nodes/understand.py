@@ -106,8 +106,9 @@ class OvisU1Understand(io.ComfyNode):
                     default=False,
                     optional=True,
                     tooltip=(
-                        "Off: always the most likely token, so the answer is always the same; of the settings below, "
-                        "only repetition_penalty has an effect. On: tokens are sampled, so answers vary with the seed."
+                        "Off: always the most likely token, so the answer is always the same; of the sampling "
+                        "settings, only repetition_penalty has an effect. On: tokens are sampled, so answers vary "
+                        "with the seed."
                     ),
                 ),
                 io.Float.Input(

@@ -81,8 +81,8 @@ BLUEPRINTS = {
     "Ovis-U1 edit": Blueprint(
         workflow="edit",
         description=(
-            "Edits an image by an instruction with Ovis-U1, and returns it at its size. Connect Load Image and Save "
-            "Image. The model is loaded inside."
+            "Edits an image by an instruction with Ovis-U1, and returns it at the size of the source image. Connect "
+            "Load Image and Save Image. The model is loaded inside."
         ),
         aliases=("edit image", "image editing", "image to image"),
         inputs={

@@ -27,7 +27,7 @@ class ComfyInProcess:
     """
 
     def __init__(self, comfyui: Path, base: Path, *options: str) -> None:
-        os.chdir(base)  # newer ComfyUIs write a log there
+        os.chdir(base)  # newer versions of ComfyUI write a log there
         line = ["main.py", "--base-directory", str(base), "--temp-directory", str(base), *options]
         if "--database-url" in (comfyui / "comfy" / "cli_args.py").read_text(encoding="utf-8"):
             line += ["--database-url", f"sqlite:///{(base / 'comfyui.db').as_posix()}"]

@@ -96,7 +96,7 @@ def guarded(main: Callable[[], int]) -> int:
 
 def lacks(error: ModuleNotFoundError) -> str:
     """An error message for a package that this Python does not have."""
-    return f"error: {sys.executable} has no {error.name}; run this with the Python of your ComfyUI."
+    return f"error: {sys.executable} does not have the package {error.name}; run this with the Python of your ComfyUI."
 
 
 def positive_int(text: str) -> int:

@@ -14,11 +14,11 @@ JUDGE, ASK, EDIT, DONE = "judge", "ask", "edit", "done"
 
 @dataclass(frozen=True)
 class Goal:
-    """What the image should become, and how hard to try.
+    """The aim for an image, and the limits of the attempts.
 
-    prompt       what the image should show
+    prompt       the text that the image should fit
     threshold    the score, 0 to 1, from which an image is finished
-    rounds       the most edits of an image
+    rounds       maximum number of edits of an image
     question     asks the model what to change; may contain {prompt}
     instruction  of the edit; may contain {prompt}, and {answer} for the answer to `question`
     """
@@ -71,12 +71,12 @@ class Rounds:
         return len(self.instructions) == len(self.scores) > 0
 
     def judged(self, score: float) -> Rounds:
-        """With the score of the input image, or of the edit that was made last."""
+        """These rounds with the score of the input image, or of the edit that was made last."""
         better = not self.scores or _comparable(score) > _comparable(self.score)
         return replace(self, scores=(*self.scores, score), kept=(*self.kept, better))
 
     def answered(self, answer: str, goal: Goal) -> Rounds:
-        """With the next edit's instruction, made from the model's answer."""
+        """These rounds with the next edit's instruction, made from the model's answer."""
         said = first_line(answer)
         if goal.asks and not said:
             return replace(self, no_answer=True)
@@ -84,7 +84,7 @@ class Rounds:
         return replace(self, instructions=(*self.instructions, instruction))
 
     def repeated(self, goal: Goal) -> Rounds:
-        """With an instruction that needs no new answer: the last one, or one without {answer}."""
+        """These rounds with an instruction that needs no new answer: the last one, or one without {answer}."""
         if self.instructions:
             return replace(self, instructions=(*self.instructions, self.instructions[-1]))
         return self.answered("", goal)

@@ -52,9 +52,9 @@ class RoundsCache:
         self._kept: OrderedDict[Hashable, tuple[tuple[ref[Any], ...], ComputedRounds]] = OrderedDict()
 
     def recall(self, models: Iterable[Any], image: Tensor, settings: Hashable) -> ComputedRounds:
-        """What is known of an image (1, height, width, channels); empty at first, to be filled by the caller.
+        """The rounds computed for an image (1, height, width, channels); empty at first, filled by the caller.
 
-        models  it is forgotten when one of them is deleted
+        models  the entry is dropped when one of them is deleted
         """
         self.trim()
         models = tuple(models)

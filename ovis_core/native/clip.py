@@ -63,7 +63,8 @@ def build_clip(
     }
     clip = new_clip(target, weights.tensors, disable_dynamic, **arguments)
     clip.tokenizer.side = side
-    # These layers cast their own weights, so ComfyUI must not force a cast. It may have loaded them already.
+    # These layers cast their own weights, so ComfyUI must not force a cast.
+    # If it has loaded some of them by now, `keep_patchable` corrects these.
     clip.patcher.force_cast_weights = False
     keep_patchable(clip.patcher)
     return clip
@@ -72,7 +73,7 @@ def build_clip(
 def load_clip(clip: comfy.sd.CLIP, tokens: Iterable[Token], memory: int) -> None:
     """Loads the weights that `tokens` need, and frees `memory` bytes more.
 
-    Without pictures among them the visual tokenizer stays where it is. Dynamic VRAM moves a weight when it is used.
+    Without pictures the visual tokenizer is not loaded. Dynamic VRAM moves a weight when it is used.
     """
     pictures = any(isinstance(token, VisualInput) for token in tokens)
     vision = clip.cond_stage_model.visual_tokenizer

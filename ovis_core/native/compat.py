@@ -1,4 +1,4 @@
-"""What differs between versions of ComfyUI: the only file that asks which features this one has.
+"""Differences between versions of ComfyUI. Apart from `__init__.py`, only this file asks which features are there.
 
 The code asks for features, never for the version. Each entry names the versions that lack the feature or differ, so
 that it is clear what can be deleted when the oldest supported version is raised. "0.3.75" is that oldest version; the

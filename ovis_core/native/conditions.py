@@ -58,11 +58,12 @@ def edit(
 
     further  further pictures of each edit, Image 2, Image 3, ...: batches (1 or B, h, w, c) of any size
 
-    Every picture is stretched to the size at which it would be edited itself; the size of the edit is that of `images`.
-    As with one picture, positive and image-only have all pictures, in the prompt and as `reference_latents`; image-only
-    has the model's own prompt without an instruction. A negative prompt replaces that prompt in negative, whose only
-    picture is a blank of the edit's size. Several pictures are laid out as in a question about them: the model was
-    trained on edits of one.
+    size        the edit's size is that of `images`; every picture is stretched to the size at which it would be edited
+    positive    all pictures, in the prompt and as `reference_latents`, and the instruction
+    image-only  all pictures in the same way, and the model's own prompt without an instruction
+    negative    a blank picture of the edit's size, and the negative prompt; if it is empty, the model's own prompt
+
+    Several pictures are numbered as in a question about them: the model was trained on edits of one.
     """
     source_height, source_width = images.shape[1:3]
     height, width = edit_target_size(source_height, source_width, max_pixels)

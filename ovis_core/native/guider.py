@@ -67,7 +67,7 @@ class OvisGuider(comfy.samplers.CFGGuider):
         self.inner_set_conds(conds)
 
     def sample(self, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """One sampling run."""
+        """Samples with the shift for this latent's size."""
         patcher = self.model_patcher
         self.model_patcher = with_shift(patcher, latent_image)
         try:

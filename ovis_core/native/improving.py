@@ -72,7 +72,7 @@ class Loop:
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """Of the images so far."""
+        """Results of the images so far."""
         return (*self.earlier, Result(self.best, self.rounds))
 
     @property
@@ -83,11 +83,11 @@ class Loop:
 
 @dataclass(frozen=True, eq=False)
 class Expansion:
-    """What a node of the loop returns.
+    """The return value of a node of the loop.
 
     outputs  values, or links to nodes of the graph
     graph    the nodes that make the outputs; None if the outputs are values
-    ui       what the node shows
+    ui       text and warnings for the node
     """
 
     outputs: tuple[Any, ...]

@@ -36,8 +36,8 @@ def merge(first: ModelPatcher, second: ModelPatcher, ratios: Mapping[str, float]
     ]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            "model2: expected layers of the same shapes as in model1, got others; connect an Ovis-U1 MODEL of the same "
-            "size."
+            "model2: expected layers of the same shapes as in model1, got different shapes; connect an Ovis-U1 MODEL "
+            "of the same size."
         )
     mixed = first.clone()
     for name, patches in second.get_key_patches(PREFIX).items():

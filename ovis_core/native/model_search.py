@@ -90,7 +90,7 @@ def find_models(fresh: bool = False) -> dict[str, Path]:
 
 def find_model(name: str) -> Path | None:
     """The model of that name; None if it is not a usable model now."""
-    if not isinstance(name, str):  # a link can bring anything
+    if not isinstance(name, str):  # a connected node can return anything
         return None
     for fresh in (False, True):
         path = find_models(fresh).get(name)

@@ -23,11 +23,11 @@ class DecodingProgress:
     def __init__(
         self, max_new_tokens: int, tokenizer: Tokenizer | None = None, earlier: Sequence[str] = (), texts: int = 1
     ) -> None:
-        """Of one of several texts.
+        """Progress of one text out of `texts`.
 
         tokenizer  decodes the text; None: no text on the node
         earlier    the texts before this one, which are shown above it
-        texts      how many there will be; the bar is full after the last one
+        texts      the number of texts; the bar is full after the last one
         """
         self.bar = comfy.utils.ProgressBar(texts * max_new_tokens)
         self.max_new_tokens = max_new_tokens

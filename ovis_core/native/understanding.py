@@ -183,7 +183,7 @@ def _check_system_prompt(before: Conversation, turn: Sequence[Token]) -> None:
     if before.tokens[: len(turn)] != tuple(turn):
         raise ValueError(
             "system_prompt: expected no text or that of the first question, because history continues a conversation, "
-            "got another text; clear system_prompt, or disconnect history."
+            "got different text; clear system_prompt, or disconnect history."
         )
 
 

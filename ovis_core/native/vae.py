@@ -75,8 +75,8 @@ def decode(vae: comfy.sd.VAE, latent: dict[str, Any], restore_size: bool = False
 
     If an edit's latent has a noise mask and still equals the source's outside of it, every pixel there comes from the
     source, encoded and decoded by itself: the VAE's norms and attention would spread a change inside the mask over the
-    whole image. Raises ValueError with `restore_size` if the LATENT has no source size, or another aspect ratio than
-    the source.
+    whole image. Raises ValueError with `restore_size` if the LATENT has no source size, or its aspect ratio is
+    not that of the source.
     """
     samples: Tensor = latent["samples"]
     source: EditSource | None = latent.get(SOURCE)
@@ -105,17 +105,17 @@ def decode(vae: comfy.sd.VAE, latent: dict[str, Any], restore_size: bool = False
 
 
 def _check_size(samples: Tensor, source: EditSource | None) -> None:
-    """Raises ValueError if latents have no source image, or another aspect ratio than it; they may be scaled."""
+    """Raises ValueError if latents have no source image or a different aspect ratio; scaled latents are accepted."""
     if source is None:
         raise ValueError(
-            "samples: expected the latent of an edit, because restore_size is on, got another latent; connect Ovis-U1 "
-            "Sampler with the latent of Ovis-U1 Edit Encode, or turn off restore_size."
+            "samples: expected the latent of an edit, because restore_size is on, got a latent that is not from an "
+            "edit; connect Ovis-U1 Sampler with the latent of Ovis-U1 Edit Encode, or turn off restore_size."
         )
     (height, width), (own_height, own_width) = samples.shape[-2:], source.samples.shape[-2:]
     if abs(height * own_width - width * own_height) > max(own_height, own_width):
         raise ValueError(
-            "samples: expected the aspect ratio of the edit's source image, because restore_size is on, got another; "
-            "remove the node that changes the latent's shape, or turn off restore_size."
+            "samples: expected the aspect ratio of the edit's source image, because restore_size is on, got a "
+            "different one; remove the node that changes the latent's shape, or turn off restore_size."
         )
 
 

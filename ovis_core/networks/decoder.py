@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         x            (B, 4, H, W) latents in model space, at time `timestep` (B,): 1 noise, 0 image
         context, y   (B, L, hidden) text tokens and (B, hidden) vector, from `refine`
         ref_latents  reference images' latents (B, 4, h, w) in model space; the n-th has index n on the first axis
-        text_lengths (B,) int64: only the first so many text tokens count; None: all of them
+        text_lengths (B,) int64: text tokens after the first `text_lengths[i]` are masked; None: none are
         returns      (B, 4, H, W)
 
         `transformer_options` contains ComfyUI's patches, see `patches.py`.

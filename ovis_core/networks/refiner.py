@@ -1,4 +1,4 @@
-"""The bidirectional token refiner: the language model's condition -> what the decoder attends to (report, 2.1)."""
+"""The bidirectional token refiner: the language model's condition -> the decoder's text tokens (report, 2.1)."""
 
 from __future__ import annotations
 

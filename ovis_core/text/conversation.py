@@ -26,7 +26,7 @@ class PromptCache(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Positions."""
+        """Number of cached positions."""
         return sum(keys.shape[2] for keys, _ in self.turns)
 
 

@@ -67,7 +67,7 @@ class Tokenizer:
         except BaseException as error:  # errors differ from file to file; a panic in the library is not an Exception
             raise ValueError(f"{called} cannot be read ({error}); {remedy}.") from error
         if ids != PROBE_IDS:
-            raise ValueError(f"{called}: expected Qwen3's vocabulary, got another or an incomplete one; {remedy}.")
+            raise ValueError(f"{called}: expected Qwen3's vocabulary, got a different or incomplete one; {remedy}.")
 
     def encode(self, parts: Sequence[PromptPart]) -> list[int | Placeholder]:
         """Token ids of a prompt's parts, with placeholders left in their positions.

@@ -1,7 +1,7 @@
 """ComfyUI's formats of quantized layers: the tensors of a layer in a file, and checks.
 
-Names and formats are those of newer ComfyUIs. The tensors of a layer have its name and a suffix. One of them is JSON,
-the quant config, which names the format. `quantization.py` has the arithmetic.
+Names and formats are those of newer versions of ComfyUI. The tensors of a layer have its name and a suffix. One of them
+is JSON, the quant config, which names the format. `quantization.py` has the arithmetic.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .safetensors_file import QUANT_CONFIG, CheckpointError, TensorEntry
 WEIGHT = ".weight"
 SCALE = ".weight_scale"  # factors for the stored weight
 SCALE_2 = ".weight_scale_2"  # factor for the factors
-OLDER_SCALE = ".scale_weight"  # the same as SCALE in older files and ComfyUIs
+OLDER_SCALE = ".scale_weight"  # the same as SCALE in older files and versions of ComfyUI
 INPUT_SCALE = ".input_scale"  # for multiplication in the format: the divisor of the layer's input
 SMOOTHING = ".pre_quant_scale"  # factors for the columns of the weight, which the layer applies to its input
 FULL_PRECISION = "full_precision_matrix_mult"  # in a quant config: multiply in the type of the activations
@@ -162,8 +162,8 @@ def _quant_config(
 ) -> TensorEntry | None:
     """The quant config of a layer; None if it is not quantized.
 
-    Older files have only scales, and one of 1 for each layer that is not quantized. Newer ComfyUIs give each layer with
-    a scale the format float8_e4m3fn, whatever its weight's dtype is. So for float8 the dtype decides.
+    Older files have only scales, and one of 1 for each layer that is not quantized. Newer versions of ComfyUI give
+    each layer with a scale the format float8_e4m3fn, whatever its weight's dtype is. So for float8 the dtype decides.
     """
     if config is None:
         if scale is None or weight.dtype not in FLOAT8_FORMATS:

@@ -30,7 +30,7 @@ if "float8_e8m0fnu" in dir(torch):  # torch 2.7 and later
     DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 FP8 = torch.float8_e4m3fn
 NAMES_OF = {dtype: name for name, dtype in DTYPES.items()}  # dtype -> its name in safetensors
-SOURCE_PATH = "_comfy_source_path"  # attribute of a storage with its file; newer ComfyUIs ask how fast its disk is
+SOURCE_PATH = "_comfy_source_path"  # a storage's file; newer versions of ComfyUI look up the speed of its disk
 REMAP_EVERY = 64 * 2**20  # bytes read from a memory map before it is mapped again, which frees them
 
 
@@ -126,7 +126,7 @@ class TensorReader:
         self._read = 0
 
     def __call__(self, entry: TensorEntry) -> Tensor:
-        """The tensor."""
+        """Reads the tensor of an entry."""
         if self._read > REMAP_EVERY and not self._keep_maps:
             self._maps.clear()
             self._read = 0

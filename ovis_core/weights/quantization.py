@@ -1,7 +1,7 @@
 """Matrices <-> the tensors of a quantized layer, as lazy tensors.
 
 Matrices are converted by the package comfy_kitchen, as in ComfyUI, and by this file for float8 with one scale, which
-older ComfyUIs compute too.
+older versions of ComfyUI compute too.
 """
 
 from __future__ import annotations

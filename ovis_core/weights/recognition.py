@@ -20,8 +20,8 @@ PROBES = {
 # Beginnings of tensor names that only headers of Ovis-U1 contain: of a release, and of one file with all components.
 OWN_NAMES = tuple(f'"{start}'.encode() for start in (layout.DECODER, layout.VAE, DECODER.comfy_prefix + DECODER.probe))
 RELEASE_FILE = (
-    "this looks like one file of Ovis-U1's release, and a model needs all of them; choose the release's folder in "
-    "Ovis-U1 Load Model, or make one checkpoint of it with scripts/convert.py."
+    "this is one of the files of the Ovis-U1 release, and all of them are needed; choose the release's folder in "
+    "Ovis-U1 Load Model, or convert the folder to one file with scripts/convert.py."
 )
 NO_DECODER = (
     "this file has Ovis-U1's text encoder and no diffusion model; choose it in Load CLIP or Ovis-U1 Load Parts."

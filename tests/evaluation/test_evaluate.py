@@ -276,7 +276,12 @@ def test_shapes_are_generated_and_scored(release: Path, tmp_path: Path) -> None:
         ([], ["--limit", "-1"], 2, "argument --limit: expected a whole number of at least 1, got '-1'"),
         ([], ["--workers", "0"], 2, "argument --workers: expected a whole number of at least 1, got '0'"),
         # Without site-packages this Python has nothing that ComfyUI needs.
-        (["-S"], [], 1, f"error: {sys.executable} has no PIL; run this with the Python of your ComfyUI."),
+        (
+            ["-S"],
+            [],
+            1,
+            f"error: {sys.executable} does not have the package PIL; run this with the Python of your ComfyUI.",
+        ),
     ],
 )
 def test_errors_before_comfyui_starts(

@@ -265,7 +265,7 @@ def test_load_clip_reads_formats_in_the_header(parts: dict[str, Path], tmp_path:
 
 @torch.no_grad()
 def test_load_clip_reads_older_files_with_scales(parts: dict[str, Path], tmp_path: Path) -> None:
-    """Each layer has a scale of 1, even if it is not quantized; newer ComfyUIs name one format for all of them."""
+    """Each layer has a scale of 1, even if it is not quantized; newer versions name one format for all of them."""
     import comfy.sd
 
     from ovis_core.native.compat import quantized_formats
@@ -335,7 +335,7 @@ def test_one_file_of_the_release(release: Path) -> None:
             comfy.sd.load_diffusion_model,
             lambda file: comfy.sd.load_clip([file]),
         ):
-            with pytest.raises(CheckpointError, match=r"one file of Ovis-U1's release.* folder in Ovis-U1 Load Model"):
+            with pytest.raises(CheckpointError, match=r"one of the files of the Ovis-U1 release.* folder in Ovis"):
                 load(str(shard))
 
 

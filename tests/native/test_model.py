@@ -313,7 +313,7 @@ def test_newer_comfyuis_get_the_path_of_weight_files(
     asked: list[set[str]] = []
 
     class Storage:
-        """The module `comfy.storage` of newer ComfyUIs."""
+        """The module `comfy.storage` of newer versions of ComfyUI."""
 
         @staticmethod
         def state_dict_fast_disk(state_dict: Any) -> bool:
@@ -327,7 +327,7 @@ def test_newer_comfyuis_get_the_path_of_weight_files(
             self.fast_disk = fast_disk
 
     class Vae(comfy.sd.VAE):
-        """Newer ComfyUIs ask when they build a VAE."""
+        """Newer versions of ComfyUI ask when they build a VAE."""
 
         def __init__(self, sd: Any, **kwargs: Any) -> None:
             Storage.state_dict_fast_disk(sd)

@@ -138,7 +138,7 @@ def test_a_patch_on_the_visual_tokenizer_waits_for_a_picture(parts: Any) -> None
 
 
 def test_the_text_encoder_runs_on_the_cpu_by_cores_node(parts: Any) -> None:
-    """Select CLIP Device, in ComfyUIs that have it. Here the CPU is also the default, so only the path is shown."""
+    """Select CLIP Device, if ComfyUI has it. Here the CPU is also the default, so only the path is shown."""
     nodes = pytest.importorskip("comfy_extras.nodes_multigpu", reason="this ComfyUI has no Select CLIP Device")
     if not hasattr(nodes, "SelectCLIPDeviceNode"):
         pytest.skip("this ComfyUI has no Select CLIP Device")

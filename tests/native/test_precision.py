@@ -57,7 +57,7 @@ def test_dtypes_of_each_weight_dtype(kept: tuple[str, Any, Any]) -> None:
 
 
 def test_dynamic_vram_keeps_these_types(kept: tuple[str, Any, Any]) -> None:
-    """Newer ComfyUIs record a weight's type on the GPU when a network is built, before they load it."""
+    """Newer versions record a weight's type on the GPU when a network is built, before they load it."""
     _, model, clip = kept
     for network in (model.model.diffusion_model, clip.cond_stage_model):
         for layer in network.modules():

@@ -189,7 +189,9 @@ def test_a_conversation_keeps_its_system_prompt(clip: Any) -> None:
         fresh = ask(clip, "And now?", before=Conversation(first.conversation.tokens), system_prompt=again)
         assert (fresh.text, fresh.conversation.tokens) == (second.text, second.conversation.tokens)
         assert second.conversation.tokens.count(Control.TURN_START) == 5
-    words = r"^system_prompt: expected no text or that of the first question, .*, got another text; clear system_prompt"
+    words = (
+        r"^system_prompt: expected no text or that of the first question, .*, got different text; clear system_prompt"
+    )
     for before in (first.conversation, ask(clip).conversation):
         with pytest.raises(ValueError, match=words):
             ask(clip, "And now?", before=before, system_prompt="Answer in prose.")

@@ -13,9 +13,9 @@ from helpers.graphs import Graph, load, text_to_image
 CHECKS = [
     ("OvisU1TextEncode", "clip", "another clip", r"clip: expected an Ovis-U1 CLIP, got Identity; connect the CLIP of"),
     ("OvisU1TextEncode", "clip", "a word", r"clip: expected an Ovis-U1 CLIP, got str"),
-    ("OvisU1TextEncode", "prompt", "two words", r"prompt: expected one text, got list; connect one STRING"),
+    ("OvisU1TextEncode", "prompt", "two words", r"prompt: expected text, got list; connect one STRING"),
     ("OvisU1TextEncode", "width", "zero", r"width: expected a whole number from 16 to .*, got 0"),
-    ("OvisU1TextEncode", "negative_prompt", "zero", r"negative_prompt: expected one text, got int"),
+    ("OvisU1TextEncode", "negative_prompt", "zero", r"negative_prompt: expected text, got int"),
     ("OvisU1EditEncode", "vae", "another vae", r"vae: expected a VAE with 4 latent channels, got 16"),
     ("OvisU1EditEncode", "vae", "a word", r"vae: expected a VAE, got str; connect the VAE of"),
     (
@@ -45,7 +45,7 @@ CHECKS = [
     ),
     ("OvisU1EditEncode", "images.image_2", "a word", r"images\.image_2: expected an IMAGE of 4 dimensions, got str"),
     ("OvisU1EditEncode", "megapixels", "minus one", r"megapixels: expected a number from 0\.0 to 16\.0, got -1"),
-    ("OvisU1EditEncode", "prompt", "two words", r"prompt: expected one text, got list"),
+    ("OvisU1EditEncode", "prompt", "two words", r"prompt: expected text, got list"),
     (
         "OvisU1Sampler",
         "model",
@@ -90,11 +90,11 @@ CHECKS = [
     ("OvisU1Understand", "video", "one image", r"video: expected an IMAGE of 4 dimensions, got 3"),
     ("OvisU1Understand", "video", "a word", r"video: expected a VIDEO or an IMAGE, got str; connect Load Video, or a"),
     ("OvisU1Understand", "video", "no images", r"video: expected at least one image, got an empty batch"),
-    ("OvisU1Understand", "system_prompt", "two words", r"system_prompt: expected one text, got list"),
+    ("OvisU1Understand", "system_prompt", "two words", r"system_prompt: expected text, got list"),
     ("OvisU1Understand", "top_k", "a million", r"top_k: expected a whole number from 0 to 1000, got 1000000"),
-    ("OvisU1Judge", "prompt", "no words", r"prompt: expected a text for \{prompt\} in question, got none"),
+    ("OvisU1Judge", "prompt", "no words", r"prompt: expected text for \{prompt\} in question, got none; enter a"),
     ("OvisU1Judge", "images", "no images", r"images: expected at least one image, got an empty batch"),
-    ("OvisU1Judge", "question", "zero", r"question: expected one text, got int"),
+    ("OvisU1Judge", "question", "zero", r"question: expected text, got int"),
     (
         "OvisU1Improve",
         "model",
@@ -105,13 +105,13 @@ CHECKS = [
     ("OvisU1Improve", "vae", "another vae", r"vae: expected a VAE with 4 latent channels, got 16"),
     ("OvisU1Improve", "image", "one image", r"image: expected an IMAGE of 4 dimensions, got 3"),
     ("OvisU1Improve", "image", "no images", r"image: expected at least one image, got an empty batch"),
-    ("OvisU1Improve", "prompt", "no words", r"prompt: expected a text for \{prompt\} in judge_question, got none"),
-    ("OvisU1Improve", "prompt", "two words", r"prompt: expected one text, got list"),
+    ("OvisU1Improve", "prompt", "no words", r"prompt: expected text for \{prompt\} in judge_question, got none"),
+    ("OvisU1Improve", "prompt", "two words", r"prompt: expected text, got list"),
     ("OvisU1Improve", "threshold", "minus one", r"threshold: expected a number from 0\.0 to 1\.0, got -1"),
     ("OvisU1Improve", "rounds", "a million", r"rounds: expected a whole number from 0 to 50, got 1000000"),
     ("OvisU1Improve", "steps", "zero", r"steps: expected a whole number from 1 to 10000, got 0"),
-    ("OvisU1Improve", "instruction", "no words", r"instruction: expected a text, got none; write a text"),
-    ("OvisU1Improve", "question", "zero", r"question: expected one text, got int"),
+    ("OvisU1Improve", "instruction", "no words", r"instruction: expected text, got none; enter text"),
+    ("OvisU1Improve", "question", "zero", r"question: expected text, got int"),
 ]
 
 

@@ -142,7 +142,7 @@ def test_batch_with_further_images(server: ComfyServer, info: dict[str, Any], so
         ([first, 0], r"images\.image_2: expected one image, got 3; choose one of them with ImageFromBatch."),
         (
             [two, 0],
-            r"images\.image_2: expected one image or 2, the number of images in image, got 3; choose",
+            r"images\.image_2: expected 1 image or 2 \(one for each image in image\), got 3; choose",
         ),
     ):
         wrong = graph.copy().set("OvisU1EditEncode", image=image, **{"images.image_2": [three, 0]})

@@ -404,14 +404,17 @@ def test_what_was_known_before_an_interrupt_is_not_computed_again(server: ComfyS
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"prompt": " "}, r"prompt: expected a text for \{prompt\} in judge_question, got none; write a prompt"),
+        (
+            {"prompt": " "},
+            r"prompt: expected text for \{prompt\} in judge_question, got none; enter a prompt",
+        ),
         (
             {"judge_question": "Is the circle blue?"},
-            r"judge_question: expected \{prompt\}, because there is a prompt, got none; add \{prompt\}",
+            r"prompt: expected \{prompt\} in judge_question, instruction or question, got none; add \{prompt\}",
         ),
-        ({"judge_question": ""}, r"judge_question: expected a text, got none; write a text"),
-        ({"instruction": "\n"}, r"instruction: expected a text, got none; write a text"),
-        ({"question": ""}, r"question: expected a text, got none; write a text"),
+        ({"judge_question": ""}, r"judge_question: expected text, got none; enter text"),
+        ({"instruction": "\n"}, r"instruction: expected text, got none; enter text"),
+        ({"question": ""}, r"question: expected text, got none; enter text"),
     ],
 )
 def test_errors_for_texts_that_do_not_fit(server: ComfyServer, red: str, inputs: dict[str, Any], words: str) -> None:

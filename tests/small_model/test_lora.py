@@ -52,7 +52,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
 def lora(studio: ComfyServer) -> str:
     """Trains and saves the LoRA; the name under which core's loaders find it."""
     node = studio.object_info()["TrainLoraNode"]
-    # Newer ComfyUIs have more settings.
+    # Newer versions of ComfyUI have more settings.
     usual = {
         name: rest[0]["default"] for name, (_, *rest) in node["input"]["required"].items() if "default" in str(rest)
     }

@@ -39,5 +39,5 @@ def test_one_file_of_a_release() -> None:
     release = [name for name, _ in layout.tensor_shapes(RELEASE)]
     for part in (release[: len(release) // 2], release[len(release) // 2 :], release):
         for check in (has_decoder, has_text_encoder):
-            with pytest.raises(CheckpointError, match="one file of Ovis-U1's release"):
+            with pytest.raises(CheckpointError, match="one of the files of the Ovis-U1 release"):
                 check(part)

@@ -90,7 +90,7 @@ def test_error_for_an_incomplete_vocabulary(qwen25_tokenizer: Path, tmp_path: Pa
     (tmp_path / "vocab.json").write_bytes((qwen25_tokenizer / "vocab.json").read_bytes())
     merges = (qwen25_tokenizer / "merges.txt").read_bytes().splitlines(keepends=True)
     (tmp_path / "merges.txt").write_bytes(b"".join(merges[:150000]))
-    with pytest.raises(ValueError, match=r"expected Qwen3's vocabulary, got another or an incomplete one; download"):
+    with pytest.raises(ValueError, match=r"expected Qwen3's vocabulary, got a different or incomplete one; download"):
         Tokenizer(tmp_path)
 
 
