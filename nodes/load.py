@@ -93,7 +93,7 @@ class OvisU1LoadParts(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1LoadParts",
-            **found_by("load model", "diffusion model, text encoder, vae"),
+            **found_by("load model", "diffusion model", "text encoder", "vae"),
             display_name="Ovis-U1 Load Parts",
             category=CATEGORY,
             description=(
