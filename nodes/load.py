@@ -7,11 +7,12 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..ovis_core.native import catalogue, folders
+from ..ovis_core.native.compat import search_aliases
 from ..ovis_core.native.loading import load
 from ..ovis_core.weights.checkpoint import open_parts
 from ..ovis_core.weights.precision import PRECISIONS
 from .checks import checked
-from .schema import CATEGORY, found_by
+from .schema import CATEGORY
 
 WEIGHT_DTYPE = io.Combo.Input(
     "weight_dtype",
@@ -45,7 +46,7 @@ class OvisU1Loader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1Loader",
-            **found_by("load model", "checkpoint loader"),
+            **search_aliases("load model", "checkpoint loader"),
             display_name="Ovis-U1 Load Model",
             category=CATEGORY,
             description=(
@@ -93,7 +94,7 @@ class OvisU1LoadParts(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1LoadParts",
-            **found_by("load model", "diffusion model", "text encoder", "vae"),
+            **search_aliases("load model", "diffusion model", "text encoder", "vae"),
             display_name="Ovis-U1 Load Parts",
             category=CATEGORY,
             description=(

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..ovis_core.native.compat import FIXED_SEED, KEEPS_TEXT, growing_inputs, grown
+from ..ovis_core.native.compat import ADVANCED, FIXED_SEED, KEEPS_TEXT, growing_inputs, grown, search_aliases
 from ..ovis_core.native.progress import listed
 from ..ovis_core.native.results import text_result
 from ..ovis_core.native.tokens import MAX_FRAMES
@@ -14,7 +14,7 @@ from ..ovis_core.native.understanding import judge, understand, understand_each
 from ..ovis_core.text.decoding import GREEDY, Sampling
 from ..ovis_core.text.prompts import FITS, PROMPT_SLOT
 from .checks import checked, need_prompt
-from .schema import ADVANCED, CATEGORY, IMAGES, History, found_by, image_names
+from .schema import CATEGORY, IMAGES, History, image_names
 
 HISTORY_SLOT = 1
 DRAWN = Sampling()
@@ -28,7 +28,7 @@ class OvisU1Understand(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1Understand",
-            **found_by("describe image", "image caption", "vqa", "chat", "vlm", "video"),
+            **search_aliases("describe image", "image caption", "vqa", "chat", "vlm", "video"),
             display_name="Ovis-U1 Understand",
             category=CATEGORY,
             description=(
@@ -300,7 +300,7 @@ class OvisU1Judge(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1Judge",
-            **found_by("score image", "rank images", "best of"),
+            **search_aliases("score image", "rank images", "best of"),
             display_name="Ovis-U1 Judge",
             category=CATEGORY,
             description=(
