@@ -73,8 +73,9 @@ class OvisU1Loader(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
         """Replaces the page's 'value not in list' with an error that says where models belong."""
-        # The value of a link is not known yet.
-        return model_name is None or catalogue.why_missing(model_name) or True
+        if model_name is None:
+            return True  # the value of a link is not known yet
+        return catalogue.why_missing(model_name) or True
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, weight_dtype: str) -> str:
