@@ -7,7 +7,7 @@ import logging
 from comfy_execution.utils import get_executing_context
 
 from ..sizes import understanding_size
-from .progress import show_text
+from .page_messages import show_text
 
 _shown: list[str] = []  # the warnings of the running node
 _node: object = None

@@ -13,7 +13,7 @@ from comfy_api.latest import io, ui
 
 from .compat import SHOWS_TEXT_FILES
 from .notice import warnings
-from .progress import made_by_another, show_result, show_text
+from .page_messages import made_by_another, show_result, show_text
 
 
 def text_result(text: str) -> dict[str, Any] | None:
