@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..ovis_core.native.compat import search_aliases
-from ..ovis_core.native.vae import decode
+from ..ovis_core.native.edit_latent import decode
 from .checks import checked
 from .schema import CATEGORY
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -17,19 +16,9 @@ from torch import Tensor
 from ..pixels import VisualInput, blank_input, condition_input, resize, to_pil, to_tensor
 from ..sizes import DEFAULT_BOUNDS, edit_target_size
 from ..text import prompts
+from .edit_latent import SOURCE, EditSource
 
 Conditioning = list[list[Any]]
-
-SOURCE = "ovis_u1_source"  # key of an `EditSource` in an edit's LATENT
-
-
-@dataclass(frozen=True)
-class EditSource:
-    """The source image of an edit, stored in the LATENT: its size in pixels, and its latents at the edit's size."""
-
-    height: int
-    width: int
-    samples: Tensor
 
 
 def text_to_image(

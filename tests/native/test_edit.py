@@ -255,7 +255,7 @@ def test_conditions_of_two_pictures(
     loaded: tuple[Any, ...], edited: tuple[Any, ...], two: tuple[Any, ...], golden: dict[str, Any]
 ) -> None:
     """Both pictures are in the prompt, numbered, and among the references, each at its own size."""
-    from ovis_core.native.conditions import SOURCE
+    from ovis_core.native.edit_latent import SOURCE
     from ovis_core.pixels import condition_input, resize
 
     _, clip, vae = loaded
