@@ -30,8 +30,8 @@ def main() -> int:
     import_core()
     from ovis_core.weights import built_in
     from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.component_checks import check_values
     from ovis_core.weights.conversion import NAMES, write_one, write_parts
-    from ovis_core.weights.lazy_tensors import check_values
     from ovis_core.weights.precision import PRECISIONS, QUANTIZED_PRECISIONS
     from ovis_core.weights.safetensors_file import CheckpointError
 

@@ -1,17 +1,19 @@
-"""Checks the components of a model: config, names, shapes and dtypes."""
+"""Checks the components of a model: config, names, shapes, dtypes and values."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .components import DECODER, TEXT, VAE, Component, Kind
 from .config import LATENT_CHANNELS, ConfigError, OvisConfig, VaeConfig, check_together
 from .layer_formats import quantized_entries
+from .lazy_tensors import TensorReader
 from .metadata import read_metadata
 from .release import RELEASE
-from .safetensors_file import CheckpointError, some
+from .safetensors_file import CheckpointError, TensorEntry, some
+from .values import is_finite
 
 MOST_LEVELS = 16  # upper limit for a VAE
 QUANTIZED_DTYPES = ("I8", "U8", "F8_E8M0")  # of weights that only a quantized layer has
@@ -98,3 +100,14 @@ def check_component(component: Component, config: OvisConfig, source: object, co
     if missing:
         raise CheckpointError(f"{source}: missing tensor {some(missing)}; download the model again.")
     return dataclasses.replace(component, entries={name: component.entries[name] for name in wanted} | quantized)
+
+
+def check_values(entries: Iterable[TensorEntry]) -> None:
+    """Reads these tensors. Raises `CheckpointError` for NaN or infinity."""
+    read = TensorReader()
+    for entry in entries:
+        if entry.data is None and not is_finite(read(entry)):
+            raise CheckpointError(
+                f"{entry.file}: tensor {entry.name} contains NaN or infinity, so the file is damaged; download it "
+                "again."
+            )

@@ -155,7 +155,7 @@ def test_error_for_values_too_large_for_float16(comfyui: Path, release: Path, tm
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 def test_is_finite_detects_nan_and_infinity(dtype: torch.dtype) -> None:
-    from ovis_core.weights.lazy_tensors import is_finite
+    from ovis_core.weights.values import is_finite
 
     tensor = torch.full((40, 50), 400.0).to(dtype)
     assert is_finite(tensor)
