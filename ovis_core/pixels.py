@@ -1,4 +1,4 @@
-"""Pictures -> the patches that the visual tokenizer takes.
+"""Images as tensors: checks, joining and resizing; frames of videos; and the patches that the visual tokenizer takes.
 
 Resizing is PIL's bicubic on 8-bit pixels, as in the release.
 """
@@ -78,6 +78,17 @@ class SampledFrames:
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self.frames[index] for index in self.indexes)
+
+
+def need_images(name: str, batch: object) -> None:
+    """Raises ValueError, with the name of the input, for anything but a batch (B, H, W, C) of one image or more."""
+    if not isinstance(batch, Tensor) or batch.ndim != 4:
+        found = f"{batch.ndim} dimensions" if isinstance(batch, Tensor) else type(batch).__name__
+        raise ValueError(f"{name}: expected an IMAGE of 4 dimensions, got {found}; connect Load Image or VAE Decode.")
+    if 0 in batch.shape:
+        raise ValueError(
+            f"{name}: expected at least one image, got an empty batch; connect a node that returns images."
+        )
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -20,10 +20,10 @@ from ..weights.config import OvisConfig
 from ..weights.lazy_tensors import LazyTensor
 from .comfy_layers import comfy_layers, pinned
 from .compat import takes_tensors
+from .core_inputs import SECTION, own_section, refuse_unknown
 from .filling import fill
 from .progress import DecodingProgress
 from .quantized_operations import make_fp8_layers
-from .tokens import SECTION, own_section, refuse_unknown
 
 
 class OvisTextModel(Multimodal):

@@ -129,7 +129,7 @@ COMPAT = "ovis_core.native.compat"
 OTHER_QUESTIONS = {
     # values from links or other packs' nodes, and the inputs of a node's own `execute`
     "nodes.checks": {"model", "cond_stage_model", "first_stage_model", "signature"},
-    "ovis_core.native.tokens": {"__len__", "ndim"},
+    "ovis_core.native.core_inputs": {"__len__", "ndim"},
     "ovis_core.native.patch_checks": {"__module__", "signature"},
     # attributes of a layer, which every version sets
     "ovis_core.native.partial_loading": {"comfy_patched_weights", "prev_comfy_cast_weights", "ovis_u1_casts"},
