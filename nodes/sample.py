@@ -9,8 +9,8 @@ from comfy_api.latest import io
 
 from ..ovis_core.native.compat import ADVANCED, search_aliases
 from ..ovis_core.native.guider import OvisGuider
-from ..ovis_core.native.sampling import empty_latent, sample
-from ..ovis_core.native.sigmas import SCHEDULER, sigmas_for
+from ..ovis_core.native.sampling import empty_latent, sample, sigmas_for
+from ..ovis_core.schedule import SCHEDULER
 from .checks import checked, need_image_latent
 from .schema import CATEGORY
 

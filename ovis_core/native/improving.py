@@ -18,6 +18,7 @@ from torch import Tensor
 from ..improvement.rounds import ASK, DONE, JUDGE, Goal, Rounds, seed_of
 from ..improvement.rounds_cache import ComputedRounds, RoundsCache
 from ..pixels import join
+from ..schedule import SCHEDULER
 from ..text.prompts import PROMPT_SLOT, fill
 from .notice import warn_of_picture
 from .results import GrowingText
@@ -216,7 +217,7 @@ def _edit(graph: GraphBuilder, loop: Loop) -> Expansion:
         latent=encoded.out(3),
         seed=seed_of(loop.seed, loop.rounds),
         sampler_name="euler",
-        scheduler="ovis_u1",
+        scheduler=SCHEDULER,
         denoise=1.0,
         **loop.sampler,
     )

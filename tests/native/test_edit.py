@@ -51,7 +51,7 @@ def sample(guider: Any, noise: Tensor, steps: int) -> Tensor:
     """Final latent in model space, from noise given as such."""
     import comfy.samplers
 
-    from ovis_core.native.sigmas import sigmas_for
+    from ovis_core.native.sampling import sigmas_for
 
     empty = torch.zeros_like(noise)
     sigmas = sigmas_for(guider.model_patcher, empty, steps, 1.0)
@@ -150,7 +150,7 @@ def test_guidance_in_an_interval(
 ) -> None:
     import comfy.samplers
 
-    from ovis_core.native.sigmas import sigmas_for
+    from ovis_core.native.sampling import sigmas_for
 
     model, steps, noise = loaded[0], 10, tensors["edit/noise"]
     with counted(*loaded) as calls:
