@@ -44,7 +44,7 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
         for spec in (cls.SCHEMA or cls.GET_SCHEMA()).inputs:
             for single, value in single_inputs(spec, values.get(spec.id)):
                 if value is not None or not single.optional:
-                    NEEDS[type(single)](single, value)
+                    CHECKS[type(single)](single, value)
         return execute(cls, *args, **inputs)
 
     return checking
@@ -155,7 +155,7 @@ def _need_nothing(spec: Any, value: Any) -> None:
     """No check: any value counts as true or false, or comes from a node of the same loop."""
 
 
-NEEDS = {
+CHECKS = {
     io.Model.Input: _need_model,
     io.Clip.Input: _need_clip,
     io.Vae.Input: _need_vae,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..ovis_core.native import catalogue, folders
+from ..ovis_core.native import folders, offered_models
 from ..ovis_core.native.compat import search_aliases
 from ..ovis_core.native.loading import load
 from ..ovis_core.weights.checkpoint import open_parts
@@ -56,7 +56,7 @@ class OvisU1Loader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=catalogue.names(),
+                    options=offered_models.names(),
                     tooltip=(
                         "The model to load: a folder in models/ovis_u1 with config.json and safetensors files, for "
                         "example models/ovis_u1/Ovis-U1-3B, or one file in models/checkpoints, written by Save "
@@ -75,17 +75,17 @@ class OvisU1Loader(io.ComfyNode):
         """Replaces the page's 'value not in list' with an error that says where models belong."""
         if model_name is None:
             return True  # the value of a link is not known yet
-        return catalogue.why_missing(model_name) or True
+        return offered_models.why_missing(model_name) or True
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, weight_dtype: str) -> str:
         """Changes when the model's files do, so that a new download is loaded."""
-        return catalogue.fingerprint(model_name)
+        return offered_models.fingerprint(model_name)
 
     @classmethod
     @checked
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(*load(catalogue.open_named(model_name), PRECISIONS[weight_dtype]))
+        return io.NodeOutput(*load(offered_models.open_named(model_name), PRECISIONS[weight_dtype]))
 
 
 class OvisU1LoadParts(io.ComfyNode):
