@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..ovis_core.native.compat import search_aliases
-from ..ovis_core.native.fetching import fetch
+from ..ovis_core.native.model_list.fetching import fetch
 from ..ovis_core.weights.download import REPOSITORY
 from .checks import checked
 from .schema import CATEGORY

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..ovis_core.native import folders, offered_models
 from ..ovis_core.native.compat import search_aliases
 from ..ovis_core.native.loading import load
+from ..ovis_core.native.model_list import folders, offered_models
 from ..ovis_core.weights.checkpoint import open_parts
 from ..ovis_core.weights.precision import PRECISIONS
 from .checks import checked

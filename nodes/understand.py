@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..ovis_core.native.compat import ADVANCED, FIXED_SEED, KEEPS_TEXT, growing_inputs, grown, search_aliases
 from ..ovis_core.native.core_inputs import MAX_FRAMES
-from ..ovis_core.native.results import text_result
+from ..ovis_core.native.page.results import text_result
 from ..ovis_core.native.understanding import as_one_text, judge, understand_images
 from ..ovis_core.text.decoding import GREEDY, Sampling
 from ..ovis_core.text.prompts import FITS, PROMPT_SLOT

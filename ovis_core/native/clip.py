@@ -17,8 +17,8 @@ from ..pixels import VisualInput
 from ..weights.config import OvisConfig
 from ..weights.metadata import metadata
 from .compat import is_dynamic, new_clip
-from .network_weights import NetworkWeights
-from .partial_loading import keep_patchable, loaded_whole
+from .layers.network_weights import NetworkWeights
+from .layers.partial_loading import keep_patchable, loaded_whole
 from .text_model import OvisTextModel
 from .tokens import OvisTokenizer
 

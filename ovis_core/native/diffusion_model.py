@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..networks.decoder import Decoder
 from ..weights.config import LATENT_PATCH, DecoderConfig
-from .comfy_layers import comfy_layers
+from .layers.comfy_layers import comfy_layers
 
 
 class DiffusionModel(Decoder):

@@ -20,8 +20,8 @@ from ..improvement.rounds_cache import ComputedRounds, RoundsCache
 from ..pixels import join
 from ..schedule import SCHEDULER
 from ..text.prompts import PROMPT_SLOT, fill
-from .notice import warn_of_picture
-from .results import GrowingText
+from .page.notice import warn_of_picture
+from .page.results import GrowingText
 
 STEP, RESULT = "_OvisU1ImproveStep", "_OvisU1ImproveResult"
 OUTPUTS = 3  # of RESULT and of the node that makes it

@@ -18,12 +18,12 @@ from ..text import decoding
 from ..text.decoding import GREEDY, Sampling
 from ..weights.config import OvisConfig
 from ..weights.lazy_tensors import LazyTensor
-from .comfy_layers import comfy_layers, pinned
 from .compat import takes_tensors
 from .core_inputs import SECTION, own_section, refuse_unknown
-from .filling import fill
-from .progress import DecodingProgress
-from .quantized_operations import make_fp8_layers
+from .layers.comfy_layers import comfy_layers, pinned
+from .layers.filling import fill
+from .layers.quantized_operations import make_fp8_layers
+from .page.progress import DecodingProgress
 
 
 class OvisTextModel(Multimodal):

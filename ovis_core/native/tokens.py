@@ -27,7 +27,7 @@ from .core_inputs import (
     refuse_more_than_text,
     text_ids,
 )
-from .notice import warn_of_picture
+from .page.notice import warn_of_picture
 
 DEFAULT_SIZE = 1024  # of the blank picture, for nodes such as CLIPTextEncode, which have no size
 BUNDLED_TOKENIZER = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"

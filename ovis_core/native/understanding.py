@@ -23,7 +23,7 @@ from ..text.decoding import Sampling
 from ..text.tokenizer import Tokenizer
 from .clip import load_clip
 from .compat import device_context
-from .progress import DecodingProgress, listed
+from .page.progress import DecodingProgress, listed
 from .video_frames import frames_of
 
 YES, NO = ("Yes", "yes"), ("No", "no")

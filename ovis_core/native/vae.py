@@ -12,7 +12,7 @@ from comfy.ldm.modules.diffusionmodules.model import AttnBlock, normal_attention
 from ..weights.config import VaeConfig
 from ..weights.lazy_tensors import LazyTensor
 from ..weights.safetensors_file import CheckpointError, some
-from .partial_loading import keep_patchable
+from .layers.partial_loading import keep_patchable
 
 
 def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor], device: torch.device | None = None) -> comfy.sd.VAE:

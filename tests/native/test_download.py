@@ -65,7 +65,7 @@ def models(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def fetch(name: str = "owner/small") -> Path:
-    from ovis_core.native.fetching import fetch
+    from ovis_core.native.model_list.fetching import fetch
 
     return fetch(name)
 

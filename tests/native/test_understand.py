@@ -426,7 +426,7 @@ def test_errors_for_core_images_of_another_shape(clip: Any, shape: tuple[int, ..
 def test_pinned_weights_are_not_copied_and_patched_ones_are_not_pinned(
     comfyui: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ovis_core.native import comfy_layers
+    from ovis_core.native.layers import comfy_layers
 
     alive = []
     cast_weight = comfy_layers.cast_weight
@@ -544,7 +544,7 @@ def test_interrupt_within_one_token(clip: Any) -> None:
 
 def test_bfloat16_weights_are_not_cast_for_every_token_on_a_cpu(comfyui: Any, config: Any, weights: Any) -> None:
     from ovis_core.native.clip import build_clip
-    from ovis_core.native.network_weights import prepare_weights
+    from ovis_core.native.layers.network_weights import prepare_weights
     from ovis_core.weights.components import TEXT
     from ovis_core.weights.layout import LANGUAGE, TABLE, VISION
     from ovis_core.weights.lazy_tensors import LazyTensor
@@ -584,7 +584,7 @@ def test_judge(clip: Any, text_model: Any) -> None:
 
 
 def test_incomplete_characters_are_not_shown(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ovis_core.native import progress
+    from ovis_core.native.page import progress
 
     shown: list[str] = []
     monkeypatch.setattr(progress, "show_text", shown.append)

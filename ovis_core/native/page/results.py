@@ -11,7 +11,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io, ui
 
-from .compat import SHOWS_TEXT_FILES
+from ..compat import SHOWS_TEXT_FILES
 from .notice import warnings
 from .page_messages import made_by_another, show_result, show_text
 

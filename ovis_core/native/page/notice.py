@@ -6,7 +6,7 @@ import logging
 
 from comfy_execution.utils import get_executing_context
 
-from ..sizes import understanding_size
+from ...sizes import understanding_size
 from .page_messages import show_text
 
 _shown: list[str] = []  # the warnings of the running node

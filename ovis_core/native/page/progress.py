@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import comfy.utils
 from comfy.model_management import throw_exception_if_processing_interrupted
 
-from ..text.tokenizer import Tokenizer
+from ...text.tokenizer import Tokenizer
 from .page_messages import show_text
 
 INTERVAL = 0.1  # seconds between messages to the page
