@@ -99,9 +99,9 @@ def place(source: Path | str, target: Path | str) -> None:
     (os.link if str(source).endswith(".safetensors") else shutil.copy)(source, target)
 
 
-def cache(release: Path, hub: Path, repository: str = "AIDC-AI/Ovis-U1-3B", commit: str = COMMIT) -> Path:
+def cache(release: Path, hub: Path, commit: str = COMMIT) -> Path:
     """Puts the release into the hub's cache in its client's layout; returns the snapshot."""
-    folder = hub / f"models--{repository.replace('/', '--')}"
+    folder = hub / "models--AIDC-AI--Ovis-U1-3B"
     snapshot = folder / "snapshots" / commit
     for made in (folder / "blobs", folder / "refs", snapshot):
         made.mkdir(parents=True, exist_ok=True)
