@@ -60,14 +60,14 @@ class Frames(Protocol):
 
 
 class SampledFrames:
-    """At most `most` of a video's frames, evenly spaced, including the first and the last.
+    """At most `max_frames` of a video's frames, evenly spaced, including the first and the last.
 
     A frame is taken from `frames` when it is indexed, because `frames` may decode it then.
     """
 
-    def __init__(self, frames: Frames, most: int) -> None:
+    def __init__(self, frames: Frames, max_frames: int) -> None:
         self.frames = frames
-        count = min(len(frames), most)
+        count = min(len(frames), max_frames)
         self.indexes = [round(i * (len(frames) - 1) / max(count - 1, 1)) for i in range(count)]
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ from .release import RELEASE
 from .safetensors_file import CheckpointError, TensorEntry, some
 from .values import is_finite
 
-MOST_LEVELS = 16  # upper limit for a VAE
+MAX_LEVELS = 16  # upper limit for a VAE
 QUANTIZED_DTYPES = ("I8", "U8", "F8_E8M0")  # of weights that only a quantized layer has
 
 
@@ -62,8 +62,8 @@ def _vae_config(vae: Component, source: object) -> VaeConfig:
     shapes = {name: entry.shape for name, entry in vae.entries.items()}
     for level in ("encoder.down_blocks.{}.resnets.{}.conv1.weight", "encoder.down.{}.block.{}.conv1.weight"):
         if level.format(0, 0) in shapes:
-            widths = [shapes[name][0] for i in range(MOST_LEVELS) if (name := level.format(i, 0)) in shapes]
-            layers = sum(level.format(0, j) in shapes for j in range(MOST_LEVELS))
+            widths = [shapes[name][0] for i in range(MAX_LEVELS) if (name := level.format(i, 0)) in shapes]
+            layers = sum(level.format(0, j) in shapes for j in range(MAX_LEVELS))
             latents = shapes[VAE.probe][1]
             images = shapes["encoder.conv_in.weight"][1] if "encoder.conv_in.weight" in shapes else 0
             if latents == LATENT_CHANNELS and images == 3:

@@ -30,7 +30,7 @@ TIMEOUT = 10.0  # seconds without data
 XET_TIMEOUT = 60.0  # the same over Xet, which sends large pieces and tries again by itself
 BLOCK = 1 << 18  # bytes per read
 LINK = re.compile(r'<([^>]+)>\s*;\s*rel="?([\w-]+)"?')
-MOST_REDIRECTS = 5
+MAX_REDIRECTS = 5
 
 
 class Offline(OSError):
@@ -98,7 +98,7 @@ def read(url: str, start: int) -> Iterator[tuple[int, bytes]]:
 
 def xet_file(url: str) -> XetFile | None:
     """The file in Xet; None if the hub or the mirror does not name it. Raises OSError."""
-    for _ in range(MOST_REDIRECTS):
+    for _ in range(MAX_REDIRECTS):
         headers = _headers(url)
         content = headers.get("X-Xet-Hash")
         links = {name: link for link, name in LINK.findall(headers.get("Link", ""))}
