@@ -25,7 +25,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, eq=False)
 class VisualInput:
-    """One picture, or the frames of one video, cut into patches.
+    """One image, or the frames of one video, cut into patches.
 
     patches  (frames * rows * columns, channels * patch * patch) float32, CLIP-normalized; within a frame in groups
              of 2 x 2: row of groups, column of groups, row in group, column in group
@@ -43,7 +43,7 @@ class VisualInput:
 
 
 def understanding_input(frames: Iterable[Image.Image], kind: Placeholder = Placeholder.IMAGE) -> VisualInput:
-    """Patches of one picture, or of a video's frames, which all take the first one's size."""
+    """Patches of one image, or of a video's frames, which all take the first one's size."""
     pixels: list[Tensor] = []
     for frame in frames:
         height, width = pixels[0].shape[:2] if pixels else understanding_size(frame.height, frame.width)
@@ -139,7 +139,7 @@ def condition_input(image: Image.Image) -> VisualInput:
 
 
 def blank_input(height: int, width: int) -> VisualInput:
-    """Patches of a blank white picture, in place of the image of height x width pixels that will be generated."""
+    """Patches of a blank white image, in place of the image of height x width pixels that will be generated."""
     height, width = understanding_size(*condition_size(height, width))
     return patchify([torch.full((height, width, 3), 255, dtype=torch.uint8)])
 

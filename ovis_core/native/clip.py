@@ -74,9 +74,9 @@ def load_clip(clip: comfy.sd.CLIP, tokens: Iterable[Token], memory: int) -> None
 
     Without pictures among them the visual tokenizer stays where it is. Dynamic VRAM moves a weight when it is used.
     """
-    pictures = any(isinstance(token, VisualInput) for token in tokens)
+    visual = any(isinstance(token, VisualInput) for token in tokens)
     vision = clip.cond_stage_model.visual_tokenizer
-    if pictures or is_dynamic(clip.patcher) or any(map(loaded_whole, vision.modules())):
+    if visual or is_dynamic(clip.patcher) or any(map(loaded_whole, vision.modules())):
         model_management.load_models_gpu([clip.patcher], memory_required=memory)
         return
     with _without(clip.patcher, "visual_tokenizer"):

@@ -20,7 +20,7 @@ from ..improvement.rounds_cache import ComputedRounds, RoundsCache
 from ..pixels import join
 from ..schedule import SCHEDULER
 from ..text.prompts import PROMPT_SLOT, fill
-from .page.notice import warn_of_picture
+from .page.notice import warn_of_image_size
 from .page.results import GrowingText
 
 STEP, RESULT = "_OvisU1ImproveStep", "_OvisU1ImproveResult"
@@ -116,7 +116,7 @@ def start(
         raise ValueError(
             f"image: expected at most {MAX_IMAGES} images, got {len(image)}; split the batch with Rebatch Images."
         )
-    warn_of_picture(parts["clip"].tokenizer.side, *image.shape[1:3])
+    warn_of_image_size(parts["clip"].tokenizer.side, *image.shape[1:3])
     settings = (goal.prompt, goal.question, goal.instruction, judge_question, seed, *sampler.items())
     computed = [_cache.recall(parts.values(), one, settings) for one in image.split(1)]
     rounds = [known.rounds.limited_to(goal) for known in computed]

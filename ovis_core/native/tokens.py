@@ -27,9 +27,9 @@ from .core_inputs import (
     refuse_more_than_text,
     text_ids,
 )
-from .page.notice import warn_of_picture
+from .page.notice import warn_of_image_size
 
-DEFAULT_SIZE = 1024  # of the blank picture, for nodes such as CLIPTextEncode, which have no size
+DEFAULT_SIZE = 1024  # of the blank image, for nodes such as CLIPTextEncode, which have no size
 BUNDLED_TOKENIZER = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"
 # Tags that are kept in decoded text, so that callers can split off the think block.
 THINK_TAGS = {Control.THINK: "<think>", Control.END_THINK: "</think>"}
@@ -88,12 +88,12 @@ class OvisTokenizer:
     def tokenize_parts(
         self, parts: Sequence[prompts.PromptPart], batch: Sequence[Sequence[VisualInput]]
     ) -> dict[str, list[list[tuple]]]:
-        """Tokens of a prompt: one sequence for each item of the batch, with this item's pictures."""
-        return {SECTION: [[(token, 1.0) for token in self.fill_placeholders(parts, pictures)] for pictures in batch]}
+        """Tokens of a prompt: one sequence for each item of the batch, with this item's visual inputs."""
+        return {SECTION: [[(token, 1.0) for token in self.fill_placeholders(parts, inputs)] for inputs in batch]}
 
-    def fill_placeholders(self, parts: Sequence[prompts.PromptPart], pictures: Sequence[VisualInput]) -> list[Token]:
-        """Tokens of a prompt with one placeholder for each picture."""
-        left = iter(pictures)
+    def fill_placeholders(self, parts: Sequence[prompts.PromptPart], inputs: Sequence[VisualInput]) -> list[Token]:
+        """Tokens of a prompt with one placeholder for each visual input."""
+        left = iter(inputs)
         return [next(left) if isinstance(t, Placeholder) else t for t in self.tokenizer.encode(parts)]
 
     def question(
@@ -120,19 +120,19 @@ class OvisTokenizer:
     def _check_length(
         self, parts: Sequence[prompts.PromptPart], images: Sequence[Tensor], frames: SampledFrames
     ) -> None:
-        """Raises ValueError for a prompt that is too long, before its pictures are cut into patches, which is slow."""
+        """Raises ValueError for a prompt that is too long, before its images are cut into patches, which is slow."""
 
-        def positions(picture: Tensor) -> int:
-            height, width = understanding_size(*picture.shape[:2])
+        def positions(image: Tensor) -> int:
+            height, width = understanding_size(*image.shape[:2])
             return height // FACTOR * (width // FACTOR)
 
-        pictures = sum(positions(image) + 2 for image in images)
+        visual = sum(positions(image) + 2 for image in images)
         if len(frames):
-            pictures += positions(frames[0]) * len(frames) + 2
+            visual += positions(frames[0]) * len(frames) + 2
         words = sum(not isinstance(token, Placeholder) for token in self.tokenizer.encode(parts))
-        check_positions(words, pictures, self.positions)
-        for picture in (*images, *([frames[0]] if len(frames) else [])):
-            warn_of_picture(self.side, *picture.shape[:2])
+        check_positions(words, visual, self.positions)
+        for image in (*images, *([frames[0]] if len(frames) else [])):
+            warn_of_image_size(self.side, *image.shape[:2])
 
     def _visual_inputs(self, images: Sequence[Tensor], frames: SampledFrames) -> list[VisualInput]:
         inputs = []
@@ -146,8 +146,8 @@ class OvisTokenizer:
     def _core_question(self, text: str, asked: CoreQuestion) -> list[Token]:
         if asked.skip_template:
             self._check_length([text], asked.images, asked.frames)
-            pictures = self._visual_inputs(asked.images, asked.frames)
-            tokens = self.fill_placeholders([*(picture.kind for picture in pictures), text], pictures)
+            inputs = self._visual_inputs(asked.images, asked.frames)
+            tokens = self.fill_placeholders([*(visual_input.kind for visual_input in inputs), text], inputs)
         else:
             tokens = self.question(text, asked.images, asked.frames, MAX_FRAMES, asked.thinking, asked.system_prompt)
         asked.check_length(sequence_length(tokens))

@@ -1,4 +1,4 @@
-"""Questions and pictures -> an answer, or the probabilities of given answers."""
+"""Questions, images and videos -> an answer, or the probabilities of given answers."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def understand(
     system_prompt: str = "",
     progress: DecodingProgress | None = None,
 ) -> Answer:
-    """Answers a question about images, about a video, or without pictures; each image (height, width, channels).
+    """Answers a question about images, about a video, or without either; each image (height, width, channels).
 
     video          its frames, likewise, or a VIDEO; at most `max_frames` frames are used
     before         the conversation that the question continues

@@ -22,7 +22,7 @@ def warn_of_size(side: int | None, height: int, width: int) -> None:
         )
 
 
-def warn_of_picture(side: int | None, height: int, width: int) -> None:
+def warn_of_image_size(side: int | None, height: int, width: int) -> None:
     """Warns if a question is about a picture of another size than the model was trained on."""
     if side is not None and understanding_size(height, width) != understanding_size(side, side):
         _warn(
@@ -32,7 +32,7 @@ def warn_of_picture(side: int | None, height: int, width: int) -> None:
 
 
 def _warn(text: str) -> None:
-    # Once for each run of a node, which may bring several conditions or pictures.
+    # Once for each run of a node, which may bring several conditions or images.
     shown = warnings()
     if text in shown:
         return
