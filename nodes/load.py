@@ -40,7 +40,7 @@ PARTS = (
 
 
 class OvisU1Loader(io.ComfyNode):
-    """Release folder -> MODEL, CLIP, VAE."""
+    """A release folder, or a file with all parts -> MODEL, CLIP, VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

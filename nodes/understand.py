@@ -1,4 +1,4 @@
-"""Images and questions -> text and scores."""
+"""Questions, images and videos -> text and scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts and images -> the CONDITIONING of each task."""
+"""Prompts and images -> the CONDITIONING of each task, and the LATENT of an edit."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from .core_inputs import (
     refuse_more_than_text,
     text_ids,
 )
-from .page.notice import warn_of_image_size
+from .page.size_warnings import warn_of_image_size
 
 DEFAULT_SIZE = 1024  # of the blank image, for nodes such as CLIPTextEncode, which have no size
 BUNDLED_TOKENIZER = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"
