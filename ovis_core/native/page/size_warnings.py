@@ -23,7 +23,7 @@ def warn_of_size(side: int | None, height: int, width: int) -> None:
 
 
 def warn_of_image_size(side: int | None, height: int, width: int) -> None:
-    """Warns if a question is about a picture of another size than the model was trained on."""
+    """Warns if a question is about an image whose size is not that of the training images."""
     if side is not None and understanding_size(height, width) != understanding_size(side, side):
         _warn(
             f"This model was trained on images of {side} x {side} pixels, and its answer about an image of "
