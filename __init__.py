@@ -18,7 +18,8 @@ async def comfy_entrypoint() -> OvisU1Extension:
     """Returns the pack's nodes to ComfyUI, which logs an error in one line and loads the other packs."""
     try:
         from .nodes import OvisU1Extension
-        from .ovis_core.native import core_loaders, folders, lora_keys, saving
+        from .ovis_core.native.model_list import folders
+        from .ovis_core.native.wrapped_core import core_loaders, lora_keys, saving
     except (ImportError, AttributeError) as error:
         module = error.name if isinstance(error, ImportError) else getattr(error.obj, "__name__", None)
         if (module or "").startswith("comfy"):

@@ -18,8 +18,8 @@ from ovis_core.native import conditions
 from ovis_core.native.guider import OvisGuider
 from ovis_core.native.loading import load
 from ovis_core.native.sampling import sample
-from ovis_core.native.sigmas import SCHEDULER
 from ovis_core.pixels import to_tensor
+from ovis_core.schedule import SCHEDULER
 from ovis_core.weights.checkpoint import open_model
 from ovis_core.weights.precision import PRECISIONS
 

@@ -18,6 +18,7 @@ from ..ovis_core.native.compat import single_inputs
 from ..ovis_core.native.improving import Loop
 from ..ovis_core.native.model import OvisU1
 from ..ovis_core.native.text_model import OvisTextModel
+from ..ovis_core.pixels import need_images
 from ..ovis_core.sizes import LATENT_FACTOR
 from ..ovis_core.text.conversation import Conversation
 from ..ovis_core.text.prompts import PROMPT_SLOT
@@ -43,7 +44,7 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
         for spec in (cls.SCHEMA or cls.GET_SCHEMA()).inputs:
             for single, value in single_inputs(spec, values.get(spec.id)):
                 if value is not None or not single.optional:
-                    NEEDS[type(single)](single, value)
+                    CHECKS[type(single)](single, value)
         return execute(cls, *args, **inputs)
 
     return checking
@@ -98,21 +99,13 @@ def _need_choice(spec: Any, value: Any) -> None:
         raise ValueError(f"{spec.id}: expected one of {shown}, got {value!r}; choose one of them.")
 
 
-def _need_pictures(spec: Any, batch: Any) -> None:
-    if not isinstance(batch, Tensor) or batch.ndim != 4:
-        found = f"{batch.ndim} dimensions" if isinstance(batch, Tensor) else type(batch).__name__
-        raise ValueError(
-            f"{spec.id}: expected an IMAGE of 4 dimensions, got {found}; connect Load Image or VAE Decode."
-        )
-    if 0 in batch.shape:
-        raise ValueError(
-            f"{spec.id}: expected at least one image, got an empty batch; connect a node that returns images."
-        )
+def _need_images(spec: Any, batch: Any) -> None:
+    need_images(spec.id, batch)
 
 
 def _need_video(spec: Any, video: Any) -> None:
     if isinstance(video, Tensor):
-        _need_pictures(spec, video)
+        _need_images(spec, video)
     elif not isinstance(video, Input.Video):
         raise ValueError(
             f"{spec.id}: expected a VIDEO or an IMAGE, got {type(video).__name__}; connect Load Video, or a node that "
@@ -162,7 +155,7 @@ def _need_nothing(spec: Any, value: Any) -> None:
     """No check: any value counts as true or false, or comes from a node of the same loop."""
 
 
-NEEDS = {
+CHECKS = {
     io.Model.Input: _need_model,
     io.Clip.Input: _need_clip,
     io.Vae.Input: _need_vae,
@@ -170,7 +163,7 @@ NEEDS = {
     io.Int.Input: _need_number,
     io.Float.Input: _need_number,
     io.Combo.Input: _need_choice,
-    io.Image.Input: _need_pictures,
+    io.Image.Input: _need_images,
     io.MultiType.Input: _need_video,
     io.Conditioning.Input: _need_conditioning,
     io.Latent.Input: _need_latent,

@@ -6,9 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..ovis_core.native.vae import decode
+from ..ovis_core.native.compat import search_aliases
+from ..ovis_core.native.edit_latent import decode
 from .checks import checked
-from .schema import CATEGORY, found_by
+from .schema import CATEGORY
 
 
 class OvisU1Decode(io.ComfyNode):
@@ -18,7 +19,7 @@ class OvisU1Decode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1Decode",
-            **found_by("vae decode"),
+            **search_aliases("vae decode"),
             display_name="Ovis-U1 Decode",
             category=CATEGORY,
             description=(

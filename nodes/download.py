@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..ovis_core.native.fetching import fetch
+from ..ovis_core.native.compat import search_aliases
+from ..ovis_core.native.model_list.fetching import fetch
 from ..ovis_core.weights.download import REPOSITORY
 from .checks import checked
-from .schema import CATEGORY, found_by
+from .schema import CATEGORY
 
 
 class OvisU1Download(io.ComfyNode):
@@ -17,7 +18,7 @@ class OvisU1Download(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1Download",
-            **found_by("download model", "fetch weights"),
+            **search_aliases("download model", "fetch weights"),
             display_name="Ovis-U1 Download",
             category=CATEGORY,
             description=(

@@ -9,10 +9,10 @@ from comfy_api.latest import io
 import nodes
 
 from ..ovis_core.native import conditions
-from ..ovis_core.native.compat import growing_inputs, grown
+from ..ovis_core.native.compat import growing_inputs, grown, search_aliases
 from ..ovis_core.sizes import DEFAULT_BOUNDS, LATENT_FACTOR
 from .checks import checked, need_batches_of, need_size
-from .schema import CATEGORY, IMAGES, found_by, image_names
+from .schema import CATEGORY, IMAGES, image_names
 
 FURTHER = image_names(4)
 SIDE_TIP = "{} of the image in pixels, a multiple of 16. Set the same value in Empty Latent Image."
@@ -26,7 +26,7 @@ class OvisU1TextEncode(io.ComfyNode):
         side = {"default": 1024, "min": LATENT_FACTOR, "max": nodes.MAX_RESOLUTION, "step": LATENT_FACTOR}
         return io.Schema(
             node_id="OvisU1TextEncode",
-            **found_by("text to image", "prompt", "clip text encode"),
+            **search_aliases("text to image", "prompt", "clip text encode"),
             display_name="Ovis-U1 Text Encode",
             category=CATEGORY,
             description=(
@@ -82,7 +82,7 @@ class OvisU1EditEncode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1EditEncode",
-            **found_by("edit image", "image editing", "instruction"),
+            **search_aliases("edit image", "image editing", "instruction"),
             display_name="Ovis-U1 Edit Encode",
             category=CATEGORY,
             description=(

@@ -8,11 +8,11 @@ from comfy_api.latest import io
 
 from ..ovis_core.improvement.rounds import Goal
 from ..ovis_core.native import improving
-from ..ovis_core.native.compat import FIXED_SEED, KEEPS_TEXT
+from ..ovis_core.native.compat import ADVANCED, FIXED_SEED, HIDDEN, KEEPS_TEXT, search_aliases
 from ..ovis_core.text.prompts import ANSWER_SLOT, FITS, WHAT_TO_CHANGE
 from .checks import checked, need_prompt, need_words
 from .sample import IMG_CFG, STEPS, TXT_CFG
-from .schema import ADVANCED, CATEGORY, HIDDEN, LoopState, found_by
+from .schema import CATEGORY, LoopState
 
 EDIT_TXT_CFG = TXT_CFG | {
     "default": 6.0,
@@ -30,7 +30,7 @@ class OvisU1Improve(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1Improve",
-            **found_by("loop", "refine image", "self correction", "agent"),
+            **search_aliases("loop", "refine image", "self correction", "agent"),
             display_name="Ovis-U1 Improve",
             category=CATEGORY,
             description=(

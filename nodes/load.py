@@ -6,12 +6,13 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..ovis_core.native import catalogue, folders
+from ..ovis_core.native.compat import search_aliases
 from ..ovis_core.native.loading import load
+from ..ovis_core.native.model_list import folders, offered_models
 from ..ovis_core.weights.checkpoint import open_parts
 from ..ovis_core.weights.precision import PRECISIONS
 from .checks import checked
-from .schema import CATEGORY, found_by
+from .schema import CATEGORY
 
 WEIGHT_DTYPE = io.Combo.Input(
     "weight_dtype",
@@ -39,13 +40,13 @@ PARTS = (
 
 
 class OvisU1Loader(io.ComfyNode):
-    """Release folder -> MODEL, CLIP, VAE."""
+    """A release folder, or a file with all parts -> MODEL, CLIP, VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1Loader",
-            **found_by("load model", "checkpoint loader"),
+            **search_aliases("load model", "checkpoint loader"),
             display_name="Ovis-U1 Load Model",
             category=CATEGORY,
             description=(
@@ -55,7 +56,7 @@ class OvisU1Loader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=catalogue.names(),
+                    options=offered_models.names(),
                     tooltip=(
                         "The model to load: a folder in models/ovis_u1 with config.json and safetensors files, for "
                         "example models/ovis_u1/Ovis-U1-3B, or one file in models/checkpoints, written by Save "
@@ -72,18 +73,19 @@ class OvisU1Loader(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
         """Replaces the page's 'value not in list' with an error that says where models belong."""
-        # The value of a link is not known yet.
-        return model_name is None or catalogue.why_missing(model_name) or True
+        if model_name is None:
+            return True  # the value of a link is not known yet
+        return offered_models.why_missing(model_name) or True
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, weight_dtype: str) -> str:
         """Changes when the model's files do, so that a new download is loaded."""
-        return catalogue.fingerprint(model_name)
+        return offered_models.fingerprint(model_name)
 
     @classmethod
     @checked
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(*load(catalogue.open_named(model_name), PRECISIONS[weight_dtype]))
+        return io.NodeOutput(*load(offered_models.open_named(model_name), PRECISIONS[weight_dtype]))
 
 
 class OvisU1LoadParts(io.ComfyNode):
@@ -93,7 +95,7 @@ class OvisU1LoadParts(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1LoadParts",
-            **found_by("load model", "diffusion model, text encoder, vae"),
+            **search_aliases("load model", "diffusion model", "text encoder", "vae"),
             display_name="Ovis-U1 Load Parts",
             category=CATEGORY,
             description=(

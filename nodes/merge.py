@@ -6,10 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..ovis_core.native.compat import search_aliases
 from ..ovis_core.native.merging import blocks, merge
 from ..ovis_core.weights.release import RELEASE
 from .checks import checked
-from .schema import CATEGORY, found_by
+from .schema import CATEGORY
 
 RATIO = {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}
 
@@ -21,7 +22,7 @@ class OvisU1ModelMerge(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1ModelMerge",
-            **found_by("model merge", "block merge"),
+            **search_aliases("model merge", "block merge"),
             display_name="Ovis-U1 Model Merge",
             category=CATEGORY,
             description=(

@@ -6,9 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..ovis_core.native.compat import search_aliases
 from ..ovis_core.native.refining import refine
 from .checks import checked
-from .schema import CATEGORY, found_by
+from .schema import CATEGORY
 
 
 class OvisU1Refine(io.ComfyNode):
@@ -18,7 +19,7 @@ class OvisU1Refine(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1Refine",
-            **found_by("token refiner", "conditioning"),
+            **search_aliases("token refiner", "conditioning"),
             display_name="Ovis-U1 Refine Conditioning",
             category=CATEGORY,
             description=(

@@ -7,11 +7,12 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io
 
+from ..ovis_core.native.compat import ADVANCED, search_aliases
 from ..ovis_core.native.guider import OvisGuider
-from ..ovis_core.native.sampling import empty_latent, sample
-from ..ovis_core.native.sigmas import SCHEDULER, sigmas_for
+from ..ovis_core.native.sampling import empty_latent, sample, sigmas_for
+from ..ovis_core.schedule import SCHEDULER
 from .checks import checked, need_image_latent
-from .schema import ADVANCED, CATEGORY, found_by
+from .schema import CATEGORY
 
 STEPS = {
     "default": 50,
@@ -63,7 +64,7 @@ class OvisU1Scheduler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1Scheduler",
-            **found_by("sigmas", "schedule"),
+            **search_aliases("sigmas", "schedule"),
             display_name="Ovis-U1 Scheduler",
             category=CATEGORY,
             description=(
@@ -100,7 +101,7 @@ class OvisU1Guider(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1Guider",
-            **found_by("guidance", "cfg"),
+            **search_aliases("guidance", "cfg"),
             display_name="Ovis-U1 Guider",
             category=CATEGORY,
             description=(
@@ -169,7 +170,7 @@ class OvisU1Sampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1Sampler",
-            **found_by("ksampler", "text to image", "edit image"),
+            **search_aliases("ksampler", "text to image", "edit image"),
             display_name="Ovis-U1 Sampler",
             category=CATEGORY,
             description=(

@@ -1,4 +1,4 @@
-"""Images and questions -> text and scores."""
+"""Questions, images and videos -> text and scores."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..ovis_core.native.compat import FIXED_SEED, KEEPS_TEXT, growing_inputs, grown
-from ..ovis_core.native.progress import listed
-from ..ovis_core.native.results import text_result
-from ..ovis_core.native.tokens import MAX_FRAMES
-from ..ovis_core.native.understanding import judge, understand, understand_each
+from ..ovis_core.native.compat import ADVANCED, FIXED_SEED, KEEPS_TEXT, growing_inputs, grown, search_aliases
+from ..ovis_core.native.core_inputs import MAX_FRAMES
+from ..ovis_core.native.page.results import text_result
+from ..ovis_core.native.understanding import as_one_text, judge, understand_images
 from ..ovis_core.text.decoding import GREEDY, Sampling
 from ..ovis_core.text.prompts import FITS, PROMPT_SLOT
 from .checks import checked, need_prompt
-from .schema import ADVANCED, CATEGORY, IMAGES, History, found_by, image_names
+from .schema import CATEGORY, IMAGES, History, image_names
 
 HISTORY_SLOT = 1
-DRAWN = Sampling()
+DEFAULT_SAMPLING = Sampling()
 FURTHER = image_names(9)
 
 
@@ -28,7 +27,7 @@ class OvisU1Understand(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1Understand",
-            **found_by("describe image", "image caption", "vqa", "chat", "vlm", "video"),
+            **search_aliases("describe image", "image caption", "vqa", "chat", "vlm", "video"),
             display_name="Ovis-U1 Understand",
             category=CATEGORY,
             description=(
@@ -114,7 +113,7 @@ class OvisU1Understand(io.ComfyNode):
                 io.Float.Input(
                     "temperature",
                     **ADVANCED,
-                    default=DRAWN.temperature,
+                    default=DEFAULT_SAMPLING.temperature,
                     min=0.0,
                     max=2.0,
                     step=0.01,
@@ -124,7 +123,7 @@ class OvisU1Understand(io.ComfyNode):
                 io.Float.Input(
                     "top_p",
                     **ADVANCED,
-                    default=DRAWN.top_p,
+                    default=DEFAULT_SAMPLING.top_p,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -137,7 +136,7 @@ class OvisU1Understand(io.ComfyNode):
                 io.Int.Input(
                     "top_k",
                     **ADVANCED,
-                    default=DRAWN.top_k,
+                    default=DEFAULT_SAMPLING.top_k,
                     min=0,
                     max=1000,
                     optional=True,
@@ -146,7 +145,7 @@ class OvisU1Understand(io.ComfyNode):
                 io.Float.Input(
                     "min_p",
                     **ADVANCED,
-                    default=DRAWN.min_p,
+                    default=DEFAULT_SAMPLING.min_p,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -159,7 +158,7 @@ class OvisU1Understand(io.ComfyNode):
                 io.Float.Input(
                     "repetition_penalty",
                     **ADVANCED,
-                    default=DRAWN.repetition_penalty,
+                    default=DEFAULT_SAMPLING.repetition_penalty,
                     min=0.1,
                     max=5.0,
                     step=0.01,
@@ -171,7 +170,7 @@ class OvisU1Understand(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seed",
-                    default=DRAWN.seed,
+                    default=DEFAULT_SAMPLING.seed,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=FIXED_SEED,
@@ -253,12 +252,12 @@ class OvisU1Understand(io.ComfyNode):
         max_new_tokens: int = 512,
         thinking: bool = False,
         sampling: bool = False,
-        temperature: float = DRAWN.temperature,
-        top_p: float = DRAWN.top_p,
-        top_k: int = DRAWN.top_k,
-        min_p: float = DRAWN.min_p,
-        repetition_penalty: float = DRAWN.repetition_penalty,
-        seed: int = DRAWN.seed,
+        temperature: float = DEFAULT_SAMPLING.temperature,
+        top_p: float = DEFAULT_SAMPLING.top_p,
+        top_k: int = DEFAULT_SAMPLING.top_k,
+        min_p: float = DEFAULT_SAMPLING.min_p,
+        repetition_penalty: float = DEFAULT_SAMPLING.repetition_penalty,
+        seed: int = DEFAULT_SAMPLING.seed,
         system_prompt: str = "",
         each_image: bool = False,
         **more: Any,
@@ -279,14 +278,13 @@ class OvisU1Understand(io.ComfyNode):
             "keep": cls._is_connected(HISTORY_SLOT),
             "system_prompt": system_prompt,
         }
-        if each_image and len(images) > 1:
-            answers = understand_each(clip, prompt, images, **options)
-            shown = listed([answer.text for answer in answers])
-        else:
-            answers = [understand(clip, prompt, images, **options)]
-            shown = answers[0].text
-        texts, histories, reasonings = zip(*((a.text, a.conversation, a.reasoning) for a in answers), strict=True)
-        return io.NodeOutput([*texts], [*histories], [*reasonings], ui=text_result(shown))
+        answers = understand_images(clip, prompt, images, each_image, **options)
+        return io.NodeOutput(
+            [answer.text for answer in answers],
+            [answer.conversation for answer in answers],
+            [answer.reasoning for answer in answers],
+            ui=text_result(as_one_text(answers)),
+        )
 
     @classmethod
     def _is_connected(cls, slot: int) -> bool:
@@ -301,7 +299,7 @@ class OvisU1Judge(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="OvisU1Judge",
-            **found_by("score image", "rank images", "best of"),
+            **search_aliases("score image", "rank images", "best of"),
             display_name="Ovis-U1 Judge",
             category=CATEGORY,
             description=(

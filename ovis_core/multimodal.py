@@ -1,4 +1,4 @@
-"""Text and pictures -> one sequence of embeddings -> the decoder's condition.
+"""Text and visual inputs -> one sequence of embeddings -> the decoder's condition.
 
 Joins the language model and the visual tokenizer; `vte` is the visual embedding table between them. The same embeddings
 are the prompt of `text/decoding.py`.
@@ -20,7 +20,7 @@ from .pixels import VisualInput
 from .special_tokens import Placeholder
 from .weights.config import INDICATORS, OvisConfig
 
-# Rows of the visual embedding table, counted from its end: the embeddings before and after a picture's.
+# Rows of the visual embedding table, counted from its end: the embeddings before and after a visual input's.
 BRACKETS = {Placeholder.IMAGE: (-5, -4), Placeholder.VIDEO: (-3, -3)}
 
 Token = int | VisualInput
@@ -42,7 +42,7 @@ class Multimodal(nn.Module):
         """Bytes of the tensors that are alive at once in `condition` or a prefill, without the weights, with a margin.
 
         length         positions of the sequence
-        visual_tokens  those of one frame of its largest picture
+        visual_tokens  those of one frame of its largest visual input
         capacity       of the prefill's KV cache; 0 for `condition`, which has none
         """
         language, vision, size = self.config.language, self.config.vision, dtype.itemsize
@@ -61,10 +61,10 @@ class Multimodal(nn.Module):
         cache = KVCache.bytes_needed(language, capacity, dtype)
         return int(1.2 * max(words, features, states) + cache)
 
-    def encode_image(self, picture: VisualInput, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def encode_image(self, visual_input: VisualInput, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Embeddings (tokens, hidden) of an image or video: begin, one for each 2 x 2 patches, end."""
-        visual = self.visual_tokenizer(picture.patches.to(device, dtype), picture.grid, self._look_up)
-        begin, end = self.vte(torch.tensor(BRACKETS[picture.kind], device=device) % self.config.vision.vocab_size)
+        visual = self.visual_tokenizer(visual_input.patches.to(device, dtype), visual_input.grid, self._look_up)
+        begin, end = self.vte(torch.tensor(BRACKETS[visual_input.kind], device=device) % self.config.vision.vocab_size)
         return torch.cat((begin[None].to(dtype), visual, end[None].to(dtype)))
 
     def _look_up(self, words: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Multimodal(nn.Module):
             return words @ table[:-INDICATORS]
 
     def embed(self, tokens: Sequence[Token], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Token ids and pictures in reading order -> (L, hidden) on `device`."""
+        """Token ids and visual inputs in reading order -> (L, hidden) on `device`."""
         ids = torch.tensor([0 if isinstance(t, VisualInput) else t for t in tokens], device=device)
         text = self.llm.embed(ids, dtype)
         parts, start = [], 0
@@ -83,7 +83,7 @@ class Multimodal(nn.Module):
         return torch.cat((*parts, text[start:]))
 
     def condition(self, tokens: Sequence[Token], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Token ids and pictures -> the decoder's condition (1, L, 2 * hidden), before the refiner.
+        """Token ids and visual inputs -> the decoder's condition (1, L, 2 * hidden), before the refiner.
 
         Raises ValueError if they take more positions than the language model has.
         """
@@ -92,9 +92,9 @@ class Multimodal(nn.Module):
 
     def check_length(self, tokens: Sequence[Token]) -> int:
         """Positions that `tokens` take; raises ValueError if the language model has fewer."""
-        pictures = sum(token.tokens for token in tokens if isinstance(token, VisualInput))
+        visual = sum(token.tokens for token in tokens if isinstance(token, VisualInput))
         length = sequence_length(tokens)
-        check_positions(length - pictures, pictures, self.config.language.max_position_embeddings)
+        check_positions(length - visual, visual, self.config.language.max_position_embeddings)
         return length
 
     def limit_new_tokens(self, tokens: Sequence[Token], max_new_tokens: int) -> int:
@@ -108,13 +108,12 @@ class Multimodal(nn.Module):
         yield all(weight.device == like.device for weight in self.llm.parameters())
 
 
-def check_positions(words: int, pictures: int, limit: int) -> None:
-    """Raises ValueError if words and pictures take more positions than `limit`, the language model's maximum."""
-    if words + pictures > limit:
-        remedy = "use fewer or smaller images or frames" if pictures > words else "shorten the text"
+def check_positions(text: int, visual: int, limit: int) -> None:
+    """Raises ValueError if `text` and `visual` tokens are more than `limit`, the language model's maximum length."""
+    if text + visual > limit:
+        remedy = "use fewer or smaller images or frames" if visual > text else "shorten the text"
         raise ValueError(
-            f"prompt: expected at most {limit} tokens, got {words + pictures} ({pictures} of them for images); "
-            f"{remedy}."
+            f"prompt: expected at most {limit} tokens, got {text + visual} ({visual} of them for images); {remedy}."
         )
 
 

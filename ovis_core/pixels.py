@@ -1,4 +1,4 @@
-"""Pictures -> the patches that the visual tokenizer takes.
+"""Images as tensors: checks, joining and resizing; frames of videos; and the patches that the visual tokenizer takes.
 
 Resizing is PIL's bicubic on 8-bit pixels, as in the release.
 """
@@ -25,7 +25,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, eq=False)
 class VisualInput:
-    """One picture, or the frames of one video, cut into patches.
+    """One image, or the frames of one video, cut into patches.
 
     patches  (frames * rows * columns, channels * patch * patch) float32, CLIP-normalized; within a frame in groups
              of 2 x 2: row of groups, column of groups, row in group, column in group
@@ -43,7 +43,7 @@ class VisualInput:
 
 
 def understanding_input(frames: Iterable[Image.Image], kind: Placeholder = Placeholder.IMAGE) -> VisualInput:
-    """Patches of one picture, or of a video's frames, which all take the first one's size."""
+    """Patches of one image, or of a video's frames, which all take the first one's size."""
     pixels: list[Tensor] = []
     for frame in frames:
         height, width = pixels[0].shape[:2] if pixels else understanding_size(frame.height, frame.width)
@@ -60,14 +60,14 @@ class Frames(Protocol):
 
 
 class SampledFrames:
-    """At most `most` of a video's frames, evenly spaced, including the first and the last.
+    """At most `max_frames` of a video's frames, evenly spaced, including the first and the last.
 
     A frame is taken from `frames` when it is indexed, because `frames` may decode it then.
     """
 
-    def __init__(self, frames: Frames, most: int) -> None:
+    def __init__(self, frames: Frames, max_frames: int) -> None:
         self.frames = frames
-        count = min(len(frames), most)
+        count = min(len(frames), max_frames)
         self.indexes = [round(i * (len(frames) - 1) / max(count - 1, 1)) for i in range(count)]
 
     def __len__(self) -> int:
@@ -78,6 +78,17 @@ class SampledFrames:
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self.frames[index] for index in self.indexes)
+
+
+def need_images(name: str, batch: object) -> None:
+    """Raises ValueError, with the name of the input, for anything but a batch (B, H, W, C) of one image or more."""
+    if not isinstance(batch, Tensor) or batch.ndim != 4:
+        found = f"{batch.ndim} dimensions" if isinstance(batch, Tensor) else type(batch).__name__
+        raise ValueError(f"{name}: expected an IMAGE of 4 dimensions, got {found}; connect Load Image or VAE Decode.")
+    if 0 in batch.shape:
+        raise ValueError(
+            f"{name}: expected at least one image, got an empty batch; connect a node that returns images."
+        )
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -128,7 +139,7 @@ def condition_input(image: Image.Image) -> VisualInput:
 
 
 def blank_input(height: int, width: int) -> VisualInput:
-    """Patches of a blank white picture, in place of the image of height x width pixels that will be generated."""
+    """Patches of a blank white image, in place of the image of height x width pixels that will be generated."""
     height, width = understanding_size(*condition_size(height, width))
     return patchify([torch.full((height, width, 3), 255, dtype=torch.uint8)])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+SCHEDULER = "ovis_u1"  # the name of this schedule among ComfyUI's schedulers
 BASE_TOKENS = 256
 MAX_TOKENS = 4096
 

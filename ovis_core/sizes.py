@@ -1,4 +1,4 @@
-"""Image sizes that pictures are resized to for each part of the model.
+"""Sizes that images are resized to for each part of the model.
 
 All sizes are (height, width) in pixels.
 """
@@ -63,7 +63,7 @@ def understanding_size(height: int, width: int) -> tuple[int, int]:
 
 
 def condition_size(height: int, width: int) -> tuple[int, int]:
-    """First of the two resizes of a condition's picture: 3136 to 200704 pixels.
+    """First of the two resizes of a condition's image: 3136 to 200704 pixels.
 
     `understanding_size` of it follows, and can enlarge it again.
     """

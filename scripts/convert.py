@@ -98,8 +98,8 @@ def convert(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
     """Writes the files; returns them and the source's quantized formats. Raises CheckpointError."""
     from ovis_core.weights import built_in
     from ovis_core.weights.checkpoint import open_model
+    from ovis_core.weights.component_checks import check_values
     from ovis_core.weights.conversion import write_one, write_parts
-    from ovis_core.weights.lazy_tensors import check_values
     from ovis_core.weights.safetensors_file import CheckpointError
 
     if not args.parts and args.out.suffix != ".safetensors":

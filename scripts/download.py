@@ -56,7 +56,7 @@ def main() -> int:
 def check(folder: Path) -> None:
     """Raises CheckpointError if the model in the folder cannot be used, or if a weight of it is NaN or infinite."""
     from ovis_core.weights.checkpoint import open_model
-    from ovis_core.weights.lazy_tensors import check_values
+    from ovis_core.weights.component_checks import check_values
 
     show("checking the weights' values")
     for component in open_model(folder).components.values():

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from native_pipeline import ImageSpec, NativePipeline
 from nodes import VAEDecodeTiled
-from ovis_core.native.sigmas import SCHEDULER
+from ovis_core.schedule import SCHEDULER
 from ovis_core.weights import built_in
 from ovis_core.weights.precision import PRECISIONS
 

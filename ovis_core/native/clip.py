@@ -17,8 +17,8 @@ from ..pixels import VisualInput
 from ..weights.config import OvisConfig
 from ..weights.metadata import metadata
 from .compat import is_dynamic, new_clip
-from .network_weights import NetworkWeights
-from .partial_loading import keep_patchable, loaded_whole
+from .layers.network_weights import NetworkWeights
+from .layers.partial_loading import keep_patchable, loaded_whole
 from .text_model import OvisTextModel
 from .tokens import OvisTokenizer
 
@@ -75,9 +75,9 @@ def load_clip(clip: comfy.sd.CLIP, tokens: Iterable[Token], memory: int) -> None
 
     Without pictures the visual tokenizer is not loaded. Dynamic VRAM moves a weight when it is used.
     """
-    pictures = any(isinstance(token, VisualInput) for token in tokens)
+    visual = any(isinstance(token, VisualInput) for token in tokens)
     vision = clip.cond_stage_model.visual_tokenizer
-    if pictures or is_dynamic(clip.patcher) or any(map(loaded_whole, vision.modules())):
+    if visual or is_dynamic(clip.patcher) or any(map(loaded_whole, vision.modules())):
         model_management.load_models_gpu([clip.patcher], memory_required=memory)
         return
     with _without(clip.patcher, "visual_tokenizer"):

@@ -46,19 +46,19 @@ def search_aliases(*words: str) -> dict[str, Any]:
     return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
 
 
-FEW = 3  # growing inputs in a ComfyUI whose nodes have fixed inputs
+FIXED_INPUTS = 3  # of a group of growing inputs, in a ComfyUI whose nodes have fixed inputs only
 
 
 def growing_inputs(group: str, template: io.Input, names: Sequence[str]) -> list[io.Input]:
     """Optional inputs like `template`: the page shows one more than are connected. `grown` collects their values.
 
-    0.3.75 has fixed inputs only: the first `FEW`. They have the ids that the growing ones have in a prompt, for example
-    "images.image_2", so a workflow with few of them runs in all versions.
+    0.3.75 has fixed inputs only: the first `FIXED_INPUTS`. They have the ids that the growing ones have in a prompt,
+    for example "images.image_2", so a workflow with so few of them runs in all versions.
     """
     if hasattr(io, "Autogrow"):
         growing = io.Autogrow.TemplateNames(template, names=list(names), min=0)
         return [io.Autogrow.Input(group, template=growing, optional=True, tooltip=template.tooltip)]
-    return [_named(template, f"{group}.{name}", name) for name in names[:FEW]]
+    return [_named(template, f"{group}.{name}", name) for name in names[:FIXED_INPUTS]]
 
 
 def grown(group: str, names: Sequence[str], inputs: Mapping[str, Any]) -> dict[str, Any]:

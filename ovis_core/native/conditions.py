@@ -1,10 +1,9 @@
-"""Prompts and pictures -> the CONDITIONING of each task."""
+"""Prompts and images -> the CONDITIONING of each task, and the LATENT of an edit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -17,19 +16,9 @@ from torch import Tensor
 from ..pixels import VisualInput, blank_input, condition_input, resize, to_pil, to_tensor
 from ..sizes import DEFAULT_BOUNDS, edit_target_size
 from ..text import prompts
+from .edit_latent import SOURCE, EditSource
 
 Conditioning = list[list[Any]]
-
-SOURCE = "ovis_u1_source"  # key of an `EditSource` in an edit's LATENT
-
-
-@dataclass(frozen=True)
-class EditSource:
-    """The source image of an edit, stored in the LATENT: its size in pixels, and its latents at the edit's size."""
-
-    height: int
-    width: int
-    samples: Tensor
 
 
 def text_to_image(
@@ -68,11 +57,11 @@ def edit(
     source_height, source_width = images.shape[1:3]
     height, width = edit_target_size(source_height, source_width, max_pixels)
     sources = [_resized(images, max_pixels), *(_resized(batch, max_pixels) for batch in further)]
-    pictures = _batch([[condition_input(source) for source in batch] for batch in sources])
+    inputs = _batch([[condition_input(source) for source in batch] for batch in sources])
     negative_text = negative_prompt if negative_prompt.strip() else prompts.UNCONDITIONAL
     with _caching_images(clip):
-        positive = _encode(clip, prompts.about_image(prompt, len(sources)), pictures)
-        image_only = _encode(clip, prompts.unconditional(len(sources)), pictures)
+        positive = _encode(clip, prompts.about_image(prompt, len(sources)), inputs)
+        image_only = _encode(clip, prompts.unconditional(len(sources)), inputs)
         negative = _encode(clip, prompts.about_image(negative_text), [[blank_input(height, width)]])
     latents = [vae.encode(torch.stack([to_tensor(source) for source in batch])) for batch in sources]
     references = {"reference_latents": latents}
@@ -90,10 +79,10 @@ def _resized(images: Tensor, max_pixels: int) -> list[Image.Image]:
     return [resize(to_pil(image), *size) for image in images]
 
 
-def _batch(pictures: Sequence[Sequence[VisualInput]]) -> list[list[VisualInput]]:
-    """The pictures of each edit of a batch; a single further picture is in every edit."""
-    first, *further = pictures
-    return [[picture, *(batch[i % len(batch)] for batch in further)] for i, picture in enumerate(first)]
+def _batch(inputs: Sequence[Sequence[VisualInput]]) -> list[list[VisualInput]]:
+    """The images of each edit of a batch; a single further image is in every edit."""
+    first, *further = inputs
+    return [[image, *(batch[i % len(batch)] for batch in further)] for i, image in enumerate(first)]
 
 
 def _encode(

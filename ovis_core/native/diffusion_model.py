@@ -9,8 +9,8 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from torch import Tensor
 
 from ..networks.decoder import Decoder
-from ..weights.config import DecoderConfig
-from .comfy_layers import comfy_layers
+from ..weights.config import LATENT_PATCH, DecoderConfig
+from .layers.comfy_layers import comfy_layers
 
 
 class DiffusionModel(Decoder):
@@ -25,6 +25,10 @@ class DiffusionModel(Decoder):
         **config: Any,
     ) -> None:
         super().__init__(DecoderConfig(**config), comfy_layers(operations, dtype, device))
+        # ComfyUI and nodes read these, for example RenormCFG `in_channels`.
+        self.dtype = dtype
+        self.patch_size = LATENT_PATCH
+        self.in_channels, self.out_channels = self.config.in_channels, self.config.out_channels
 
     def forward(
         self,

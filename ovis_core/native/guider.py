@@ -12,7 +12,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from .sigmas import with_shift
+from .sampling import with_shift
 
 Conds = list[dict[str, Any]]  # a condition after ComfyUI's `process_conds`
 
@@ -37,7 +37,7 @@ class OvisGuider(comfy.samplers.CFGGuider):
 
     Sets the shift for the latent's size, unless the model has a `model_sampling` patch already.
 
-    Raises ValueError if `image_only` has no reference image.
+    Raises TypeError for `image_only` without `img_cfg`, and ValueError if `image_only` has no reference image.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class OvisGuider(comfy.samplers.CFGGuider):
         negative: list[list[Any]],
         txt_cfg: float,
         image_only: list[list[Any]] | None = None,
-        img_cfg: float = 1.0,
+        img_cfg: float | None = None,
         cfg_start: float = 0.0,
         cfg_end: float = 1.0,
     ) -> None:
@@ -57,6 +57,8 @@ class OvisGuider(comfy.samplers.CFGGuider):
         self.interval = (cfg_start, cfg_end)
         conds = {"positive": positive, "negative": negative}
         if image_only is not None:
+            if img_cfg is None:
+                raise TypeError("img_cfg: expected a number, because there is image_only, got None")
             if not any(values.get("reference_latents") for _, values in image_only):
                 raise ValueError(
                     "image_only: expected conditioning with a reference image, got none; connect image_only of Ovis-U1 "

@@ -18,9 +18,10 @@ from torch import Tensor
 from ..improvement.rounds import ASK, DONE, JUDGE, Goal, Rounds, seed_of
 from ..improvement.rounds_cache import ComputedRounds, RoundsCache
 from ..pixels import join
+from ..schedule import SCHEDULER
 from ..text.prompts import PROMPT_SLOT, fill
-from .notice import warn_of_picture
-from .results import GrowingText
+from .page.results import GrowingText
+from .page.size_warnings import warn_of_image_size
 
 STEP, RESULT = "_OvisU1ImproveStep", "_OvisU1ImproveResult"
 OUTPUTS = 3  # of RESULT and of the node that makes it
@@ -115,7 +116,7 @@ def start(
         raise ValueError(
             f"image: expected at most {MAX_IMAGES} images, got {len(image)}; split the batch with Rebatch Images."
         )
-    warn_of_picture(parts["clip"].tokenizer.side, *image.shape[1:3])
+    warn_of_image_size(parts["clip"].tokenizer.side, *image.shape[1:3])
     settings = (goal.prompt, goal.question, goal.instruction, judge_question, seed, *sampler.items())
     computed = [_cache.recall(parts.values(), one, settings) for one in image.split(1)]
     rounds = [known.rounds.limited_to(goal) for known in computed]
@@ -216,7 +217,7 @@ def _edit(graph: GraphBuilder, loop: Loop) -> Expansion:
         latent=encoded.out(3),
         seed=seed_of(loop.seed, loop.rounds),
         sampler_name="euler",
-        scheduler="ovis_u1",
+        scheduler=SCHEDULER,
         denoise=1.0,
         **loop.sampler,
     )

@@ -18,8 +18,8 @@ from ..weights.precision import DEFAULT, Precision
 from ..weights.safetensors_file import TensorEntry
 from .clip import build_clip
 from .compat import dynamic_vram
+from .layers.network_weights import CHOSEN_BY_COMFYUI, LoadOptions, prepare_weights
 from .model_patcher import build_model
-from .network_weights import CHOSEN_BY_COMFYUI, LoadOptions, prepare_weights
 from .vae import build_vae
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..weights.components import TEXT
 from ..weights.config import DecoderConfig
 from ..weights.metadata import metadata
-from .dtypes import DECODER_DTYPES
+from .layers.dtypes import DECODER_DTYPES
 from .model import OvisU1
 
 T = TypeVar("T")

@@ -8,11 +8,11 @@ from comfy.patcher_extension import CallbacksMP
 
 from ..weights.config import DecoderConfig
 from .compat import is_dynamic, new_patcher
-from .filling import fill
+from .layers.filling import fill
+from .layers.network_weights import NetworkWeights
+from .layers.partial_loading import keep_patchable
+from .layers.quantized_operations import make_fp8_layers
 from .model_config import ModelConfig
-from .network_weights import NetworkWeights
-from .partial_loading import keep_patchable
-from .quantized_operations import make_fp8_layers
 
 
 def build_model(

@@ -18,12 +18,12 @@ from ..text import decoding
 from ..text.decoding import GREEDY, Sampling
 from ..weights.config import OvisConfig
 from ..weights.lazy_tensors import LazyTensor
-from .comfy_layers import comfy_layers, pinned
 from .compat import takes_tensors
-from .filling import fill
-from .progress import DecodingProgress
-from .quantized_operations import make_fp8_layers
-from .tokens import SECTION, own_section, refuse_unknown
+from .core_inputs import SECTION, own_section, refuse_unknown
+from .layers.comfy_layers import comfy_layers, pinned
+from .layers.filling import fill
+from .layers.quantized_operations import make_fp8_layers
+from .page.progress import DecodingProgress
 
 
 class OvisTextModel(Multimodal):
@@ -67,7 +67,7 @@ class OvisTextModel(Multimodal):
 
     @contextmanager
     def caching_images(self) -> Iterator[None]:
-        """A context in which each picture is encoded once, even if several prompts contain it.
+        """A context in which each visual input is encoded once, even if several prompts contain it.
 
         Use it only for prompts that are encoded with the same weights.
         """
@@ -77,13 +77,13 @@ class OvisTextModel(Multimodal):
         finally:
             self._image_cache = None
 
-    def encode_image(self, picture: VisualInput, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def encode_image(self, visual_input: VisualInput, device: torch.device, dtype: torch.dtype) -> Tensor:
         """`Multimodal.encode_image`, cached within `caching_images`."""
         if self._image_cache is None:
-            return super().encode_image(picture, device, dtype)
-        if picture not in self._image_cache:
-            self._image_cache[picture] = super().encode_image(picture, device, dtype)
-        return self._image_cache[picture]
+            return super().encode_image(visual_input, device, dtype)
+        if visual_input not in self._image_cache:
+            self._image_cache[visual_input] = super().encode_image(visual_input, device, dtype)
+        return self._image_cache[visual_input]
 
     def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None]:
         """Tokens of `OvisTokenizer` -> the condition (B, L, 2 * hidden), float32; there is no pooled output.

@@ -1,4 +1,4 @@
-"""Questions and pictures -> an answer, or the probabilities of given answers."""
+"""Questions, images and videos -> an answer, or the probabilities of given answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..text.decoding import Sampling
 from ..text.tokenizer import Tokenizer
 from .clip import load_clip
 from .compat import device_context
-from .progress import DecodingProgress
+from .page.progress import DecodingProgress, listed
 from .video_frames import frames_of
 
 YES, NO = ("Yes", "yes"), ("No", "no")
@@ -60,14 +60,26 @@ class Verdict:
         return "\n".join(lines)
 
 
-def understand_each(clip: comfy.sd.CLIP, prompt: str, images: Sequence[Tensor], **options: Any) -> list[Answer]:
-    """Asks the same question about each image. Returns one answer for each; takes the options of `understand`."""
+def understand_images(
+    clip: comfy.sd.CLIP, prompt: str, images: Sequence[Tensor], each_image: bool, **options: Any
+) -> list[Answer]:
+    """The answer about all images; if `each_image` is on and there are several, one answer about each.
+
+    Takes the options of `understand`, and raises as it does.
+    """
+    if not each_image or len(images) < 2:
+        return [understand(clip, prompt, images, **options)]
     answers: list[Answer] = []
     for image in images:
         earlier = [answer.text for answer in answers]
         progress = DecodingProgress(options["max_new_tokens"], clip.tokenizer.tokenizer, earlier, len(images))
         answers.append(understand(clip, prompt, [image], progress=progress, **options))
     return answers
+
+
+def as_one_text(answers: Sequence[Answer]) -> str:
+    """The answers of `understand_images` in one text; several are numbered like their images."""
+    return listed([answer.text for answer in answers]) if len(answers) > 1 else answers[0].text
 
 
 def understand(
@@ -84,7 +96,7 @@ def understand(
     system_prompt: str = "",
     progress: DecodingProgress | None = None,
 ) -> Answer:
-    """Answers a question about images, about a video, or without pictures; each image (height, width, channels).
+    """Answers a question about images, about a video, or without either; each image (height, width, channels).
 
     video          its frames, likewise, or a VIDEO; at most `max_frames` frames are used
     before         the conversation that the question continues

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..weights.config import LATENT_PATCH, TIME_WIDTH, DecoderConfig
+from ..weights.config import TIME_WIDTH, DecoderConfig
 from .layers import Layers
 from .packing import grid_size, pack, unpack
 from .patches import (
@@ -41,9 +41,6 @@ class Decoder(nn.Module):
         layers = layers or Layers()
         hidden = config.hidden_size
         self.config = config
-        self.dtype = layers.dtype
-        self.patch_size = LATENT_PATCH
-        self.in_channels, self.out_channels = config.in_channels, config.out_channels
         self.img_in = layers.linear(config.in_channels, hidden)
         self.time_in = Embedder(TIME_WIDTH, hidden, layers)
         self.vector_in = Embedder(config.vec_in_dim, hidden, layers)

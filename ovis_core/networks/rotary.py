@@ -43,7 +43,7 @@ def line_tables(length: int, dim: int, theta: float, device: torch.device) -> tu
 
 
 def grid_tables(rows: int, columns: int, dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (rows, columns, 1, dim) float32 of the positions in a picture, for `rotate_halves`.
+    """cos and sin (rows, columns, 1, dim) float32 of the positions in an image, for `rotate_halves`.
 
     The first half of the pairs rotates by rows, the second by columns.
     """

@@ -1,4 +1,4 @@
-"""Turns of a conversation as token ids and pictures, and the keys and values computed for them."""
+"""Turns of a conversation as token ids and visual inputs, and the keys and values computed for them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Conversation(NamedTuple):
     call `get_ram_usage`. Turns that several conversations share are counted in each of them.
 
     cache    of some or all turns; None if none was kept
-    patches  of the pictures among `tokens`
+    patches  of the visual inputs among `tokens`
     """
 
     tokens: tuple[Token, ...] = ()
@@ -47,8 +47,8 @@ class Conversation(NamedTuple):
     @classmethod
     def of(cls, tokens: Sequence[Token], cache: PromptCache | None = None) -> Conversation:
         """A conversation in a form in which ComfyUI counts all of its tensors."""
-        pictures = (token.patches for token in tokens if isinstance(token, VisualInput))
-        return cls(tuple(tokens), cache, tuple(pictures))
+        patches = (token.patches for token in tokens if isinstance(token, VisualInput))
+        return cls(tuple(tokens), cache, tuple(patches))
 
     def get_ram_usage(self) -> int:
         """Bytes of its tensors."""

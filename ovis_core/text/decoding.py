@@ -61,7 +61,7 @@ def prefill(
 ) -> tuple[KVCache, Tensor]:
     """Computes a prompt: its KV cache, with room for `max_new_tokens`, and the first token's logits.
 
-    tokens          token ids and pictures
+    tokens          token ids and visual inputs
     max_new_tokens  no more than `Multimodal.limit_new_tokens` allows
     device, dtype   of the computation and of the cache
     past            keys and values of the first positions, computed earlier; these are not computed again

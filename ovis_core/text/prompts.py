@@ -44,26 +44,26 @@ def user_turn(parts: Sequence[PromptPart]) -> list[PromptPart]:
 
 
 def text_to_image(prompt: str) -> list[PromptPart]:
-    """The condition for text to image; the picture is a blank of the target size."""
+    """The condition for text to image; the image is a blank of the target size."""
     return user_turn([Placeholder.IMAGE, f"\n{DESCRIBE}{prompt}"])
 
 
 def about_image(text: str, images: int = 1) -> list[PromptPart]:
-    """Pictures and a text about them: an edit's instruction, stripped. Several are numbered as in a question."""
+    """Images and a text about them: an edit's instruction, stripped. Several are numbered as in a question."""
     return question(text.strip(), images)
 
 
 def unconditional(images: int = 1) -> list[PromptPart]:
-    """The condition without the text: the picture is a blank, or an edit's pictures for the image-only branch."""
+    """The condition without the text: with a blank image, or an edit's images for the image-only branch."""
     return about_image(UNCONDITIONAL, images)
 
 
 def question(text: str, images: int = 0, video: bool = False) -> list[PromptPart]:
-    """The user's turn: a question without pictures, about this many images, or about one video."""
+    """The user's turn: a question alone, about this many images, or about one video."""
     if video or images == 1:
         return user_turn([Placeholder.VIDEO if video else Placeholder.IMAGE, f"\n{text}"])
-    pictures = [part for i in range(images) for part in (f"Image {i + 1}: ", Placeholder.IMAGE, "\n")]
-    return user_turn([*pictures, text])
+    numbered = [part for i in range(images) for part in (f"Image {i + 1}: ", Placeholder.IMAGE, "\n")]
+    return user_turn([*numbered, text])
 
 
 def system_turn(text: str) -> list[PromptPart]:

@@ -20,7 +20,7 @@ from .safetensors_file import CheckpointError
 SHORT_NAME = "ovis-u1-shapes"
 NAME = f"{SHORT_NAME} (built in)"
 FILE = Path(__file__).resolve().parents[2] / "small_model" / "ovis-u1-shapes.safetensors.xz"
-SIDE = 128  # pixels of the pictures that it was trained on
+SIDE = 128  # pixels of the images that it was trained on
 DRAWS = "one circle, square or triangle in one of eight colours on a plain background"
 STEPS = 20  # enough for it
 

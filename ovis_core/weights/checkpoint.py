@@ -21,7 +21,7 @@ class Checkpoint:
     """A checked model: all of its components, or those that a state dict has.
 
     tokenizer  folder of the tokenizer's files, or those files by name; None if none came with the weights
-    side       pixels of the sides of the pictures that it was trained on; None for a model that makes any size
+    side       pixels of the sides of the images that it was trained on; None for a model that makes any size
     """
 
     config: OvisConfig

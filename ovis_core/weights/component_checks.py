@@ -1,19 +1,21 @@
-"""Checks the components of a model: config, names, shapes and dtypes."""
+"""Checks the components of a model: config, names, shapes, dtypes and values."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .components import DECODER, TEXT, VAE, Component, Kind
 from .config import LATENT_CHANNELS, ConfigError, OvisConfig, VaeConfig, check_together
 from .layer_formats import quantized_entries
+from .lazy_tensors import TensorReader
 from .metadata import read_metadata
 from .release import RELEASE
-from .safetensors_file import CheckpointError, some
+from .safetensors_file import CheckpointError, TensorEntry, some
+from .values import is_finite
 
-MOST_LEVELS = 16  # upper limit for a VAE
+MAX_LEVELS = 16  # upper limit for a VAE
 QUANTIZED_DTYPES = ("I8", "U8", "F8_E8M0")  # of weights that only a quantized layer has
 
 
@@ -60,8 +62,8 @@ def _vae_config(vae: Component, source: object) -> VaeConfig:
     shapes = {name: entry.shape for name, entry in vae.entries.items()}
     for level in ("encoder.down_blocks.{}.resnets.{}.conv1.weight", "encoder.down.{}.block.{}.conv1.weight"):
         if level.format(0, 0) in shapes:
-            widths = [shapes[name][0] for i in range(MOST_LEVELS) if (name := level.format(i, 0)) in shapes]
-            layers = sum(level.format(0, j) in shapes for j in range(MOST_LEVELS))
+            widths = [shapes[name][0] for i in range(MAX_LEVELS) if (name := level.format(i, 0)) in shapes]
+            layers = sum(level.format(0, j) in shapes for j in range(MAX_LEVELS))
             latents = shapes[VAE.probe][1]
             images = shapes["encoder.conv_in.weight"][1] if "encoder.conv_in.weight" in shapes else 0
             if latents == LATENT_CHANNELS and images == 3:
@@ -98,3 +100,14 @@ def check_component(component: Component, config: OvisConfig, source: object, co
     if missing:
         raise CheckpointError(f"{source}: missing tensor {some(missing)}; download the model again.")
     return dataclasses.replace(component, entries={name: component.entries[name] for name in wanted} | quantized)
+
+
+def check_values(entries: Iterable[TensorEntry]) -> None:
+    """Reads these tensors. Raises `CheckpointError` for NaN or infinity."""
+    read = TensorReader()
+    for entry in entries:
+        if entry.data is None and not is_finite(read(entry)):
+            raise CheckpointError(
+                f"{entry.file}: tensor {entry.name} contains NaN or infinity, so the file is damaged; download it "
+                "again."
+            )

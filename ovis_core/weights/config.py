@@ -32,9 +32,9 @@ INDICATORS = 4  # rows of the visual embedding table that are not words of the v
 
 # Upper limits, far above any Ovis-U1, so that a broken config cannot use all of the machine's time and memory.
 LAYERS = ("num_hidden_layers", "depth", "depth_single_blocks", "layers_per_block")
-MOST_LAYERS = 1024
-LARGEST = 1 << 24
-MOST_AXES = 16
+MAX_LAYERS = 1024
+MAX_VALUE = 1 << 24
+MAX_AXES = 16
 
 
 class ConfigError(ValueError):
@@ -266,9 +266,9 @@ class _Section:
             value = given[name] if name in given else self[name]
             if not _fits(value, field.type):
                 raise ConfigError(f"{self.name}.{name}: expected {KINDS[field.type]}, got {_shown(value)}")
-            most = MOST_LAYERS if name in LAYERS else LARGEST
-            if any(number > most for number in (value if isinstance(value, list) else [value])):
-                raise ConfigError(f"{self.name}.{name}: expected at most {most}, got {_shown(value)}")
+            maximum = MAX_LAYERS if name in LAYERS else MAX_VALUE
+            if any(number > maximum for number in (value if isinstance(value, list) else [value])):
+                raise ConfigError(f"{self.name}.{name}: expected at most {maximum}, got {_shown(value)}")
             values[name] = tuple(value) if isinstance(value, list) else value
         return values
 
@@ -287,4 +287,4 @@ def _fits(value: Any, kind: str) -> bool:
         return whole or (isinstance(value, float) and value > 0)
     if kind == "bool":
         return isinstance(value, bool)
-    return isinstance(value, list) and len(value) <= MOST_AXES and all(_fits(item, "int") for item in value)
+    return isinstance(value, list) and len(value) <= MAX_AXES and all(_fits(item, "int") for item in value)

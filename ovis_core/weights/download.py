@@ -18,7 +18,7 @@ from typing import Any
 
 from . import hub
 from .checked_files import CheckedFiles
-from .file_fetcher import DISK, DownloadError, FileFetcher, Stopped, has_size, one_line, part_of, size_of
+from .file_fetcher import DISK, DownloadError, FileFetcher, has_size, one_line, part_of, size_of
 from .hub import RepositoryFile
 
 REPOSITORY = "AIDC-AI/Ovis-U1-3B"
@@ -82,17 +82,13 @@ def download(
     """
     repository = repository_name(repository)
     try:
-        from filelock import FileLock, Timeout
+        from filelock import FileLock
     except ImportError as error:
         raise DownloadError(
             f"the package filelock cannot be imported ({one_line(error)}); run this with ComfyUI's Python, or install "
             "filelock there."
         ) from error
 
-    by_hand = (
-        "or put config.json, model.safetensors.index.json and every model-*.safetensors of "
-        f"{repository} into {folder} by hand."
-    )
     try:
         try:
             info = hub.model_info(repository, revision)
@@ -114,41 +110,48 @@ def download(
             fetcher = FileFetcher(repository, commit, folder, say, stop or threading.Event())
             fetcher.fetch_all(files, nearby, recheck)
             CheckedFiles(folder).set_complete(repository, revision, {file.name for file in files})
-    except (DownloadError, Stopped):
-        raise
-    except urllib.error.HTTPError as error:
+    except (OSError, ValueError, NotImplementedError, http.client.HTTPException) as error:
+        raise _as_download_error(error, repository, revision, folder) from error
+    return folder
+
+
+def _as_download_error(error: Exception, repository: str, revision: str, folder: Path) -> DownloadError:
+    """The error for the user, which says what to do."""
+    from filelock import Timeout
+
+    by_hand = (
+        "or put config.json, model.safetensors.index.json and every model-*.safetensors of "
+        f"{repository} into {folder} by hand."
+    )
+    if isinstance(error, urllib.error.HTTPError):
         if error.code in (401, 403, 404):
-            raise DownloadError(
+            return DownloadError(
                 f"repository: {hub.endpoint()} has no {repository} at {revision}, or it needs a login; check the "
                 "name and the revision, or set HF_TOKEN."
-            ) from error
-        raise DownloadError(
+            )
+        return DownloadError(
             f"{hub.endpoint()} answered with an error ({one_line(error)}); try again later, set HF_ENDPOINT to a "
             f"mirror of the hub, {by_hand}"
-        ) from error
-    except NotImplementedError as error:
-        raise DownloadError(
-            f"{folder} cannot be locked ({one_line(error)}); choose a folder on another disk."
-        ) from error
-    except Timeout as error:
-        raise DownloadError(f"another download into {folder} is running; wait until it ends.") from error
-    except hub.Offline as error:
-        raise DownloadError(
+        )
+    if isinstance(error, NotImplementedError):
+        return DownloadError(f"{folder} cannot be locked ({one_line(error)}); choose a folder on another disk.")
+    if isinstance(error, Timeout):
+        return DownloadError(f"another download into {folder} is running; wait until it ends.")
+    if isinstance(error, hub.Offline):
+        return DownloadError(
             f"HF_HUB_OFFLINE is set, so nothing is downloaded from {hub.endpoint()}; unset it and restart ComfyUI."
-        ) from error
-    except (hub.UnusableAnswer, http.client.HTTPException, ValueError) as error:
-        raise DownloadError(
+        )
+    if isinstance(error, (hub.UnusableAnswer, http.client.HTTPException, ValueError)):
+        return DownloadError(
             f"{hub.endpoint()} sent an answer that cannot be used ({one_line(error)}); run the download again, "
             f"check HF_ENDPOINT, {by_hand}"
-        ) from error
-    except OSError as error:
-        if not isinstance(error, urllib.error.URLError) and (error.filename is not None or error.errno in DISK):
-            raise DownloadError(_disk_error(error, folder)) from error
-        raise DownloadError(
-            f"{hub.endpoint()} cannot be reached ({one_line(error)}); check the connection, set HF_ENDPOINT to a "
-            f"mirror of the hub, {by_hand}"
-        ) from error
-    return folder
+        )
+    if not isinstance(error, urllib.error.URLError) and (error.filename is not None or error.errno in DISK):
+        return DownloadError(_disk_error(error, folder))
+    return DownloadError(
+        f"{hub.endpoint()} cannot be reached ({one_line(error)}); check the connection, set HF_ENDPOINT to a "
+        f"mirror of the hub, {by_hand}"
+    )
 
 
 def _disk_error(error: OSError, folder: Path) -> str:

@@ -30,7 +30,7 @@ TIMEOUT = 10.0  # seconds without data
 XET_TIMEOUT = 60.0  # the same over Xet, which sends large pieces and tries again by itself
 BLOCK = 1 << 18  # bytes per read
 LINK = re.compile(r'<([^>]+)>\s*;\s*rel="?([\w-]+)"?')
-MOST_REDIRECTS = 5
+MAX_REDIRECTS = 5
 
 
 class Offline(OSError):
@@ -98,7 +98,7 @@ def read(url: str, start: int) -> Iterator[tuple[int, bytes]]:
 
 def xet_file(url: str) -> XetFile | None:
     """The file in Xet; None if the hub or the mirror does not name it. Raises OSError."""
-    for _ in range(MOST_REDIRECTS):
+    for _ in range(MAX_REDIRECTS):
         headers = _headers(url)
         content = headers.get("X-Xet-Hash")
         links = {name: link for link, name in LINK.findall(headers.get("Link", ""))}
@@ -135,13 +135,13 @@ def read_by_xet(client: Any, file: XetFile, size: int, start: int, stop: threadi
     session = client.XetSession()
     group = session.new_download_stream_group(token_refresh_url=file.token_url, token_refresh_headers=_authorization())
     # A stream that waits for its next block cannot be cancelled, but its session can.
-    with _Watch(stop, session.sigint_abort) as watch:
+    with _Watchdog(stop, session.sigint_abort) as watchdog:
         for block in group.download_stream(client.XetFileInfo(file.content, size), start=start):
-            watch.came()
+            watchdog.reset()
             yield block
 
 
-class _Watch:
+class _Watchdog:
     """A context in which `act` is called once, when `stop` is set or no data came for `XET_TIMEOUT` seconds."""
 
     def __init__(self, stop: threading.Event, act: Callable[[], object]) -> None:
@@ -149,9 +149,9 @@ class _Watch:
         self._act = act
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.came()
+        self.reset()
 
-    def came(self) -> None:
+    def reset(self) -> None:
         """Call this when data came."""
         self._last = time.monotonic()
 
@@ -161,7 +161,7 @@ class _Watch:
                 self._act()
                 return
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> _Watchdog:
         self._thread.start()
         return self
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .safetensors_file import CheckpointError, TensorEntry, is_metadata
+from .values import is_finite, saturated
 
 # Dtypes of weights by their names in safetensors.
 DTYPES = {
@@ -157,35 +158,3 @@ def lazy_tensors(
             continue
         found[name] = LazyTensor(entry.shape, dtype, partial(read, entry), origin, persistent, entry.file, entry.matrix)
     return found
-
-
-def check_values(entries: Iterable[TensorEntry]) -> None:
-    """Reads these tensors. Raises `CheckpointError` for NaN or infinity."""
-    read = TensorReader()
-    for entry in entries:
-        if entry.data is None and not is_finite(read(entry)):
-            raise CheckpointError(
-                f"{entry.file}: tensor {entry.name} contains NaN or infinity, so the file is damaged; download it "
-                "again."
-            )
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor of weights contains neither NaN nor infinity."""
-    if tensor.dtype == torch.float8_e5m2:
-        return not bool(((tensor.view(torch.uint8) & 0x7C) == 0x7C).any())
-    if tensor.dtype.itemsize == 1:
-        # float8_e4m3fn has no infinity, and NaN in two forms.
-        return tensor.dtype != torch.float8_e4m3fn or not bool(((tensor.view(torch.uint8) & 0x7F) == 0x7F).any())
-    if tensor.numel() == 0:
-        return True
-    # Both extremes are NaN if any value is. A sum would overflow float16, or need a copy in float32.
-    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor))
-
-
-def saturated(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in another dtype. Values outside the range of an 8-bit float are clamped to it."""
-    if dtype.itemsize == 1:
-        largest = torch.finfo(dtype).max
-        tensor = tensor.clamp(-largest, largest)
-    return tensor.to(dtype)

@@ -25,8 +25,9 @@ from .layer_formats import (
     WEIGHT,
     Format,
 )
-from .lazy_tensors import DTYPES, FP8, LazyTensor, saturated
+from .lazy_tensors import DTYPES, FP8, LazyTensor
 from .safetensors_file import QUANT_CONFIG, CheckpointError
+from .values import saturated
 
 ROTATION_GROUPS = (16, 64, 256)  # numbers of columns that comfy_kitchen can rotate together
 

@@ -91,17 +91,17 @@ def has_pieces(folder: Path) -> bool:
     return any(name in (CONFIG, INDEX, SINGLE) or fnmatch(name, SHARDS) for name in _names(folder))
 
 
-def looks_like_release(folder: Path, named: bool, holds: Callable[[Path], bool]) -> bool:
+def looks_like_release(folder: Path, has_ovis_name: bool, names_ovis_tensors: Callable[[Path], bool]) -> bool:
     """Whether a folder was meant to be a release of Ovis-U1, not another model.
 
-    named  whether its name is one of Ovis-U1
-    holds  `recognition.names_ovis_u1`, or a function that caches its answers
+    has_ovis_name       whether its name is one of Ovis-U1
+    names_ovis_tensors  `recognition.names_ovis_u1`, or a function that caches its answers
     """
     names = _names(folder)
     pieces = [name for name in names if name == INDEX or fnmatch(name, SHARDS)]
-    if any(holds(folder / name) for name in (*pieces, *(name for name in names if name == SINGLE))):
+    if any(names_ovis_tensors(folder / name) for name in (*pieces, *(name for name in names if name == SINGLE))):
         return True
-    if not named:
+    if not has_ovis_name:
         return False
     try:
         return _read_json(folder / CONFIG).get("model_type") in (None, "ovis_u1")

@@ -11,11 +11,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 AGAIN = "delete it and download it again."
-LONGEST_HEADER = 100_000_000  # bytes; safetensors does not read longer ones
+MAX_HEADER = 100_000_000  # bytes; safetensors does not read longer ones
 METADATA = "ovis_u1."  # in the names of tensors that store metadata of the model, as bytes
 QUANT_CONFIG = ".comfy_quant"  # ends the name of a tensor with a layer's quant config: JSON that names its format
 QUANT_HEADER = "_quantization_metadata"  # in a header: JSON with the quant configs of all layers
-SHOWN = 3  # most names in a message
+MAX_NAMES = 3  # in a message
 
 
 class CheckpointError(ValueError):
@@ -102,7 +102,7 @@ def header_bytes(file: Path) -> bytes:
     """The bytes of a header; empty if the file has no valid header. Raises OSError."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        if not 2 <= length <= min(LONGEST_HEADER, os.fstat(opened.fileno()).st_size - 8):
+        if not 2 <= length <= min(MAX_HEADER, os.fstat(opened.fileno()).st_size - 8):
             return b""
         return opened.read(length)
 
@@ -129,5 +129,5 @@ def _instead(file: Path) -> str:
 
 def some(names: list[str]) -> str:
     """Names for a message; if there are many, the first ones."""
-    shown = ", ".join(names[:SHOWN])
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
+    shown = ", ".join(names[:MAX_NAMES])
+    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} more"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections.abc import Callable
 
 from PIL import Image
 
@@ -19,9 +20,8 @@ def image_of(bench: Bench, seed: int, steps: int = STEPS) -> str:
     return bench.add("SaveImage", images=pixels, filename_prefix="features/queue")
 
 
-def until(condition: object, seconds: float = 60.0) -> None:
-    assert callable(condition)
-    end = time.monotonic() + seconds
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60.0  # seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -32,10 +32,10 @@ def started(lab: Lab, *flags: str) -> Iterator[Lab]:
         yield Lab(server, server.object_info(), lab.release)
 
 
-def flag(name: str, limit: float = 1e-4) -> None:
+def flag(name: str) -> None:
     def run(lab: Lab) -> None:
         with started(lab, name) as own:
-            same(own.bench().sampled(), lab.plain(), limit)
+            same(own.bench().sampled(), lab.plain(), 1e-4)
 
     row(AREA, name, "the same image to rounding")(run)
 

@@ -35,7 +35,7 @@ def core(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[.
     """The pack's loaders are in place; core's own functions by name."""
     import comfy.sd
 
-    from ovis_core.native import core_loaders, wrapping
+    from ovis_core.native.wrapped_core import core_loaders, wrapping
 
     own = {name: getattr(comfy.sd, name) for name in FUNCTIONS}
     assert not any(hasattr(function, wrapping.CURRENT) for function in own.values())
@@ -564,7 +564,7 @@ def test_a_fault_of_ours_stops_no_other_model(
 ) -> None:
     import comfy.sd
 
-    from ovis_core.native import core_loaders
+    from ovis_core.native.wrapped_core import core_loaders
     from ovis_core.weights import recognition
 
     def fails(*args: Any) -> Any:
@@ -604,7 +604,7 @@ def second_copy() -> Iterator[Any]:
     spec = importlib.util.spec_from_file_location("second_core", path, submodule_search_locations=[str(path.parent)])
     package = sys.modules["second_core"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(package)
-    yield importlib.import_module("second_core.native.core_loaders")
+    yield importlib.import_module("second_core.native.wrapped_core.core_loaders")
     for name in [name for name in sys.modules if name.split(".")[0] == "second_core"]:
         del sys.modules[name]
 
@@ -612,7 +612,7 @@ def second_copy() -> Iterator[Any]:
 def test_they_are_wrapped_once(core: dict[str, Any], second_copy: Any, parts: dict[str, Path]) -> None:
     import comfy.sd
 
-    from ovis_core.native import core_loaders
+    from ovis_core.native.wrapped_core import core_loaders
 
     wrapped = {name: getattr(comfy.sd, name) for name in FUNCTIONS}
     assert all(wrapped[name].__wrapped__ is core[name] for name in FUNCTIONS)
@@ -629,7 +629,7 @@ def test_they_are_wrapped_once(core: dict[str, Any], second_copy: Any, parts: di
 def test_tables_of_lora_names_are_wrapped_once(monkeypatch: pytest.MonkeyPatch, one: Path) -> None:
     import comfy.lora
 
-    from ovis_core.native import lora_keys
+    from ovis_core.native.wrapped_core import lora_keys
 
     tables = ("model_lora_keys_unet", "model_lora_keys_clip")
     for name in tables:
@@ -648,7 +648,7 @@ def test_tables_of_lora_names_are_wrapped_once(monkeypatch: pytest.MonkeyPatch, 
 def test_another_pack_s_wrapper_stays(monkeypatch: pytest.MonkeyPatch, parts: dict[str, Path]) -> None:
     import comfy.sd
 
-    from ovis_core.native import core_loaders
+    from ovis_core.native.wrapped_core import core_loaders
 
     ours = comfy.sd.load_diffusion_model_state_dict
     calls = []

@@ -65,7 +65,7 @@ def models(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def fetch(name: str = "owner/small") -> Path:
-    from ovis_core.native.fetching import fetch
+    from ovis_core.native.model_list.fetching import fetch
 
     return fetch(name)
 
@@ -525,7 +525,8 @@ def test_interrupted_update_is_not_used_without_network(
     mirror: Mirror, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, full: bool
 ) -> None:
     """A folder with files of two revisions is incomplete, however the first ones were downloaded."""
-    from ovis_core.weights.download import DownloadError, Stopped, download
+    from ovis_core.weights.download import DownloadError, download
+    from ovis_core.weights.file_fetcher import Stopped
 
     folder = fetch()
     before = {file.name: file.read_bytes() for file in folder.glob("model-*.safetensors")}

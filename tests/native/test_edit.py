@@ -51,7 +51,7 @@ def sample(guider: Any, noise: Tensor, steps: int) -> Tensor:
     """Final latent in model space, from noise given as such."""
     import comfy.samplers
 
-    from ovis_core.native.sigmas import sigmas_for
+    from ovis_core.native.sampling import sigmas_for
 
     empty = torch.zeros_like(noise)
     sigmas = sigmas_for(guider.model_patcher, empty, steps, 1.0)
@@ -150,7 +150,7 @@ def test_guidance_in_an_interval(
 ) -> None:
     import comfy.samplers
 
-    from ovis_core.native.sigmas import sigmas_for
+    from ovis_core.native.sampling import sigmas_for
 
     model, steps, noise = loaded[0], 10, tensors["edit/noise"]
     with counted(*loaded) as calls:
@@ -255,7 +255,7 @@ def test_conditions_of_two_pictures(
     loaded: tuple[Any, ...], edited: tuple[Any, ...], two: tuple[Any, ...], golden: dict[str, Any]
 ) -> None:
     """Both pictures are in the prompt, numbered, and among the references, each at its own size."""
-    from ovis_core.native.conditions import SOURCE
+    from ovis_core.native.edit_latent import SOURCE
     from ovis_core.pixels import condition_input, resize
 
     _, clip, vae = loaded

@@ -168,7 +168,7 @@ def test_rotation_uses_comfyui_s_kernel_if_there_is_one(
     from comfy_kitchen.backends import eager
     from comfy_kitchen.constraints import FunctionConstraints
 
-    from ovis_core.native.comfy_layers import attention
+    from ovis_core.native.layers.comfy_layers import attention
 
     q = torch.empty(1, 2, 5, 8, device=GPU, dtype=HALF)
     pe = torch.empty(1, 1, 5, 4, 2, 2, device=GPU)

@@ -79,13 +79,13 @@ def models(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def find() -> dict[str, Path]:
-    from ovis_core.native.model_search import find_models
+    from ovis_core.native.model_list.model_search import find_models
 
     return find_models()
 
 
 def missing(name: str) -> str:
-    from ovis_core.native import missing_model
+    from ovis_core.native.model_list import missing_model
 
     return missing_model.why_missing(name)
 
@@ -99,9 +99,9 @@ def place(source: Path | str, target: Path | str) -> None:
     (os.link if str(source).endswith(".safetensors") else shutil.copy)(source, target)
 
 
-def cache(release: Path, hub: Path, repository: str = "AIDC-AI/Ovis-U1-3B", commit: str = COMMIT) -> Path:
+def cache(release: Path, hub: Path, commit: str = COMMIT) -> Path:
     """Puts the release into the hub's cache in its client's layout; returns the snapshot."""
-    folder = hub / f"models--{repository.replace('/', '--')}"
+    folder = hub / "models--AIDC-AI--Ovis-U1-3B"
     snapshot = folder / "snapshots" / commit
     for made in (folder / "blobs", folder / "refs", snapshot):
         made.mkdir(parents=True, exist_ok=True)
@@ -233,7 +233,9 @@ def test_checks_do_not_define_the_schema(pack: Any, models: Path, monkeypatch: p
     """Defining it would list files."""
     for node in pack.values():
         node.GET_SCHEMA()  # as ComfyUI does when it loads a pack
-    folders, search = (sys.modules[f"{PACK}.ovis_core.native.{name}"] for name in ("folders", "model_search"))
+    folders, search = (
+        sys.modules[f"{PACK}.ovis_core.native.model_list.{name}"] for name in ("folders", "model_search")
+    )
     asked = []
     monkeypatch.setattr(search, "find_models", lambda *_: asked.append("models") or {})
     monkeypatch.setattr(folders, "part_names", lambda *_: asked.append("parts") or [])

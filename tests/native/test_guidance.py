@@ -56,13 +56,21 @@ def sample(model: Any, conds: tuple[Any, ...], txt_cfg: float, img_cfg: float, s
     import comfy.samplers
 
     from ovis_core.native.guider import OvisGuider
-    from ovis_core.native.sigmas import sigmas_for
+    from ovis_core.native.sampling import sigmas_for
 
     positive, image_only, negative, latent = conds
     noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(5))
     guider = OvisGuider(model, positive, negative, txt_cfg, image_only, img_cfg)
     sigmas = sigmas_for(model, noise, 3, 1.0)
     return guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas, seed=5)
+
+
+def test_image_only_requires_its_scale(loaded: tuple[Any, Any, Any], edited: tuple[Any, Any, Any, Any]) -> None:
+    from ovis_core.native.guider import OvisGuider
+
+    positive, image_only, negative, _ = edited
+    with pytest.raises(TypeError, match="img_cfg"):
+        OvisGuider(loaded[0], positive, negative, 6.0, image_only)
 
 
 def patched(model: Any, kind: str, function: Callable[[Args], Any]) -> Any:
@@ -180,7 +188,7 @@ def test_samplers_that_use_the_unconditional_prediction(
     import comfy.samplers
 
     from ovis_core.native.guider import OvisGuider
-    from ovis_core.native.sigmas import sigmas_for
+    from ovis_core.native.sampling import sigmas_for
 
     positive, image_only, negative, latent = edited
     uncond = image_only if scales[1] == 1.0 else negative

@@ -49,7 +49,7 @@ def test_memory_estimate_of_the_decoder(
     from ovis_core.native.model import OvisU1
     from ovis_core.native.model_config import ModelConfig
 
-    full, dtype = decoder.config, decoder.dtype
+    full, dtype = decoder.config, next(decoder.parameters()).dtype
     meta = {"dtype": dtype, "device": "meta"}
     latent = torch.empty(batch, 4, height, width, **meta)
     context, vector = torch.empty(batch, text, full.hidden_size, **meta), torch.empty(batch, full.hidden_size, **meta)

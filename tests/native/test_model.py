@@ -60,7 +60,7 @@ def sample(model: Any, positive: Any, negative: Any, noise: Tensor, steps: int) 
     import comfy.samplers
 
     from ovis_core.native.guider import OvisGuider
-    from ovis_core.native.sigmas import sigmas_for
+    from ovis_core.native.sampling import sigmas_for
 
     empty = torch.zeros_like(noise)
     guider = OvisGuider(model, positive, negative, txt_cfg=5.0)

@@ -53,8 +53,8 @@ def part(request: pytest.FixtureRequest, comfyui: Path, config: Any, release: Pa
     model.
     """
     from ovis_core.native.clip import build_clip
+    from ovis_core.native.layers.network_weights import prepare_weights
     from ovis_core.native.model_patcher import build_model
-    from ovis_core.native.network_weights import prepare_weights
 
     generator = torch.Generator().manual_seed(1)
     if request.param == "decoder":

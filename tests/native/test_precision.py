@@ -155,7 +155,7 @@ def test_error_for_values_too_large_for_float16(comfyui: Path, release: Path, tm
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 def test_is_finite_detects_nan_and_infinity(dtype: torch.dtype) -> None:
-    from ovis_core.weights.lazy_tensors import is_finite
+    from ovis_core.weights.values import is_finite
 
     tensor = torch.full((40, 50), 400.0).to(dtype)
     assert is_finite(tensor)
@@ -177,7 +177,7 @@ def stored(*dtypes: torch.dtype) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["fp8_e4m3fn", "fp8_e4m3fn_fast"])
 def test_error_for_a_type_that_the_device_does_not_support(comfyui: Path, name: str) -> None:
-    from ovis_core.native.dtypes import for_device
+    from ovis_core.native.layers.dtypes import for_device
     from ovis_core.weights.precision import PRECISIONS
 
     weights = stored(torch.bfloat16, torch.float32)
@@ -189,7 +189,7 @@ def test_error_for_a_type_that_the_device_does_not_support(comfyui: Path, name: 
 
 
 def test_fp8_files_load_on_a_device_without_fp8(comfyui: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from ovis_core.native.dtypes import for_device
+    from ovis_core.native.layers.dtypes import for_device
     from ovis_core.weights.precision import DEFAULT, PRECISIONS
 
     small = stored(torch.float8_e4m3fn, torch.bfloat16)
@@ -209,7 +209,7 @@ def test_directml_supports_neither_bfloat16_nor_fp8(comfyui: Path, monkeypatch: 
     """ComfyUI's answers with --directml; only the flag is set here."""
     from comfy import model_management
 
-    from ovis_core.native.dtypes import for_device
+    from ovis_core.native.layers.dtypes import for_device
     from ovis_core.weights.precision import DEFAULT, PRECISIONS
 
     monkeypatch.setattr(model_management, "directml_enabled", True)
@@ -225,7 +225,7 @@ def test_text_encoder_flag_for_a_type_that_the_device_does_not_support(
     from comfy import model_management
     from comfy.cli_args import args
 
-    from ovis_core.native.dtypes import text_dtypes
+    from ovis_core.native.layers.dtypes import text_dtypes
 
     monkeypatch.setattr(args, "fp8_e4m3fn_text_enc", True)
     assert text_dtypes(torch.float32, torch.device("cpu"))[0] == torch.float8_e4m3fn
@@ -236,7 +236,7 @@ def test_text_encoder_flag_for_a_type_that_the_device_does_not_support(
 def test_float64(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from comfy import model_management
 
-    from ovis_core.native.dtypes import castable, wide_dtype
+    from ovis_core.native.layers.dtypes import castable, wide_dtype
 
     assert castable(torch.float64, torch.device("cpu"))
     assert not castable(torch.float64, MPS)

@@ -188,8 +188,8 @@ def test_saving_while_weights_are_in_ram(
     import comfy.model_patcher
     import comfy.utils
 
-    from ovis_core.native import saving
     from ovis_core.native.loading import load
+    from ovis_core.native.wrapped_core import saving
 
     parameter = comfy.model_patcher.LazyCastingParamPiece
     monkeypatch.setattr(parameter, "__new__", parameter.__new__)  # to be undone

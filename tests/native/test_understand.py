@@ -138,7 +138,7 @@ def test_images_of_all_batches_are_used_in_order(clip: Any) -> None:
     assert grids(images=[]) == grids(images={}) == grids(images=None) == []
     with pytest.raises(ValueError, match=r"video: .*got both; disconnect one of them"):
         grids(images=[FIRST[None]], video=torch.stack(FRAMES))
-    with pytest.raises(ValueError, match="images: expected an IMAGE of 4 dimensions, none of them 0, got shape"):
+    with pytest.raises(ValueError, match="images: expected an IMAGE of 4 dimensions, got 3 dimensions"):
         grids(images=[FIRST])
     with pytest.raises(ValueError, match=r"images: expected an IMAGE.*got str; connect Load Image"):
         grids(images=["photo.png"])
@@ -419,16 +419,23 @@ def test_error_for_too_long_prompts_comes_before_patches_are_cut(clip: Any, monk
         ask(clip, "?", frames=[torch.zeros(1500, 1500, 3)] * 16)
 
 
-@pytest.mark.parametrize("shape", [(64, 64, 3), (1, 2, 64, 64, 3), (1, 0, 64, 3)])
-def test_errors_for_core_images_of_another_shape(clip: Any, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="image: expected an IMAGE of 4 dimensions, none of them 0, got shape"):
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((64, 64, 3), "image: expected an IMAGE of 4 dimensions, got 3 dimensions"),
+        ((1, 2, 64, 64, 3), "image: expected an IMAGE of 4 dimensions, got 5 dimensions"),
+        ((1, 0, 64, 3), "image: expected at least one image, got an empty batch"),
+    ],
+)
+def test_errors_for_core_images_of_another_shape(clip: Any, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         clip.tokenize("x", image=torch.zeros(shape), thinking=False)
 
 
 def test_pinned_weights_are_not_copied_and_patched_ones_are_not_pinned(
     comfyui: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ovis_core.native import comfy_layers
+    from ovis_core.native.layers import comfy_layers
 
     alive = []
     cast_weight = comfy_layers.cast_weight
@@ -546,7 +553,7 @@ def test_interrupt_within_one_token(clip: Any) -> None:
 
 def test_bfloat16_weights_are_not_cast_for_every_token_on_a_cpu(comfyui: Any, config: Any, weights: Any) -> None:
     from ovis_core.native.clip import build_clip
-    from ovis_core.native.network_weights import prepare_weights
+    from ovis_core.native.layers.network_weights import prepare_weights
     from ovis_core.weights.components import TEXT
     from ovis_core.weights.layout import LANGUAGE, TABLE, VISION
     from ovis_core.weights.lazy_tensors import LazyTensor
@@ -586,7 +593,7 @@ def test_judge(clip: Any, text_model: Any) -> None:
 
 
 def test_incomplete_characters_are_not_shown(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ovis_core.native import progress
+    from ovis_core.native.page import progress
 
     shown: list[str] = []
     monkeypatch.setattr(progress, "show_text", shown.append)

@@ -97,24 +97,32 @@ def test_private_names_are_not_used_in_other_files(file: Path) -> None:
 
 
 def plan() -> dict[str, int]:
-    """The row of each word on the plan, by its folder and itself, such as "native.clip"."""
+    """The row of each word on the plan, by its folders and itself, such as "native.layers.filling" or "nodes.load".
+
+    A folder's name ends with a slash. The rows of its files below it have a bar in the column where its name begins.
+    """
     rows: dict[str, int] = {}
-    room = ""
+    folders: dict[int, str] = {}  # column -> the last folder whose name begins there
     _, drawn, *_ = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")
     for number, line in enumerate(drawn.splitlines()):
-        side, label, words = re.fullmatch(r" *(\|?) *(?:(\w+)/)?(.*)", line).groups()
-        room = label or (room if side else "ovis_core")
-        for word in re.findall(r"\w+", words):
-            rows.setdefault(f"{room}.{word}", number)
+        inside: list[str] = []
+        for part in re.finditer(r"(\w+)(/?)|\|", line):
+            if part[2]:
+                folders[part.start()] = part[1]
+            if part[2] or part[0] == "|":
+                inside += [folders[part.start()]] if part.start() in folders else []
+            else:
+                rows.setdefault(".".join([*(inside or ["ovis_core"]), part[1]]), number)
     return rows
 
 
 def on_plan(module: str) -> str:
     """The plan's name of a module, or of an import from it."""
     package, *inner = module.split(".")
-    if package == "ovis_core" and inner and (ROOT / package / inner[0]).is_dir():
-        return ".".join(inner[:2])
-    return ".".join([package, *inner[:1]])
+    depth = 0
+    while depth < len(inner) and (ROOT / package).joinpath(*inner[: depth + 1]).is_dir():
+        depth += 1
+    return ".".join(inner[: depth + 1] if depth else [package, *inner[:1]])
 
 
 @pytest.mark.parametrize("file", [file for file in [*NODES, *CORE] if file.stem != "__init__"], ids=name_of)
@@ -129,12 +137,12 @@ COMPAT = "ovis_core.native.compat"
 OTHER_QUESTIONS = {
     # values from links or other packs' nodes, and the inputs of a node's own `execute`
     "nodes.checks": {"model", "cond_stage_model", "first_stage_model", "signature"},
-    "ovis_core.native.tokens": {"__len__", "ndim"},
+    "ovis_core.native.core_inputs": {"__len__", "ndim"},
     "ovis_core.native.patch_checks": {"__module__", "signature"},
     # attributes of a layer, which every version sets
-    "ovis_core.native.partial_loading": {"comfy_patched_weights", "prev_comfy_cast_weights", "ovis_u1_casts"},
+    "ovis_core.native.layers.partial_loading": {"comfy_patched_weights", "prev_comfy_cast_weights", "ovis_u1_casts"},
     # an attribute that another copy of the pack has set
-    "ovis_core.native.wrapping": {"CURRENT"},
+    "ovis_core.native.wrapped_core.wrapping": {"CURRENT"},
 }
 INSPECT = {"signature", "getfullargspec", "getattr_static", "find_spec", "import_module", "__dataclass_fields__"}
 # The others need an object of ComfyUI, which only files in `native` have.
@@ -215,6 +223,9 @@ def test_only_compat_tests_for_features_of_comfyui(file: Path) -> None:
 )
 def test_feature_tests_are_detected(offence: str) -> None:
     assert questions(offence)
+
+
+def test_other_code_is_not_a_feature_test() -> None:
     assert not questions("getattr(args, flag)\nwith suppress(ImportError):\n    import hf_xet\nx.signature_of = 1")
 
 

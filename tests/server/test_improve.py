@@ -286,10 +286,10 @@ def batch(names: list[str]) -> Prompt:
     return nodes
 
 
-def many(count: int, size: int = 32) -> Prompt:
+def many(count: int) -> Prompt:
     """Judges this many small images."""
     prompt = improve(["8", 0], rounds=0)
-    prompt["8"] = {"class_type": "EmptyImage", "inputs": {"width": size, "height": size, "batch_size": count}}
+    prompt["8"] = {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 32, "batch_size": count}}
     prompt["8"]["inputs"]["color"] = next(NUMBERS)
     return prompt
 

@@ -73,3 +73,11 @@ def test_every_node_has_a_help_page(server: ComfyServer, info: dict[str, Any]) -
             page = answer.read().decode()
         assert page.startswith(f"# {info[name]['display_name']}"), name
         assert "mistake" in page.lower(), name
+
+
+def test_search_aliases_are_single_terms(info: dict[str, Any]) -> None:
+    """The page compares each with the words that a user types, so a list in one string finds nothing."""
+    ours = {name: node for name, node in info.items() if name.startswith(OURS)}
+    aliases = [alias for node in ours.values() for alias in node.get("search_aliases") or ()]
+    assert bool(aliases) == ("search_aliases" in next(iter(info.values())))
+    assert not [alias for alias in aliases if not re.fullmatch(r"\w+( \w+)*", alias)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .compat import bound_arguments, saved_part_of_quantized_weight
+from ..compat import bound_arguments, saved_part_of_quantized_weight
 from .wrapping import Core, wrap
 
 

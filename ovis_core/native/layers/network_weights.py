@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ..weights.components import Kind
-from ..weights.layer_formats import WEIGHT
-from ..weights.lazy_tensors import FP8, LazyTensor
-from ..weights.precision import DEFAULT, LARGE, Precision, dequantize_other_layers, in_precision
-from ..weights.quantization import plain_tensors
+from ...weights.components import Kind
+from ...weights.layer_formats import WEIGHT
+from ...weights.lazy_tensors import FP8, LazyTensor
+from ...weights.precision import DEFAULT, LARGE, Precision, dequantize_other_layers, in_precision
+from ...weights.quantization import plain_tensors
 from .dtypes import Dtypes, choose_dtypes
 from .quantized_operations import quantized_operations
 

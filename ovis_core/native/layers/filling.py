@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..weights.layer_formats import WEIGHT
-from ..weights.lazy_tensors import LazyTensor
+from ...weights.layer_formats import WEIGHT
+from ...weights.lazy_tensors import LazyTensor
 
 
 def fill(network: nn.Module, weights: Mapping[str, LazyTensor], assign: bool) -> None:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..weights.hub_cache import cached_repositories, snapshots
-from ..weights.release_folder import is_complete
+from ...weights.hub_cache import cached_repositories, snapshots
+from ...weights.release_folder import is_complete
 from .folders import elsewhere, roots
 from .model_search import HUB, Listing, current_listing, find_model, is_model_file, why_not_listed
 

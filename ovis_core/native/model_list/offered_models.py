@@ -8,8 +8,8 @@ from pathlib import Path
 
 import folder_paths
 
-from ..weights import built_in
-from ..weights.checkpoint import Checkpoint, open_model
+from ...weights import built_in
+from ...weights.checkpoint import Checkpoint, open_model
 from . import folders, missing_model, model_search
 
 FOLDER = "ovis_u1"  # in ComfyUI's folder for temporary files

@@ -8,10 +8,10 @@ from pathlib import Path
 import comfy.utils
 from comfy.model_management import throw_exception_if_processing_interrupted
 
-from ..weights.download import REPOSITORY, Progress, download, repository_name
+from ...weights.download import REPOSITORY, Progress, download, repository_name
+from ..page.page_messages import show_text
 from .folders import roots
 from .model_search import find_models
-from .progress import show_text
 
 PATIENCE = 0.1  # seconds between checks for an interrupt
 BAR = 1000  # steps of the progress bar

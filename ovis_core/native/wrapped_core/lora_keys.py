@@ -8,10 +8,10 @@ from typing import Any
 
 import comfy.lora
 
-from ..weights.layer_formats import WEIGHT
-from ..weights.layout import DECODER
-from .model import OvisU1
-from .text_model import OvisTextModel
+from ...weights.layer_formats import WEIGHT
+from ...weights.layout import DECODER
+from ..model import OvisU1
+from ..text_model import OvisTextModel
 from .wrapping import Core, wrap
 
 

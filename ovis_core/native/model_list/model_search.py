@@ -10,10 +10,10 @@ from stat import S_ISREG
 
 import folder_paths
 
-from ..weights.checkpoint import why_not
-from ..weights.hub_cache import REPOSITORY_FOLDER, cached_repositories, hub_cache, snapshots
-from ..weights.recognition import is_single_file, names_ovis_u1
-from ..weights.release_folder import CONFIG, SINGLE, has_pieces, is_complete, is_release, looks_like_release
+from ...weights.checkpoint import why_not
+from ...weights.hub_cache import REPOSITORY_FOLDER, cached_repositories, hub_cache, snapshots
+from ...weights.recognition import is_single_file, names_ovis_u1
+from ...weights.release_folder import CONFIG, SINGLE, has_pieces, is_complete, is_release, looks_like_release
 from .folders import (
     CHECKPOINTS,
     KIND,

@@ -13,9 +13,9 @@ from comfy.cli_args import args
 from comfy.ldm.modules.attention import attention_pytorch, attention_sub_quad
 from torch import Tensor, nn
 
-from ..networks.layers import Layers
-from ..networks.rotary import rotate_pairs
-from .compat import resident_weight, rotates_in_one_kernel
+from ...networks.layers import Layers
+from ...networks.rotary import rotate_pairs
+from ..compat import resident_weight, rotates_in_one_kernel
 
 
 def comfy_layers(operations: Any, dtype: torch.dtype | None, device: Any) -> Layers:

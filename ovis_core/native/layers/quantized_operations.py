@@ -10,11 +10,11 @@ from comfy import model_management
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
-from ..weights.layer_formats import OLDER_SCALE, OPTIONAL_SCALES, SCALE, SCALE_2, SMOOTHING, WEIGHT
-from ..weights.lazy_tensors import FP8, LazyTensor
-from ..weights.quantization import add_unit_scales, quantized_layers
-from ..weights.safetensors_file import QUANT_CONFIG, CheckpointError
-from .compat import mixed_operations, quantized_formats, scaled_fp8_operations
+from ...weights.layer_formats import OLDER_SCALE, OPTIONAL_SCALES, SCALE, SCALE_2, SMOOTHING, WEIGHT
+from ...weights.lazy_tensors import FP8, LazyTensor
+from ...weights.quantization import add_unit_scales, quantized_layers
+from ...weights.safetensors_file import QUANT_CONFIG, CheckpointError
+from ..compat import mixed_operations, quantized_formats, scaled_fp8_operations
 from .dtypes import Dtypes
 
 

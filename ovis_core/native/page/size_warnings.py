@@ -6,8 +6,8 @@ import logging
 
 from comfy_execution.utils import get_executing_context
 
-from ..sizes import understanding_size
-from .progress import show_text
+from ...sizes import understanding_size
+from .page_messages import show_text
 
 _shown: list[str] = []  # the warnings of the running node
 _node: object = None
@@ -22,8 +22,8 @@ def warn_of_size(side: int | None, height: int, width: int) -> None:
         )
 
 
-def warn_of_picture(side: int | None, height: int, width: int) -> None:
-    """Warns if a question is about a picture of another size than the model was trained on."""
+def warn_of_image_size(side: int | None, height: int, width: int) -> None:
+    """Warns if a question is about an image whose size is not that of the training images."""
     if side is not None and understanding_size(height, width) != understanding_size(side, side):
         _warn(
             f"This model was trained on images of {side} x {side} pixels, and its answer about an image of "
@@ -32,7 +32,7 @@ def warn_of_picture(side: int | None, height: int, width: int) -> None:
 
 
 def _warn(text: str) -> None:
-    # Once for each run of a node, which may bring several conditions or pictures.
+    # Once for each run of a node, which may bring several conditions or images.
     shown = warnings()
     if text in shown:
         return

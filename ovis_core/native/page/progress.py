@@ -1,18 +1,16 @@
-"""Progress on the running node: a bar, and text."""
+"""Progress of text generation: a bar, the text on the running node, and the speed in the log."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import comfy.utils
 from comfy.model_management import throw_exception_if_processing_interrupted
-from comfy_execution.progress import get_progress_state
-from comfy_execution.utils import get_executing_context
 
-from ..text.tokenizer import Tokenizer
+from ...text.tokenizer import Tokenizer
+from .page_messages import show_text
 
 INTERVAL = 0.1  # seconds between messages to the page
 
@@ -75,42 +73,3 @@ class DecodingProgress:
 def listed(texts: Sequence[str]) -> str:
     """Texts about one image each, in order, as one text."""
     return "\n\n".join(f"Image {number}: {text.strip()}" for number, text in enumerate(texts, 1))
-
-
-def show_text(text: str) -> None:
-    """Shows text on the running node, on the page that queued it. Without a server or such a page it does nothing.
-
-    A node that another one has made is not on the page; its text is shown on the one that made it.
-    """
-    node = get_executing_context()
-    if node is not None:
-        from server import PromptServer
-
-        server = PromptServer.instance
-        # Without a client the text would go to every page that is open.
-        if server.client_id is not None:
-            server.send_progress_text(text, shown_on(node.node_id), server.client_id)
-
-
-def show_result(shown: Mapping[str, Any]) -> None:
-    """Sends the page a new result (`ui`) of the node that made the running one, which keeps it. Else as `show_text`."""
-    node = get_executing_context()
-    if node is not None:
-        from server import PromptServer
-
-        server = PromptServer.instance
-        if server.client_id is not None:
-            maker = shown_on(node.node_id)
-            message = {"node": maker, "display_node": maker, "output": shown, "prompt_id": node.prompt_id}
-            server.send_sync("executed", message, server.client_id)
-
-
-def made_by_another() -> bool:
-    """Whether another node has made the running one, which is then not on the page."""
-    node = get_executing_context()
-    return node is not None and shown_on(node.node_id) != node.node_id
-
-
-def shown_on(node_id: str) -> str:
-    """The node of the page that shows what this one sends."""
-    return get_progress_state().dynprompt.get_display_node_id(node_id)

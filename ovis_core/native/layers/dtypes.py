@@ -11,11 +11,11 @@ import torch
 from comfy import model_management
 from comfy.cli_args import args as cli_args
 
-from ..weights.components import DECODER, Kind
-from ..weights.lazy_tensors import FP8, LazyTensor
-from ..weights.precision import DEFAULT, LARGE, PRECISIONS, Precision
-from ..weights.quantization import plain_tensors, quantized_layers
-from .compat import supports_fp64
+from ...weights.components import DECODER, Kind
+from ...weights.lazy_tensors import FP8, LazyTensor
+from ...weights.precision import DEFAULT, LARGE, PRECISIONS, Precision
+from ...weights.quantization import plain_tensors, quantized_layers
+from ..compat import supports_fp64
 
 # The decoder computes in these. Not in float16: the condition contains the language model's unnormed states, which
 # overflow it.

@@ -14,15 +14,15 @@ from typing import Any
 import comfy.sd
 from torch import Tensor
 
-from ..weights.checkpoint import Checkpoint, check_tensors
-from ..weights.components import DECODER, TEXT, VAE, Component, Kind
-from ..weights.lazy_tensors import FP8, NAMES_OF, entry_of
-from ..weights.precision import DEFAULT, PRECISIONS, Precision
-from ..weights.recognition import has_component, has_decoder, has_text_encoder
-from ..weights.safetensors_file import QUANT_HEADER, CheckpointError, header_quant_configs
-from .compat import bound_arguments, reads_ovis_u1
-from .loading import load_component
-from .network_weights import LoadOptions
+from ...weights.checkpoint import Checkpoint, check_tensors
+from ...weights.components import DECODER, TEXT, VAE, Component, Kind
+from ...weights.lazy_tensors import FP8, NAMES_OF, entry_of
+from ...weights.precision import DEFAULT, PRECISIONS, Precision
+from ...weights.recognition import has_component, has_decoder, has_text_encoder
+from ...weights.safetensors_file import QUANT_HEADER, CheckpointError, header_quant_configs
+from ..compat import bound_arguments, reads_ovis_u1
+from ..layers.network_weights import LoadOptions
+from ..loading import load_component
 from .wrapping import Core, wrap
 
 Arguments = Mapping[str, Any]  # of a call of one of core's functions

@@ -1,0 +1,1 @@
+"""ComfyUI's layers for the networks, and the weights in them."""

@@ -1,0 +1,1 @@
+"""Text, warnings and progress on the running node, on the page that queued it."""
