@@ -27,7 +27,12 @@ Token = int | VisualInput
 
 
 class Multimodal(nn.Module):
-    """Language model, visual tokenizer and visual embedding table. Weights have the release's names."""
+    """Language model, visual tokenizer and visual embedding table. Weights have the release's names.
+
+    cuda_graphs  whether they may be used while text is generated
+    """
+
+    cuda_graphs = True
 
     def __init__(self, config: OvisConfig, layers: Layers | None = None) -> None:
         super().__init__()

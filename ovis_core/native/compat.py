@@ -23,6 +23,7 @@ import comfy.sd
 import comfy.supported_models
 import torch
 from comfy import model_management
+from comfy.cli_args import args
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import Input, io
 from torch import Tensor, nn
@@ -95,8 +96,11 @@ HIDDEN: dict[str, Any] = {"is_dev_only" if "is_dev_only" in io.Schema.__dataclas
 def trim_window(video: Input.Video) -> tuple[float, float] | None:
     """The part of its file that a VIDEO stands for: start and duration in seconds, 0 for "to the end"; None: not known.
 
-    0.3.75 cannot trim a VIDEO. A version that can, but has no method that returns the part, gives None.
+    0.3.75 cannot trim a VIDEO. A version that can, but has no method that returns the part, gives None. So does a VIDEO
+    whose frames are cropped or resized when they are read, which versions after 0.33 have.
     """
+    if getattr(video, "has_pending_frame_edits", bool)():
+        return None
     if hasattr(video, "get_active_trim_window"):
         return video.get_active_trim_window()
     return None if hasattr(video, "as_trimmed") else (0.0, 0.0)
@@ -128,6 +132,10 @@ def device_context(device: torch.device) -> AbstractContextManager[None]:
     """Makes `device` the current one, for several GPUs. 0.3.75 uses one GPU and has no such context."""
     context = getattr(model_management, "cuda_device_context", None)
     return context(device) if context else nullcontext()
+
+
+# Whether CUDA graphs may be used. 0.3.75 and 0.29 have no switch for them.
+CUDA_GRAPHS = not getattr(args, "disable_cuda_graphs", False)
 
 
 def rotates_in_one_kernel(q: Tensor, k: Tensor, pe: Tensor) -> bool:
@@ -168,6 +176,8 @@ def saved_part_of_quantized_weight() -> type | None:
 def mixed_operations(dtype: torch.dtype, device: torch.device, full_precision: bool) -> Any:
     """Layers for weights of each quantized format, in versions without `scaled_fp8_operations`.
 
+    Versions after 0.33 can list the formats in which a device cannot multiply, and know more of them.
+
     dtype           of weights that are not quantized
     full_precision  multiply in the type of the activations; otherwise a layer's quant config decides, and formats in
                     which the device cannot multiply are dequantized
@@ -179,11 +189,14 @@ def mixed_operations(dtype: torch.dtype, device: torch.device, full_precision: b
         "nvfp4": "supports_nvfp4_compute",
     }
     offered = quantized_formats()
-    disabled = {
-        name
-        for name, question in supported.items()
-        if name in offered and not getattr(model_management, question)(device)
-    }
+    if hasattr(comfy.ops, "get_disabled_quant_formats"):
+        disabled = offered.keys() & comfy.ops.get_disabled_quant_formats(device)
+    else:
+        disabled = {
+            name
+            for name, question in supported.items()
+            if name in offered and not getattr(model_management, question)(device)
+        }
     return comfy.ops.mixed_precision_ops({}, dtype, full_precision_mm=full_precision, disabled=disabled)
 
 

@@ -18,7 +18,7 @@ from ..text import decoding
 from ..text.decoding import GREEDY, Sampling
 from ..weights.config import OvisConfig
 from ..weights.lazy_tensors import LazyTensor
-from .compat import takes_tensors
+from .compat import CUDA_GRAPHS, takes_tensors
 from .core_inputs import SECTION, own_section, refuse_unknown
 from .layers.comfy_layers import comfy_layers, pinned
 from .layers.filling import fill
@@ -28,6 +28,8 @@ from .page.progress import DecodingProgress
 
 class OvisTextModel(Multimodal):
     """`Multimodal` with ComfyUI's layers, as `comfy.sd.CLIP` drives it."""
+
+    cuda_graphs = CUDA_GRAPHS
 
     def __init__(
         self,

@@ -99,7 +99,7 @@ def decode(
             if (stop_at_end and token_id in END_TOKENS) or i + 1 == max_new_tokens:
                 return
             if step is None:  # after the first token, which may be the only one and must not wait for the capture
-                captured = capture(model.llm, cache, max_new_tokens) if pinned else None
+                captured = capture(model.llm, cache, max_new_tokens) if pinned and model.cuda_graphs else None
                 step = captured or (lambda token: model.llm.decode(token, cache))
             logits = step(token)
 

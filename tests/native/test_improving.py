@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,6 +75,18 @@ def test_the_nodes_have_the_inputs_of_their_schemas(start: Any, info: dict[str, 
         "OvisU1Decode",
     }
     assert len(info["OvisU1Improve"]["output"]) == len(info[improving.RESULT]["output"]) == improving.OUTPUTS
+
+
+@pytest.mark.usefixtures("start")
+def test_copies_of_the_text_become_complete_too() -> None:
+    """Newer versions of ComfyUI keep a copy of each result."""
+    from ovis_core.native.page.results import GrowingText
+
+    text = GrowingText("Judging the image")
+    kept = copy.deepcopy(text.ui)
+    text.replace("Result: the input image", complete=True)
+    assert kept == text.ui == GrowingText("Result: the input image").ui
+    assert kept["ovis_u1_text"] == (["Result: the input image"],)
 
 
 def test_the_images_of_a_batch_are_side_by_side(start: Any) -> None:

@@ -361,6 +361,7 @@ def test_formats_can_differ_from_layer_to_layer(
         f"{DECODER}double_blocks.1.txt_mlp.0": load_file(four),
     }
     integers = [f"{DECODER}{LAYER}", f"{DECODER}img_in", f"{TEXT}llm.model.embed_tokens"]
+    integers.append(f"{TEXT}llm.model.layers.1.mlp.up_proj")
     layers: dict[str, dict[str, Any]] = {layer: {"format": "int8_tensorwise"} for layer in integers}
 
     def change(tensors: dict[str, Tensor]) -> None:
@@ -390,6 +391,10 @@ def test_formats_can_differ_from_layer_to_layer(
     for layer in (network.img_in, network.double_blocks[1].img_mlp[0]):
         assert getattr(layer, "quant_format", None) is None
     assert clip.cond_stage_model.llm.model.layers[0].mlp.up_proj.quant_format == "nvfp4"
+    # Newer versions of ComfyUI would multiply these layers in their format while core's Generate Text runs.
+    integer = clip.cond_stage_model.llm.model.layers[1].mlp.up_proj
+    assert integer.quant_format == "int8_tensorwise"
+    assert not integer.can_use_quantized_matmul(set())
 
 
 def test_smoothing_is_applied_or_refused(whole: Path, formats: set[str], tmp_path: Path) -> None:

@@ -257,6 +257,20 @@ def test_frames_of_another_packs_video(comfyui: Any, files: Callable[[str], Path
     assert [*map(number, sampled(Backwards(str(files("h264.mp4"))), 3))] == [60, 30, 0]
 
 
+def test_frames_of_a_video_that_core_edits(
+    comfyui: Any, files: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer versions of ComfyUI can crop and resize frames when they read them: their own frames are used."""
+    from comfy_api.latest import InputImpl, Types
+
+    video = InputImpl.VideoFromFile(str(files("h264.mp4")))
+    edited = Types.VideoComponents(images=video.get_components().images[:1, :32], frame_rate=Fraction(8))
+    monkeypatch.setattr(video, "has_pending_frame_edits", lambda: True, raising=False)
+    monkeypatch.setattr(video, "get_components", lambda: edited)
+    (frame,) = sampled(video, 3)
+    assert frame.shape == (32, WIDTH, 3)
+
+
 def test_damaged_files_still_give_frames(comfyui: Any, files: Callable[[str], Path], tmp_path: Path) -> None:
     data = bytearray(files("stream.ts").read_bytes())
     data[len(data) // 3 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 3)

@@ -155,6 +155,10 @@ def test_first_token_does_not_wait_for_the_capture(
     for i, number in enumerate(expected["output_ids"][:3]):
         assert next(written) == number
         assert len(captures) == min(i, 1)
+    monkeypatch.setattr(text_model, "cuda_graphs", False)
+    cache, logits = prefill(text_model, tokens, 20, CPU, torch.float32)
+    assert [*decode(text_model, cache, logits, GREEDY, 4)] == expected["output_ids"][:4]
+    assert len(captures) == 1
 
 
 def test_prefill_in_chunks_and_from_a_past_cache(

@@ -41,7 +41,8 @@ def quantized_operations(tensors: Mapping[str, LazyTensor], dtypes: Dtypes) -> t
         )
     older = scaled_fp8_operations()
     if older is None:
-        operations = _adapted(mixed_operations(dtypes.weights, dtypes.device, dtypes.full_precision))
+        operations = mixed_operations(dtypes.weights, dtypes.device, dtypes.full_precision)
+        operations = _adapted(operations, dtypes.full_precision)
         return operations, add_unit_scales(tensors, dtypes.precision.fast)
     multiply = dtypes.precision.fast and model_management.supports_fp8_compute(dtypes.device)
     renamed = {
@@ -52,9 +53,11 @@ def quantized_operations(tensors: Mapping[str, LazyTensor], dtypes: Dtypes) -> t
     return older(fp8_matrix_mult=multiply, scale_input=False), renamed
 
 
-def _adapted(operations: Any) -> Any:
+def _adapted(operations: Any, full_precision: bool) -> Any:
     """Layers that also have the tensors of their state dict as attributes, where hooks and merges look for them, and
     that dequantize every format whose quant config asks for it.
+
+    full_precision  dequantize every format
     """
 
     class Linear(operations.Linear):
@@ -63,6 +66,10 @@ def _adapted(operations: Any) -> Any:
             if self._full_precision_mm and isinstance(weight, QuantizedTensor):
                 weight = weight.dequantize()
             return super()._forward(input, weight, bias)
+
+        def can_use_quantized_matmul(self, disabled_formats: Collection[str]) -> bool:
+            # Versions of ComfyUI after 0.33 ask before they turn off `_full_precision_mm` while text is generated.
+            return not full_precision and super().can_use_quantized_matmul(disabled_formats)
 
         def set_weight(self, weight: Tensor, inplace_update: bool = False, **options: Any) -> Any:
             if inplace_update and not options.get("return_weight"):  # by hooks

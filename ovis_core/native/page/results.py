@@ -28,6 +28,20 @@ def text_result(text: str) -> dict[str, Any] | None:
     return _text_file(text) | ui.PreviewText(text).as_dict()
 
 
+class _SharedTexts(list[str]):
+    """Texts that ComfyUI's copies of a result share: newer versions copy each result."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedTexts:
+        return self
+
+
+class _SharedFile(ui.SavedResult):
+    """Likewise, a file."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedFile:
+        return self
+
+
 GROWING = "ovis_u1_text"  # key of the text of `GrowingText`, which web/text.js reads: "text" must be a list of strings
 
 
@@ -40,7 +54,7 @@ class GrowingText:
     def __init__(self, text: str) -> None:
         self.warnings = warnings()
         text = _paragraphs(text, self.warnings)
-        self.ui = None if made_by_another() else _text_file(text) | {GROWING: ([text],)}
+        self.ui = None if made_by_another() else _text_file(text) | {GROWING: (_SharedTexts([text]),)}
 
     def replace(self, text: str, complete: bool = False) -> None:
         """Called by a node that the node made."""
@@ -52,6 +66,7 @@ class GrowingText:
             # ComfyUI keeps these objects for the history and for cached runs, so they are changed in place.
             self.ui[GROWING][0][:] = [text]
             for file, new in zip(self.ui.get("files", ()), files.get("files", ()), strict=False):
+                file.clear()  # also of what ComfyUI may have added about the old file
                 file.update(new)
 
 
@@ -71,5 +86,5 @@ def _text_file(text: str) -> dict[str, Any]:
             logging.warning("Ovis-U1: the text is not shown in app mode, because %s cannot be written: %s", file, error)
         else:
             # Before the text: the page's list of jobs takes the first of a node's results.
-            shown["files"] = [ui.SavedResult(file.name, "", io.FolderType.temp)]
+            shown["files"] = [_SharedFile(file.name, "", io.FolderType.temp)]
     return shown
