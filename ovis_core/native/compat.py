@@ -75,11 +75,19 @@ def single_inputs(spec: io.Input, value: Any) -> list[tuple[io.Input, Any]]:
     """An entry of a schema and its value as pairs to check: one pair, or one for each growing input that has a value.
 
     0.3.75 has no entries that stand for several inputs.
+
+    Raises ValueError for one value in the place of several growing inputs, which only a prompt over the API can have.
     """
     if not hasattr(io, "Autogrow") or not isinstance(spec, io.Autogrow.Input):
         return [(spec, value)]
-    template = spec.template.input
-    return [(_named(template, f"{spec.id}.{name}", name), one) for name, one in (value or {}).items()]
+    template = spec.template
+    if not isinstance(value, Mapping | None):
+        first = f"{spec.id}.{template.names[0]}"
+        raise ValueError(
+            f"{spec.id}: expected inputs with names such as {first}, got {type(value).__name__}; connect an image to "
+            f"{first}."
+        )
+    return [(_named(template.input, f"{spec.id}.{name}", name), one) for name, one in (value or {}).items()]
 
 
 def _named(template: io.Input, name: str, display_name: str) -> io.Input:
