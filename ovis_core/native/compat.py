@@ -65,8 +65,11 @@ def grown(group: str, names: Sequence[str], inputs: Mapping[str, Any]) -> dict[s
     """Id -> value of the growing inputs that have one, in the order of `names`.
 
     inputs  keyword arguments of a node's `execute`: 0.3.75 passes each value by its id, later versions a dictionary
+
+    Raises ValueError for one value in the place of the group, which only a prompt over the API can have.
     """
-    values = {**inputs, **{f"{group}.{name}": value for name, value in (inputs.get(group) or {}).items()}}
+    members = _members(group, names[0], inputs.get(group))
+    values = {**inputs, **{f"{group}.{name}": value for name, value in members.items()}}
     ids = [f"{group}.{name}" for name in names]
     return {key: values[key] for key in ids if values.get(key) is not None}
 
@@ -76,18 +79,21 @@ def single_inputs(spec: io.Input, value: Any) -> list[tuple[io.Input, Any]]:
 
     0.3.75 has no entries that stand for several inputs.
 
-    Raises ValueError for one value in the place of several growing inputs, which only a prompt over the API can have.
+    Raises ValueError for one value in the place of the group, which only a prompt over the API can have.
     """
     if not hasattr(io, "Autogrow") or not isinstance(spec, io.Autogrow.Input):
         return [(spec, value)]
-    template = spec.template
+    template, group = spec.template, _members(spec.id, spec.template.names[0], value)
+    return [(_named(template.input, f"{spec.id}.{name}", name), one) for name, one in group.items()]
+
+
+def _members(group: str, first: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping | None):
-        first = f"{spec.id}.{template.names[0]}"
         raise ValueError(
-            f"{spec.id}: expected inputs with names such as {first}, got {type(value).__name__}; connect an image to "
-            f"{first}."
+            f"{group}: expected inputs with names such as {group}.{first}, got {type(value).__name__}; connect an "
+            f"image to {group}.{first}."
         )
-    return [(_named(template.input, f"{spec.id}.{name}", name), one) for name, one in (value or {}).items()]
+    return value or {}
 
 
 def _named(template: io.Input, name: str, display_name: str) -> io.Input:
