@@ -66,8 +66,11 @@ def grown(group: str, names: Sequence[str], inputs: Mapping[str, Any]) -> dict[s
     """Id -> value of the growing inputs that have one, in the order of `names`.
 
     inputs  keyword arguments of a node's `execute`: 0.3.75 passes each value by its id, later versions a dictionary
+
+    Raises ValueError for one value in the place of the group, which only a prompt over the API can have.
     """
-    values = {**inputs, **{f"{group}.{name}": value for name, value in (inputs.get(group) or {}).items()}}
+    members = _members(group, names[0], inputs.get(group))
+    values = {**inputs, **{f"{group}.{name}": value for name, value in members.items()}}
     ids = [f"{group}.{name}" for name in names]
     return {key: values[key] for key in ids if values.get(key) is not None}
 
@@ -76,11 +79,22 @@ def single_inputs(spec: io.Input, value: Any) -> list[tuple[io.Input, Any]]:
     """An entry of a schema and its value as pairs to check: one pair, or one for each growing input that has a value.
 
     0.3.75 has no entries that stand for several inputs.
+
+    Raises ValueError for one value in the place of the group, which only a prompt over the API can have.
     """
     if not hasattr(io, "Autogrow") or not isinstance(spec, io.Autogrow.Input):
         return [(spec, value)]
-    template = spec.template.input
-    return [(_named(template, f"{spec.id}.{name}", name), one) for name, one in (value or {}).items()]
+    template, group = spec.template, _members(spec.id, spec.template.names[0], value)
+    return [(_named(template.input, f"{spec.id}.{name}", name), one) for name, one in group.items()]
+
+
+def _members(group: str, first: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping | None):
+        raise ValueError(
+            f"{group}: expected inputs with names such as {group}.{first}, got {type(value).__name__}; connect an "
+            f"image to {group}.{first}."
+        )
+    return value or {}
 
 
 def _named(template: io.Input, name: str, display_name: str) -> io.Input:

@@ -87,10 +87,14 @@ class OvisU1(comfy.model_base.BaseModel):
         return super().apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """Runs once per condition and sampling run, and so does the refiner, unless weights change during sampling."""
+        """Runs once per condition and sampling run, and so does the refiner, unless weights change during sampling.
+
+        Raises ValueError for a condition of another model or of another batch.
+        """
         out = super().extra_conds(**kwargs)
         noise = kwargs.get("noise")
         if noise is not None:
+            _check_batch(noise, kwargs.get("cross_attn"))
             warn_of_size(self.side, *(LATENT_SCALE * side for side in noise.shape[-2:]))
         tokens, vector = self._text(**kwargs)
         # CONDRegular keeps conditions of different length apart; CONDCrossAttn would repeat the shorter one.
@@ -152,3 +156,15 @@ class OvisU1(comfy.model_base.BaseModel):
             elements = sum(latent.nelement() // latent.shape[1] for latent in references)
             out["ref_latents"] = [1, LATENT_CHANNELS, elements]
         return out
+
+
+def _check_batch(noise: Tensor, condition: Tensor | None) -> None:
+    """Raises ValueError for a batch of conditions that does not fit the batch of latents.
+
+    ComfyUI would repeat or drop conditions, so that an image gets the condition of another one.
+    """
+    if condition is not None and len(noise) % len(condition):
+        raise ValueError(
+            f"latent: expected a batch of {len(condition)} or a multiple, as in the conditioning, got {len(noise)}; "
+            "connect the latent of Ovis-U1 Edit Encode, or choose images with ImageFromBatch before it."
+        )

@@ -179,6 +179,19 @@ def test_errors_for_wrong_inputs_of_scheduler_and_guider(server: ComfyServer, in
             server.run(wrong.prompt)
 
 
+@pytest.mark.parametrize("node", ["OvisU1EditEncode", "OvisU1Understand"])
+def test_error_for_an_image_in_the_place_of_growing_inputs(
+    server: ComfyServer, graphs: dict[str, Graph], node: str
+) -> None:
+    """A prompt over the API that names the group, not an input of it."""
+    graph = graphs[node].copy()
+    graph.set(node, images=graph.out("EmptyImage"))
+    with pytest.raises(
+        PromptFailed, match=r"images: expected inputs with names such as images\.image_2, got Tensor; co"
+    ):
+        server.run(graph.prompt)
+
+
 def test_error_for_a_missing_part_file_from_a_link(server: ComfyServer, info: dict[str, Any]) -> None:
     """Missing files, named over links, which no list can check."""
     graph = text_to_image(info, 64, 64, steps=1)

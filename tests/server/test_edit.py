@@ -108,6 +108,34 @@ def test_batch_of_images_gives_one_edit_each(server: ComfyServer, info: dict[str
     assert images[0].tobytes() != images[1].tobytes()
 
 
+@pytest.mark.parametrize("sampler", ["OvisU1Sampler", "KSampler"])
+def test_error_for_one_latent_of_a_batch_of_edits(
+    server: ComfyServer, info: dict[str, Any], source: str, sampler: str
+) -> None:
+    """The conditioning of the first image would be used for the second one."""
+    graph = edit(info, source, steps=1)
+    inverted = graph.add("ImageInvert", image=graph.out("LoadImage"))
+    batch = graph.add("ImageBatch", image1=graph.out("LoadImage"), image2=[inverted, 0])
+    graph.set("OvisU1EditEncode", image=[batch, 0])
+    latent = graph.out("OvisU1EditEncode", 3)
+    twice = graph.add("RepeatLatentBatch", samples=latent, amount=2)
+    second = graph.add("LatentFromBatch", samples=latent, batch_index=1, length=1)
+    if sampler == "KSampler":
+        links = {"model": graph.out("OvisU1Loader"), "positive": graph.out("OvisU1EditEncode")}
+        links["negative"] = graph.out("OvisU1EditEncode", 2)
+        settings = {"seed": 1, "steps": 1, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+        node = graph.add("KSampler", **links, **settings)
+        graph.set("OvisU1Decode", samples=[node, 0]).remove("OvisU1Sampler")
+    name = "latent_image" if sampler == "KSampler" else "latent"
+    graph.set(sampler, **{name: [twice, 0]})
+    assert len(saved_images(server, server.run(graph.prompt), graph.find("SaveImage"))) == 4
+    graph.set(sampler, **{name: [second, 0]})
+    with pytest.raises(
+        PromptFailed, match=r"latent: expected a batch of 2 or a multiple, as in the conditioning, got 1"
+    ):
+        server.run(graph.prompt)
+
+
 def test_edit_with_two_images_of_different_sizes(
     server: ComfyServer, info: dict[str, Any], source: str, tmp_path: Path
 ) -> None:
