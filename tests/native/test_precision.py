@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -169,18 +170,12 @@ def test_is_finite_detects_nan_and_infinity(dtype: torch.dtype) -> None:
 MPS = torch.device("mps")  # only named: ComfyUI's answers about it need no such device
 
 
-def stored(*dtypes: torch.dtype) -> dict[str, Any]:
-    from ovis_core.weights.lazy_tensors import LazyTensor
-
-    return {f"layer{i}.weight": LazyTensor.of(torch.zeros(2, 2).to(dtype)) for i, dtype in enumerate(dtypes)}
-
-
 @pytest.mark.parametrize("name", ["fp8_e4m3fn", "fp8_e4m3fn_fast"])
 def test_error_for_a_type_that_the_device_does_not_support(comfyui: Path, name: str) -> None:
     from ovis_core.native.layers.dtypes import for_device
     from ovis_core.weights.precision import PRECISIONS
 
-    weights = stored(torch.bfloat16, torch.float32)
+    weights = {torch.bfloat16, torch.float32}
     with pytest.raises(
         ValueError, match=rf"^weight_dtype: {name} .*\(mps\); choose default or one of bf16, fp16, fp32\.$"
     ):
@@ -192,7 +187,7 @@ def test_fp8_files_load_on_a_device_without_fp8(comfyui: Path, caplog: pytest.Lo
     from ovis_core.native.layers.dtypes import for_device
     from ovis_core.weights.precision import DEFAULT, PRECISIONS
 
-    small = stored(torch.float8_e4m3fn, torch.bfloat16)
+    small = {torch.float8_e4m3fn, torch.bfloat16}
     assert for_device(DEFAULT, small, MPS) == PRECISIONS["bf16"]
     assert caplog.messages == [
         "Ovis-U1: weights of type torch.float8_e4m3fn are not supported on this device (mps), so they are loaded "
@@ -202,7 +197,28 @@ def test_fp8_files_load_on_a_device_without_fp8(comfyui: Path, caplog: pytest.Lo
     for name in ("bf16", "fp16", "fp32"):
         assert for_device(PRECISIONS[name], small, MPS) == PRECISIONS[name]
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        assert for_device(DEFAULT, stored(dtype), MPS) == DEFAULT
+        assert for_device(DEFAULT, {dtype}, MPS) == DEFAULT
+
+
+@pytest.mark.parametrize(("form", "kept"), [("int8_tensorwise", "default"), ("mxfp8", "fp32"), (None, "default")])
+def test_quantized_files_on_a_device_without_fp8(
+    comfyui: Path, monkeypatch: pytest.MonkeyPatch, form: str | None, kept: str
+) -> None:
+    """Such a device cannot cast the values or scales of some formats, so these weights are dequantized."""
+    from comfy import model_management
+
+    from ovis_core.native.layers.dtypes import choose_dtypes
+    from ovis_core.weights.components import DECODER
+    from ovis_core.weights.lazy_tensors import LazyTensor
+    from ovis_core.weights.precision import PRECISIONS
+
+    tensors = {"img_in.weight": LazyTensor.of(torch.zeros(2, 2, dtype=torch.float16))}
+    if form:
+        config = json.dumps({"format": form}).encode()
+        tensors["img_in.comfy_quant"] = LazyTensor.of(torch.frombuffer(bytearray(config), dtype=torch.uint8))
+    monkeypatch.setattr(model_management, "directml_enabled", True)
+    chosen = choose_dtypes(DECODER, tensors, PRECISIONS["default"], torch.device("privateuseone"))
+    assert chosen.precision == PRECISIONS[kept]
 
 
 def test_directml_supports_neither_bfloat16_nor_fp8(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,9 +230,9 @@ def test_directml_supports_neither_bfloat16_nor_fp8(comfyui: Path, monkeypatch: 
 
     monkeypatch.setattr(model_management, "directml_enabled", True)
     device = torch.device("privateuseone")
-    assert for_device(DEFAULT, stored(torch.bfloat16), device) == PRECISIONS["fp32"]
+    assert for_device(DEFAULT, {torch.bfloat16}, device) == PRECISIONS["fp32"]
     with pytest.raises(ValueError, match=r"^weight_dtype: bf16 .*; choose default or one of fp16, fp32\.$"):
-        for_device(PRECISIONS["bf16"], stored(torch.float32), device)
+        for_device(PRECISIONS["bf16"], {torch.float32}, device)
 
 
 def test_text_encoder_flag_for_a_type_that_the_device_does_not_support(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
 import comfy.utils
 import torch
 from comfy import model_management
 from comfy.cli_args import args as cli_args
+from torch import Tensor
 
 from ...weights.components import DECODER, Kind
 from ...weights.lazy_tensors import FP8, LazyTensor
@@ -50,26 +51,32 @@ def choose_dtypes(
 
     Raises ValueError if the user chose a type that the device does not support.
     """
+    plain, formats = plain_tensors(tensors), quantized_layers(tensors).values()
+    found = {tensor.dtype for tensor in plain.values() if tensor.dtype.is_floating_point}
+    if any(form not in WITHOUT_FLOAT8 for form in formats):
+        found.add(FP8)
     if kind == DECODER:
         device = device or model_management.get_torch_device()
-        precision = for_device(precision, tensors, device)
-        return Dtypes(device, precision, *_decoder_dtypes(tensors, device, precision))
+        precision = for_device(precision, found, device)
+        small = {name: tensor.meta for name, tensor in plain.items() if not LARGE.search(name)}
+        numbers = sum(tensor.meta.nelement() for tensor in tensors.values())
+        return Dtypes(device, precision, *_decoder_dtypes(small, numbers, device, precision))
     device = device or model_management.text_encoder_device()
     # The language model's activations have outliers that 8 bits cannot represent.
-    precision = replace(for_device(precision, tensors, device), fast=False)
+    precision = replace(for_device(precision, found, device), fast=False)
     stored = tensors["llm.model.embed_tokens.weight"].dtype
     return Dtypes(device, precision, *text_dtypes(stored, device, precision), full_precision=True)
 
 
-def for_device(precision: Precision, tensors: Mapping[str, LazyTensor], device: torch.device) -> Precision:
-    """The precision for these tensors, with types that ComfyUI can cast on `device`.
+def for_device(precision: Precision, found: Set[torch.dtype], device: torch.device) -> Precision:
+    """The precision for weights of the types `found`, with types that ComfyUI can cast on `device`.
 
     By default they stay as they are stored, or become bfloat16 or float32 if the device does not support their type.
     Raises ValueError if the user chose a type that it does not support.
     """
-    if _castable(precision, tensors, device):
+    if _castable(precision, found, device):
         return precision
-    possible = [name for name, other in PRECISIONS.items() if other != DEFAULT and _castable(other, tensors, device)]
+    possible = [name for name, other in PRECISIONS.items() if other != DEFAULT and _castable(other, found, device)]
     if precision != DEFAULT:
         chosen = next(name for name, other in PRECISIONS.items() if other == precision)
         raise ValueError(
@@ -77,7 +84,7 @@ def for_device(precision: Precision, tensors: Mapping[str, LazyTensor], device: 
             f"{', '.join(possible)}."
         )
     wide = wide_dtype(device)
-    lacking = sorted(str(dtype) for dtype in _dtypes_in(precision, tensors) if not castable(dtype, device))
+    lacking = sorted(str(dtype) for dtype in _kept(precision, found) if not castable(dtype, device))
     _warn_of_wide(" and ".join(lacking), device, wide)
     return Precision(every=wide)
 
@@ -92,25 +99,23 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if castable(torch.bfloat16, device) else torch.float32
 
 
-def _castable(precision: Precision, tensors: Mapping[str, LazyTensor], device: torch.device) -> bool:
-    return all(castable(dtype, device) for dtype in _dtypes_in(precision, tensors))
+def _castable(precision: Precision, found: Set[torch.dtype], device: torch.device) -> bool:
+    return all(castable(dtype, device) for dtype in _kept(precision, found))
 
 
-def _dtypes_in(precision: Precision, tensors: Mapping[str, LazyTensor]) -> set[torch.dtype]:
-    """The types that these tensors are kept in."""
+def _kept(precision: Precision, found: Set[torch.dtype]) -> Set[torch.dtype]:
+    """The types in which weights of the types `found` are kept."""
     if precision.every is not None:
         return {precision.every}
-    kept = {tensor.dtype for tensor in plain_tensors(tensors).values() if tensor.dtype.is_floating_point}
-    in_float8 = [form for form in quantized_layers(tensors).values() if form not in WITHOUT_FLOAT8]
-    return kept | ({FP8} if in_float8 else set()) | ({precision.large} if precision.large is not None else set())
+    return found if precision.large is None else found | {precision.large}
 
 
 def _decoder_dtypes(
-    tensors: Mapping[str, LazyTensor], device: torch.device, precision: Precision
+    small: Mapping[str, Tensor], numbers: int, device: torch.device, precision: Precision
 ) -> tuple[torch.dtype, torch.dtype | None]:
-    small = {name: tensor.meta for name, tensor in plain_tensors(tensors).items() if not LARGE.search(name)}
+    """(dtype of the weights, dtype of the arithmetic or None); `small` are the tensors that are not large matrices."""
     dtype = precision.every or model_management.unet_dtype(
-        model_params=sum(tensor.meta.nelement() for tensor in tensors.values()),
+        model_params=numbers,
         supported_dtypes=list(DECODER_DTYPES),
         weight_dtype=comfy.utils.weight_dtype(small),
     )
