@@ -61,12 +61,20 @@ def source(ready: ComfyServer, tmp_path: Path) -> str:
 
 def add(page: Any, name: str) -> None:
     """Adds a blueprint to another model's graph, by the search for nodes."""
+    from playwright.sync_api import TimeoutError
+
     page.evaluate(OTHER)
-    open_search(page).press_sequentially(name)
-    page.locator(FOUND).filter(has_text=re.compile(re.escape(name))).first.click()
-    page.wait_for_timeout(300)
-    page.mouse.click(1000, 400)  # newer pages let the node follow the mouse until it is placed
-    page.wait_for_function(f"{BLUEPRINT} && {BLUEPRINT}.widgets.length > 0")
+    for _ in range(3):  # a slow page can ignore the click, because it fills the list of found nodes again
+        open_search(page).press_sequentially(name)
+        page.locator(FOUND).filter(has_text=re.compile(re.escape(name))).first.click()
+        page.wait_for_timeout(300)
+        page.mouse.click(1000, 400)  # newer pages let the node follow the mouse until it is placed
+        try:
+            page.wait_for_function(f"{BLUEPRINT} && {BLUEPRINT}.widgets.length > 0", timeout=20_000)
+            return
+        except TimeoutError:
+            page.keyboard.press("Escape")
+    raise AssertionError(f"the search for nodes does not add {name}")
 
 
 def run_to_its_end(page: Any) -> dict[str, Any]:
