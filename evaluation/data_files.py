@@ -34,7 +34,7 @@ class DataRow(NamedTuple):
         """A text that every record needs."""
         value = self.values.get(key)
         if not isinstance(value, str) or not value.strip():
-            raise RowError(f"{key}: expected a text, got {value!r}; every record needs one.")
+            raise RowError(f"{key}: expected text, got {value!r}; every record needs one.")
         return value
 
     def name(self, value: Any) -> str:
