@@ -232,7 +232,7 @@ def scene_in(file: Path) -> flat_shapes.Scene:
 
 
 @WHOLE
-def test_demo_paints_edits_and_answers(bare: ComfyServer, tmp_path: Path) -> None:
+def test_demo_makes_an_image_edits_it_and_answers(bare: ComfyServer, tmp_path: Path) -> None:
     made = demo_run.make(bare, demo_run.choose(bare.base, None), tmp_path)
     shape = flat_shapes.Shape("triangle", "blue", "", "", 0, 0, 0)
     first, edited = scene_in(made.image), scene_in(made.edited)
