@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-TILE = 320  # pixels of a picture's longer side
+TILE = 320  # pixels of an image's longer side
 GAP = 16
-WORDS = 76  # height in pixels of the text under the pictures
+WORDS = 76  # height in pixels of the text under the images
 COLUMNS = 38  # characters in a line
 SIZE, LARGE = 16, 44
 PAGE, INK, SOFT = (236, 236, 232), (30, 30, 28), (120, 120, 114)

@@ -134,7 +134,7 @@ def test_each_wrong_row_of_a_tsv_is_its_own_error(tmp_path: Path) -> None:
     good, *wrong = SUITES["vqa"].records(file)
     assert good.id == "1"
     assert [record.id for record in wrong] == [f"{file}, line {line}" for line in range(3, 6)]
-    for record, said in zip(wrong, ["more columns", "a row that has no image", "never closed"], strict=True):
+    for record, said in zip(wrong, ["more columns", "the index of a row with one", "never closed"], strict=True):
         assert said in record.error
 
 
