@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .nodes import OvisU1Extension
 
-WEB_DIRECTORY = "web"  # help pages of the nodes, and the script that shows their text
+WEB_DIRECTORY = "web"  # help pages of the nodes, and the page's two scripts
 COMFYUI = "0.3.75"  # the oldest ComfyUI that the pack is tested on
 
 
@@ -23,7 +23,7 @@ async def comfy_entrypoint() -> OvisU1Extension:
     except (ImportError, AttributeError) as error:
         module = error.name if isinstance(error, ImportError) else getattr(error.obj, "__name__", None)
         if (module or "").startswith("comfy"):
-            raise ImportError(_too_old(f" ({error})")) from error
+            raise ImportError(_lacking(error)) from error
         raise
 
     folders.register()
@@ -34,9 +34,16 @@ async def comfy_entrypoint() -> OvisU1Extension:
     return OvisU1Extension()
 
 
-def _too_old(reason: str = "") -> str:
-    version = getattr(sys.modules.get("comfyui_version"), "__version__", "an older one")
-    return f"Ovis-U1: expected ComfyUI {COMFYUI} or newer, got {version}{reason}; update ComfyUI."
+def _lacking(error: Exception) -> str:
+    """The message for a ComfyUI that is too old, or so new that it has moved a part that the pack imports."""
+    return (
+        f"Ovis-U1: ComfyUI {_version('of an unknown version')} lacks something that the pack needs ({error}); update "
+        f"ComfyUI to {COMFYUI} or newer, or the pack if ComfyUI is newer."
+    )
+
+
+def _version(unknown: str) -> str:
+    return getattr(sys.modules.get("comfyui_version"), "__version__", unknown)
 
 
 def _calls_entrypoint() -> bool:
@@ -48,7 +55,7 @@ def _calls_entrypoint() -> bool:
 
 
 if not _calls_entrypoint():
-    logging.error(_too_old())
+    logging.error("Ovis-U1: expected ComfyUI %s or newer, got %s; update ComfyUI.", COMFYUI, _version("an older one"))
 
 
 __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

@@ -49,7 +49,7 @@ def counting() -> Iterator[Counts]:
 
 
 class Operations(TorchDispatchMode):
-    """Calls `seen` after each of torch's operations, divided into those that a device runs."""
+    """Calls `on_operation` after each of torch's operations, divided into those that a device runs."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "prim":
@@ -58,10 +58,10 @@ class Operations(TorchDispatchMode):
             out = func.decompose(*args, **(kwargs or {}))
         if out is NotImplemented:
             out = func(*args, **(kwargs or {}))
-            self.seen(func, args, kwargs or {}, out)
+            self.on_operation(func, args, kwargs or {}, out)
         return out
 
-    def seen(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+    def on_operation(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         """An operation with its inputs and outputs."""
         raise NotImplementedError
 
@@ -72,7 +72,7 @@ class _Counting(Operations):
         self.counts = counts
         self.inside_fused = False
 
-    def seen(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+    def on_operation(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         if not self.inside_fused and func._schema.name not in ALLOCATIONS:
             flops = flop_registry.get(func.overloadpacket)
             amount = flops(*args, **kwargs, out_val=out) if flops else 0

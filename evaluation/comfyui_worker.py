@@ -111,7 +111,9 @@ def _checked(files: Sequence[bytes]) -> list[bytes]:
         for picture in pictures:
             picture.load()
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"image: it is damaged ({error}); replace its file.") from error
+        raise UserError(
+            f"image: expected an image file, got one that cannot be read ({error}); replace the file."
+        ) from error
     if len(pictures) < 2:
         return list(files)
     size = tuple(map(max, zip(*(picture.size for picture in pictures), strict=True)))

@@ -34,7 +34,7 @@ class DataRow(NamedTuple):
         """A text that every record needs."""
         value = self.values.get(key)
         if not isinstance(value, str) or not value.strip():
-            raise RowError(f"{key}: expected a text, got {value!r}; every record needs one.")
+            raise RowError(f"{key}: expected text, got {value!r}; every record needs one.")
         return value
 
     def name(self, value: Any) -> str:
@@ -73,7 +73,7 @@ def text_files(folder: Path) -> Rows:
 
 
 def tab_separated(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a TSV file with a heading."""
+    """The rows of a TSV file with a header."""
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, delimiter="\t")

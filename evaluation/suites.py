@@ -119,7 +119,7 @@ def vqa(row: DataRow) -> Record:
     """A question; without options the answer is free text."""
     values = {key: value for key, value in row.values.items() if key != "image"}
     if None in values:
-        raise RowError("it has more columns than the heading; put quotes around a text with tabs.")
+        raise RowError("the row has more columns than the header; put quotes around a text with tabs.")
     letters = tuple(letter for letter in string.ascii_uppercase if _filled(values.get(letter)))
     lines = [values["hint"]] if _filled(values.get("hint")) else []
     lines.append(row.text("question"))
@@ -127,7 +127,7 @@ def vqa(row: DataRow) -> Record:
         lines += [*(f"{letter}. {values[letter]}" for letter in letters), DIRECT]
     image, path = row.values["image"], values.get("image_path")
     if not image and not _filled(path):
-        raise RowError("image: it is empty, or the index of a row that has no image; add the image.")
+        raise RowError("image: expected an image or the index of a row with one, got neither; add the image.")
     images: tuple[Source, ...] = _listed(image) if image else row.paths([*_listed(path)])
     task = "choice" if letters else "question"
     return Record(row.text("index"), task, "\n".join(lines), images, choices=letters, row=values)

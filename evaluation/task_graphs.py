@@ -36,9 +36,9 @@ def graph(work: Record, model: dict[str, str], images: Sequence[str], seed: int,
 def _image(work: Record, _: list[Any], seed: int, __: str) -> Graph:
     sampling = dict(work.settings)
     negative, size = sampling.pop("negative_prompt"), {side: sampling.pop(side) for side in ("width", "height")}
-    sampling |= {"positive": ["words", 0], "negative": ["words", 1], "latent": ["empty", 0]}
+    sampling |= {"positive": ["encode", 0], "negative": ["encode", 1], "latent": ["empty", 0]}
     return {
-        "words": _node("OvisU1TextEncode", clip=CLIP, prompt=work.prompt, negative_prompt=negative, **size),
+        "encode": _node("OvisU1TextEncode", clip=CLIP, prompt=work.prompt, negative_prompt=negative, **size),
         "empty": _node("EmptyLatentImage", **size, batch_size=1),
         "latent": _node("OvisU1Sampler", model=MODEL, seed=seed, denoise=1.0, **sampling),
         "decoded": _node("OvisU1Decode", samples=["latent", 0], vae=VAE, restore_size=False),
@@ -48,9 +48,9 @@ def _image(work: Record, _: list[Any], seed: int, __: str) -> Graph:
 def _edit(work: Record, images: list[Any], seed: int, _: str) -> Graph:
     sampling = dict(work.settings)
     words = {name: sampling.pop(name) for name in ("negative_prompt", "megapixels")}
-    sampling |= {n: ["words", slot] for slot, n in enumerate(("positive", "image_only", "negative", "latent"))}
+    sampling |= {n: ["encode", slot] for slot, n in enumerate(("positive", "image_only", "negative", "latent"))}
     return {
-        "words": _node("OvisU1EditEncode", clip=CLIP, vae=VAE, image=images, prompt=work.prompt, **words),
+        "encode": _node("OvisU1EditEncode", clip=CLIP, vae=VAE, image=images, prompt=work.prompt, **words),
         "latent": _node("OvisU1Sampler", model=MODEL, seed=seed, denoise=1.0, **sampling),
         "decoded": _node("OvisU1Decode", samples=["latent", 0], vae=VAE, restore_size=True),
     }
@@ -59,7 +59,7 @@ def _edit(work: Record, images: list[Any], seed: int, _: str) -> Graph:
 def _masked(work: Record, images: list[Any], seed: int, name: str) -> Graph:
     """As `_edit`, inside the mask that is the picture's alpha channel."""
     made = _edit(work, images, seed, name)
-    made["inside"] = _node("SetLatentNoiseMask", samples=["words", 3], mask=[images[0], 1])
+    made["inside"] = _node("SetLatentNoiseMask", samples=["encode", 3], mask=[images[0], 1])
     made["latent"]["inputs"]["latent"] = ["inside", 0]
     return made
 

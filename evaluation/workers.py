@@ -37,7 +37,9 @@ class RayActors:
         unit, needs = ("CPU", {"num_cpus": 1}) if setup.cpu else ("GPU", {"num_gpus": 1, "num_cpus": 1})
         there = int(self._ray.cluster_resources().get(unit, 0))
         if count > there:
-            raise UserError(f"--workers: expected at most {there}, the cluster's {unit}s, got {count}; use fewer.")
+            raise UserError(
+                f"--workers: expected at most {there}, the number of {unit}s in the cluster, got {count}; use fewer."
+            )
         remote = self._ray.remote(max_restarts=-1, max_task_retries=-1, **needs)(RemoteWorker)
         self._actors = [remote.remote(setup) for _ in range(count)]
         for actor in self._actors:

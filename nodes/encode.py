@@ -132,10 +132,10 @@ class OvisU1EditEncode(io.ComfyNode):
                         optional=True,
                         tooltip=(
                             "Another image for the edit, of any size, for example a person or a style. If image is a "
-                            "batch, this can be a batch of the same length. In the prompt, call it Image 2, Image 3 "
-                            "and so on. The model was trained on edits of a single image, so results with several "
-                            "vary. The edit keeps the size of the first image. Each additional image makes sampling "
-                            "slower."
+                            "batch, this can be a batch of the same length. In the prompt, the connected images are "
+                            "called Image 2, Image 3 and so on, in order. The model was trained on edits of a single "
+                            "image, so results with several vary. The edit keeps the size of the first image. Each "
+                            "additional image makes sampling slower."
                         ),
                     ),
                     FURTHER,

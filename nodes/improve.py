@@ -34,9 +34,9 @@ class OvisU1Improve(io.ComfyNode):
             display_name="Ovis-U1 Improve",
             category=CATEGORY,
             description=(
-                "Scores how well an image fits a prompt. While the score is too low, the model names a change and "
-                "edits the image, and the edit is scored. Returns the image with the highest score; this can be the "
-                "input image."
+                "Scores how well an image fits a prompt. While the score is too low, the model proposes a change "
+                "and edits the image, and the edit is scored. Returns the image with the highest score; this can be "
+                "the input image."
             ),
             is_output_node=True,
             **KEEPS_TEXT,

@@ -19,11 +19,11 @@ WEIGHT_DTYPE = io.Combo.Input(
     options=list(PRECISIONS),
     default="default",
     tooltip=(
-        "Data type of the weights of the diffusion model and the language model. default: the type in the file, or one "
-        "that suits this device better. If memory is short, choose fp8_e4m3fn: the large matrices are stored in 8 "
-        "bits, so the weights need about half the memory, at slightly lower precision. fp8_e4m3fn_fast: the diffusion "
-        "model also multiplies in 8 bits, on GPUs that support it. A file with quantized weights keeps their format, "
-        "unless you choose bf16, fp16 or fp32."
+        "Data type of the weights of the diffusion model and the text encoder. default: the type in the file, or one "
+        "that suits this device better. If memory is short, choose fp8_e4m3fn: the large matrices of the diffusion "
+        "model and the language model are stored in 8 bits, so the model takes about two thirds of the memory, at "
+        "slightly lower precision. fp8_e4m3fn_fast: the diffusion model also multiplies in 8 bits, on GPUs that "
+        "support it. A file with quantized weights keeps their format, unless you choose bf16, fp16 or fp32."
     ),
 )
 OUTPUTS = [

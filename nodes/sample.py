@@ -52,8 +52,8 @@ IMG_CFG = {
 SHARE = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
 POSITIVE_TIP = "Positive conditioning, from Ovis-U1 Text Encode or Ovis-U1 Edit Encode."
 IMAGE_ONLY_TIP = (
-    "For edits: image_only of Ovis-U1 Edit Encode, the conditioning with the source image and without text. img_cfg "
-    "needs it."
+    "For edits: image_only of Ovis-U1 Edit Encode, the conditioning with the source image and without the "
+    "instruction. img_cfg needs it."
 )
 
 

@@ -1,4 +1,4 @@
-"""Sets up ComfyUI and runs three workflows in it, from a bare checkout: paint, edit and ask.
+"""Sets up ComfyUI and runs three workflows in it, from a bare checkout: text to image, edit and ask.
 
     python scripts/demo.py                        the small model that comes with the pack
     python scripts/demo.py --model PATH --serve   real weights, and ComfyUI's page to continue with
@@ -19,7 +19,10 @@ from console import UserError, guarded
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description="Paint, edit and ask with Ovis-U1's workflows in ComfyUI, which is set up first if necessary."
+        description=(
+            "Make an image, edit it and ask about it with Ovis-U1's workflows in ComfyUI, which is set up first if "
+            "necessary."
+        )
     )
     parser.add_argument(
         "--comfyui",

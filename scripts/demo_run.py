@@ -58,7 +58,7 @@ class Demo:
 class Made:
     """The files and texts that were made, and ComfyUI's time in seconds."""
 
-    painted: Path
+    image: Path
     edited: Path
     strip: Path
     answer: str
@@ -105,7 +105,7 @@ def main() -> int:
         if not demo.real:
             next_steps(demo, f" --comfyui {comfyui.path}" if comfyui.where == workspace.GIVEN else "")
         if args.serve:
-            serve(server, made.painted, demo)
+            serve(server, made.image, demo)
     finally:
         server.stop()
     return 0
@@ -180,21 +180,21 @@ def _windows_hint() -> str:
 
 
 def make(server: ComfyServer, demo: Demo, folder: Path) -> Made:
-    """Paints an image, edits it, and asks about the result; writes files to `folder` without replacing any."""
+    """Makes an image, edits it, and asks about the result; writes files to `folder` without replacing any."""
     info = server.object_info()
     if "OvisU1Loader" not in info:
         raise UserError(f"ComfyUI did not load the pack; read its log {server.log}.")
-    painted, edited, strip_file = new_files(folder, "ovis_u1_demo", "ovis_u1_demo_edit", "ovis_u1_demo_strip")
+    image, edited, strip_file = new_files(folder, "ovis_u1_demo", "ovis_u1_demo_edit", "ovis_u1_demo_strip")
 
     chosen = {"model": demo.name, "seed": demo.seed, "steps": demo.steps}
-    painting = workflow_of("text_to_image", info, **chosen)
-    put(painting, info, "PrimitiveInt", value=demo.side)  # width and height
-    put(painting, info, "OvisU1TextEncode", prompt=demo.prompt)
-    first = run(server, info, painting, "painting")
-    painted.write_bytes(images_of(server, first)[0])
+    making = workflow_of("text_to_image", info, **chosen)
+    put(making, info, "PrimitiveInt", value=demo.side)  # width and height
+    put(making, info, "OvisU1TextEncode", prompt=demo.prompt)
+    first = run(server, info, making, "making an image")
+    image.write_bytes(images_of(server, first)[0])
 
     editing = workflow_of("edit", info, **chosen)
-    put(editing, info, "LoadImage", image=server.upload(painted))
+    put(editing, info, "LoadImage", image=server.upload(image))
     put(editing, info, "OvisU1EditEncode", prompt=demo.edit)
     second = run(server, info, editing, "editing")
     edited.write_bytes(images_of(server, second)[0])
@@ -203,12 +203,12 @@ def make(server: ComfyServer, demo: Demo, folder: Path) -> Made:
     put(asking, info, "LoadImage", image=server.upload(edited))
     put(asking, info, "OvisU1Understand", prompt=demo.question, max_new_tokens=demo.tokens)
     third = run(server, info, asking, "asking")
-    answer = text_of(third)
+    answer = text_of(server, third)
 
-    nodes = (painting, "OvisU1TextEncode"), (editing, "OvisU1EditEncode"), (asking, "OvisU1Understand")
+    nodes = (making, "OvisU1TextEncode"), (editing, "OvisU1EditEncode"), (asking, "OvisU1Understand")
     prompts = [widget(workflow, info, node, "prompt") for workflow, node in nodes]
-    strip(painted, edited, *prompts, answer).save(strip_file)
-    return Made(painted, edited, strip_file, answer, first.seconds + second.seconds + third.seconds)
+    strip(image, edited, *prompts, answer).save(strip_file)
+    return Made(image, edited, strip_file, answer, first.seconds + second.seconds + third.seconds)
 
 
 def new_files(folder: Path, *names: str) -> list[Path]:
@@ -225,8 +225,8 @@ def report(comfyui: ComfyUI, demo: Demo, device: str, made: Made, seconds: float
     """Prints the results and their paths."""
     print()
     print(f"Answer       {made.answer}")
-    print(f"Strip        {made.strip}")
-    print(f"Images       {made.painted}, {made.edited.name}")
+    print(f"Overview     {made.strip}")
+    print(f"Images       {made.image}, {made.edited.name}")
     print(f"ComfyUI      {comfyui.version} in {comfyui.path}")
     print(f"Environment  {sys.prefix}")
     print(f"Model        {demo.name} on {device}")

@@ -1,4 +1,4 @@
-"""The demo's pictures side by side, with their texts."""
+"""The demo's images side by side, with their texts."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-TILE = 320  # pixels of a picture's longer side
+TILE = 320  # pixels of an image's longer side
 GAP = 16
-WORDS = 76  # height in pixels of the text under the pictures
+WORDS = 76  # height in pixels of the text under the images
 COLUMNS = 38  # characters in a line
 SIZE, LARGE = 16, 44
 PAGE, INK, SOFT = (236, 236, 232), (30, 30, 28), (120, 120, 114)
 
 
-def strip(painted: Path, edited: Path, prompt: str, instruction: str, question: str, answer: str) -> Image.Image:
-    """The painted and the edited picture with their prompts, then the question with its answer."""
+def strip(image: Path, edited: Path, prompt: str, instruction: str, question: str, answer: str) -> Image.Image:
+    """The first and the edited image with their prompts, then the question with its answer."""
     page = Image.new("RGB", (3 * TILE + 4 * GAP, TILE + WORDS + 2 * GAP), PAGE)
     pen = ImageDraw.Draw(page)
-    for place, (file, label, words) in enumerate(((painted, "Paint", prompt), (edited, "Edit", instruction))):
+    for place, (file, label, words) in enumerate(((image, "Image", prompt), (edited, "Edit", instruction))):
         with Image.open(file) as picture:
             scale = TILE / max(picture.size)
             shown = picture.convert("RGB").resize(

@@ -81,9 +81,9 @@ def images_of(server: ComfyServer, result: Result, kind: str = "output") -> list
     return found
 
 
-def text_of(result: Result) -> str:
+def text_of(server: ComfyServer, result: Result) -> str:
     """The first text that a workflow shows."""
     texts = [text for output in result.outputs.values() for text in output.get("text", [])]
     if not texts:
-        raise UserError("the workflow ended without an answer; read ComfyUI's log.")
+        raise UserError(f"the workflow ended without an answer; read ComfyUI's log {server.log}.")
     return str(texts[0]).strip()

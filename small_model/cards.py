@@ -36,7 +36,7 @@ from demo_strip import INK, PAGE, SOFT, font
 from import_core import import_core
 from run_options import add_comfyui_option
 from workflow_api import TITLES, WORKFLOWS
-from workflow_runner import nodes_of, text_of
+from workflow_runner import nodes_of
 
 SIDE, GAP = 640, 24
 STEPS, SEED = 20, 1
@@ -87,6 +87,10 @@ class Runner:
     def image(self, result: Any) -> Image.Image:
         """The image that it saved."""
         return _opened(workflow_runner.images_of(self.server, result)[0])
+
+    def text(self, result: Any) -> str:
+        """The text that it showed."""
+        return workflow_runner.text_of(self.server, result)
 
     def shown(self, result: Any) -> list[Image.Image]:
         """The images that it previewed."""
@@ -151,7 +155,7 @@ def understand(run: Runner) -> list[Tile]:
     workflow = run.load("understand")
     run.upload(workflow, drawn(SOURCE))
     run.put(workflow, "OvisU1Understand", prompt="Describe this image.")
-    return [(drawn(SOURCE), f"Describe this image. - {text_of(run.run(workflow))}")]
+    return [(drawn(SOURCE), f"Describe this image. - {run.text(run.run(workflow))}")]
 
 
 def chat(run: Runner) -> list[Tile]:
@@ -175,21 +179,21 @@ def chat(run: Runner) -> list[Tile]:
 
 
 def describe_and_redraw(run: Runner) -> list[Tile]:
-    """A picture, and what is painted by its description."""
+    """A picture, and the image that the model makes from its description."""
     workflow = run.load("describe_and_redraw")
     run.upload(workflow, drawn(SOURCE))
     run.put(workflow, "OvisU1Understand", prompt="Describe this image.")
     result = run.run(workflow)
-    return [(drawn(SOURCE), "described:"), (run.image(result), text_of(result))]
+    return [(drawn(SOURCE), "described:"), (run.image(result), run.text(result))]
 
 
 def enrich_prompt(run: Runner) -> list[Tile]:
-    """A few words, and what is painted from the prompt that is made of them."""
+    """A few words, and the image that the model makes from the longer prompt."""
     idea = "something blue"  # of most ideas the small model makes a blue square
     workflow = run.load("enrich_prompt")
     run.put(workflow, "PrimitiveStringMultiline", value=idea)
     result = run.run(workflow)
-    return [(run.image(result), f"{idea}: {text_of(result)}")]
+    return [(run.image(result), f"{idea}: {run.text(result)}")]
 
 
 def pick_the_best(run: Runner) -> list[Tile]:
@@ -202,15 +206,15 @@ def pick_the_best(run: Runner) -> list[Tile]:
 
 
 def improve(run: Runner) -> list[Tile]:
-    """A picture of another prompt, and what the loop makes of it. Pictures of the right prompt are right at once."""
-    painted = "a red circle on a white background"
+    """An image of another prompt, and the loop's result. Images of the right prompt need no edit."""
+    first = "a red circle on a white background"
     workflow = run.load("improve")
     (encode,) = nodes_of(workflow, "OvisU1TextEncode")
     for entry in encode["inputs"]:
         if entry["name"] == "prompt":
             entry["link"] = None
-    run.put(workflow, "OvisU1TextEncode", prompt=painted)
-    run.put(workflow, "PrimitiveStringMultiline", value=painted.replace("red", "blue"))
+    run.put(workflow, "OvisU1TextEncode", prompt=first)
+    run.put(workflow, "PrimitiveStringMultiline", value=first.replace("red", "blue"))
     run.put(workflow, "OvisU1Improve", steps=STEPS, question="What shape is it?", instruction="make the {answer} blue")
     result = run.run(workflow)
     (loop,) = (str(node["id"]) for node in nodes_of(workflow, "OvisU1Improve"))
@@ -232,7 +236,7 @@ def multi_image(run: Runner) -> list[Tile]:
     names = [run.uploaded(image, f"{number}.png") for number, image in enumerate(images)]
     run.put_each(workflow, "LoadImage", "image", names)
     run.put(workflow, "OvisU1Understand", prompt=question)
-    answer = text_of(run.run(workflow))
+    answer = run.text(run.run(workflow))
     return [(images[0], question), (images[1], answer)]
 
 
@@ -247,7 +251,7 @@ def video(run: Runner) -> list[Tile]:
         container.mux(stream.encode(None))
     workflow = run.load("video")
     run.put(workflow, "LoadVideo", file=run.server.upload(run.folder / "moving.mkv"))
-    answer = text_of(run.run(workflow))
+    answer = run.text(run.run(workflow))
     return [(frames[0], "Describe the video."), (frames[1], answer), (frames[2], "")]
 
 
@@ -264,7 +268,7 @@ def caption_folder(run: Runner) -> list[Tile]:
 
 
 def train_lora(run: Runner) -> list[Tile]:
-    """Four of the pictures that it is trained on, and what is painted then."""
+    """Four of the images that the LoRA is trained on, and an image made with it."""
     workflow = run.load("train_lora")
     pictures = run.folder_of(workflow, "LoadImageTextDataSetFromFolder")
     write_pictures(pictures)

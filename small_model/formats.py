@@ -46,7 +46,7 @@ def main() -> int:
     args = parser.parse_args()
     set_up_imports(workspace.describe_comfyui(args.comfyui, "").path)
     only = chosen_names("--only", args.only, list(formats()))
-    print("| the published model, GB | decoder | language model | visual tokenizer | VAE | all |")
+    print("| the published model, GB | diffusion model | language model | visual tokenizer | VAE | all |")
     print("|---|---|---|---|---|---|")
     for name, precision in formats().items():
         parts = published_sizes(precision)
@@ -54,8 +54,8 @@ def main() -> int:
     from ovis_core.weights import built_in
 
     print(
-        "\n| format | file, MB | weights in memory, MB | load time | conditions move | latents move | images right "
-        "| answers right |\n|---|---|---|---|---|---|---|---|"
+        "\n| format | file, MB | weights in memory, MB | load time | change of the conditions | change of the latents "
+        "| images correct | answers correct |\n|---|---|---|---|---|---|---|---|"
     )
     base: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -209,7 +209,7 @@ def prompt_loss(
 
 
 def spare(text: str, scene: flat_shapes.Scene, target: list[int]) -> tuple[str, list[int]]:
-    """A caption with a word that means nothing yet in the place of its shape's or its colour's."""
+    """A caption with a word that means nothing yet in place of its shape's or its colour's."""
     word, target = random.choice(phrasings.SPARE), list(target)
     if word in ("pink", "brown"):
         target[1] = UNKNOWN

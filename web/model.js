@@ -6,13 +6,13 @@ import { app } from "../../scripts/app.js";
 const NAME = "model_name"; // the loader's input
 const NAMED = "Ovis-U1-3B";
 const BUILT_IN = " (built in)"; // at the end of the small model's name
-const told = new Set(); // messages by workflow: the page loads a workflow again for each undo and change of tabs
+const shown = new Set(); // messages by workflow: the page loads a workflow again for each undo and change of tabs
 const root = () => app.rootGraph ?? app.graph;
 
-function tell(detail) {
+function showMessage(detail) {
     const key = `${root().id} ${detail}`;
-    if (told.has(key)) return;
-    told.add(key);
+    if (shown.has(key)) return;
+    shown.add(key);
     app.extensionManager?.toast?.add({ severity: "warn", summary: "Ovis-U1 Load Model", detail, life: 8000 });
 }
 
@@ -40,11 +40,11 @@ function choose(loader) {
             widget.value = other;
             widget.callback?.(other); // Nodes 2.0 of older pages shows the new value only then
         }
-        tell(`${NAMED} was not found; ${other} was chosen instead.`);
+        showMessage(`${NAMED} was not found; ${other} was chosen instead.`);
         return;
     }
     const small = offered.length ? ` To try the workflow now, choose ${offered[0]}: it draws flat shapes at 128 x 128.` : "";
-    tell(`${NAMED} was not found. Add the node Ovis-U1 Download and run it, then press R.${small}`);
+    showMessage(`${NAMED} was not found. Add the node Ovis-U1 Download and run it, then press R.${small}`);
 }
 
 app.registerExtension({

@@ -1,6 +1,6 @@
 // Keeps the text that a node of this pack shows: on a cached run, after a reload and in a saved workflow.
 //
-// While text is generated, the page shows it in a widget of its own, which is not kept and shows the text as HTML. This script
+// While text is generated, the page shows it in its own widget, which is not kept and shows the text as HTML. This script
 // replaces it with a field, as in Preview as Text, and stores the text in the node's properties, which a workflow saves.
 
 import { app } from "../../scripts/app.js";

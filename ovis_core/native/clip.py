@@ -73,7 +73,7 @@ def build_clip(
 def load_clip(clip: comfy.sd.CLIP, tokens: Iterable[Token], memory: int) -> None:
     """Loads the weights that `tokens` need, and frees `memory` bytes more.
 
-    Without pictures the visual tokenizer is not loaded. Dynamic VRAM moves a weight when it is used.
+    Without images the visual tokenizer is not loaded. Dynamic VRAM moves a weight when it is used.
     """
     visual = any(isinstance(token, VisualInput) for token in tokens)
     vision = clip.cond_stage_model.visual_tokenizer

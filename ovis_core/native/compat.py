@@ -67,7 +67,7 @@ def grown(group: str, names: Sequence[str], inputs: Mapping[str, Any]) -> dict[s
 
     inputs  keyword arguments of a node's `execute`: 0.3.75 passes each value by its id, later versions a dictionary
 
-    Raises ValueError for one value in the place of the group, which only a prompt over the API can have.
+    Raises ValueError for one value instead of the group, which only a prompt over the API can have.
     """
     members = _members(group, names[0], inputs.get(group))
     values = {**inputs, **{f"{group}.{name}": value for name, value in members.items()}}
@@ -80,7 +80,7 @@ def single_inputs(spec: io.Input, value: Any) -> list[tuple[io.Input, Any]]:
 
     0.3.75 has no entries that stand for several inputs.
 
-    Raises ValueError for one value in the place of the group, which only a prompt over the API can have.
+    Raises ValueError for one value instead of the group, which only a prompt over the API can have.
     """
     if not hasattr(io, "Autogrow") or not isinstance(spec, io.Autogrow.Input):
         return [(spec, value)]

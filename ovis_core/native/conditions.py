@@ -45,14 +45,14 @@ def edit(
 ) -> tuple[Conditioning, Conditioning, Conditioning, dict[str, Any]]:
     """Positive, image-only, negative and the sources' LATENT for edits of images (B, H, W, C), 0 to 1.
 
-    further  further pictures of each edit, Image 2, Image 3, ...: batches (1 or B, h, w, c) of any size
+    further  more images of each edit, Image 2, Image 3, ...: batches (1 or B, h, w, c) of any size
 
-    size        the edit's size is that of `images`; every picture is stretched to the size at which it would be edited
-    positive    all pictures, in the prompt and as `reference_latents`, and the instruction
-    image-only  all pictures in the same way, and the model's own prompt without an instruction
-    negative    a blank picture of the edit's size, and the negative prompt; if it is empty, the model's own prompt
+    size        the edit's size is that of `images`; every image is stretched to the size at which it would be edited
+    positive    all images, in the prompt and as `reference_latents`, and the instruction
+    image-only  all images in the same way, and the model's own prompt without an instruction
+    negative    a blank image of the edit's size, and the negative prompt; if it is empty, the model's own prompt
 
-    Several pictures are numbered as in a question about them: the model was trained on edits of one.
+    Several images are numbered as in a question about them. The model was trained on edits of one image.
     """
     source_height, source_width = images.shape[1:3]
     height, width = edit_target_size(source_height, source_width, max_pixels)

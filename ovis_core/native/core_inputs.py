@@ -148,7 +148,7 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if not is_empty(value):
             number = isinstance(value, Number) and not isinstance(value, bool)
-            off = f", got {value}; set it to 0" if number else "; turn it off" if value is True else "; clear it"
+            off = f"; set it to 0 (it is {value})" if number else "; turn it off" if value is True else "; clear it"
             raise ValueError(f"{name}: Ovis-U1 does not support this input{off}, or remove the node that sets it.")
 
 

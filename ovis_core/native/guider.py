@@ -58,7 +58,7 @@ class OvisGuider(comfy.samplers.CFGGuider):
         conds = {"positive": positive, "negative": negative}
         if image_only is not None:
             if img_cfg is None:
-                raise TypeError("img_cfg: expected a number, because there is image_only, got None")
+                raise TypeError("img_cfg: expected a number, because image_only is connected, got None; set img_cfg.")
             if not any(values.get("reference_latents") for _, values in image_only):
                 raise ValueError(
                     "image_only: expected conditioning with a reference image, got none; connect image_only of Ovis-U1 "

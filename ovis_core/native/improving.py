@@ -1,4 +1,4 @@
-"""The loop that improves images, as graphs of the pack's nodes that ComfyUI runs in the place of a node.
+"""The loop that improves images, as graphs of the pack's nodes that ComfyUI runs instead of a node.
 
 Each image has a first node (`STEP`), and a last node (`RESULT`) joins the results. A step takes a score or an answer,
 decides with `improvement/rounds.py`, and returns the image's result, or the nodes that come next, with another step

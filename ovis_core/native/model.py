@@ -165,6 +165,7 @@ def _check_batch(noise: Tensor, condition: Tensor | None) -> None:
     """
     if condition is not None and len(noise) % len(condition):
         raise ValueError(
-            f"latent: expected a batch of {len(condition)} or a multiple, as in the conditioning, got {len(noise)}; "
-            "connect the latent of Ovis-U1 Edit Encode, or choose images with ImageFromBatch before it."
+            f"latent: expected a batch size that is a multiple of {len(condition)}, the batch size of the "
+            f"conditioning, got {len(noise)}; connect the latent of the same Ovis-U1 Edit Encode, or choose images "
+            "with ImageFromBatch before that node."
         )

@@ -45,7 +45,8 @@ def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor], device: torc
             raise
         wrong = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
         raise CheckpointError(
-            f"{file or 'VAE'}: expected an SDXL VAE ({wrong.rstrip('.')}); choose another file."
+            f"{file or 'VAE'}: expected an SDXL VAE, got one with other shapes ({wrong.rstrip('.')}); choose another "
+            "file."
         ) from error
     missing = sorted(set(vae.get_sd()) - set(tensors))
     if missing and "encoder.down.0.block.0.conv1.weight" in tensors:

@@ -48,7 +48,7 @@ def config_and_tokenizer(
 
 
 def _completed(config: OvisConfig, components: Mapping[Kind, Component]) -> OvisConfig:
-    """The config with widths that match in the place of a missing decoder or text encoder."""
+    """The config with widths that match in place of a missing decoder or text encoder."""
     decoder, language = config.decoder, config.language
     if TEXT not in components:
         language = dataclasses.replace(language, hidden_size=decoder.context_in_dim // 2)

@@ -1,4 +1,4 @@
-"""The choices of `weight_dtype`, as in ComfyUI's own loaders, for the decoder and the language model."""
+"""The choices of `weight_dtype`, as in ComfyUI's own loaders, for the decoder and the text encoder."""
 
 from __future__ import annotations
 

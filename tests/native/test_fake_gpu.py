@@ -36,7 +36,7 @@ class Watch(Operations):
         self.all: list[str] = []
         self.in_ram: list[str] = []
 
-    def seen(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+    def on_operation(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         self.all.append(func._schema.name)
         if any(isinstance(x, Tensor) and x.device.type == "cpu" for x in tree_leaves((args, kwargs, out))):
             self.in_ram.append(func._schema.name)

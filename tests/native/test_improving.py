@@ -37,7 +37,7 @@ def start(comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
 
 
 def loops(graph: dict[str, Any]) -> list[Any]:
-    """What the steps of a graph are called with."""
+    """The argument `loop` of each step in a graph."""
     from ovis_core.native import improving
 
     return [node["inputs"]["loop"] for node in graph.values() if node["class_type"] == improving.STEP]

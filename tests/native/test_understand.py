@@ -237,7 +237,7 @@ UNKNOWN = {"lyrics": "la", "image_embeds": torch.ones(1, 2), "llama_template": "
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_errors_for_unknown_options(clip: Any, name: str) -> None:
-    off = ", got 2; set it to 0" if name == "image_interleave" else "; clear it"
+    off = r"; set it to 0 \(it is 2\)" if name == "image_interleave" else "; clear it"
     words = rf"^{name}: Ovis-U1 does not support this input{off}, or remove the node that sets it\.$"
     encoding = rf"^clip: this node is made for another model and sets {name}, which Ovis-U1 does not have; use"
     for question, refusal in (({}, encoding), ({"image": None}, words), ({"thinking": False}, words)):
@@ -264,7 +264,7 @@ def test_unknown_numbers_without_effect_are_accepted(clip: Any, neutral: Any) ->
 
 @pytest.mark.parametrize(
     ("value", "remedy"),
-    [(0.5, ", got 0.5; set it to 0"), (True, "; turn it off"), (torch.ones(()), "; clear it")],
+    [(0.5, r"; set it to 0 \(it is 0\.5\)"), (True, "; turn it off"), (torch.ones(()), "; clear it")],
 )
 def test_errors_for_unknown_numbers_with_an_effect(clip: Any, value: Any, remedy: str) -> None:
     words = rf"^frequency_penalty: Ovis-U1 does not support this input{remedy}, or remove the node that sets it\.$"

@@ -272,7 +272,7 @@ def test_text_is_shown_while_it_is_generated_and_chats_show_their_turns(page: An
     shown = page.evaluate(answers)
     assert len(shown) == 2
     page.screenshot(path=shots / "chat_written.png")
-    # What is shown can be marked and copied; fields of Nodes 2.0 are the page's own.
+    # The text can be selected and copied; fields of Nodes 2.0 are the page's own.
     style = "getComputedStyle(a).userSelect !== 'none'" if rendering == CLASSIC else "true"
     areas = f"[...document.querySelectorAll('textarea')].filter((a) => {style})"
     values = page.evaluate(f"{areas}.map((area) => area.value)")

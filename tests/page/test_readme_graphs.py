@@ -1,6 +1,6 @@
-"""Workflows on the small model that comes with the pack, from the page: what is shown is right.
+"""Workflows on the small model that comes with the pack, from the page: it shows the right results.
 
-What they leave in `output/screenshots/` as `graph_*.png` are the README's pictures.
+They write the README's images, `graph_*.png`, to `output/screenshots/`.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def source(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> str
 
 
 def run(server: ComfyServer, info: dict[str, Any], name: str, source: str) -> Any:
-    """What the blueprint gives on the small model: an image's scene, or a text."""
+    """The blueprint's result on the small model: an image's scene, or a text."""
     graph = prompt(name, info)
     given = {"model_name": built_in.NAME, "seed": 1, "steps": 20, "width": 128, "height": 128}
     for end in inside(read(name))["inputs"]:

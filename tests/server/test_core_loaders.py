@@ -59,7 +59,7 @@ def outcome(server: ComfyServer, graph: Graph) -> Any:
 
 
 def from_checkpoint(graph: Graph) -> Graph:
-    """With Load Checkpoint in the place of our loader, whose outputs are in the same order."""
+    """With Load Checkpoint instead of our loader, whose outputs are in the same order."""
     node = graph.prompt[graph.find("OvisU1Loader")]
     node |= {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": WHOLE}}
     return graph

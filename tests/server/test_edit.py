@@ -131,7 +131,8 @@ def test_error_for_one_latent_of_a_batch_of_edits(
     assert len(saved_images(server, server.run(graph.prompt), graph.find("SaveImage"))) == 4
     graph.set(sampler, **{name: [second, 0]})
     with pytest.raises(
-        PromptFailed, match=r"latent: expected a batch of 2 or a multiple, as in the conditioning, got 1"
+        PromptFailed,
+        match=r"latent: expected a batch size that is a multiple of 2, the batch size of the conditioning, got 1",
     ):
         server.run(graph.prompt)
 

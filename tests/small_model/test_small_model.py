@@ -232,13 +232,13 @@ def scene_in(file: Path) -> flat_shapes.Scene:
 
 
 @WHOLE
-def test_demo_paints_edits_and_answers(bare: ComfyServer, tmp_path: Path) -> None:
+def test_demo_makes_an_image_edits_it_and_answers(bare: ComfyServer, tmp_path: Path) -> None:
     made = demo_run.make(bare, demo_run.choose(bare.base, None), tmp_path)
     shape = flat_shapes.Shape("triangle", "blue", "", "", 0, 0, 0)
-    painted, edited = scene_in(made.painted), scene_in(made.edited)
-    assert flat_shapes.same(painted, flat_shapes.Scene("yellow", (shape,)))
-    assert flat_shapes.same(edited, painted.change(colour="red"))
-    assert flat_shapes.kept(edited, painted)
+    first, edited = scene_in(made.image), scene_in(made.edited)
+    assert flat_shapes.same(first, flat_shapes.Scene("yellow", (shape,)))
+    assert flat_shapes.same(edited, first.change(colour="red"))
+    assert flat_shapes.kept(edited, first)
     assert made.answer == "red"
     assert made.seconds < 60
     strip = Image.open(made.strip)

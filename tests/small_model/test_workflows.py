@@ -97,7 +97,7 @@ def test_workflow_that_trains_a_lora_reads_the_captions(studio: ComfyServer) -> 
     )
 
 
-def test_image_is_painted_from_the_enriched_prompt(studio: ComfyServer) -> None:
+def test_image_is_made_from_the_enriched_prompt(studio: ComfyServer) -> None:
     graph = workflow(studio, "enrich_prompt").set("OvisU1Sampler", steps=built_in.STEPS, seed=1)
     graph.set_all("PrimitiveInt", value=built_in.SIDE).set("PrimitiveStringMultiline", value="a red circle")
     asked = graph.add("PreviewAny", source=graph.out("StringConcatenate"))

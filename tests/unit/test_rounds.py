@@ -1,4 +1,4 @@
-"""What the loop that improves an image decides, and its log."""
+"""The decisions of the loop that improves an image, and its log."""
 
 from __future__ import annotations
 

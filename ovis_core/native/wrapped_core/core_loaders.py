@@ -43,7 +43,7 @@ def register() -> None:
 
 @dataclass(frozen=True)
 class Loader:
-    """Loads Ovis-U1 in the place of one of core's functions.
+    """Loads Ovis-U1 instead of one of core's functions.
 
     find        the arguments of a call -> the checked model; None if it is another model. Raises `CheckpointError` if
                 it looks like Ovis-U1 and cannot be loaded
@@ -146,7 +146,7 @@ def _build_checkpoint(checkpoint: Checkpoint, arguments: Arguments) -> tuple[Any
         clip = _load(checkpoint, TEXT, state_dict, arguments["te_model_options"], disable_dynamic)
     elif arguments["output_clip"]:
         logging.warning(
-            "Ovis-U1: the checkpoint has no text encoder, so the CLIP output is empty. Load one with Load CLIP."
+            "Ovis-U1: the checkpoint has no text encoder, so the CLIP output is empty; load one with Load CLIP."
         )
     if arguments["output_model"]:
         model = _load(checkpoint, DECODER, state_dict, options, disable_dynamic)
