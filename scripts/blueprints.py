@@ -2,7 +2,8 @@
 
     python scripts/blueprints.py
 
-ComfyUI lists the files of this folder beside its own blueprints and shows their file names. Standard library only.
+ComfyUI lists the files of this folder beside its own blueprints and shows their file names. None may have the name of
+a workflow: after a reload the page would put the workflow of that name into the blueprint. Standard library only.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Blueprint:
 MODEL = {"model_name": Widget("OvisU1Loader", "model_name")}
 RUN = {"seed": Widget("OvisU1Sampler", "seed"), "steps": Widget("OvisU1Sampler", "steps")}
 BLUEPRINTS = {
-    "Ovis-U1 text to image": Blueprint(
+    "Ovis-U1 generate": Blueprint(
         workflow="text_to_image",
         description="Makes an image from a prompt with Ovis-U1. Connect Save Image. The model is loaded inside.",
         aliases=("text to image", "t2i", "generate image"),

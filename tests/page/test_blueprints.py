@@ -104,7 +104,7 @@ def widgets(page: Any) -> list[str]:
 
 
 def test_text_to_image(page: Any, shots: Path, ready: ComfyServer, info: dict[str, Any]) -> None:
-    add(page, "Ovis-U1 text to image")
+    add(page, "Ovis-U1 generate")
     assert widgets(page) == ["prompt", "width", "height", "seed", "steps", "model_name"]
     values = {"prompt": ASKS_FOR_TRIANGLE, "width": 128, "height": 128, "steps": 20, "seed": 1}
     page.evaluate(SET, values | {"model_name": built_in.NAME})
@@ -122,7 +122,7 @@ def test_text_to_image(page: Any, shots: Path, ready: ComfyServer, info: dict[st
 def test_a_blueprint_takes_another_real_model(page: Any, shots: Path, info: dict[str, Any]) -> None:
     """As workflows do; the page shows the model outside and inside, and runs it."""
     name = models(info)[0]
-    add(page, "Ovis-U1 text to image")
+    add(page, "Ovis-U1 generate")
     page.get_by_text(f"Ovis-U1-3B was not found; {name} was chosen instead.").first.wait_for()
     page.wait_for_timeout(500)
     page.screenshot(path=shots / "blueprint_model.png")

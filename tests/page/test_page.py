@@ -202,6 +202,24 @@ def test_dropped_image_restores_its_workflow(page: Any, ready: ComfyServer) -> N
     assert page.evaluate(f"{prompt}.value") == "a heron in the reeds"
 
 
+def test_a_reload_keeps_the_workflow(page: Any) -> None:
+    """Under the name that it has in the template browser."""
+    workflow = read_workflow("text_to_image")
+    drop(page, json.dumps(workflow).encode(), f"{TITLES['text_to_image']}.json", "application/json")
+    wait_for_nodes(page, len(workflow["nodes"]))
+    set_widgets(page, {"OvisU1TextEncode": {"prompt": "a heron in the reeds"}})
+    page.evaluate(
+        """() => { const tracker = window.app.extensionManager.workflow.activeWorkflow.changeTracker;
+            (tracker.captureCanvasState ?? tracker.checkState).call(tracker); }"""
+    )
+    page.wait_for_timeout(1500)  # the page saves a change half a second later
+    page.reload()
+    page.wait_for_function("window.app?.graph && window.app.extensionManager?.command")
+    wait_for_nodes(page, len(workflow["nodes"]))
+    text = "window.app.graph._nodes.find((n) => n.type === 'OvisU1TextEncode').widgets.find((w) => w.name === 'prompt')"
+    assert page.evaluate(f"{text}.value") == "a heron in the reeds"
+
+
 def test_a_workflow_takes_another_real_model(page: Any, info: dict[str, Any]) -> None:
     open_dropped(page, "text_to_image")
     name = models(info)[0]

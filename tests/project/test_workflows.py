@@ -7,6 +7,7 @@ import re
 import pytest
 
 import workspace
+from blueprints import BLUEPRINTS
 from helpers.canvas import READABLE, overlaps, strays
 from helpers.graphs import NAMES
 from helpers.paths import ROOT
@@ -102,6 +103,8 @@ def test_workflow_file_names_are_titles() -> None:
     """Every file there is a template: the server lists every *.json of the folder, also an index.json."""
     assert {file.stem for file in WORKFLOWS.glob("*.json")} == set(TITLES.values())
     assert {file.stem for file in WORKFLOWS.glob("*.jpg")} == set(TITLES.values())
+    # A page that is loaded again would take the blueprint for the open workflow.
+    assert not BLUEPRINTS.keys() & set(TITLES.values())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for title in TITLES.values():
         assert title.startswith("Ovis-U1 ")

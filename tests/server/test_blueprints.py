@@ -22,7 +22,7 @@ from workflow_api import WORKFLOWS, to_api
 
 NAMES = sorted(blueprints.BLUEPRINTS)
 WORDS = {
-    "Ovis-U1 text to image": {"OvisU1TextEncode": {"prompt": ASKS_FOR_TRIANGLE}},
+    "Ovis-U1 generate": {"OvisU1TextEncode": {"prompt": ASKS_FOR_TRIANGLE}},
     "Ovis-U1 edit": {"OvisU1EditEncode": {"prompt": "make the square red"}},
     "Ovis-U1 ask": {"OvisU1Understand": {"prompt": "Describe this image."}},
 }
@@ -170,7 +170,7 @@ def test_only_the_image_must_be_connected(info: dict[str, Any], name: str) -> No
 
 @pytest.mark.skipif(not built_in.is_there(), reason="this copy of the pack lacks the small model")
 def test_results_are_right(server: ComfyServer, info: dict[str, Any], source: str) -> None:
-    drawn = run(server, info, "Ovis-U1 text to image", source)
+    drawn = run(server, info, "Ovis-U1 generate", source)
     assert flat_shapes.same(drawn, TRIANGLE)
     edited = run(server, info, "Ovis-U1 edit", source)
     assert flat_shapes.same(edited, SQUARE.change(colour="red"))

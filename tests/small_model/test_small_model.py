@@ -149,18 +149,19 @@ def test_built_in_model_is_the_default_without_other_models(bare: ComfyServer) -
 def test_warning_for_an_image_size_without_training(bare: ComfyServer) -> None:
     info = bare.object_info()
     graph = load("text_to_image", info).set("OvisU1Loader", model_name=built_in.NAME).set("OvisU1Sampler", steps=1)
-    for side in (128, 160):
+    cleared = []
+    for side in (128, 160, 128):
         for node in graph.find_all("PrimitiveInt"):
             graph.set_node(node, value=side)
         before = len(bare.log_text())
         result = bare.run(graph.prompt)
         log = bare.log_text()[before:]
         said = [event["data"]["text"] for event in result.events if event["type"] == "progress_text"]
-        warned = (
-            "Ovis-U1: Set width and height to 128: this model was trained on images of 128 x 128 pixels, and images of "
-        )
+        warned = "Ovis-U1: Set width and height to 128, or scale the source image of an edit: this model was trained on"
         assert log.count(warned) == (side == 160)
         assert any("Set width and height to 128" in text for text in said) == (side == 160)
+        cleared.append(" " in said)
+    assert cleared == [False, False, True]
     assert "Ovis-U1: ovis-u1-shapes (built in) draws only one circle, square or triangle" in bare.log_text()
 
 

@@ -11,15 +11,18 @@ from .page_messages import show_text
 
 _shown: list[str] = []  # the warnings of the running node
 _node: object = None
+_warned: set[str] = set()  # ids of nodes whose text is a warning that their next run may have to clear
 
 
 def warn_of_size(side: int | None, height: int, width: int) -> None:
     """Warns if a model that was trained on images of side x side will make one of height x width pixels."""
     if side is not None and (height, width) != (side, side):
         _warn(
-            f"Set width and height to {side}: this model was trained on images of {side} x {side} pixels, and images "
-            f"of {width} x {height} will not look right."
+            f"Set width and height to {side}, or scale the source image of an edit: this model was trained on images "
+            f"of {side} x {side} pixels."
         )
+    else:
+        _clear()
 
 
 def warn_of_image_size(side: int | None, height: int, width: int) -> None:
@@ -36,10 +39,19 @@ def _warn(text: str) -> None:
     shown = warnings()
     if text in shown:
         return
-    if get_executing_context() is not None:
+    node = get_executing_context()
+    if node is not None:
         shown.append(text)
+        _warned.add(node.node_id)
     logging.warning("Ovis-U1: %s", text)
     show_text(text)
+
+
+def _clear() -> None:
+    node = get_executing_context()
+    if node is not None and node.node_id in _warned:
+        _warned.remove(node.node_id)
+        show_text(" ")  # the page ignores an empty text
 
 
 def warnings() -> list[str]:
