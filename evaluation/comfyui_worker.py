@@ -111,9 +111,7 @@ def _checked(files: Sequence[bytes]) -> list[bytes]:
         for picture in pictures:
             picture.load()
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"image: expected an image file, got one that cannot be read ({error}); replace the file."
-        ) from error
+        raise UserError(f"image: expected an image file, got an unreadable one ({error}); replace it.") from error
     if len(pictures) < 2:
         return list(files)
     size = tuple(map(max, zip(*(picture.size for picture in pictures), strict=True)))
