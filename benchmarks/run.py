@@ -111,6 +111,11 @@ def main() -> None:
         start_comfyui(args.comfyui, cpu=args.device == "cpu")
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         found = count(args, Path(folder)) if args.count else measure(args, Path(folder))
+    save(args, found)
+
+
+def save(args: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Writes the results to the file of --json."""
     if args.json:
         args.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
@@ -166,15 +171,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     meter = Meter(models, device, args.repeat, product)
     measured = load_times(models, args, folder, on_gpu) if asked(LOAD, args) else []
-    for row in workloads(models, args, copy):
-        if row.variants and asked(row.name, args):
-            found = meter.measure(row)
-            measured += found
-            print(time_table(found, seconds=on_gpu).splitlines()[-1], file=sys.stderr, flush=True)
-    if not measured:
-        raise SystemExit(f"--rows: no row has {' or '.join(args.rows)} in its name; leave out --rows to see all names.")
-    print_tables(measured, on_gpu)
-    return {
+    found = {
         "head": head,
         "device": name,
         "small": args.small,
@@ -184,6 +181,17 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "weights": {name: sum(weight.nbytes for weight in models.weights(name)) for name in models.with_weights},
         "rows": [dataclasses.asdict(row) for row in measured],
     }
+    for row in workloads(models, args, copy):
+        if row.variants and asked(row.name, args):
+            variants = meter.measure(row)
+            measured += variants
+            print(time_table(variants, seconds=on_gpu).splitlines()[-1], file=sys.stderr, flush=True)
+            found["rows"] += [dataclasses.asdict(variant) for variant in variants]
+            save(args, found)  # a long run may be stopped before its end
+    if not measured:
+        raise SystemExit(f"--rows: no row has {' or '.join(args.rows)} in its name; leave out --rows to see all names.")
+    print_tables(measured, on_gpu)
+    return found
 
 
 def heading(args: argparse.Namespace, device: str) -> str:

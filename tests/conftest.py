@@ -42,6 +42,7 @@ import make_checkpoint  # noqa: E402
 import workspace  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
 from features.training import write_dataset  # noqa: E402
+from helpers.device import DEVICE_ARGS, set_device  # noqa: E402
 from helpers.paths import GOLDEN, comfyui_path  # noqa: E402
 
 
@@ -106,12 +107,12 @@ def release(raw_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
-    """ComfyUI, importable in this process, on the CPU."""
+    """ComfyUI, importable in this process."""
     path = comfyui_path()
     sys.path.insert(0, str(path))
     import comfy.cli_args
 
-    comfy.cli_args.args.cpu = True
+    set_device(comfy.cli_args.args)
     return path
 
 
@@ -139,7 +140,7 @@ def server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     write_dataset(base / "input")
     paths = base / "extra_model_paths.yaml"
     paths.write_text(json.dumps({"other": {"ovis_u1": str(elsewhere), "ovis": str(another)}}), encoding="utf-8")
-    args = ["--cpu", "--extra-model-paths-config", str(paths)]
+    args = [*DEVICE_ARGS, "--extra-model-paths-config", str(paths)]
     with ComfyServer(comfyui_path(), base, args) as running:
         yield running
 

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from comfy_server import ComfyServer
+from helpers.device import DEVICE_ARGS
 
 from .table import HEIGHT, WIDTH, Lab, row, same
 
@@ -28,7 +29,7 @@ def compiled(lab: Lab) -> None:
 @contextmanager
 def started(lab: Lab, *flags: str) -> Iterator[Lab]:
     """Another server with these flags, on the same folders."""
-    with ComfyServer(lab.server.comfyui, lab.server.base, ["--cpu", *flags]) as server:
+    with ComfyServer(lab.server.comfyui, lab.server.base, [*DEVICE_ARGS, *flags]) as server:
         yield Lab(server, server.object_info(), lab.release)
 
 

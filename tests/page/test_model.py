@@ -13,6 +13,7 @@ import workspace
 from blueprints import BLUEPRINTS, make
 from comfy_server import ComfyServer
 from helpers.browser import drop, open_dropped, set_settings, wait_for_nodes
+from helpers.device import DEVICE_ARGS
 from helpers.paths import ROOT, comfyui_path
 from ovis_core.weights import built_in
 from workflow_api import read_workflow
@@ -50,7 +51,7 @@ SAID = (
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A running ComfyUI into which the pack has just been installed, without any other model."""
     base = workspace.make_base(tmp_path_factory.mktemp("bare"), ROOT, comfyui_path())
-    with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
+    with ComfyServer(comfyui_path(), base, DEVICE_ARGS) as running:
         set_settings(running, {"Comfy.TutorialCompleted": True})
         yield running
 

@@ -16,6 +16,7 @@ from pathspec import GitIgnoreSpec
 
 import workspace
 from comfy_server import ComfyServer
+from helpers.device import DEVICE_ARGS
 from helpers.graphs import load, saved_image, text_to_image
 from helpers.imports import roots
 from helpers.paths import ROOT, comfyui_path
@@ -77,7 +78,7 @@ def make_base(folder: Path, pack: Path | None, release: Path) -> Path:
 @pytest.fixture(scope="module")
 def installed(pack: Path, release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     base = make_base(tmp_path_factory.mktemp("installed"), pack, release)
-    with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
+    with ComfyServer(comfyui_path(), base, DEVICE_ARGS) as running:
         yield running
 
 
@@ -88,7 +89,7 @@ def test_pack_loads_in_half_a_second_and_50_mb(
     assert taken is not None
     assert float(taken[1]) <= 0.5
     bare = make_base(tmp_path_factory.mktemp("bare"), None, release)
-    with ComfyServer(comfyui_path(), bare, ["--cpu"]) as without:
+    with ComfyServer(comfyui_path(), bare, DEVICE_ARGS) as without:
         least = psutil.Process(without.pid).memory_info().rss
     assert psutil.Process(installed.pid).memory_info().rss - least < 50 * 2**20
 
@@ -163,7 +164,7 @@ def broken(pack: Path, release: Path, tmp_path_factory: pytest.TempPathFactory) 
         text = changed.read_text(encoding="utf-8")
         assert old in text
         changed.write_text(text.replace(old, new), encoding="utf-8")
-    with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
+    with ComfyServer(comfyui_path(), base, DEVICE_ARGS) as running:
         nodes, log = set(running.object_info()), running.log_text()
     assert nodes >= TAKEN
     assert not NODES & nodes

@@ -17,6 +17,7 @@ from PIL import Image
 import workspace
 from comfy_prompt import PromptFailed, Result
 from comfy_server import ComfyServer
+from helpers.device import DEVICE_ARGS
 from helpers.graphs import Prompt, saved_images
 from helpers.paths import ROOT, comfyui_path
 from ovis_core.text.prompts import FITS
@@ -453,7 +454,7 @@ def test_the_helper_nodes_are_hidden_and_take_only_their_loop(server: ComfyServe
 @pytest.fixture(scope="module")
 def without_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     base = workspace.make_base(tmp_path_factory.mktemp("uncached"), ROOT, comfyui_path())
-    with ComfyServer(comfyui_path(), base, ["--cpu", "--cache-none"]) as running:
+    with ComfyServer(comfyui_path(), base, [*DEVICE_ARGS, "--cache-none"]) as running:
         yield running
 
 

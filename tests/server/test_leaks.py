@@ -13,6 +13,7 @@ import pytest
 import make_checkpoint
 import workspace
 from comfy_server import ComfyServer
+from helpers.device import DEVICE_ARGS
 from helpers.graphs import Graph, load, text_to_image
 from helpers.paths import ROOT, comfyui_path
 from helpers.pictures import picture
@@ -36,7 +37,7 @@ def own_server(raw_config: dict[str, Any], tmp_path_factory: pytest.TempPathFact
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name, value in GIVES_BACK.items():
             patch.setenv(name, value)
-        running = stack.enter_context(ComfyServer(comfyui_path(), base, ["--cpu"]))
+        running = stack.enter_context(ComfyServer(comfyui_path(), base, DEVICE_ARGS))
         file = tmp_path_factory.mktemp("picture") / PICTURE
         picture(*SIDES).save(file)
         running.upload(file)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from comfy_prompt import PromptFailed, PromptRejected
 from comfy_server import ComfyServer
+from helpers.device import DEVICE_ARGS
 from helpers.graphs import Graph, saved_latent, text_to_image
 from helpers.headers import misplaced
 from helpers.tokenizer_files import write_tokenizer
@@ -61,7 +62,7 @@ def expected(server: ComfyServer, info: dict[str, Any]) -> Any:
 @pytest.fixture(scope="module")
 def copying(server: ComfyServer, info: dict[str, Any], saved: dict[str, Path]) -> Iterator[ComfyServer]:
     """Another server on the same folders, which keeps no file mapped."""
-    args = ["--cpu", "--disable-mmap", "--extra-model-paths-config", str(server.base / "extra_model_paths.yaml")]
+    args = [*DEVICE_ARGS, "--disable-mmap", "--extra-model-paths-config", str(server.base / "extra_model_paths.yaml")]
     with ComfyServer(server.comfyui, server.base, args) as own:
         yield own
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import workspace
 from comfy_server import ComfyServer
+from helpers.device import DEVICE_ARGS
 from helpers.graphs import Graph, saved_image, text_to_image
 from helpers.paths import ROOT, comfyui_path
 from ovis_core.weights import built_in
@@ -44,7 +45,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A running ComfyUI with the small model, and ten pictures with captions among its inputs."""
     base = workspace.make_base(tmp_path_factory.mktemp("lora"), ROOT, comfyui_path())
     write_pictures(base / "input" / FOLDER)
-    with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
+    with ComfyServer(comfyui_path(), base, DEVICE_ARGS) as running:
         yield running
 
 

@@ -23,6 +23,7 @@ import demo_run
 import workspace
 from comfy_prompt import PromptRejected
 from comfy_server import ComfyServer
+from helpers.device import DEVICE_ARGS
 from helpers.graphs import load, models, saved_image
 from helpers.paths import ROOT, comfyui_path
 from ovis_core.weights import built_in
@@ -123,7 +124,7 @@ def test_no_shape_is_recognised_in_a_plain_image() -> None:
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A running ComfyUI into which the pack has just been installed, without any model."""
     base = workspace.make_base(tmp_path_factory.mktemp("bare"), ROOT, comfyui_path())
-    with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
+    with ComfyServer(comfyui_path(), base, DEVICE_ARGS) as running:
         yield running
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 import workspace
 from comfy_prompt import Result
 from comfy_server import ComfyServer
+from helpers.device import DEVICE_ARGS
 from helpers.graphs import Graph, load, saved_image, saved_images
 from helpers.paths import ROOT, comfyui_path
 from ovis_core.weights import built_in
@@ -38,7 +39,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
         # Names whose order is not the order in which they were written, and two kinds of files.
         file = folder / f"{'dbeac'[number]}.{('png', 'webp')[number % 2]}"
         flat_shapes.to_image(picture).save(file, lossless=True)
-    with ComfyServer(comfyui_path(), base, ["--cpu"]) as running:
+    with ComfyServer(comfyui_path(), base, DEVICE_ARGS) as running:
         yield running
 
 
