@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ class Workload:
     growth    the growth series that the row belongs to -> the row's amount in it
     parts     names of the times, in seconds, that the runs measure and return themselves, in place of the total
     floors    for each part, the least seconds that the device could take, if known
+    memory    whether the peak memory is measured on a GPU, where each variant is loaded anew for this
     """
 
     name: str
@@ -37,6 +39,7 @@ class Workload:
     growth: dict[str, float] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     floors: tuple[float | None, ...] = ()
+    memory: bool = True
 
 
 @dataclass
@@ -79,7 +82,7 @@ class Meter:
                 start = now()
                 answer = run()
                 seconds[variant].append(answer if row.parts else (now() - start,))
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and row.memory:
             peaks = {variant: self._peak(variant, run) for variant, run in row.variants.items() if variant != BORROWER}
             self.models.only(None)
         floors = row.floors if row.parts else (flops / self.product if flops else None,)
@@ -112,10 +115,15 @@ class Meter:
                 run()
                 first = now() - start if variant == COMPILED else first
                 continue
+            if self.device.type == "cuda":
+                with counting() if variant == "ours" else nullcontext() as counts:
+                    run()
+                flops = counts.flops if counts else flops
+                continue
             weights = self.models.weights(variant)
             with LiveBytes(weights) as live, counting() as counts:
                 run()
-            if self.device.type != "cuda" and variant != BORROWER:
+            if variant != BORROWER:
                 peaks[variant] = live.peak + sum(weight.nbytes for weight in weights)
             if variant == "ours":
                 flops = counts.flops

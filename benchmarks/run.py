@@ -65,7 +65,10 @@ def arguments() -> argparse.Namespace:
         help=f"measure only these variants, out of {' '.join(VARIANTS)}",
     )
     line.add_argument(
-        "--rows", nargs="+", metavar="WORD", help="measure only rows with one of these words in their names"
+        "--rows",
+        nargs="+",
+        metavar="PATTERN",
+        help="measure only rows whose names match one of these regular expressions",
     )
     line.add_argument("--dtype", choices=("bfloat16", "float32"), help="type of the weights")
     line.add_argument("--count", action="store_true", help="count kernels, bytes and graphs instead of measuring time")
@@ -189,7 +192,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             found["rows"] += [dataclasses.asdict(variant) for variant in variants]
             save(args, found)  # a long run may be stopped before its end
     if not measured:
-        raise SystemExit(f"--rows: no row has {' or '.join(args.rows)} in its name; leave out --rows to see all names.")
+        raise SystemExit(f"--rows: no row's name matches {' or '.join(args.rows)}; leave out --rows to see all names.")
     print_tables(measured, on_gpu)
     return found
 
@@ -229,7 +232,7 @@ def print_tables(measured: list[Measured], on_gpu: bool) -> None:
 
 def asked(row: str, args: argparse.Namespace) -> bool:
     """Whether a row was asked for."""
-    return not args.rows or any(word in row for word in args.rows)
+    return not args.rows or any(re.search(pattern, row) for pattern in args.rows)
 
 
 if __name__ == "__main__":

@@ -47,16 +47,16 @@ def workloads(models: Variants, args: argparse.Namespace, copy: float) -> Iterat
     variants: dict[str, Callable[[], Any]] = {"ours": lambda: ours.conditions(middle)}
     if authors:
         variants["authors"] = lambda: authors.conditions(PROMPT, middle.width, middle.height)
-    yield Workload(f"both conditions of a text to image, {name}", variants)
+    yield Workload(f"both conditions of a text to image, {name}", variants, memory=False)
     latent, pixels = models.noise(middle).cpu(), torch.rand(1, middle.height, middle.width, 3)
     variants = {"ours": lambda: ours.vae.decode(latent)}
     if authors:
         variants["authors"] = lambda: authors.decode(latent)
-    yield Workload(f"VAE decode, {name}", variants)
+    yield Workload(f"VAE decode, {name}", variants, memory=False)
     variants = {"ours": lambda: ours.vae.encode(pixels)}
     if authors:
         variants["authors"] = lambda: authors.encode(pixels.movedim(-1, 1))
-    yield Workload(f"VAE encode, {name}", variants)
+    yield Workload(f"VAE encode, {name}", variants, memory=False)
 
     for images in (1, 4):
         answers = {variant: partial(_times, run) for variant, run in models.answers(images, args.tokens).items()}
@@ -81,7 +81,9 @@ def _pass(models: Variants, picture: ImageSpec) -> Workload:
     if models.authors:
         variants["authors"] = partial(models.authors.velocity, x.to(models.dtype), T, condition.to(models.dtype))
     tokens = condition.shape[1] + x.shape[2] * x.shape[3] // 4
-    return Workload(f"one pass, {picture.width}x{picture.height}", variants, {"tokens of a pass": float(tokens)})
+    return Workload(
+        f"one pass, {picture.width}x{picture.height}", variants, {"tokens of a pass": float(tokens)}, memory=False
+    )
 
 
 def _times(run: Callable[[], Answer]) -> tuple[float, float]:

@@ -42,7 +42,7 @@ import make_checkpoint  # noqa: E402
 import workspace  # noqa: E402
 from comfy_server import ComfyServer  # noqa: E402
 from features.training import write_dataset  # noqa: E402
-from helpers.device import DEVICE_ARGS, set_device  # noqa: E402
+from helpers.device import DEVICE_ARGS, FLAGS  # noqa: E402
 from helpers.paths import GOLDEN, comfyui_path  # noqa: E402
 
 
@@ -112,7 +112,8 @@ def comfyui() -> Path:
     sys.path.insert(0, str(path))
     import comfy.cli_args
 
-    set_device(comfy.cli_args.args)
+    for flag in FLAGS:
+        setattr(comfy.cli_args.args, flag, True)
     return path
 
 
