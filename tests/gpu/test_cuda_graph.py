@@ -106,6 +106,7 @@ def test_offloaded_weights_generate_the_same_text_without_a_graph(load: Any, mon
     expected = generated(clip, prompt)
     patcher = clip.patcher
     device = patcher.load_device
+    patcher.offload_device = torch.device("cpu")  # --gpu-only would leave it on the GPU
     patcher.detach()
     patcher.load(device, lowvram_model_memory=patcher.model_size() // 2)
     with replays(monkeypatch) as counted:
