@@ -113,7 +113,7 @@ def test_offloaded_weights_generate_the_same_text_without_a_graph(load: Any, mon
         assert generated(clip, prompt) == expected
     assert counted == [0]
     patcher.detach()
-    patcher.load(device)
+    patcher.load(device, full_load=True)
     with replays(monkeypatch) as counted:
         assert generated(clip, prompt) == expected
     assert counted == [TOKENS - 1]
