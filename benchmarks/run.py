@@ -85,7 +85,9 @@ def arguments() -> argparse.Namespace:
         if value is not None and value < least:
             line.error(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
     if args.json and not args.json.absolute().parent.is_dir():
-        line.error(f"--json: the folder {args.json.absolute().parent} does not exist; create it, or name another file")
+        line.error(
+            f"--json: the folder {args.json.absolute().parent} does not exist; create it, or choose another file"
+        )
     if args.reference and not (args.reference / "modeling_ovis_u1.py").is_file():
         line.error(f"--reference: {args.reference} has no modeling_ovis_u1.py; name the folder of a release")
     if args.variants and args.variants == ["authors"] and not args.reference:

@@ -43,7 +43,7 @@ class Suite(NamedTuple):
                 f"--data: {data} cannot be read ({' '.join(str(error).split())}); correct the path or the file."
             ) from error
         if not records:
-            raise UserError(f"--data: {data} has no records; name another file or folder.")
+            raise UserError(f"--data: {data} has no records; choose another file or folder.")
         if all(record.error for record in records):
             raise UserError(f"--data: {records[0].id}: {records[0].error}")
         names: dict[str, str] = {}  # ids and files, in lower case for systems that ignore case -> the record

@@ -175,14 +175,17 @@ CHECKS = {
 
 
 def need_size(**sides: int) -> None:
-    """Raises ValueError for a side, in pixels, that the decoder cannot make."""
-    for name, side in sides.items():
+    """Raises ValueError for sides, in pixels, that the decoder cannot make."""
+    wrong = {name: side for name, side in sides.items() if side != _allowed(side)}
+    if len(wrong) > 1:
+        got, use = (" and ".join(map(str, values)) for values in (wrong.values(), map(_allowed, wrong.values())))
+        raise ValueError(f"{' and '.join(wrong)}: expected multiples of {LATENT_FACTOR} pixels, got {got}; use {use}.")
+    for name, side in wrong.items():
         lower = _allowed(side)
-        if side != lower:
-            raise ValueError(
-                f"{name}: expected a multiple of {LATENT_FACTOR} pixels, got {side}; use {lower} or "
-                f"{lower + LATENT_FACTOR}."
-            )
+        raise ValueError(
+            f"{name}: expected a multiple of {LATENT_FACTOR} pixels, got {side}; use {lower} or "
+            f"{lower + LATENT_FACTOR}."
+        )
 
 
 def need_batches_of(count: int, batches: Mapping[str, Tensor]) -> None:

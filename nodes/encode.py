@@ -87,7 +87,7 @@ class OvisU1EditEncode(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Encodes one or more images and an instruction for editing. Connect positive, image_only, negative and "
-                "latent to Ovis-U1 Sampler. In a batch, each image is edited by the same instruction."
+                "latent to Ovis-U1 Sampler. In a batch, each image is edited with the same instruction."
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Ovis-U1 Load Model."),
@@ -132,10 +132,10 @@ class OvisU1EditEncode(io.ComfyNode):
                         optional=True,
                         tooltip=(
                             "Another image for the edit, of any size, for example a person or a style. If image is a "
-                            "batch, this can be a batch of the same length. In the prompt, the connected images are "
-                            "called Image 2, Image 3 and so on, in order. The model was trained on edits of a single "
-                            "image, so results with several vary. The edit keeps the size of the first image. Each "
-                            "additional image makes sampling slower."
+                            "batch, this can be a batch of the same length. In the prompt, call the first image Image "
+                            "1, and the connected ones Image 2, Image 3 and so on, in order. The model was trained on "
+                            "edits of a single image, so results with several vary. The edit keeps the size of the "
+                            "first image. Each additional image makes sampling slower."
                         ),
                     ),
                     FURTHER,
@@ -155,7 +155,7 @@ class OvisU1EditEncode(io.ComfyNode):
                 io.Conditioning.Output(
                     "negative",
                     display_name="negative",
-                    tooltip="Negative conditioning: neither the image nor the instruction.",
+                    tooltip="The encoded negative prompt, without the images and the instruction.",
                 ),
                 io.Latent.Output(
                     "latent",

@@ -121,8 +121,8 @@ class OvisU1Improve(io.ComfyNode):
                     default=ANSWER_SLOT,
                     optional=True,
                     tooltip=(
-                        "The instruction of the edit. {answer} is replaced by the answer to question, {prompt} by the "
-                        "prompt. Without {answer}, the question is not asked."
+                        "The instruction for the edit. {answer} is replaced by the answer to question, {prompt} by the "
+                        "prompt. If it does not contain {answer}, question is not asked."
                     ),
                 ),
             ],

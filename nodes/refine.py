@@ -25,7 +25,7 @@ class OvisU1Refine(io.ComfyNode):
             description=(
                 "Runs the token refiner, the part of the MODEL that prepares an encoded prompt for the transformer "
                 "blocks. The node is optional: without it, the sampler runs the refiner. Use it to average, combine or "
-                "save refined conditioning. Conditioning that was refined before stays unchanged."
+                "save refined conditioning. Conditioning that is already refined is returned unchanged."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL that you sample with, including its LoRAs."),

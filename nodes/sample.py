@@ -34,8 +34,7 @@ TXT_CFG = {
     "step": 0.1,
     "round": 0.01,
     "tooltip": (
-        "How strongly to follow the prompt. The authors use 5 for text to image and 6 for edits. 1: no guidance by the "
-        "text."
+        "How strongly to follow the prompt. The authors use 5 for text to image and 6 for edits. 1: no text guidance."
     ),
 }
 IMG_CFG = {
@@ -81,7 +80,10 @@ class OvisU1Scheduler(io.ComfyNode):
                 io.Sigmas.Output(
                     "sigmas",
                     display_name="sigmas",
-                    tooltip="For SamplerCustomAdvanced: steps + 1 noise levels, from 1 (noise) to 0 (image).",
+                    tooltip=(
+                        "For SamplerCustomAdvanced: steps + 1 noise levels, from 1 (noise), or less if denoise is "
+                        "below 1, to 0 (image)."
+                    ),
                 )
             ],
         )
@@ -105,8 +107,8 @@ class OvisU1Guider(io.ComfyNode):
             display_name="Ovis-U1 Guider",
             category=CATEGORY,
             description=(
-                "Guides SamplerCustomAdvanced by the text, and also by the source image if image_only is connected. "
-                "Ovis-U1 Sampler does the same in one node."
+                "Text guidance for SamplerCustomAdvanced, and image guidance if image_only is connected. Ovis-U1 "
+                "Sampler combines schedule, guidance and sampling in one node."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
@@ -122,8 +124,8 @@ class OvisU1Guider(io.ComfyNode):
                     default=0.0,
                     optional=True,
                     tooltip=(
-                        "Guidance starts at this fraction of the run. Raise it to save time: before it, a step runs "
-                        "the diffusion model once, with positive alone, instead of twice, or three times for edits."
+                        "Guidance starts at this fraction of the sampling. Raise it to save time: before it, each step "
+                        "runs the diffusion model once, with positive alone, instead of twice (three times for edits)."
                     ),
                 ),
                 io.Float.Input(
@@ -133,8 +135,8 @@ class OvisU1Guider(io.ComfyNode):
                     default=1.0,
                     optional=True,
                     tooltip=(
-                        "Guidance ends at this fraction of the run. Lower it to save time: after it, a step runs the "
-                        "diffusion model once. For text to image, 0.8 saves a tenth of these runs."
+                        "Guidance ends at this fraction of the sampling. Lower it to save time: after it, each step "
+                        "runs the diffusion model once. For text to image, 0.8 saves a tenth of the passes."
                     ),
                 ),
             ],
@@ -175,8 +177,8 @@ class OvisU1Sampler(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Samples with the model's own schedule and guidance, for text to image and for edits. It sets the "
-                "schedule's shift for the size of the latent. Ovis-U1 Scheduler, Ovis-U1 Guider and "
-                "SamplerCustomAdvanced do the same in three nodes."
+                "shift of the schedule to suit the size of the latent. For separate nodes, use Ovis-U1 Scheduler and "
+                "Ovis-U1 Guider with SamplerCustomAdvanced, RandomNoise and KSamplerSelect."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Ovis-U1 Load Model."),
@@ -185,8 +187,8 @@ class OvisU1Sampler(io.ComfyNode):
                 io.Latent.Input(
                     "latent",
                     tooltip=(
-                        "For text to image: Empty Latent Image, with the width and height of the prompt. For edits: "
-                        "the latent of Ovis-U1 Edit Encode."
+                        "For text to image: Empty Latent Image, with the same width and height as in Ovis-U1 Text "
+                        "Encode. For edits: the latent of Ovis-U1 Edit Encode."
                     ),
                 ),
                 io.Int.Input(
@@ -210,9 +212,9 @@ class OvisU1Sampler(io.ComfyNode):
                     options=[SCHEDULER, *comfy.samplers.SCHEDULER_NAMES],
                     default=SCHEDULER,
                     tooltip=(
-                        "ovis_u1: the model's own schedule, which the authors use. The others are ComfyUI's, with the "
-                        "shift for the size of the latent, or the shift of a ModelSamplingFlux that is connected to "
-                        "the model."
+                        "ovis_u1: the model's own schedule, which the authors use. The others are ComfyUI's, with a "
+                        "shift that suits the size of the latent, or with the shift that ModelSamplingFlux sets on the "
+                        "model."
                     ),
                 ),
                 io.Float.Input("denoise", **DENOISE),

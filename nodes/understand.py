@@ -61,7 +61,7 @@ class OvisU1Understand(io.ComfyNode):
                     types=[io.Image, io.Video],
                     optional=True,
                     tooltip=(
-                        "A video, for example from Load Video, or its frames as a batch of images. Of a video file, "
+                        "A video, for example from Load Video, or its frames as a batch of images. For a video file, "
                         "only the frames that the model sees are kept in memory. Connect either images or a video."
                     ),
                 ),
@@ -183,8 +183,8 @@ class OvisU1Understand(io.ComfyNode):
                         "image",
                         optional=True,
                         tooltip=(
-                            "More images, each of any size. They are numbered after those of image: with one image "
-                            "there, image_2 is Image 2 in the prompt."
+                            "Another image or batch, of any size. Its images are numbered after those of the inputs "
+                            "before it: if image is one image, image_2 is Image 2 in the prompt."
                         ),
                     ),
                     FURTHER,
@@ -196,7 +196,7 @@ class OvisU1Understand(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "Instructions for the whole conversation, for example the language or the length of the "
-                        "answers. Write it at the first question only: history keeps it. The model was trained "
+                        "answers. Enter it with the first question only: history keeps it. The model was trained "
                         "without a system prompt."
                     ),
                 ),
@@ -304,7 +304,7 @@ class OvisU1Judge(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Asks a yes-or-no question about each image of a batch, and ranks the images by the probability that "
-                "the model gives to yes. Use it to make several images and keep the best."
+                "the model gives to yes. Use it to keep the best of several images."
             ),
             is_output_node=True,
             **KEEPS_TEXT,

@@ -113,12 +113,15 @@ class Multimodal(nn.Module):
         yield all(weight.device == like.device for weight in self.llm.parameters())
 
 
-def check_positions(text: int, visual: int, limit: int) -> None:
-    """Raises ValueError if `text` and `visual` tokens are more than `limit`, the language model's maximum length."""
+def check_positions(text: int, visual: int, limit: int, name: str = "prompt") -> None:
+    """Raises ValueError if `text` and `visual` tokens are more than `limit`, the language model's maximum length.
+
+    name  the input that has most of the text
+    """
     if text + visual > limit:
         remedy = "use fewer or smaller images or frames" if visual > text else "shorten the text"
         raise ValueError(
-            f"prompt: expected at most {limit} tokens, got {text + visual} ({visual} of them for images); {remedy}."
+            f"{name}: expected at most {limit} tokens, got {text + visual} ({visual} of them for images); {remedy}."
         )
 
 

@@ -331,7 +331,7 @@ class ComfyServer:
                 if deadline is not None and time.monotonic() > deadline:
                     self.interrupt()
                     raise ServerError(
-                        f"the prompt did not end within {timeout:.0f} s and was interrupted; allow more seconds."
+                        f"the prompt did not finish within {timeout:.0f} s and was interrupted; set a longer timeout."
                     )
 
 

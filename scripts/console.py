@@ -111,7 +111,9 @@ def chosen_names(option: str, text: str | None, names: Collection[str]) -> Colle
     chosen = names if text is None else text.split(",")
     for name in chosen:
         if name not in names:
-            raise UserError(f"{option}: expected {', '.join(names)}, got {name!r}; choose one or more, with commas.")
+            raise UserError(
+                f"{option}: expected one or more of {', '.join(names)}, got {name!r}; separate them with commas."
+            )
     return chosen
 
 

@@ -75,7 +75,7 @@ def arguments() -> argparse.Namespace:
         always = f"; leave out file names with --parts, which writes {names}" if args.parts else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{always}")
     if not args.source or not args.out:
-        parser.error("source and out: expected two paths, got an empty one; name both")
+        parser.error("source and out: expected two paths, got an empty one; give both")
     args.source, args.out = Path(args.source), Path(args.out)
     return args
 
@@ -108,7 +108,7 @@ def convert(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
         )
     if args.parts and args.out.suffix == ".safetensors":
         raise CheckpointError(
-            f"out: expected a folder with --parts, got {args.out}; name a folder for {listed(part_files())}."
+            f"out: expected a folder with --parts, got {args.out}; choose a folder for {listed(part_files())}."
         )
     write = write_parts if args.parts else write_one
     source = args.source

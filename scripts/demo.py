@@ -41,6 +41,9 @@ def main() -> int:
     workspace.check_python()
     if args.port is not None and not 0 < args.port < 65536:
         parser.error(f"--port: expected a number from 1 to 65535, got {args.port}")
+    for name in ("prompt", "edit", "question"):
+        if getattr(args, name) is not None and not getattr(args, name).strip():
+            parser.error(f"--{name}: expected text, got none")
     if args.model is not None:
         check_release(args.model)
     comfyui = workspace.find_comfyui(args.comfyui, registry_only=False)
@@ -61,7 +64,7 @@ def check_release(folder: Path) -> None:
     """Raises UserError if the folder is not a release."""
     folder = folder.expanduser()
     if not folder.is_dir():
-        raise UserError(f"--model: {folder} does not exist; name the folder of a downloaded release.")
+        raise UserError(f"--model: {folder} does not exist; choose the folder of a downloaded release.")
     for pattern in ("config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
             raise UserError(

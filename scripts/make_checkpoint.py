@@ -90,12 +90,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shards", type=positive_int, default=2, help="number of files for the weights (default: 2)")
     args = parser.parse_args(argv)
     if not args.config.is_file():
-        parser.error(f"config: {args.config} does not exist; run this in the pack's folder, or name another file")
+        parser.error(f"config: {args.config} does not exist; run this in the pack's folder, or choose another file")
     config = json.loads(args.config.read_text(encoding="utf-8"))
     try:
         folder = write_release(args.folder, config, dtype=args.dtype, shards=args.shards)
     except import_core().weights.config.ConfigError as error:
-        parser.error(f"config: {error}; name a config.json of Ovis-U1")
+        parser.error(f"config: {error}; choose a config.json of Ovis-U1")
     print(f"{folder.resolve()} is written; press R in ComfyUI and choose it in Ovis-U1 Load Model.")
     return 0
 

@@ -53,10 +53,12 @@ def checked_model(model: Path | None, weight_dtype: str) -> Path:
         from ovis_core.weights.precision import PRECISIONS
 
         if weight_dtype not in PRECISIONS:
-            raise UserError(f"--weight-dtype: expected {', '.join(PRECISIONS)}, got {weight_dtype!r}; choose one.")
+            raise UserError(
+                f"--weight-dtype: expected one of {', '.join(PRECISIONS)}, got {weight_dtype!r}; choose one."
+            )
         if model in (None, built_in.FILE) and built_in.is_there():
             model = built_in.unpack(workspace.home() / "built_in")
         if not model or not model.exists():
-            raise UserError(f"--model: {model or built_in.FILE.name} does not exist; name a folder or a file.")
+            raise UserError(f"--model: {model or built_in.FILE.name} does not exist; choose a folder or a file.")
         open_model(model)
     return model

@@ -16,6 +16,7 @@ function addField(node) {
     const element = document.createElement("textarea");
     element.className = "comfy-multiline-input";
     element.readOnly = true;
+    element.placeholder = "The text appears here when the node runs.";
     element.style.cssText = "width: 100%; height: 100%; min-height: 56px; resize: none";
     const widget = node.addDOMWidget(WIDGET, "ovis_u1_text", element, {
         getMinHeight: () => 56,

@@ -17,6 +17,7 @@ from ..pixels import VisualInput, blank_input, condition_input, resize, to_pil, 
 from ..sizes import DEFAULT_BOUNDS, edit_target_size
 from ..text import prompts
 from .edit_latent import SOURCE, EditSource
+from .page.input_warnings import warn_of_empty_prompt
 
 Conditioning = list[list[Any]]
 
@@ -28,6 +29,7 @@ def text_to_image(
 
     An empty negative prompt is the model's own prompt without text; any other is put into the positive's template.
     """
+    warn_of_empty_prompt(prompt, "describe the image in it")
     blank = [[blank_input(height, width)]]
     negative = prompts.text_to_image(negative_prompt) if negative_prompt.strip() else prompts.unconditional()
     with _caching_images(clip):
@@ -54,6 +56,7 @@ def edit(
 
     Several images are numbered as in a question about them. The model was trained on edits of one image.
     """
+    warn_of_empty_prompt(prompt, "write in it what to change")
     source_height, source_width = images.shape[1:3]
     height, width = edit_target_size(source_height, source_width, max_pixels)
     sources = [_resized(images, max_pixels), *(_resized(batch, max_pixels) for batch in further)]

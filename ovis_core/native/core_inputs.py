@@ -76,7 +76,7 @@ class CoreQuestion:
         """Raises ValueError if a prompt of this length would have to be padded."""
         if self.min_length is not None and length < self.min_length:
             raise ValueError(
-                f"min_length: expected at most {length}, the length of the prompt, which Ovis-U1 cannot pad, got "
+                f"min_length: expected at most {length} (the prompt's length, because Ovis-U1 cannot pad it), got "
                 f"{self.min_length}; set min_length to 1."
             )
 

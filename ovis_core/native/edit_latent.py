@@ -63,7 +63,7 @@ def _check_size(samples: Tensor, source: EditSource | None) -> None:
     if source is None:
         raise ValueError(
             "samples: expected the latent of an edit, because restore_size is on, got a latent that is not from an "
-            "edit; connect Ovis-U1 Sampler with the latent of Ovis-U1 Edit Encode, or turn off restore_size."
+            "edit; connect the latent of Ovis-U1 Edit Encode to Ovis-U1 Sampler, or turn off restore_size."
         )
     (height, width), (own_height, own_width) = samples.shape[-2:], source.samples.shape[-2:]
     if abs(height * own_width - width * own_height) > max(own_height, own_width):

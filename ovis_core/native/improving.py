@@ -20,8 +20,8 @@ from ..improvement.rounds_cache import ComputedRounds, RoundsCache
 from ..pixels import join
 from ..schedule import SCHEDULER
 from ..text.prompts import PROMPT_SLOT, fill
+from .page.input_warnings import warn_of_image_size
 from .page.results import GrowingText
-from .page.size_warnings import warn_of_image_size
 
 STEP, RESULT = "_OvisU1ImproveStep", "_OvisU1ImproveResult"
 OUTPUTS = 3  # of RESULT and of the node that makes it

@@ -17,7 +17,7 @@ from ..networks.packing import grid_size
 from ..schedule import shift_for
 from ..weights.config import LATENT_CHANNELS, LATENT_PATCH, LATENT_SCALE
 from .diffusion_model import DiffusionModel
-from .page.size_warnings import warn_of_size
+from .page.input_warnings import warn_of_size
 from .patch_checks import PatchChecks
 
 REFINED = "ovis_u1_refined"  # marks a condition that has been refined

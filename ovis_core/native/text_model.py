@@ -95,7 +95,8 @@ class OvisTextModel(Multimodal):
         sections = own_section(tokens)
         if len({len(section) for section in sections}) > 1:
             raise ValueError(
-                "tokens: expected prompts of one length in a batch, got several; encode each prompt separately."
+                "tokens: expected prompts of equal length in a batch, got different lengths; encode each prompt "
+                "separately."
             )
         conditions = [
             self.condition([token[0] for token in section], self.run_device, self.compute_dtype) for section in sections

@@ -27,7 +27,7 @@ from .core_inputs import (
     refuse_more_than_text,
     text_ids,
 )
-from .page.size_warnings import warn_of_image_size
+from .page.input_warnings import warn_of_image_size
 
 DEFAULT_SIZE = 1024  # of the blank image, for nodes such as CLIPTextEncode, which have no size
 BUNDLED_TOKENIZER = Path(comfy.text_encoders.__path__[0]) / "qwen25_tokenizer"
@@ -114,11 +114,12 @@ class OvisTokenizer:
         asked = prompts.question(text, len(images), bool(len(frames)))
         parts = [*prompts.system_turn(system_prompt), *asked, *prompts.answer_start(thinking)]
         frames = SampledFrames(frames, max_frames)
-        self._check_length(parts, images, frames)
+        longer = "system_prompt" if len(system_prompt) > len(text) else "prompt"
+        self._check_length(parts, images, frames, longer)
         return self.fill_placeholders(parts, self._visual_inputs(images, frames))
 
     def _check_length(
-        self, parts: Sequence[prompts.PromptPart], images: Sequence[Tensor], frames: SampledFrames
+        self, parts: Sequence[prompts.PromptPart], images: Sequence[Tensor], frames: SampledFrames, name: str = "prompt"
     ) -> None:
         """Raises ValueError for a prompt that is too long, before its images are cut into patches, which is slow."""
 
@@ -130,7 +131,7 @@ class OvisTokenizer:
         if len(frames):
             visual += positions(frames[0]) * len(frames) + 2
         words = sum(not isinstance(token, Placeholder) for token in self.tokenizer.encode(parts))
-        check_positions(words, visual, self.positions)
+        check_positions(words, visual, self.positions, name)
         for image in (*images, *([frames[0]] if len(frames) else [])):
             warn_of_image_size(self.side, *image.shape[:2])
 

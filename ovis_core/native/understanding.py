@@ -23,6 +23,7 @@ from ..text.decoding import Sampling
 from ..text.tokenizer import Tokenizer
 from .clip import load_clip
 from .compat import device_context
+from .page.input_warnings import warn_of_empty_prompt
 from .page.progress import DecodingProgress, listed
 from .video_frames import frames_of
 
@@ -108,6 +109,7 @@ def understand(
     Raises ValueError if the conversation takes more positions than the language model has, or has begun with another
     system prompt.
     """
+    warn_of_empty_prompt(prompt, "write a question or an instruction in it")
     model, tokenizer = clip.cond_stage_model, clip.tokenizer.tokenizer
     if before:
         _check_system_prompt(before, tokenizer.encode(prompts.system_turn(system_prompt)))
@@ -194,8 +196,8 @@ def _check_system_prompt(before: Conversation, turn: Sequence[Token]) -> None:
     """Raises ValueError if a conversation does not begin with `turn`, the tokens of a system prompt or none."""
     if before.tokens[: len(turn)] != tuple(turn):
         raise ValueError(
-            "system_prompt: expected no text or that of the first question, because history continues a conversation, "
-            "got different text; clear system_prompt, or disconnect history."
+            "system_prompt: expected no text or the first question's system prompt, because history continues a "
+            "conversation, got different text; clear system_prompt, or disconnect history."
         )
 
 

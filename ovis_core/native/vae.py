@@ -45,7 +45,7 @@ def build_vae(config: VaeConfig, tensors: Mapping[str, LazyTensor], device: torc
             raise
         wrong = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
         raise CheckpointError(
-            f"{file or 'VAE'}: expected an SDXL VAE, got one with other shapes ({wrong.rstrip('.')}); choose another "
+            f"{file or 'VAE'}: expected an SDXL VAE, got a VAE of other shapes ({wrong.rstrip('.')}); choose another "
             "file."
         ) from error
     missing = sorted(set(vae.get_sd()) - set(tensors))

@@ -54,7 +54,9 @@ def _readable() -> Iterator[None]:
 
 def _need_frames(frames: Frames) -> Frames:
     if not len(frames):
-        raise ValueError("video: expected at least one frame, got none; choose another file or part of it.")
+        raise ValueError(
+            "video: expected at least one frame, got none; choose another file, or another part of this one."
+        )
     return frames
 
 
@@ -135,7 +137,7 @@ class FileFrames:
             self._advance(time)
         if self._last is None:
             raise ValueError(
-                "video: expected frames that can be decoded, got none; the file may be damaged, choose another one."
+                "video: expected frames that can be decoded, got none; the file may be damaged; choose another one."
             )
         return self._last[1]
 

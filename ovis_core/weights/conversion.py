@@ -102,8 +102,8 @@ def _write(files: Mapping[Path, dict[str, LazyTensor]], report: Report) -> None:
             written = _write_file(parts[file], tensors, count)
             if CAN_READ_BACK and not _is_on_disk(parts[file], written, count):
                 raise CheckpointError(
-                    f"{parts[file]} differed when it was read back, and was deleted; check the disk, or choose another "
-                    "one."
+                    f"{parts[file]} was not the same when it was read back, and was deleted; check the disk, or "
+                    "choose another one."
                 )
         for file, part in parts.items():
             part.replace(file)

@@ -151,7 +151,7 @@ def lazy_tensors(
         origin = f"{entry.file}: tensor {entry.name}" if entry.file else f"tensor {entry.name}"
         if dtype is None:
             raise CheckpointError(
-                f"{origin}: expected dtype {', '.join(DTYPES)}, got {entry.dtype}; choose another file."
+                f"{origin}: expected one of the dtypes {', '.join(DTYPES)}, got {entry.dtype}; choose another file."
             )
         if entry.data is not None:
             found[name] = LazyTensor.of(torch.frombuffer(bytearray(entry.data), dtype=dtype))

@@ -133,12 +133,12 @@ def _weight_files(folder: Path) -> list[Path]:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles and not (folder / SINGLE).is_file():
         raise CheckpointError(
-            f"{folder} contains {some(pickles)} and no safetensors files, and pickles are not read, because they can "
+            f"{folder} contains {some(pickles)}, but no safetensors files; pickles are not read, because they can "
             "run code; download the release's safetensors files."
         )
     if any(folder.glob(SHARDS)) and not (folder / SINGLE).is_file():
         raise CheckpointError(
-            f"{folder} contains the shards of a model and no {INDEX}; copy the release's {INDEX} into it."
+            f"{folder} contains the shards of a model, but no {INDEX}; copy the release's {INDEX} into it."
         )
     return [folder / SINGLE]
 
@@ -150,7 +150,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         if error.errno in (errno.ENOENT, errno.ELOOP) and path.is_symlink():
             raise CheckpointError(f"{path} is a link to a missing file; replace it with the file.") from error
         raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}); check that it exists, and its permissions."
+            f"{path} cannot be read ({error.strerror}); check that it exists, and check its permissions."
         ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}); download it again.") from error

@@ -44,7 +44,7 @@ def describe_comfyui(path: Path, where: str) -> ComfyUI:
     path = path.expanduser().resolve()
     if not (path / "main.py").is_file() or not (path / "comfy").is_dir():
         raise UserError(
-            f"{path} is not the folder of a ComfyUI, because it lacks main.py or comfy/; name another one with "
+            f"{path} is not a ComfyUI folder, because it lacks main.py or comfy/; choose another one with "
             "--comfyui or COMFYUI_PATH."
         )
     options = path / "comfy" / "cli_args.py"
@@ -158,7 +158,7 @@ def _unpack(archive: Path, prefix: str, target: Path) -> None:
             file = (base / relative).resolve()
             if base not in file.parents:
                 raise UserError(
-                    f"{archive.name} contains a file outside its folder ({entry.filename}); use a ComfyUI of your own "
+                    f"{archive.name} contains a file outside its folder ({entry.filename}); use your own ComfyUI "
                     "with --comfyui."
                 )
             file.parent.mkdir(parents=True, exist_ok=True)

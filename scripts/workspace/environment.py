@@ -35,7 +35,7 @@ def prepare_env(comfyui: Path, tests: bool = False) -> Path:
     check_python()
     requirements = comfyui / "requirements.txt"
     if not requirements.is_file():
-        raise UserError(f"the ComfyUI in {comfyui} has no requirements.txt; name a complete ComfyUI.")
+        raise UserError(f"the ComfyUI in {comfyui} has no requirements.txt; choose a complete installation.")
     text = requirements.read_text(encoding="utf-8")
     system = f"{sys.version_info[0]}.{sys.version_info[1]} {platform.system()} {platform.machine()}"
     key = hashlib.sha256("\n".join((system, text, *PINS)).encode()).hexdigest()[:12]
@@ -62,7 +62,7 @@ def check_python() -> None:
     for module in ("venv", "ensurepip"):
         if importlib.util.find_spec(module) is None:
             hint = "on Debian and Ubuntu: apt install python3-venv"
-            raise UserError(f"this Python has no {module} module, which creates the environment; install it ({hint}).")
+            raise UserError(f"this Python lacks the module {module}, which the environment needs; install it ({hint}).")
 
 
 def env_python(env: Path) -> Path:

@@ -240,7 +240,7 @@ def test_failed_conversion_leaves_no_files(release: Path, tmp_path: Path) -> Non
         ((cut, tmp_path / "a.safetensors"), "lacks model-00002"),
         ((tmp_path / "none", tmp_path / "a.safetensors"), "none does not exist"),
         ((release, tmp_path / "a.bin"), "expected a file name that ends in .safetensors"),
-        ((release, tmp_path / "a.safetensors", "--parts"), f"name a folder for {PARTS}"),
+        ((release, tmp_path / "a.safetensors", "--parts"), f"choose a folder for {PARTS}"),
         ((release, taken / "a.safetensors"), f"{taken} cannot be written"),
     ):
         ran = convert(*arguments)
@@ -328,6 +328,6 @@ def test_error_if_the_disk_changes_bytes(release: Path, tmp_path: Path, monkeypa
         return sums
 
     monkeypatch.setattr(conversion, "_write_file", damage)
-    with pytest.raises(CheckpointError, match="differed when it was read back"):
+    with pytest.raises(CheckpointError, match="was not the same when it was read back"):
         conversion.write_one(open_model(release), tmp_path / "one.safetensors", DEFAULT)
     assert not list(tmp_path.glob("one*"))

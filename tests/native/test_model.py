@@ -250,7 +250,7 @@ def test_core_patches_reach_the_decoder(
 def test_errors_for_batches_of_prompts_and_foreign_tokens(loaded: tuple[Any, Any, Any]) -> None:
     clip = loaded[1]
     (one,), (other,) = (clip.tokenize(text)["ovis_u1"] for text in ("a cat", "a cat and a dog"))
-    with pytest.raises(ValueError, match="expected prompts of one length in a batch"):
+    with pytest.raises(ValueError, match="expected prompts of equal length in a batch"):
         clip.encode_from_tokens({"ovis_u1": [one, other]})
     with pytest.raises(ValueError, match="expected tokens of this CLIP"):
         clip.cond_stage_model.encode_token_weights({"l": [[(1, 1.0)]]})

@@ -359,6 +359,19 @@ def test_hub_cache_in_a_folder_of_models(
     assert not [record for record in caplog.records if str(models) in record.getMessage()]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="only administrators may make links")
+def test_a_model_is_listed_once_if_links_lead_back(release: Path, models: Path) -> None:
+    folder = copy(release, models / "ovis_u1" / "Ovis-U1-3B")
+    for link, target in (("again", "."), ("up", ".."), ("inner/back", "..")):
+        (models / "ovis_u1" / link).parent.mkdir(exist_ok=True)
+        (models / "ovis_u1" / link).symlink_to(target, target_is_directory=True)
+    assert find() == {"Ovis-U1-3B": folder}
+    elsewhere = models.parent / "disk"
+    shutil.move(folder, elsewhere)
+    folder.symlink_to(elsewhere, target_is_directory=True)
+    assert find() == {"Ovis-U1-3B": folder}
+
+
 def test_hub_cache_is_not_listed_twice(release: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(models / "huggingface"))
     assert find() == {}

@@ -190,7 +190,8 @@ def test_a_conversation_keeps_its_system_prompt(clip: Any) -> None:
         assert (fresh.text, fresh.conversation.tokens) == (second.text, second.conversation.tokens)
         assert second.conversation.tokens.count(Control.TURN_START) == 5
     words = (
-        r"^system_prompt: expected no text or that of the first question, .*, got different text; clear system_prompt"
+        r"^system_prompt: expected no text or the first question's system prompt, .*, got different text; clear "
+        "system_prompt"
     )
     for before in (first.conversation, ask(clip).conversation):
         with pytest.raises(ValueError, match=words):
@@ -282,7 +283,7 @@ def test_errors_for_options_of_other_tokenizers(clip: Any) -> None:
     other.set_tokenizer_option("t5xxl_min_padding", 3)
     with pytest.raises(ValueError, match="tokenizer_options: Ovis-U1 does not support"):
         other.tokenize("x", thinking=False)
-    words = r"min_length: expected at most \d+, the length of the prompt, .*, got 5000; set min_length to 1"
+    words = r"min_length: expected at most \d+ \(the prompt's length, .*\), got 5000; set min_length to 1"
     with pytest.raises(ValueError, match=words):
         clip.tokenize("x", min_length=5000)
 
@@ -486,6 +487,10 @@ def test_errors_for_too_long_prompts_give_the_count(clip: Any) -> None:
     limit = clip.cond_stage_model.config.language.max_position_embeddings
     with pytest.raises(ValueError, match=rf"prompt: expected at most {limit} tokens, got \d+ .*; shorten the text"):
         ask(clip, "word " * limit)
+    with pytest.raises(
+        ValueError, match=rf"^system_prompt: expected at most {limit} tokens, got \d+ .*; shorten the text"
+    ):
+        ask(clip, system_prompt="word " * limit)
     huge = torch.zeros(1500, 1500, 3)
     with pytest.raises(
         ValueError, match=rf"{limit} tokens, .* \(\d+ of them for images\); use fewer or smaller images or"

@@ -35,6 +35,14 @@ def test_error_for_a_broken_release_leaves_no_link(release: Path, tmp_path: Path
         weights.unlink(missing_ok=True)
 
 
+def test_error_for_an_empty_text() -> None:
+    for option in ("--prompt", "--edit", "--question"):
+        command = [sys.executable, str(ROOT / "scripts" / "demo.py"), f"{option}= "]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ran.returncode == 2
+        assert f"{option}: expected text, got none" in ran.stderr
+
+
 def test_used_ports_are_skipped() -> None:
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

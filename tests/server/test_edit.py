@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from comfy_prompt import PromptFailed
+from comfy_prompt import PromptFailed, Result
 from comfy_server import ComfyServer
 from helpers.graphs import Graph, load, saved_image, saved_images, saved_latent
 from helpers.pictures import picture
@@ -204,6 +204,31 @@ def test_masked_edit_keeps_the_image_outside_the_mask(
     difference = np.abs(np.asarray(edited, dtype=int) - np.asarray(kept, dtype=int)).max(axis=-1)
     assert difference[:, 64:].max() == 0
     assert difference[:, :64].mean() > 20.0
+
+
+def shown_on(result: Result, node: str) -> list[str]:
+    """The texts that the run sent to the page for a node."""
+    return [e["data"]["text"] for e in result.events if e["type"] == "progress_text" and e["data"]["node"] == node]
+
+
+def test_warnings_for_an_empty_mask_and_an_empty_prompt(
+    server: ComfyServer, info: dict[str, Any], source: str, tmp_path: Path
+) -> None:
+    """They are shown on the node, and disappear when the next run finds nothing wrong."""
+    graph = edit(info, source, name="edit_masked").set("OvisU1EditEncode", prompt=" ")
+    sampler, encode = graph.find("OvisU1Sampler"), graph.find("OvisU1EditEncode")
+    result = server.run(graph.prompt)
+    assert shown_on(result, sampler) == [
+        "The mask is empty, so nothing changes; paint a mask, or remove the node that sets it."
+    ]
+    assert shown_on(result, encode) == ["The prompt is empty; write in it what to change."]
+    rgba = picture(256, 192).convert("RGBA")
+    rgba.putalpha(0)
+    graph.set("LoadImage", image=upload(server, tmp_path, rgba, "transparent")).set("OvisU1EditEncode", prompt="red")
+    result = server.run(graph.prompt)
+    assert shown_on(result, sampler) == shown_on(result, encode) == [" "]
+    result = server.run(graph.set("OvisU1Sampler", seed=8).set("OvisU1EditEncode", prompt="blue").prompt)
+    assert shown_on(result, sampler) == shown_on(result, encode) == []
 
 
 def test_second_masked_edit_keeps_the_first_edit(server: ComfyServer, info: dict[str, Any], tmp_path: Path) -> None:

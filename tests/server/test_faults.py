@@ -57,7 +57,7 @@ def pickles(folder: Path) -> None:
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing shard": (lambda f: (f / SECOND).unlink(), rf"lacks {SECOND}: the download is incomplete"),
     "half a shard": (lambda f: cut(f / SECOND), rf"{SECOND} is damaged or incomplete .*download it again"),
-    "no index": (lambda f: (f / INDEX).unlink(), rf"the shards of a model and no {INDEX}; copy the release's {INDEX}"),
+    "no index": (lambda f: (f / INDEX).unlink(), rf"the shards of a model, but no {INDEX}; copy the release's {INDEX}"),
     "an index of a missing file": (
         lambda f: edit_json(f / INDEX, lambda v: v["weight_map"].update(more="model-00003-of-00003.safetensors")),
         r"lacks model-00003-of-00003\.safetensors",
@@ -75,7 +75,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / FIRST).write_bytes(b"version https://git-lfs.github.com/spec/v1"),
         "git lfs pull",
     ),
-    "pickles": (pickles, r"contains pytorch_model\.bin and no safetensors files.*download the release's safetensors"),
+    "pickles": (pickles, r"contains pytorch_model\.bin, but no safetensors files.*download the release's safetensors"),
     "no config": (lambda f: (f / CONFIG).unlink(), r"cannot be used: .* has no config\.json; copy the release's"),
     "a config that is not JSON": (
         lambda f: (f / CONFIG).write_text("{"),

@@ -311,6 +311,9 @@ def test_denoise_keeps_some_of_the_image(server: ComfyServer, info: dict[str, An
 def test_errors_for_wrong_sizes_and_model_names(server: ComfyServer, info: dict[str, Any]) -> None:
     with pytest.raises(PromptFailed, match="width: expected a multiple of 16 pixels, got 1000; use 992 or 1008"):
         server.run(text_to_image(info, width=1000).prompt)
+    words = "width and height: expected multiples of 16 pixels, got 1000 and 780; use 992 and 768"
+    with pytest.raises(PromptFailed, match=words):
+        server.run(text_to_image(info, width=1000, height=780).prompt)
     graph = text_to_image(info).set("EmptyLatentImage", width=1000, height=1016)
     with pytest.raises(
         PromptFailed, match=r"latent: expected sides .* 16 pixels, got 1000 x 1016 pixels; use 992 x 1008"

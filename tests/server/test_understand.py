@@ -66,6 +66,15 @@ def test_answer_matches_the_authors_code(
     assert "tokens/s" in server.log_text()
 
 
+def test_warning_for_an_empty_question_stays_below_the_answer(
+    server: ComfyServer, info: dict[str, Any], photo: str
+) -> None:
+    graph = understand(info, photo, prompt="\n")
+    answer, warning = text(server.run(graph.prompt), graph).rsplit("\n\n", 1)
+    assert answer
+    assert warning == "The prompt is empty; write a question or an instruction in it."
+
+
 def test_answer_is_also_a_text_file_for_app_mode(server: ComfyServer, info: dict[str, Any], photo: str) -> None:
     graph = understand(info, photo, prompt="A file?")
     output = server.run(graph.prompt).outputs[graph.find("OvisU1Understand")]
@@ -521,7 +530,9 @@ def test_system_prompt_stays_in_the_conversation(server: ComfyServer, info: dict
     graph.set_node(second, system_prompt="Answer in verse.")
     assert run() == ([two], answer)
     graph.set_node(second, system_prompt="Answer in prose.")
-    refused(server, graph, r"system_prompt: expected no text or that of the first question, .*; clear system_prompt")
+    refused(
+        server, graph, r"system_prompt: expected no text or the first question's system prompt, .*; clear system_prompt"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in OLD.glob("*.json")))

@@ -212,7 +212,7 @@ def test_error_for_a_vae_of_the_wrong_shape(saved: dict[str, Path], comfyui: Pat
     tensors = load_file(saved["vae"])
     tensors[name] = tensors[name][:2].contiguous()
     save_file(tensors, file)
-    words = r"vae\.safetensors: expected an SDXL VAE, got one with other shapes \(size mismatch"
+    words = r"vae\.safetensors: expected an SDXL VAE, got a VAE of other shapes \(size mismatch"
     with pytest.raises(CheckpointError, match=words) as caught:
         load(open_parts(saved["decoder"], saved["text"], file))
     assert len(str(caught.value).splitlines()) == 1

@@ -31,10 +31,10 @@ def run(script: str, *arguments: str) -> list[str]:
 def test_error_for_an_unknown_name_in_only(script: str, names: str, unknown: str, known: str) -> None:
     *_, said = run(script, "--comfyui", str(comfyui_path()), "--only", names)
     assert said.startswith(f"error: --only: expected {known}")
-    assert said.endswith(f", got {unknown!r}; choose one or more, with commas.")
+    assert said.endswith(f", got {unknown!r}; separate them with commas.")
 
 
 @pytest.mark.parametrize("script", ["compare.py", "formats.py"])
 def test_error_for_a_folder_that_is_not_a_comfyui(script: str, tmp_path: Path) -> None:
     (said,) = run(script, "--comfyui", str(tmp_path))
-    assert said.startswith(f"error: {tmp_path} is not the folder of a ComfyUI")
+    assert said.startswith(f"error: {tmp_path} is not a ComfyUI folder")

@@ -90,7 +90,7 @@ def test_error_for_a_folder_of_pickles(folder: Path) -> None:
     for file in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
         file.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
-    with pytest.raises(CheckpointError, match=r"contains pytorch_model\.bin and no safetensors files.*download"):
+    with pytest.raises(CheckpointError, match=r"contains pytorch_model\.bin, but no safetensors files.*download"):
         open_model(folder)
 
 

@@ -68,9 +68,7 @@ def prepare_weights(
     operations, named = quantized_operations(in_precision(tensors, dtypes.precision), dtypes)
     if options.custom_operations is not None:
         if operations is not None:
-            raise ValueError(
-                "custom_operations: the weights are quantized, which needs ComfyUI's own layers; choose a file in bf16."
-            )
+            raise ValueError("custom_operations: quantized weights need ComfyUI's own layers; choose a file in bf16.")
         operations = options.custom_operations
     # The older layers of 0.3.75 load quantized weights like plain ones; newer ones make them from quant configs.
     plain = plain_tensors(named)

@@ -81,10 +81,12 @@ def is_named_ovis_u1(path: Path) -> bool:
 
 
 def subfolders(root: Path) -> list[Path]:
-    """The folders in a folder, except hidden ones; none if it cannot be read."""
+    """The folders in a folder, without hidden ones and links back to a folder around it; none if it cannot be read."""
     try:
+        outer = root.resolve()
         with os.scandir(root) as entries:
-            return sorted(Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            folders = [Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        return sorted(folder for folder in folders if folder.resolve() not in (outer, *outer.parents))
     except OSError:
         return []
 

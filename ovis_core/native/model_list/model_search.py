@@ -240,7 +240,9 @@ def _report(listing: Listing) -> None:
     for _, reason in listing.refused():
         if reason not in _reported:
             _reported.add(reason)
-            logging.warning("Ovis-U1: a model is not in the list, because it cannot be used: %s", reason)
+            logging.warning(
+                "Ovis-U1: a model is not listed in Ovis-U1 Load Model, because it cannot be used: %s", reason
+            )
 
 
 def why_not_listed(path: Path) -> str:

@@ -12,8 +12,8 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..compat import SHOWS_TEXT_FILES
+from .input_warnings import warnings
 from .page_messages import made_by_another, show_result, show_text
-from .size_warnings import warnings
 
 
 def text_result(text: str) -> dict[str, Any] | None:

@@ -69,7 +69,7 @@ class Loader:
             return _core_or(error, core, args, kwargs)
         except Exception:
             logging.warning(
-                "Ovis-U1: could not check whether this is an Ovis-U1 model; ComfyUI loads it.",
+                "Ovis-U1: could not check whether this is an Ovis-U1 model, so ComfyUI's own loader loads it.",
                 exc_info=True,
             )
             checkpoint = None
