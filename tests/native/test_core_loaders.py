@@ -239,7 +239,7 @@ def test_quantized_weights_stay_as_they_are(release: Path, tmp_path: Path, name:
     if precision.format:
         import comfy.ops
 
-        with pytest.raises(ValueError, match=r"custom_operations: the weights are quantized.*choose a file in bf16"):
+        with pytest.raises(ValueError, match=r"custom_operations: quantized weights need .*choose a file in bf16"):
             from_checkpoint(file, model_options={"custom_operations": comfy.ops.manual_cast})
 
 

@@ -46,8 +46,10 @@ def hook() -> None:
 
 
 @pytest.fixture(scope="module")
-def pack(comfyui: Path) -> Any:
+def pack(comfyui: Path) -> Iterator[Any]:
     """The pack as ComfyUI loads it: its classes by the ids of their nodes."""
+    import comfy.sd
+
     spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     module = importlib.util.module_from_spec(spec)
     sys.modules[PACK] = module
@@ -56,7 +58,9 @@ def pack(comfyui: Path) -> Any:
     async def load() -> list[Any]:
         return await (await module.comfy_entrypoint()).get_node_list()
 
-    return {node.GET_SCHEMA().node_id: node for node in asyncio.run(load())}
+    loaders = dict(vars(comfy.sd))
+    yield {node.GET_SCHEMA().node_id: node for node in asyncio.run(load())}
+    vars(comfy.sd).update(loaders)  # other tests wrap core's loaders themselves
 
 
 @pytest.fixture
