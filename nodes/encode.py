@@ -134,8 +134,8 @@ class OvisU1EditEncode(io.ComfyNode):
                             "Another image for the edit, of any size, for example a person or a style. If image is a "
                             "batch, this can be a batch of the same length. In the prompt, call the first image Image "
                             "1, and the connected ones Image 2, Image 3 and so on, in order. The model was trained on "
-                            "edits of a single image, so results with several vary. The edit keeps the size of the "
-                            "first image. Each additional image makes sampling slower."
+                            "edits of a single image, so results with several vary. The first image sets the size of "
+                            "the edit. Each additional image makes sampling slower."
                         ),
                     ),
                     FURTHER,

@@ -102,7 +102,7 @@ def lacks(error: ModuleNotFoundError) -> str:
 def positive_int(text: str) -> int:
     """A whole number of at least 1 from the command line, as the `type` of an argument."""
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+        raise ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}; use 1 or more")
     return int(text)
 
 

@@ -40,10 +40,10 @@ def main() -> int:
 
     workspace.check_python()
     if args.port is not None and not 0 < args.port < 65536:
-        parser.error(f"--port: expected a number from 1 to 65535, got {args.port}")
+        parser.error(f"--port: expected a number from 1 to 65535, got {args.port}; choose another port")
     for name in ("prompt", "edit", "question"):
         if getattr(args, name) is not None and not getattr(args, name).strip():
-            parser.error(f"--{name}: expected text, got none")
+            parser.error(f"--{name}: expected text, got none; enter text, or leave out --{name}")
     if args.model is not None:
         check_release(args.model)
     comfyui = workspace.find_comfyui(args.comfyui, registry_only=False)
