@@ -1,6 +1,7 @@
 // Opens the pack's workflows and blueprints with the model that is there. They name the folder that Ovis-U1 Download makes; the same model may have
 // another name here, or may not be here yet.
 
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
 const NAME = "model_name"; // the loader's input
@@ -13,7 +14,10 @@ function showMessage(detail) {
     const key = `${root().id} ${detail}`;
     if (shown.has(key)) return;
     shown.add(key);
-    app.extensionManager?.toast?.add({ severity: "warn", summary: "Ovis-U1 Load Model", detail, life: 8000 });
+    const message = { severity: "warn", summary: "Ovis-U1 Load Model", detail, life: 8000 };
+    app.extensionManager?.toast?.add(message);
+    // It would cover the page's own message about a prompt that cannot run. Older pages do not send this event.
+    api.addEventListener("promptQueueing", () => app.extensionManager?.toast?.remove(message), { once: true });
 }
 
 const inGraphs = (graph) => graph.nodes.flatMap((node) => [node, ...(node.subgraph ? inGraphs(node.subgraph) : [])]);

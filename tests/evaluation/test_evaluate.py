@@ -274,7 +274,12 @@ def test_shapes_are_generated_and_scored(release: Path, tmp_path: Path) -> None:
     ("flags", "options", "code", "message"),
     [
         ([], ["--limit", "-1"], 2, "argument --limit: expected a whole number of at least 1, got '-1'; use 1 or more"),
-        ([], ["--workers", "0"], 2, "argument --workers: expected a whole number of at least 1, got '0'; use 1 or more"),
+        (
+            [],
+            ["--workers", "0"],
+            2,
+            "argument --workers: expected a whole number of at least 1, got '0'; use 1 or more",
+        ),
         # Without site-packages this Python has nothing that ComfyUI needs.
         (
             ["-S"],

@@ -40,6 +40,12 @@ MOVE = """() => {
     (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
 }"""
 OUTSIDE = """window.app.graph._nodes.find((n) => n.subgraph).widgets.find((w) => w.name === "model_name").value"""
+# Queues the prompt, and notes whether this page says so first.
+QUEUE = """() => {
+    window.queueing = false;
+    window.comfyAPI.api.api.addEventListener("promptQueueing", () => (window.queueing = true));
+    window.app.queuePrompt(0, 1);
+}"""
 TOASTS = ".p-toast-detail"
 SAID = (
     "Ovis-U1-3B was not found. Add the node Ovis-U1 Download and run it, then press R. To try the workflow now, choose "
@@ -70,6 +76,17 @@ def test_message_for_a_workflow_whose_model_is_not_there(page: Any, shots: Path)
     page.get_by_text(SAID).first.wait_for()
     page.screenshot(path=shots / "model_missing.png")
     assert page.evaluate(MODEL) == "Ovis-U1-3B"
+
+
+def test_the_message_goes_when_a_run_starts(page: Any) -> None:
+    """It would cover the page's own error."""
+    open_dropped(page, "edit")
+    page.get_by_text(SAID).first.wait_for()
+    page.evaluate(QUEUE)
+    page.wait_for_timeout(1500)  # by itself it goes after eight seconds
+    if not page.evaluate("window.queueing"):
+        pytest.skip("this page does not say when a run starts")
+    assert page.get_by_text(SAID).count() == 0
 
 
 def test_no_message_for_a_model_that_is_there(page: Any, ready: ComfyServer) -> None:
