@@ -20,6 +20,7 @@ from ovis_core.weights.metadata import metadata
 from ovis_core.weights.release import RELEASE
 
 FULL = RELEASE
+CPU = torch.device("cpu")
 
 TOKENIZER = (
     "vocab.json",
@@ -57,7 +58,10 @@ NARROW = dataclasses.replace(
 def random_weights(
     config: OvisConfig, parts: tuple[str, ...], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
-    """Tensors whose names start with one of `parts`, distributed as by the rule of tests/golden/README.md."""
+    """Tensors whose names start with one of `parts`, distributed as by the rule of tests/golden/README.md.
+
+    device  makes the random numbers; the tensors are in RAM
+    """
     generator = torch.Generator(device).manual_seed(0)
     weights = {}
     for name, shape in tensor_shapes(config):
@@ -70,6 +74,7 @@ def random_weights(
             weights[name] = s.mul_(0.1) if name.endswith(".bias") else s.mul_(0.1).add_(1.0)
         else:
             weights[name] = s.mul_((3 * shape[0] / s.numel()) ** 0.5)
+        weights[name] = weights[name].cpu()
     return weights
 
 
@@ -77,7 +82,7 @@ def write_file(config: OvisConfig, file: Path) -> None:
     """A random model in bfloat16 as one file, named as ComfyUI names its tensors."""
     prefixes = {layout.DECODER: DECODER.comfy_prefix, layout.VAE: VAE.comfy_prefix, "": TEXT.comfy_prefix}
     named = {}
-    for name, tensor in random_weights(config, ("",), torch.bfloat16, torch.device("cpu")).items():
+    for name, tensor in random_weights(config, ("",), torch.bfloat16, CPU).items():
         prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
         named[prefixes[prefix] + name.removeprefix(prefix)] = tensor
     for kind in (DECODER, TEXT):
@@ -87,12 +92,18 @@ def write_file(config: OvisConfig, file: Path) -> None:
 
 
 def write_release(
-    config: OvisConfig, folder: Path, dtype: torch.dtype, tokenizer: Path, reference: Path | None = None
+    config: OvisConfig,
+    folder: Path,
+    dtype: torch.dtype,
+    tokenizer: Path,
+    reference: Path | None = None,
+    device: torch.device = CPU,
 ) -> Path:
     """A random model as a release's folder, for our code and the authors'; returns its weights file.
 
     tokenizer  folder with Qwen2.5's files
     reference  a release's folder whose tokenizer and config are used; our values replace those in the config
+    device     makes the random numbers: a GPU is faster, and makes other numbers
     """
     for source, names in ((tokenizer, ("vocab.json", "merges.txt")), (reference, TOKENIZER)):
         for name in names:
@@ -102,9 +113,7 @@ def write_release(
     raw = _merged(json.loads(text), _sections(config, str(dtype).removeprefix("torch.")))
     (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
     file = folder / "model.safetensors"
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # a CPU takes half a minute for the full size
-    weights = {name: tensor.cpu() for name, tensor in random_weights(config, ("",), dtype, device).items()}
-    save_file(weights, file, metadata={"format": "pt"})
+    save_file(random_weights(config, ("",), dtype, device), file, metadata={"format": "pt"})
     return file
 
 

@@ -89,9 +89,14 @@ def arguments() -> argparse.Namespace:
             f"--json: the folder {args.json.absolute().parent} does not exist; create it, or choose another file"
         )
     if args.reference and not (args.reference / "modeling_ovis_u1.py").is_file():
-        line.error(f"--reference: {args.reference} has no modeling_ovis_u1.py; name the folder of a release")
+        line.error(f"--reference: {args.reference} has no modeling_ovis_u1.py; choose the folder of a release")
+    for pattern in args.rows or ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            line.error(f"--rows: expected a regular expression, got {pattern!r} ({error}); correct it")
     if args.variants and args.variants == ["authors"] and not args.reference:
-        line.error("--variants: authors needs the authors' code; name the folder of a release with --reference")
+        line.error("--variants: authors needs the authors' code; choose the folder of a release with --reference")
     args.edit_side = args.edit_side or EDIT_SIDE[args.device]
     args.steps = args.steps or STEPS[args.device]
     args.tokens = args.tokens or TOKENS[args.device]
@@ -158,7 +163,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     comfy.utils.PROGRESS_BAR_ENABLED = False
     device, dtype = model_management.get_torch_device(), getattr(torch, args.dtype)
     config = NARROW if args.small else FULL
-    write_release(config, folder, dtype, qwen25(args.comfyui), args.reference)
+    write_release(config, folder, dtype, qwen25(args.comfyui), args.reference, device)
     models = Variants(config, folder, dtype, device, args.reference, args.variants)
     on_gpu = device.type == "cuda"
     product, copy = device_rates(device, dtype)

@@ -1,6 +1,6 @@
 """Measures the three tasks in a running ComfyUI at full size, with as much free memory as smaller GPUs have.
 
-    python benchmarks/small_gpus.py --comfyui PATH [--gigabytes 80 12 8] [--options="--disable-dynamic-vram"]
+    python benchmarks/small_gpus.py --comfyui PATH [--gib 80 12 8] [--options="--disable-dynamic-vram"]
 
 Run it with the Python of that ComfyUI, on an NVIDIA GPU. Weights are random. The rest of the GPU's memory is taken by
 this process while the server runs.
@@ -23,13 +23,20 @@ from starting import ROOT, parse, parser, qwen25, start_comfyui
 GIB = 1 << 30
 NAME = "random"
 POLL = 0.01  # seconds between two readings of the GPU's free memory
-COLUMNS = ("free memory, GB", "options", "task", "seconds", "most memory, GB", "difference to the first row")
+COLUMNS = (
+    "free memory, GiB",
+    "options",
+    "task",
+    "seconds",
+    "most memory, GiB",
+    "difference to the first row: mean, most",
+)
 
 
 def main() -> None:
     """Writes a random model, and measures each amount of memory with each set of options."""
     line = parser(__doc__.split("\n")[0])
-    line.add_argument("--gigabytes", type=float, nargs="+", default=[80.0, 12.0, 8.0], help="free memory of the GPU")
+    line.add_argument("--gib", type=float, nargs="+", default=[80.0, 12.0, 8.0], help="free memory of the GPU, in GiB")
     line.add_argument("--options", action="append", help='options of ComfyUI, as --options="..."; may be repeated')
     line.add_argument("--side", type=int, default=1024, help="width and height in pixels")
     line.add_argument("--steps", type=int, default=20, help="denoising steps")
@@ -38,7 +45,7 @@ def main() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        line.error("no NVIDIA GPU was found")
+        line.error("no NVIDIA GPU was found; run this on a machine with one")
     start_comfyui(args.comfyui, cpu=True)
     from full_size import FULL, NARROW, write_release
     from tables import markdown
@@ -47,26 +54,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         release = Path(folder) / NAME
         release.mkdir()
-        write_release(NARROW if args.small else FULL, release, torch.bfloat16, qwen25(args.comfyui))
-        for gigabytes in args.gigabytes:
+        config, gpu = NARROW if args.small else FULL, torch.device("cuda")
+        write_release(config, release, torch.bfloat16, qwen25(args.comfyui), device=gpu)
+        torch.cuda.empty_cache()
+        for gib in args.gib:
             for options in args.options or [""]:
-                for task, seconds, peak, result in measure(args, release, gigabytes, shlex.split(options)):
+                for task, seconds, peak, result in measure(args, release, gib, shlex.split(options)):
                     wrong = difference(result, first.setdefault(task, result))
-                    rows.append((f"{gigabytes:g}", options, task, f"{seconds:.1f}", f"{peak / 1e9:.1f}", wrong))
+                    rows.append((f"{gib:g}", options, task, f"{seconds:.1f}", f"{peak / GIB:.1f}", wrong))
                     print(markdown(rows, *COLUMNS).splitlines()[-1], flush=True)
     print("\n" + markdown(rows, *COLUMNS))
     if args.json:
         args.json.write_text(json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows], indent=1))
 
 
-def measure(args: Any, release: Path, gigabytes: float, options: list[str]) -> Iterator[tuple[str, float, int, Any]]:
-    """(task, seconds, most bytes of the GPU, its image or text) for a server that has so much memory."""
+def measure(args: Any, release: Path, gib: float, options: list[str]) -> Iterator[tuple[str, float, int, Any]]:
+    """(task, seconds, most bytes of the GPU, its image or text) in a server with at most `gib` of free GPU memory."""
     import workspace
     from comfy_server import ComfyServer
     from workflow_runner import images_of, put, run, text_of, workflow_of
 
-    with tempfile.TemporaryDirectory() as folder, ballast(gigabytes):
-        before = taken()
+    with tempfile.TemporaryDirectory() as folder, fill_gpu_memory(gib):
+        before = used_bytes()
         base = workspace.make_base(Path(folder), ROOT, args.comfyui.resolve())
         workspace.link_folder(release, base / "models" / "ovis_u1" / NAME)
         source = base / "input" / "source.png"
@@ -94,18 +103,18 @@ def measure(args: Any, release: Path, gigabytes: float, options: list[str]) -> I
 
 
 @contextmanager
-def ballast(gigabytes: float) -> Iterator[None]:
-    """Takes all memory of the GPU but so much."""
+def fill_gpu_memory(gib: float) -> Iterator[None]:
+    """Allocates GPU memory until only `gib` are free; nothing if fewer are free already."""
     import torch
 
     free, _ = torch.cuda.mem_get_info()
-    filler = torch.empty(max(0, free - int(gigabytes * GIB)), dtype=torch.uint8, device="cuda")
+    filler = torch.empty(max(0, free - int(gib * GIB)), dtype=torch.uint8, device="cuda")
     yield
     del filler
     torch.cuda.empty_cache()
 
 
-def taken() -> int:
+def used_bytes() -> int:
     """Bytes of the GPU that are in use, by any process."""
     import torch
 
@@ -120,7 +129,7 @@ def most_memory(before: int) -> Iterator[list[int]]:
 
     def poll() -> None:
         while not done.wait(POLL):
-            peak[0] = max(peak[0], taken() - before)
+            peak[0] = max(peak[0], used_bytes() - before)
 
     thread = threading.Thread(target=poll)
     thread.start()
@@ -146,7 +155,8 @@ def difference(result: Any, first: Any) -> str:
     if isinstance(result, str):
         return "same" if result == first else "different"
     ours, theirs = (np.asarray(Image.open(io.BytesIO(file)), dtype=float) for file in (result, first))
-    return f"{abs(ours - theirs).mean():.2f}"
+    apart = abs(ours - theirs)
+    return f"{apart.mean():.4f}, {apart.max():.0f}"
 
 
 if __name__ == "__main__":

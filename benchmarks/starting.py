@@ -34,7 +34,7 @@ def parse(line: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments, after checking the folder of ComfyUI."""
     args = line.parse_args()
     if not args.comfyui or not (args.comfyui / "main.py").is_file():
-        line.error(f"--comfyui: expected the folder of a ComfyUI, got {args.comfyui}; name one that has main.py")
+        line.error(f"--comfyui: expected the folder of a ComfyUI, got {args.comfyui}; choose one that has main.py")
     return args
 
 

@@ -53,7 +53,7 @@ def arguments() -> argparse.Namespace:
     own.add_argument("--max-new-tokens", type=positive_int, help="for answers in words, instead of 512")
     args = line.parse_args()
     if (args.data is None) != (args.name == "shapes"):
-        reason = "makes its own cases; leave out --data" if args.data else "needs records; name their file or folder"
+        reason = "makes its own cases; leave out --data" if args.data else "needs records; give their file or folder"
         line.error(f"--data: {args.name} {reason}")
     for name in ("comfyui", "model", "data", "out"):
         setattr(args, name, getattr(args, name) and getattr(args, name).expanduser().resolve())

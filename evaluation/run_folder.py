@@ -34,7 +34,7 @@ def open_run(path: Path, made_of: Mapping[str, Any]) -> Iterator[RunFolder]:
         with FileLock(path / LOCK, timeout=0):
             yield RunFolder(path, made_of)
     except Timeout as error:
-        raise UserError(f"--out: another run is writing to {path}; wait for it, or name another folder.") from error
+        raise UserError(f"--out: another run is writing to {path}; wait for it, or choose another folder.") from error
 
 
 class RunFolder:
@@ -46,13 +46,13 @@ class RunFolder:
         run, log = path / RUN, path / RESULTS
         # A run that was killed at its start leaves the lock and the partial file.
         if not run.is_file() and any(file.name not in (LOCK, PARTIAL) for file in path.iterdir()):
-            raise UserError(f"--out: {path} is not empty and has no {RUN}; name another folder.")
+            raise UserError(f"--out: {path} is not empty and has no {RUN}; choose another folder.")
         data = log.read_bytes() if log.is_file() else b""
         whole = data[: data.rfind(b"\n") + 1]
         for result in map(json.loads, whole.splitlines()):
             self.results[result["id"]] = result
         if differs := self.results and difference(json.loads(run.read_bytes()), made_of):
-            raise UserError(f"--out: {path} has a run with other settings ({differs}); name another folder.")
+            raise UserError(f"--out: {path} has a run with other settings ({differs}); choose another folder.")
         if len(whole) < len(data):  # the last line was cut off
             os.truncate(log, len(whole))
         text = json.dumps(made_of, indent=2).encode()
@@ -94,7 +94,7 @@ class RunFolder:
     def need_only(self, ids: Collection[str]) -> None:
         """Raises UserError if the folder has a record with another id, because scorers would read its files."""
         if others := sorted(name for name, result in self.results.items() if name not in ids and "error" not in result):
-            raise UserError(f"--out: record {others[0]!r} in {self.path} is not in --data; name another folder.")
+            raise UserError(f"--out: record {others[0]!r} in {self.path} is not in --data; choose another folder.")
 
 
 @contextmanager

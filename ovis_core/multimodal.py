@@ -119,6 +119,7 @@ def check_positions(text: int, visual: int, limit: int, name: str = "prompt") ->
     name  the input that has most of the text
     """
     if text + visual > limit:
+        name = "prompt" if visual > text else name
         remedy = "use fewer or smaller images or frames" if visual > text else "shorten the text"
         raise ValueError(
             f"{name}: expected at most {limit} tokens, got {text + visual} ({visual} of them for images); {remedy}."

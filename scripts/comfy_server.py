@@ -270,6 +270,7 @@ class ComfyServer:
         timeout: float | None = 600.0,
         check: bool = True,
         workflow: Mapping[str, Any] | None = None,
+        page: str | None = None,
     ) -> Result:
         """Runs a prompt to its end.
 
@@ -277,9 +278,10 @@ class ComfyServer:
         timeout      seconds after which the prompt is interrupted; None: no limit
         check        raise PromptFailed or PromptInterrupted if the prompt did not finish
         workflow     the prompt in the page's form, which is stored in saved images
+        page         the id of the page that runs it; None: a new page
         """
         begun = time.monotonic()
-        result = asyncio.run(self._run(prompt, on_progress, timeout, workflow))
+        result = asyncio.run(self._run(prompt, on_progress, timeout, workflow, page))
         entry = self.history(result.prompt_id)
         result.outputs = entry.get("outputs", {})
         result.seconds = time.monotonic() - begun
@@ -293,9 +295,10 @@ class ComfyServer:
         on_progress: OnProgress | None,
         timeout: float | None,
         workflow: Mapping[str, Any] | None,
+        page: str | None,
     ) -> Result:
         deadline = None if timeout is None else time.monotonic() + timeout
-        client = uuid.uuid4().hex
+        client = page or uuid.uuid4().hex
         # No limit for messages, because a preview can have any size.
         socket_options = {"params": {"clientId": client}, "max_msg_size": 0, "heartbeat": None}
         async with (

@@ -68,7 +68,7 @@ def check_release(folder: Path) -> None:
     for pattern in ("config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
             raise UserError(
-                f"--model: {folder} has no {pattern}, so it is not a release of Ovis-U1; name the folder of a "
+                f"--model: {folder} has no {pattern}, so it is not a release of Ovis-U1; choose the folder of a "
                 "downloaded release."
             )
 

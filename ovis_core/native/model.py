@@ -17,7 +17,7 @@ from ..networks.packing import grid_size
 from ..schedule import shift_for
 from ..weights.config import LATENT_CHANNELS, LATENT_PATCH, LATENT_SCALE
 from .diffusion_model import DiffusionModel
-from .page.input_warnings import warn_of_size
+from .page.input_warnings import warn_of_empty_mask, warn_of_size
 from .patch_checks import PatchChecks
 
 REFINED = "ovis_u1_refined"  # marks a condition that has been refined
@@ -96,6 +96,7 @@ class OvisU1(comfy.model_base.BaseModel):
         if noise is not None:
             _check_batch(noise, kwargs.get("cross_attn"))
             warn_of_size(self.side, *(LATENT_SCALE * side for side in noise.shape[-2:]))
+            warn_of_empty_mask(kwargs.get("denoise_mask"))
         tokens, vector = self._text(**kwargs)
         # CONDRegular keeps conditions of different length apart; CONDCrossAttn would repeat the shorter one.
         out["c_crossattn"] = comfy.conds.CONDRegular(tokens)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..schedule import SCHEDULER, shifted_times
 from .compat import RATIOS, fix_empty_latent
-from .page.input_warnings import warn_of_empty_mask
 
 MODEL_SAMPLING = "model_sampling"
 
@@ -75,7 +74,6 @@ def sample(
     denoise: float,
 ) -> dict[str, Any]:
     """Samples with ComfyUI's own sampler node, with its noise, progress, preview and interrupt; returns the LATENT."""
-    warn_of_empty_mask(latent.get("noise_mask"))
     sigmas = sigmas_for(guider.model_patcher, latent["samples"], steps, denoise, scheduler, sampler_name)
     sampler = comfy.samplers.sampler_object(sampler_name)
     return SamplerCustomAdvanced.execute(Noise_RandomNoise(seed), guider, sampler, sigmas, latent)[0]

@@ -366,14 +366,19 @@ def test_hub_cache_in_a_folder_of_models(
 @pytest.mark.skipif(os.name == "nt", reason="only administrators may make links")
 def test_a_model_is_listed_once_if_links_lead_back(release: Path, models: Path) -> None:
     folder = copy(release, models / "ovis_u1" / "Ovis-U1-3B")
-    for link, target in (("again", "."), ("up", ".."), ("inner/back", "..")):
+    for link, target in (("again", "."), ("up", ".."), ("inner/back", ".."), ("itself", "itself")):
         (models / "ovis_u1" / link).parent.mkdir(exist_ok=True)
         (models / "ovis_u1" / link).symlink_to(target, target_is_directory=True)
     assert find() == {"Ovis-U1-3B": folder}
+    # A link to another folder is followed, also if the models are in that folder too.
     elsewhere = models.parent / "disk"
-    shutil.move(folder, elsewhere)
-    folder.symlink_to(elsewhere, target_is_directory=True)
-    assert find() == {"Ovis-U1-3B": folder}
+    shutil.move(folder, elsewhere / "Ovis-U1-3B")
+    folder.symlink_to(elsewhere / "Ovis-U1-3B", target_is_directory=True)
+    (models / "ovis_u1" / "disk").symlink_to(elsewhere, target_is_directory=True)
+    assert find() == {"Ovis-U1-3B": folder, "disk/Ovis-U1-3B": models / "ovis_u1" / "disk" / "Ovis-U1-3B"}
+    shutil.rmtree(models / "ovis_u1", ignore_errors=True)
+    (models / "ovis_u1").symlink_to("ovis_u1", target_is_directory=True)
+    assert find() == {}
 
 
 def test_hub_cache_is_not_listed_twice(release: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

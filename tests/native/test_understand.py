@@ -491,6 +491,8 @@ def test_errors_for_too_long_prompts_give_the_count(clip: Any) -> None:
         ValueError, match=rf"^system_prompt: expected at most {limit} tokens, got \d+ .*; shorten the text"
     ):
         ask(clip, system_prompt="word " * limit)
+    with pytest.raises(ValueError, match=r"^prompt: expected at most .*; use fewer or smaller images or frames"):
+        ask(clip, images=[torch.zeros(1500, 1500, 3)] * 30, system_prompt="Answer in a longer text than the question.")
     huge = torch.zeros(1500, 1500, 3)
     with pytest.raises(
         ValueError, match=rf"{limit} tokens, .* \(\d+ of them for images\); use fewer or smaller images or"

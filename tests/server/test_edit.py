@@ -214,21 +214,28 @@ def shown_on(result: Result, node: str) -> list[str]:
 def test_warnings_for_an_empty_mask_and_an_empty_prompt(
     server: ComfyServer, info: dict[str, Any], source: str, tmp_path: Path
 ) -> None:
-    """They are shown on the node, and disappear when the next run finds nothing wrong."""
+    """They are shown on the node, and disappear when the next run of this page finds nothing wrong."""
     graph = edit(info, source, name="edit_masked").set("OvisU1EditEncode", prompt=" ")
     sampler, encode = graph.find("OvisU1Sampler"), graph.find("OvisU1EditEncode")
-    result = server.run(graph.prompt)
+    result = server.run(graph.prompt, page="first")
     assert shown_on(result, sampler) == [
         "The mask is empty, so nothing changes; paint a mask, or remove the node that sets it."
     ]
     assert shown_on(result, encode) == ["The prompt is empty; write in it what to change."]
     rgba = picture(256, 192).convert("RGBA")
     rgba.putalpha(0)
-    graph.set("LoadImage", image=upload(server, tmp_path, rgba, "transparent")).set("OvisU1EditEncode", prompt="red")
-    result = server.run(graph.prompt)
-    assert shown_on(result, sampler) == shown_on(result, encode) == [" "]
-    result = server.run(graph.set("OvisU1Sampler", seed=8).set("OvisU1EditEncode", prompt="blue").prompt)
-    assert shown_on(result, sampler) == shown_on(result, encode) == []
+    graph.set("LoadImage", image=upload(server, tmp_path, rgba, "transparent"))
+    for page, prompt, expected in (("second", "red", []), ("first", "green", [" "]), ("first", "blue", [])):
+        result = server.run(graph.set("OvisU1EditEncode", prompt=prompt).prompt, page=page)
+        assert shown_on(result, sampler) == shown_on(result, encode) == expected
+    # Core's sampler warns too.
+    graph.set("LoadImage", image=source)
+    sampling = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    links = {"positive": graph.out("OvisU1EditEncode"), "negative": graph.out("OvisU1EditEncode", 2)}
+    links |= {"model": graph.out("OvisU1Loader"), "latent_image": graph.out("SetLatentNoiseMask")}
+    core = graph.add("KSampler", **sampling, **links)
+    graph.save_latent([core, 0], "masked")
+    assert len(shown_on(server.run(graph.prompt), core)) == 1
 
 
 def test_second_masked_edit_keeps_the_first_edit(server: ComfyServer, info: dict[str, Any], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from comfy_prompt import PromptFailed, PromptRejected
 from comfy_server import ComfyServer
 from helpers.graphs import Graph, load, saved_image, saved_latent, text_to_image, workflows
+from helpers.pictures import picture
 from ovis_core.weights import built_in
 from workflow_api import read_workflow
 
@@ -29,6 +30,24 @@ NODES = {
     "OvisU1TextEncode",
     "OvisU1Understand",
 }
+
+
+def test_warning_for_an_empty_prompt_in_a_list(server: ComfyServer, info: dict[str, Any]) -> None:
+    """The prompts after it do not clear it, and it is logged once."""
+    folder = server.base / "input" / "some_empty"
+    folder.mkdir()
+    for name, caption in (("a", "a cat"), ("b", ""), ("c", " "), ("d", "a dog")):
+        picture(32, 32).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(caption)
+    graph = text_to_image(info, steps=1)
+    texts = graph.add("LoadImageTextDataSetFromFolder", folder=folder.name)
+    graph.set("OvisU1TextEncode", prompt=[texts, 1])
+    before = server.log_text().count("The prompt is empty")
+    events = server.run(graph.prompt).events
+    node = graph.find("OvisU1TextEncode")
+    shown = [e["data"]["text"] for e in events if e["type"] == "progress_text" and e["data"]["node"] == node]
+    assert shown == ["The prompt is empty; describe the image in it."]
+    assert server.log_text().count("The prompt is empty") == before + 1
 
 
 def core_sampling(graph: Graph, sigmas: list[Any], guider: list[Any]) -> list[Any]:

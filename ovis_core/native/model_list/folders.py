@@ -81,14 +81,19 @@ def is_named_ovis_u1(path: Path) -> bool:
 
 
 def subfolders(root: Path) -> list[Path]:
-    """The folders in a folder, without hidden ones and links back to a folder around it; none if it cannot be read."""
+    """The folders in a folder, except hidden ones; none if it cannot be read."""
     try:
-        outer = root.resolve()
         with os.scandir(root) as entries:
-            folders = [Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-        return sorted(folder for folder in folders if folder.resolve() not in (outer, *outer.parents))
+            return sorted(Path(entry) for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
     except OSError:
         return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def weights_in(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
@@ -185,11 +186,16 @@ class Listing:
                 if path is not None:
                     self._add(f"{HUB}/{repository}", path)
 
-    def _walk(self, folder: Path, depth: int, top: bool = True) -> Iterator[Path]:
+    def _walk(self, folder: Path, depth: int, outer: tuple[str, ...] = ()) -> Iterator[Path]:
         """Folders in `folder` that may contain a model. A release is not searched, except the topmost folder.
 
         In the hub's folder of a repository only the revisions are searched, at any depth.
+
+        outer  the real paths of the folders around it; a link to one of them is not followed
         """
+        real = os.path.realpath(folder)
+        if real in outer:
+            return
         if folder.name.startswith(REPOSITORY_FOLDER):
             self._see(folder)
             self._see(folder / "snapshots")
@@ -199,12 +205,12 @@ class Listing:
             yield from inner
             return
         yield folder
-        if self._see_release(folder) and not top:
+        if self._see_release(folder) and outer:
             return
         if depth:
             for inner in self._subfolders(folder):
                 if inner != hub_cache():
-                    yield from self._walk(inner, depth - 1, top=False)
+                    yield from self._walk(inner, depth - 1, (*outer, real))
 
     def _see_release(self, folder: Path) -> bool:
         """Whether a folder is a release; the listing then depends on it."""

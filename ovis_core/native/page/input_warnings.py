@@ -8,11 +8,11 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ...sizes import understanding_size
-from .page_messages import show_text
+from .page_messages import made_by_another, page_of_prompt, show_text
 
-_shown: list[str] = []  # the warnings of the running node
-_node: object = None
-_warned: set[str] = set()  # ids of nodes whose text is a warning that their next run may have to clear
+_run: object = None  # the prompt and the node of the warnings in `_shown`
+_shown: dict[int | None, list[str]] = {}  # warnings of this run, by the index in its list, if the node runs over one
+_warned: set[tuple[str, str]] = set()  # pages and nodes whose warning the node's next run may have to clear
 
 
 def warn_of_size(side: int | None, height: int, width: int) -> None:
@@ -48,24 +48,30 @@ def warn_of_empty_mask(mask: Tensor | None) -> None:
 
 def warnings() -> list[str]:
     """The warnings of this run of the running node, in order. Its result would replace them, so it shows them again."""
-    global _shown, _node
+    global _run
     node = get_executing_context()
-    if node != _node:
-        _shown, _node = [], node
-        if node is not None and node.node_id in _warned:
-            _warned.remove(node.node_id)
+    run = None if node is None else (node.prompt_id, node.node_id)
+    if run is None or run != _run:
+        _run = run
+        _shown.clear()
+        page = None if node is None or made_by_another() else page_of_prompt()
+        if page is not None and (page, node.node_id) in _warned:
+            _warned.remove((page, node.node_id))
             show_text(" ")  # the page ignores an empty text
-    return _shown
+    return _shown.setdefault(None if node is None else node.list_index, [])
 
 
 def _warn_if(wrong: bool, text: str) -> None:
-    shown = warnings()
-    # Once for each run of a node, which may bring several conditions or images.
-    if not wrong or text in shown:
+    own = warnings()
+    if not wrong or text in own:
         return
-    node = get_executing_context()
-    if node is not None:
-        shown.append(text)
-        _warned.add(node.node_id)
+    # Once for each run of a node, which may bring several conditions or images.
+    repeated = any(text in texts for texts in _shown.values())
+    own.append(text)
+    if repeated:
+        return
     logging.warning("Ovis-U1: %s", text)
-    show_text("\n\n".join(shown) or text)
+    show_text("\n\n".join(own))
+    node, page = get_executing_context(), page_of_prompt()
+    if node is not None and page is not None and not made_by_another():
+        _warned.add((page, node.node_id))

@@ -41,6 +41,12 @@ def shown_on(node_id: str) -> str:
     return get_progress_state().dynprompt.get_display_node_id(node_id)
 
 
+def page_of_prompt() -> str | None:
+    """The id of the page that queued what runs; None without one."""
+    server = _server_with_page()
+    return None if server is None else server.client_id
+
+
 def _server_with_page() -> Any:
     """ComfyUI's server if a page has queued what runs; None otherwise, because its messages would go to every page."""
     from server import PromptServer
