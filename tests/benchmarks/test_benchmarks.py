@@ -78,6 +78,7 @@ def test_benchmark_run(tmp_path: Path) -> None:
         (["--sizes", "0x16"], "--sizes: expected WIDTHxHEIGHT, such as 1024x768, got '0x16'"),
         (["--sizes", "40x64"], "--sizes, --edit-side: expected multiples of 16 pixels, got 40"),
         (["--repeat", "0"], "--repeat: expected at least 1, got 0"),
+        (["--rows", "(x"], "--rows: expected a regular expression, got '(x'"),
         (["--tokens", "1"], "--tokens: expected at least 2, got 1"),
         (["--reference", "nowhere"], "--reference: nowhere has no modeling_ovis_u1.py"),
         (["--json", "/nowhere/x.json"], "--json: the folder /nowhere does not exist"),
