@@ -83,7 +83,12 @@ def _text_file(text: str) -> dict[str, Any]:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
         except OSError as error:
-            logging.warning("Ovis-U1: the text is not shown in app mode, because %s cannot be written: %s", file, error)
+            logging.warning(
+                "Ovis-U1: the text is not shown in app mode, because %s cannot be written (%s); check the free "
+                "space and the permissions of its folder.",
+                file,
+                error,
+            )
         else:
             # Before the text: the page's list of jobs takes the first of a node's results.
             shown["files"] = [_SharedFile(file.name, "", io.FolderType.temp)]
