@@ -238,7 +238,9 @@ def test_error_message_is_shown_on_the_page(page: Any, shots: Path) -> None:
     open_dropped(page, "text_to_image")
     set_widgets(page, SMALL | {"PrimitiveInt": {"value": 1000}})
     run(page)
-    sentence = page.get_by_text("width: expected a multiple of 16 pixels, got 1000; use 992 or 1008.")
+    sentence = page.get_by_text(
+        "width and height: expected multiples of 16 pixels, got 1000 and 1000; use 992 and 992."
+    )
     details = page.get_by_role("button", name="View details")
     sentence.or_(details).first.wait_for()
     # The page draws a border around the node that it keeps here.

@@ -30,7 +30,7 @@ def run(script: str, *arguments: str) -> list[str]:
 )
 def test_error_for_an_unknown_name_in_only(script: str, names: str, unknown: str, known: str) -> None:
     *_, said = run(script, "--comfyui", str(comfyui_path()), "--only", names)
-    assert said.startswith(f"error: --only: expected {known}")
+    assert said.startswith(f"error: --only: expected one or more of {known}")
     assert said.endswith(f", got {unknown!r}; separate them with commas.")
 
 

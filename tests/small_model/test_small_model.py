@@ -155,7 +155,7 @@ def test_warning_for_an_image_size_without_training(bare: ComfyServer) -> None:
         for node in graph.find_all("PrimitiveInt"):
             graph.set_node(node, value=side)
         before = len(bare.log_text())
-        result = bare.run(graph.prompt)
+        result = bare.run(graph.prompt, page="one")
         log = bare.log_text()[before:]
         said = [event["data"]["text"] for event in result.events if event["type"] == "progress_text"]
         warned = "Ovis-U1: Set width and height to 128, or scale the source image of an edit: this model was trained on"

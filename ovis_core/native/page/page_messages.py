@@ -51,4 +51,5 @@ def _server_with_page() -> Any:
     """ComfyUI's server if a page has queued what runs; None otherwise, because its messages would go to every page."""
     from server import PromptServer
 
-    return PromptServer.instance if PromptServer.instance.client_id is not None else None
+    server = getattr(PromptServer, "instance", None)  # there is none if only the core runs
+    return None if server is None or server.client_id is None else server
