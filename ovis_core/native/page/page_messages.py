@@ -51,5 +51,5 @@ def _server_with_page() -> Any:
     """ComfyUI's server if a page has queued what runs; None otherwise, because its messages would go to every page."""
     from server import PromptServer
 
-    server = getattr(PromptServer, "instance", None)  # there is none if only the core runs
+    server = vars(PromptServer).get("instance")  # none has been made if only the core runs
     return None if server is None or server.client_id is None else server
