@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,6 @@ def page_of_prompt() -> str | None:
 
 def _server_with_page() -> Any:
     """ComfyUI's server if a page has queued what runs; None otherwise, because its messages would go to every page."""
-    from server import PromptServer
-
-    server = vars(PromptServer).get("instance")  # none has been made if only the core runs
+    module = sys.modules.get("server")  # it is not imported, or has made no server, if only the core runs
+    server = None if module is None else vars(module.PromptServer).get("instance")
     return None if server is None or server.client_id is None else server
